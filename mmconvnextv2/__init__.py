@@ -1,0 +1,13 @@
+"""Dense prediction with ConvNeXt V2 on OpenMMLab.
+
+Importing the package registers the backbone with mmengine. It needs torch and mmengine only.
+"""
+from .version import __version__  # isort: skip
+from .versions import check_versions  # isort: skip
+
+check_versions()
+
+from .backbone import ARCHS, ConvNeXtV2, ConvNeXtV2Block  # noqa: E402
+from .layers import GRN  # noqa: E402
+
+__all__ = ['ARCHS', 'ConvNeXtV2', 'ConvNeXtV2Block', 'GRN', '__version__']

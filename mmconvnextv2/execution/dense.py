@@ -1,0 +1,26 @@
+"""Visit every site: downstream work on whole pictures of any size. Sites are in raster order."""
+from typing import Optional, Tuple
+
+from torch import Tensor, nn
+
+from .base import Execution, Grid, map_to_sites, sites_to_map
+
+
+class Dense(Execution):
+    """Ordinary convolutions on the whole map, in channels-last memory throughout."""
+
+    name = 'dense'
+    masks = False
+
+    def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
+        features = stem(images)
+        return map_to_sites(features), Grid(*features.shape[-2:], stride=4)
+
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
+        return map_to_sites(conv(sites_to_map(sites, grid)))
+
+    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
+        return map_to_sites(conv(sites_to_map(sites, grid))), grid.halved()
+
+    def leave(self, sites: Tensor, grid: Grid) -> Tensor:
+        return sites_to_map(sites, grid)
