@@ -116,4 +116,8 @@ if [ "$(cat "$venv/.lock" 2>/dev/null)" != "$stamp" ]; then
     install_all
     echo "$stamp" > "$venv/.lock"
 fi
+if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
+    quietly "installing this package (editable)" "$venv/bin/pip" install --no-deps --no-build-isolation -e "$(dirname "$here")"
+    dirname "$here" > "$venv/.source"
+fi
 if [ "${2:-}" = minkowski ]; then install_minkowski; fi
