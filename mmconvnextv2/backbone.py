@@ -41,7 +41,7 @@ def resolve_arch(arch: Union[str, dict]) -> Tuple[Tuple[int, ...], Tuple[int, ..
                              'dict(depths=(a, b, c, d), channels=(e, f, g, h))')
         arch = ARCHS[arch]
     if set(arch) != {'depths', 'channels'} or len(arch['depths']) != 4 or len(arch['channels']) != 4:
-        raise ValueError(f'arch={arch!r}: expected dict(depths=(a, b, c, d), channels=(e, f, g, h)), one number a stage')
+        raise ValueError(f'arch={arch!r}: expected dict(depths=(a, b, c, d), channels=(e, f, g, h))')
     return tuple(arch['depths']), tuple(arch['channels'])
 
 
@@ -217,18 +217,15 @@ class ConvNeXtV2(BaseModule):
         return sites.squeeze(1) if self.gap_before_final_norm else walk.leave(sites, grid)
 
     def init_weights(self) -> None:
-        """Draw weights (std 0.02, once), then run the initializers of ``init_cfg``, loaders of pretrained weights last.
+        """Draw weights (std 0.02, once), then run ``init_cfg``, which may load pretrained weights.
 
         The order matters: a drawn weight must never replace a loaded one.
         """
-        if self._is_init:
-            return
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        given = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
+        if not self._is_init:
+            self.init_cfg = [dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02), *given]
         super().init_weights()
+        self.init_cfg = given
 
     def train(self, mode: bool = True) -> 'ConvNeXtV2':
         """Switch to training; frozen stages stay in evaluation mode."""

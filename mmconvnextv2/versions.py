@@ -1,4 +1,4 @@
-"""Which versions of the stack work; a wrong one is refused in one sentence, one that is not installed is nobody's error."""
+"""Which versions of the stack work; a wrong one is refused in one sentence, an absent package is fine."""
 from importlib import metadata
 from typing import Iterator
 

@@ -95,8 +95,8 @@ def check_images(images: Tensor, visible_cells: Optional[Tensor]) -> None:
         raise ValueError(f'visible_cells is {visible_cells.dtype} of shape {shape}: expected torch.int64 of shape '
                          f'({images.shape[0]}, K); mask_to_visible_cells makes it from a bool mask')
     if not 1 <= shape[1] <= num_cells:
-        raise ValueError(f'visible_cells shows {shape[1]} cells an image: expected 1 to {num_cells} for {height}x{width} '
-                         'pixels')
+        raise ValueError(f'visible_cells shows {shape[1]} cells an image: expected 1 to {num_cells} for '
+                         f'{height}x{width} pixels')
 
 
 def mask_to_visible_cells(visible: Tensor) -> Tensor:

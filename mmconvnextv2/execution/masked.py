@@ -65,5 +65,3 @@ class Leaky(Dense):
         height, width = images.shape[-2:]
         shown = visible_sites(visible_cells, height, width, 1).view(len(images), 1, height, width)
         return super().enter(torch.where(shown, images, images.new_zeros(())), None, stem)
-
-
