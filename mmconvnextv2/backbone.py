@@ -4,7 +4,6 @@ Parameter names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``.
 sites (B, N, C), and an execution (``mmconvnextv2.execution``) decides which sites a forward visits, so that the same
 weights walk over a whole map or over the visible cells of a masked picture.
 """
-import math
 from typing import Optional, Sequence, Tuple, Union
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .execution import Execution, Grid, check_images, get_execution
+from .layer_decay import layer_depth
 from .layers import DropPath, LayerNorm, build_response_norm
 
 ARCHS = {
@@ -245,9 +245,7 @@ class ConvNeXtV2(BaseModule):
         Args:
             param_name (str): Full name of the parameter.
             prefix (str): What stands before the backbone's own names, such as ``'backbone.'``. Defaults to ''.
-            decay_type (str): ``'layer_wise'``, one depth a block, or ``'group_wise'``, three blocks of the third
-                stage a depth and one depth for each other stage (the official code's "single" and "group"). The
-                stem is 0, and what follows the last stage has the largest depth. Defaults to ``'group_wise'``.
+            decay_type (str): See :func:`mmconvnextv2.layer_decay.layer_depth`. Defaults to ``'group_wise'``.
 
         Returns:
             tuple[int, int]: Depth of the parameter in [0, n - 1], and n.
@@ -255,24 +253,8 @@ class ConvNeXtV2(BaseModule):
         Raises:
             ValueError: If ``decay_type`` is unknown.
         """
-        if decay_type not in ('layer_wise', 'group_wise'):
-            raise ValueError(f"decay_type={decay_type!r}: expected 'layer_wise' or 'group_wise'")
-        first = [0]  # depth of each stage's first block, and of what follows the last stage
-        for stage, depth in enumerate(self.depths):
-            spans = depth if decay_type == 'layer_wise' else math.ceil(depth / 3) if stage == 2 else 1
-            first.append(first[-1] + spans)
-        num_depths = first[4] + 2
-        if not param_name.startswith(prefix):
-            return num_depths - 1, num_depths
-        part, *rest = param_name[len(prefix):].split('.')
-        if part == 'downsample_layers':
-            stage = int(rest[0])
-            return (first[stage] + 1 if stage else 0), num_depths
-        if part == 'stages':
-            stage, block = int(rest[0]), int(rest[1])
-            step = block if decay_type == 'layer_wise' else block // 3 if stage == 2 else 0
-            return first[stage] + 1 + step, num_depths
-        return num_depths - 1, num_depths
+        inside = param_name.startswith(prefix)
+        return layer_depth(param_name[len(prefix):] if inside else 'head', self.depths, decay_type)
 
 
 def _resolve_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:

@@ -1,0 +1,12 @@
+"""FCMAE pretraining, an mmpretrain self-supervised algorithm. Importing it needs mmpretrain."""
+from ..layer_decay import LayerDecayOptimWrapperConstructor
+from .data import DrawSampler, UnlabelledImages
+from .decoder import FCMAEDecoder, FCMAEHead
+from .fcmae import FCMAE
+from .hooks import ReconstructionHook
+from .masking import DrawVisibleCells
+
+__all__ = [
+    'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDecoder', 'FCMAEHead', 'LayerDecayOptimWrapperConstructor',
+    'ReconstructionHook', 'UnlabelledImages'
+]

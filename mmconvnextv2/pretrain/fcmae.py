@@ -1,0 +1,91 @@
+"""FCMAE: fully convolutional masked autoencoder pretraining of ConvNeXt V2 (arXiv 2301.00808, section 3.1).
+
+Against the official code: GRN statistics per image as in the paper, weights drawn once with std 0.02, the size of maps
+from the picture and never from occupied coordinates, any number of channels and non-square pictures.
+"""
+from typing import Dict, List, Optional
+
+import torch
+from mmpretrain.models.selfsup import BaseSelfSupervisor
+from mmpretrain.registry import MODELS
+from torch import Tensor
+
+from ..execution import CELL, get_execution
+from ..execution.base import Grid
+from ..execution.masked import visible_sites
+from ..execution.packed import scatter
+from .masking import hidden_cells_of, stack_visible_cells
+
+
+@MODELS.register_module()
+class FCMAE(BaseSelfSupervisor):
+    """The algorithm: mask, encode, decode, loss.
+
+    Args:
+        backbone (dict): ``ConvNeXtV2`` with ``out_indices=(3, ), out_norm=False``.
+        neck (dict): ``FCMAEDecoder``; ``in_channels`` defaults to the backbone's last stage.
+        head (dict): ``FCMAEHead``; ``in_channels`` defaults to the decoder's, ``image_channels`` to the backbone's.
+        execution (str): How the encoder visits sites: ``'packed'``, ``'masked'`` or another key of
+            ``mmconvnextv2.execution.EXECUTIONS`` that can mask. Defaults to ``'packed'``.
+        data_preprocessor (dict, optional): Defaults to mmpretrain's ``SelfSupDataPreprocessor``.
+        init_cfg (dict, optional): Defaults to None.
+
+    Raises:
+        ValueError: If the execution is unknown or cannot mask.
+    """
+
+    def __init__(self,
+                 backbone: dict,
+                 neck: dict,
+                 head: dict,
+                 execution: str = 'packed',
+                 data_preprocessor: Optional[dict] = None,
+                 init_cfg: Optional[dict] = None) -> None:
+        get_execution(execution, masking=True)
+        backbone = MODELS.build(backbone)
+        neck = MODELS.build({'in_channels': backbone.channels[-1], **neck})
+        head = MODELS.build({'in_channels': neck.channels, 'image_channels': backbone.in_channels, **head})
+        super().__init__(backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        self.execution = execution
+
+    def loss(self, inputs: Tensor, data_samples: List) -> Dict[str, Tensor]:
+        """Compute the loss of pictures (B, C, H, W) whose samples hold ``visible_cells``."""
+        visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
+        features = self.backbone(inputs, visible_cells, self.execution)[-1]  # (B, Cin, H / 32, W / 32)
+        decoded = self.neck(features, visible_cells)  # (B, D, H / 32, W / 32)
+        return dict(loss=self.head.loss(decoded, inputs, _hidden(visible_cells, inputs)))
+
+    @torch.no_grad()
+    def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> Dict[str, Tensor]:
+        """Return pictures to look at, in the inputs' normalised scale, each of shape (B, C, H, W).
+
+        Predictions are mapped back with the true mean and deviation of each cell, as the target was.
+
+        Args:
+            inputs (Tensor): Normalised pictures, (B, C, H, W).
+            visible_cells (Tensor): Long, (B, K).
+
+        Returns:
+            dict[str, Tensor]: ``original``, ``masked`` (hidden cells zero), ``reconstruction`` (the prediction at
+            hidden cells, and zero at visible ones, for which nothing is predicted) and ``pasted`` (the prediction with
+            the visible cells of the original).
+        """
+        height, width = inputs.shape[-2:]
+        hidden_cells = _hidden(visible_cells, inputs)
+        decoded = self.neck(self.backbone(inputs, visible_cells, self.execution)[-1], visible_cells)
+        _, mean, deviation = self.head.target(inputs, hidden_cells)
+        pixels = self.head(decoded, hidden_cells).to(mean.dtype) * deviation + mean  # (B, M, 32 * 32 * C)
+        pixels = pixels.view(len(inputs), -1, inputs.shape[1])  # (B, M * 32 * 32, C)
+        prediction = scatter(pixels, Grid(height, width, stride=1, visible_cells=hidden_cells))
+        shown = visible_sites(visible_cells, height, width, 1).view(-1, 1, height, width)
+        return dict(
+            original=inputs,
+            masked=torch.where(shown, inputs, inputs.new_zeros(())),
+            reconstruction=prediction,
+            pasted=torch.where(shown, inputs, prediction.to(inputs.dtype)))
+
+
+def _hidden(visible_cells: Tensor, images: Tensor) -> Tensor:
+    """Return the hidden cells (B, M) of pictures (B, C, H, W)."""
+    height, width = images.shape[-2:]
+    return hidden_cells_of(visible_cells, (height // CELL) * (width // CELL))

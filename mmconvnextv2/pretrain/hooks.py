@@ -1,0 +1,76 @@
+"""Reconstruction pictures during pretraining."""
+from typing import Optional, Sequence
+
+import numpy as np
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+from .masking import stack_visible_cells
+
+COLUMNS = ('original', 'masked', 'reconstruction', 'pasted')
+
+
+def picture_grid(pictures: dict, mean: Optional[Tensor] = None, std: Optional[Tensor] = None) -> np.ndarray:
+    """Lay ``FCMAE.reconstruct``'s pictures out as one RGB image, a row a picture and the columns of ``COLUMNS``.
+
+    Pictures with other than three channels show their first channel.
+
+    Args:
+        pictures (dict[str, Tensor]): Each (B, C, H, W).
+        mean (Tensor, optional): Broadcastable to (C, 1, 1), what the preprocessor subtracted. Defaults to None.
+        std (Tensor, optional): What it divided by. Defaults to None.
+
+    Returns:
+        np.ndarray: uint8, (B * H, 4 * W, 3).
+    """
+    columns = []
+    for name in COLUMNS:
+        pixels = pictures[name].float()
+        if std is not None:
+            pixels = pixels * std + mean
+        if pixels.shape[1] != 3:
+            pixels = pixels[:, :1].expand(-1, 3, -1, -1)
+        columns.append(torch.cat(tuple(pixels), dim=1))  # (3, B * H, W)
+    grid = torch.cat(columns, dim=2).permute(1, 2, 0)
+    return grid.round().clamp(0, 255).byte().cpu().numpy()
+
+
+@HOOKS.register_module()
+class ReconstructionHook(Hook):
+    """Write original | masked | reconstruction | pasted of the first training pictures to every visualizer backend.
+
+    Args:
+        interval (int): Epochs between pictures. Defaults to 1.
+        num_images (int): Rows. Defaults to 4.
+    """
+
+    def __init__(self, interval: int = 1, num_images: int = 4) -> None:
+        self.interval = interval
+        self.num_images = num_images
+        self._batch = None
+
+    def before_train(self, runner) -> None:
+        """Take the same pictures, with the same masks, for the whole run."""
+        dataset = runner.train_dataloader.dataset
+        samples: Sequence[dict] = [dataset[index] for index in range(min(self.num_images, len(dataset)))]
+        self._batch = dict(
+            inputs=torch.stack([sample['inputs'] for sample in samples]),
+            data_samples=[sample['data_samples'] for sample in samples])
+
+    def after_train_epoch(self, runner) -> None:
+        """Draw when the interval has passed, and after the last epoch."""
+        if self.every_n_epochs(runner, self.interval) or runner.epoch + 1 == runner.max_epochs:
+            runner.visualizer.add_image('reconstruction', self.draw(runner), step=runner.epoch + 1)
+
+    def draw(self, runner) -> np.ndarray:
+        """Return the picture grid of the current model."""
+        model = getattr(runner.model, 'module', runner.model)
+        data = model.data_preprocessor(dict(self._batch), False)
+        training, preprocessor = model.training, model.data_preprocessor
+        model.eval()
+        cells = stack_visible_cells(data['data_samples'], data['inputs'].device)
+        pictures = model.reconstruct(data['inputs'], cells)
+        model.train(training)
+        return picture_grid(pictures, getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None))

@@ -1,0 +1,87 @@
+"""Random masking of 32x32-pixel cells, drawn on the CPU with the picture (arXiv 2301.00808, section 3.1).
+
+A mask is a list of visible cells: their number is a shape, so nothing waits for the GPU. mmpretrain's heads use the
+opposite convention (1 = removed); nothing here passes such a mask on.
+"""
+import math
+from typing import List, Sequence
+
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmpretrain.registry import TRANSFORMS
+from torch import Tensor
+
+from ..execution import CELL
+
+
+def num_visible(num_cells: int, mask_ratio: float) -> int:
+    """Return how many of an image's cells stay visible: ``floor(num_cells * (1 - mask_ratio))``, 19 of 49 at 0.6.
+
+    Raises:
+        ValueError: If the ratio hides no cell or leaves none.
+    """
+    visible = math.floor(num_cells * (1 - mask_ratio) + 1e-9)
+    if not 0 < visible < num_cells:
+        state = 'every cell' if visible <= 0 else 'no cell'
+        raise ValueError(f'mask_ratio={mask_ratio} hides {state} of {num_cells}: choose a ratio between '
+                         f'{1 / num_cells:.3g} and {1 - 1 / num_cells:.3g}, or larger pictures')
+    return visible
+
+
+def hidden_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
+    """Return the cells that are not visible, ascending: (B, K) to (B, num_cells - K); no synchronisation."""
+    flags = torch.zeros(len(visible_cells), num_cells, dtype=torch.int8, device=visible_cells.device)
+    flags = flags.scatter(1, visible_cells, 1)  # 1 = visible
+    order = flags.argsort(dim=1, stable=True)  # hidden cells first, each kind in ascending order
+    return order[:, :num_cells - visible_cells.shape[1]]
+
+
+@TRANSFORMS.register_module()
+class DrawVisibleCells(BaseTransform):
+    """Draw the visible cells of a picture.
+
+    Required key: ``img`` (H, W, channels). Added key: ``visible_cells``, int64 array (K, ), ascending raster indices of
+    the visible 32x32-pixel cells. The draw uses numpy's global generator, which the data set seeds for each picture.
+
+    Args:
+        mask_ratio (float): Share of hidden cells, in (0, 1). Defaults to 0.6.
+    """
+
+    def __init__(self, mask_ratio: float = 0.6) -> None:
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f'mask_ratio={mask_ratio}: expected a share of hidden cells in (0, 1)')
+        self.mask_ratio = mask_ratio
+
+    def transform(self, results: dict) -> dict:
+        """Add ``visible_cells``.
+
+        Raises:
+            ValueError: If a side is not a multiple of 32, or the ratio hides all or none of the cells.
+        """
+        height, width = results['img'].shape[:2]
+        if height % CELL or width % CELL:
+            raise ValueError(f'the pipeline gives pictures of {height}x{width} pixels: FCMAE needs multiples of '
+                             f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'")
+        num_cells = (height // CELL) * (width // CELL)
+        visible = np.random.permutation(num_cells)[:num_visible(num_cells, self.mask_ratio)]
+        results['visible_cells'] = np.sort(visible).astype(np.int64)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(mask_ratio={self.mask_ratio})'
+
+
+def stack_visible_cells(data_samples: Sequence, device: torch.device) -> Tensor:
+    """Collect ``visible_cells`` of a batch: long (B, K) on ``device``.
+
+    Raises:
+        ValueError: If a sample has none, or samples show different numbers of cells.
+    """
+    cells: List[np.ndarray] = [sample.metainfo.get('visible_cells') for sample in data_samples]
+    if any(one is None for one in cells):
+        raise ValueError("a data sample has no 'visible_cells': put dict(type='DrawVisibleCells') in front of "
+                         "'PackInputs', and 'visible_cells' in its meta_keys")
+    if len({len(one) for one in cells}) != 1:
+        raise ValueError(f'the pictures of a batch show {sorted({len(one) for one in cells})} cells: expected one')
+    return torch.from_numpy(np.stack(cells)).to(device, non_blocking=True)
