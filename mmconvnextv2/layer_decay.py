@@ -145,10 +145,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return scale, weight_decay
 
     def _depth_function(self, module: nn.Module, prefix: str) -> Callable:
-        if hasattr(module, 'get_layer_depth'):
-            owner, owner_prefix = module, prefix
+        # mmpretrain's whole models have a method of the same name that knows no decay_type
+        if hasattr(module, 'backbone'):
+            owner, owner_prefix = module.backbone, f'{prefix}backbone.'
         else:
-            owner, owner_prefix = getattr(module, 'backbone', None), f'{prefix}backbone.'
+            owner, owner_prefix = module, prefix
         if not hasattr(owner, 'get_layer_depth'):
             raise ValueError(f'{type(module).__name__} has no backbone with get_layer_depth(); layer decay needs a '
                              'ConvNeXtV2 backbone. Remove "constructor" and "paramwise_cfg" to train without decay.')
