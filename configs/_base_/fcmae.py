@@ -34,8 +34,7 @@ train_dataloader = dict(
     dataset=dict(type='UnlabelledImages', data_root='data/imagenet/train', pipeline=train_pipeline))
 
 optim_wrapper = dict(
-    type='AmpOptimWrapper',
-    dtype='bfloat16',
+    type='BF16OptimWrapper',
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=1.0),
     optimizer=dict(type='AdamW', lr=1.5e-4 * base_batch / 256, betas=(0.9, 0.95), weight_decay=0.05))
