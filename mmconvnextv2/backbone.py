@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .execution import Execution, Grid, check_images, get_execution
 from .layer_decay import layer_depth
-from .layers import DropPath, LayerNorm, build_response_norm
+from .layers import GRN, DropPath, LayerNorm, build_response_norm
+from .ops import response_mlp
 
 ARCHS = {
     'atto': dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
@@ -76,7 +77,13 @@ class ConvNeXtV2Block(nn.Module):
         drop_path_rate (float): Defaults to 0.
         response_norm (dict, optional): See :func:`mmconvnextv2.layers.build_response_norm`. Defaults to GRN.
         layer_scale_init_value (float): LayerScale (ConvNeXt V1) is present when positive. Defaults to 0.
+
+    Attributes:
+        fused (bool): Whether linear, GELU, GRN and linear run as one operation that keeps less memory. Set it to
+            False to run them one by one; a forward hook on one of them does so too.
     """
+
+    fused = True
 
     def __init__(self,
                  channels: int,
@@ -95,13 +102,29 @@ class ConvNeXtV2Block(nn.Module):
     def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Return sites of the same shape (B, N, C)."""
         branch = self.norm(execution.depthwise(sites, grid, self.depthwise_conv))
-        branch = F.gelu(self.pointwise_conv1(branch))  # (B, N, 4C)
-        if self.grn is not None:
-            branch = self.grn(branch, grid.counted)
-        branch = self.pointwise_conv2(branch)  # (B, N, C)
+        branch = self._fused_mlp(branch, grid) if self._can_fuse() else self._plain_mlp(branch, grid)
         if self.gamma is not None:
             branch = branch * self.gamma
         return sites + self.drop_path(branch)
+
+    def _plain_mlp(self, branch: Tensor, grid: Grid) -> Tensor:
+        """Run the layers one by one: for hooks, export, tracing and any response norm."""
+        branch = F.gelu(self.pointwise_conv1(branch))  # (B, N, 4C)
+        if self.grn is not None:
+            branch = self.grn(branch, grid.counted)
+        return self.pointwise_conv2(branch)  # (B, N, C)
+
+    def _fused_mlp(self, branch: Tensor, grid: Grid) -> Tensor:
+        return response_mlp(branch, self.pointwise_conv1.weight, self.pointwise_conv1.bias, self.grn.gamma,
+                            self.grn.beta, self.pointwise_conv2.weight, self.pointwise_conv2.bias, grid.counted,
+                            self.grn.eps)
+
+    def _can_fuse(self) -> bool:
+        """Whether nothing needs to see the single layers: stock types, no hooks, no tracing."""
+        layers = (self.pointwise_conv1, self.grn, self.pointwise_conv2)
+        stock = tuple(type(layer) for layer in layers) == (nn.Linear, GRN, nn.Linear)
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers if layer is not None)
+        return self.fused and stock and not hooked and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
 
 
 class Stage(nn.Sequential):

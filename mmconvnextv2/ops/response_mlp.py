@@ -1,0 +1,148 @@
+"""The response MLP of a ConvNeXt V2 block, linear -> GELU -> GRN -> linear, as one differentiable operation.
+
+Eager code keeps four tensors of 4C channels for the backward pass; this keeps one, the first linear's output, and
+computes the activation again. GRN's scale of an image is folded into the second linear's weight where an image has more
+sites than channels, so that no scaled copy of the activation is made. Letters: x (B, N, C) input, h and a (B, N, 4C)
+before and after GELU, n GRN's normalised response and s = 1 + gamma * n the scale (B, 1, 4C).
+"""
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..layers import response_scale, statistics_dtype
+
+
+def response_mlp(x: Tensor,
+                 weight1: Tensor,
+                 bias1: Tensor,
+                 gamma: Tensor,
+                 beta: Tensor,
+                 weight2: Tensor,
+                 bias2: Tensor,
+                 counted: Optional[Tensor] = None,
+                 eps: float = 1e-6) -> Tensor:
+    """Apply linear, GELU, GRN and linear to sites; equal to :func:`response_mlp_reference`.
+
+    Under autocast all matrix products run in the autocast dtype, and GRN's sums in float32.
+
+    Args:
+        x (Tensor): Sites, (B, N, C).
+        weight1 (Tensor): (D, C), with D = 4C in a ConvNeXt V2 block.
+        bias1 (Tensor): (D, ).
+        gamma (Tensor): (D, ).
+        beta (Tensor): (D, ).
+        weight2 (Tensor): (C, D).
+        bias2 (Tensor): (C, ).
+        counted (Tensor, optional): Bool, (B, N, 1), True where a site takes part in GRN's norm. Defaults to None.
+        eps (float): GRN's. Defaults to 1e-6.
+
+    Returns:
+        Tensor: (B, N, C).
+
+    Raises:
+        RuntimeError: By torch, when a second derivative is asked for; use :func:`response_mlp_reference` for it.
+    """
+    tensors = (x, weight1, bias1, gamma, beta, weight2, bias2)
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        tensors = tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+    with torch.autocast(device, enabled=False):
+        return _ResponseMLP.apply(*tensors, counted, eps)
+
+
+def response_mlp_reference(x: Tensor,
+                           weight1: Tensor,
+                           bias1: Tensor,
+                           gamma: Tensor,
+                           beta: Tensor,
+                           weight2: Tensor,
+                           bias2: Tensor,
+                           counted: Optional[Tensor] = None,
+                           eps: float = 1e-6) -> Tensor:
+    """Compute :func:`response_mlp` operation by operation; any derivative, keeps four tensors of D channels."""
+    activation = F.gelu(F.linear(x, weight1, bias1))
+    scale = 1 + gamma * response_scale(activation, counted, eps)
+    return F.linear(torch.addcmul(beta, activation, scale.to(activation.dtype)), weight2, bias2)
+
+
+def _norm(activation: Tensor, counted: Optional[Tensor]) -> Tensor:
+    """Return the L2 norm of each channel over counted sites, (B, 1, D), in the dtype of statistics."""
+    if counted is not None:
+        activation = torch.where(counted, activation, activation.new_zeros(()))
+    dtype = statistics_dtype(activation.dtype)
+    return torch.linalg.vector_norm(activation, dim=1, keepdim=True, dtype=dtype)
+
+
+def _folds(x: Tensor) -> bool:
+    """Whether an image has more sites than channels, so that a scaled weight is smaller than a scaled activation."""
+    return x.shape[1] > x.shape[2]
+
+
+class _ResponseMLP(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, gamma: Tensor, beta: Tensor, weight2: Tensor,
+                bias2: Tensor, counted: Optional[Tensor], eps: float) -> Tensor:
+        h = F.linear(x, weight1, bias1)  # (B, N, D)
+        activation = F.gelu(h)
+        norm = _norm(activation, counted)  # (B, 1, D)
+        scale = 1 + gamma * (norm / (norm.mean(-1, keepdim=True) + eps))
+        scale = scale.to(x.dtype)
+        ctx.save_for_backward(x, h, norm, weight1, gamma, beta, weight2, counted)
+        ctx.eps = eps
+        offset = torch.addmv(bias2, weight2, beta)  # (C, ), GRN's beta through the second linear
+        if _folds(x):
+            return torch.baddbmm(offset, activation, (weight2 * scale).transpose(1, 2))  # (B, N, C)
+        return F.linear(activation.mul_(scale), weight2, offset)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        x, h, norm, weight1, gamma, beta, weight2, counted = ctx.saved_tensors
+        mean = norm.mean(-1, keepdim=True) + ctx.eps
+        response = norm / mean  # (B, 1, D)
+        scale = (1 + gamma * response).to(x.dtype)
+        activation = F.gelu(h)
+        grad = grad.contiguous()
+        grad_activation, grad_weight2, grad_scale = _second_linear_backward(grad, activation, scale, weight2)
+        grad_bias2 = grad.sum((0, 1))
+        grad_weight2 = torch.addr(grad_weight2, grad_bias2, beta)
+        grad_beta = weight2.t().mv(grad_bias2)
+
+        grad_gamma = (grad_scale * response).sum((0, 1))
+        grad_response = grad_scale * gamma
+        grad_norm = (grad_response - (grad_response * response).mean(-1, keepdim=True)) / mean
+        factor = torch.where(norm > 0, grad_norm / norm, norm.new_zeros(())).to(x.dtype)  # (B, 1, D)
+        if counted is not None:
+            activation = torch.where(counted, activation, activation.new_zeros(()))
+        grad_h = torch.ops.aten.gelu_backward(grad_activation.addcmul_(activation, factor), h)  # (B, N, D)
+
+        flat = grad_h.flatten(0, 1)
+        grad_x = (flat @ weight1).view_as(x)
+        grad_weight1 = flat.t() @ x.flatten(0, 1)
+        return (grad_x, grad_weight1, flat.sum(0), grad_gamma.to(gamma.dtype), grad_beta, grad_weight2, grad_bias2,
+                None, None)
+
+
+def _second_linear_backward(grad: Tensor, activation: Tensor, scale: Tensor,
+                            weight2: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Differentiate ``linear(activation * scale, weight2)``.
+
+    Returns:
+        tuple[Tensor]: Gradients of the activation through the product (B, N, D), of ``weight2`` (C, D), and of the
+        scale (B, 1, D) in the dtype of statistics.
+    """
+    dtype = statistics_dtype(grad.dtype)
+    if _folds(grad):
+        grad_activation = grad @ (weight2 * scale)
+        product = grad.transpose(1, 2) @ activation  # (B, C, D)
+        grad_scale = (product.to(dtype) * weight2).sum(1, keepdim=True)
+        return grad_activation, (product * scale).sum(0), grad_scale
+    grad_scaled = grad @ weight2  # (B, N, D)
+    grad_scale = (grad_scaled * activation).sum(1, keepdim=True, dtype=dtype)
+    grad_weight2 = grad.flatten(0, 1).t() @ (activation * scale).flatten(0, 1)
+    return grad_scaled.mul_(scale), grad_weight2, grad_scale

@@ -1,0 +1,107 @@
+"""The fused response MLP equals plain autograd, and keeps one 4C tensor where plain code keeps four."""
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from mmconvnextv2.backbone import ConvNeXtV2
+from mmconvnextv2.ops import response_mlp, response_mlp_reference
+
+SHAPES = {'folded': (2, 9, 3), 'unfolded': (2, 4, 6)}  # sites outnumber channels, and the other way round
+
+
+def make_inputs(batch, num_sites, channels, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    hidden = 4 * channels
+    shapes = [(batch, num_sites, channels), (hidden, channels), (hidden, ), (hidden, ), (hidden, ), (channels, hidden),
+              (channels, )]
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def make_counted(batch, num_sites):
+    counted = torch.arange(num_sites) % 3 != 1
+    return counted.view(1, -1, 1).expand(batch, -1, -1)
+
+
+@pytest.mark.parametrize('shape, masked', itertools.product(SHAPES, (False, True)))
+def test_equals_the_reference(shape, masked):
+    """Values and all seven gradients equal plain autograd in float64, folded or not, all sites counted or some."""
+    inputs = make_inputs(*SHAPES[shape])
+    counted = make_counted(*SHAPES[shape][:2]) if masked else None
+    fused = response_mlp(*inputs, counted)
+    plain = response_mlp_reference(*inputs, counted)
+    torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(plain)
+    for ours, theirs in zip(torch.autograd.grad(fused, inputs, weights), torch.autograd.grad(plain, inputs, weights)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_gradcheck(shape):
+    """Gradients equal finite differences."""
+    inputs = make_inputs(*SHAPES[shape])
+    assert torch.autograd.gradcheck(response_mlp, (*inputs, make_counted(*SHAPES[shape][:2])))
+
+
+def test_dead_channel_has_finite_gradients():
+    """A channel that is zero at every site, whose norm has no derivative, gives no NaN."""
+    inputs = make_inputs(2, 9, 3)
+    with torch.no_grad():
+        inputs[1][0], inputs[2][0] = 0, 0  # the first hidden channel is gelu(0) = 0
+    gradients = torch.autograd.grad(response_mlp(*inputs).square().sum(), inputs)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_second_derivative_is_refused():
+    """A second derivative raises in words instead of being silently wrong."""
+    inputs = make_inputs(2, 9, 3)
+    gradient, = torch.autograd.grad(response_mlp(*inputs).square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_autocast_follows_the_reference(shape):
+    """Under bfloat16 autocast values and gradients stay within bfloat16's precision of the float32 reference."""
+    inputs = make_inputs(*SHAPES[shape], dtype=torch.float32)
+    plain = response_mlp_reference(*inputs)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        fused = response_mlp(*inputs)
+    assert fused.dtype == torch.bfloat16
+    assert (fused - plain).norm() < 0.02 * plain.norm()
+    ours = torch.autograd.grad(fused.float().square().sum(), inputs)
+    theirs = torch.autograd.grad(plain.square().sum(), inputs)
+    for one, other in zip(ours, theirs):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() < 0.05 * other.norm()
+
+
+def test_keeps_one_wide_tensor():
+    """Of tensors with 4C channels at every site, the operation keeps exactly one for backward."""
+    inputs = make_inputs(2, 50, 3)
+    kept = []
+
+    def keep(tensor):
+        if tensor.numel() == 2 * 50 * 12:
+            kept.append(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        response_mlp(*inputs)
+    assert len(set(kept)) == 1
+
+
+def test_hooks_choose_the_plain_path():
+    """A forward hook on a linear or on GRN still fires, and the output does not change when it does."""
+    torch.manual_seed(0)
+    model = ConvNeXtV2(dict(depths=(1, 1, 1, 1), channels=(4, 8, 8, 8))).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    expected = model(images)
+    seen = []
+    model.stages[1][0].grn.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    for ours, theirs in zip(model(images), expected):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert seen == [(1, 64, 32)]
