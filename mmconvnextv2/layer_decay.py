@@ -21,8 +21,8 @@ BLOCKS_PER_GROUP = 3
 def check_decay_type(decay_type: str) -> None:
     """Raise ``ValueError`` unless ``decay_type`` is one of ``DECAY_TYPES``."""
     if decay_type not in DECAY_TYPES:
-        raise ValueError(f'decay_type={decay_type!r} is unknown. Choose "layer_wise" (one step a block) or "group_wise" '
-                         '(three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).')
+        raise ValueError(f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step a block) or '
+                         '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).')
 
 
 def num_decay_layers(depths: Sequence[int], decay_type: str) -> int:
