@@ -1,0 +1,56 @@
+# Cascade Mask R-CNN as ConvNeXt V1 trains it: 4conv1fc SyncBN heads, GIoU, multi-scale crop, 8 GPUs x 2 pictures.
+_base_ = [
+    './sizes.py', 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
+    'mmdet::_base_/default_runtime.py', './coco_schedule.py'
+]
+custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision'], allow_failed_imports=False)
+num_classes = 80
+bbox_head = [
+    dict(
+        type='ConvFCBBoxHead',
+        num_shared_convs=4,
+        num_shared_fcs=1,
+        in_channels=256,
+        conv_out_channels=256,
+        fc_out_channels=1024,
+        roi_feat_size=7,
+        num_classes=num_classes,
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_means=[0.] * 4, target_stds=stds),
+        reg_class_agnostic=False,
+        reg_decoded_bbox=True,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
+        loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+        loss_bbox=dict(type='GIoULoss', loss_weight=10.0))
+    for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
+]
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ConvNeXtV2',
+        arch='base',
+        drop_path_rate=0.4,
+        frozen_stages=0,
+        with_cp=False,
+        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    roi_head=dict(
+        bbox_head=bbox_head,
+        bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'),
+        mask_roi_extractor=dict(type='FP32SingleRoIExtractor')))
+scales = [(short, 1333) for short in range(480, 801, 32)]
+crop = [
+    dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
+    dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
+    dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)
+]
+train_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=_base_.backend_args),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandomChoice',
+        transforms=[[dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)], crop]),
+    dict(type='PackDetInputs')
+]
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
+optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))
+auto_scale_lr = dict(base_batch_size=16)

@@ -1,0 +1,36 @@
+# Mask R-CNN, large-scale jitter to 1024, soft-NMS on the RoI head alone, 8 GPUs x 4 pictures.
+_base_ = [
+    './sizes.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
+    'mmdet::_base_/default_runtime.py', './coco_schedule.py'
+]
+custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision'], allow_failed_imports=False)
+image_size = (1024, 1024)
+# One switch each: with_cp=True recomputes blocks; compile=True at top level; frozen_stages=N.
+model = dict(
+    data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
+    backbone=dict(
+        _delete_=True,
+        type='ConvNeXtV2',
+        arch='base',
+        drop_path_rate=0.4,
+        frozen_stages=0,
+        with_cp=False,
+        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    roi_head=dict(
+        bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'), mask_roi_extractor=dict(type='FP32SingleRoIExtractor')),
+    test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5))))
+train_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=_base_.backend_args),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
+    dict(
+        type='RandomCrop',
+        crop_type='absolute_range',
+        crop_size=image_size,
+        recompute_bbox=True,
+        allow_negative_crop=True),
+    dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2)),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs')
+]
+train_dataloader = dict(batch_size=4, num_workers=4, dataset=dict(pipeline=train_pipeline))

@@ -1,0 +1,103 @@
+# Everything that depends on the size of ConvNeXt V2 (arXiv 2301.00808, tables 9 to 13; official weight URLs).
+# detection, segmentation: chosen inside the sweeps of appendices A.3 and A.4; larger models drop more paths.
+weights = 'https://dl.fbaipublicfiles.com/convnext/convnextv2/'
+sizes = dict(
+    atto=dict(
+        arch='atto',
+        channels=[40, 80, 160, 320],
+        detection=dict(drop_path_rate=0.2),
+        segmentation=dict(drop_path_rate=0.1),
+        classification=dict(
+            lr=0.0008, weight_decay=0.3, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.1,
+            epochs=600, warmup=0, smoothing=0.2, mixup=0.0, cutmix=0.0),
+        fcmae=weights + 'pt_only/convnextv2_atto_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_atto_1k_224_ema.pt',
+    ),
+    femto=dict(
+        arch='femto',
+        channels=[48, 96, 192, 384],
+        detection=dict(drop_path_rate=0.2),
+        segmentation=dict(drop_path_rate=0.1),
+        classification=dict(
+            lr=0.0008, weight_decay=0.05, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.0,
+            epochs=600, warmup=0, smoothing=0.2, mixup=0.3, cutmix=0.3),
+        fcmae=weights + 'pt_only/convnextv2_femto_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_femto_1k_224_ema.pt',
+    ),
+    pico=dict(
+        arch='pico',
+        channels=[64, 128, 256, 512],
+        detection=dict(drop_path_rate=0.2),
+        segmentation=dict(drop_path_rate=0.1),
+        classification=dict(
+            lr=0.0008, weight_decay=0.3, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.0,
+            epochs=600, warmup=0, smoothing=0.2, mixup=0.3, cutmix=0.3),
+        fcmae=weights + 'pt_only/convnextv2_pico_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_pico_1k_224_ema.pt',
+    ),
+    nano=dict(
+        arch='nano',
+        channels=[80, 160, 320, 640],
+        detection=dict(drop_path_rate=0.2),
+        segmentation=dict(drop_path_rate=0.1),
+        classification=dict(
+            lr=0.0008, weight_decay=0.3, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.1,
+            epochs=600, warmup=0, smoothing=0.2, mixup=0.5, cutmix=0.5),
+        fcmae=weights + 'pt_only/convnextv2_nano_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_nano_1k_224_ema.pt',
+        im22k_224=weights + 'im22k/convnextv2_nano_22k_224_ema.pt',
+        im22k_384=weights + 'im22k/convnextv2_nano_22k_384_ema.pt',
+    ),
+    tiny=dict(
+        arch='tiny',
+        channels=[96, 192, 384, 768],
+        detection=dict(drop_path_rate=0.3),
+        segmentation=dict(drop_path_rate=0.2),
+        classification=dict(
+            lr=0.0032, weight_decay=0.05, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.2,
+            epochs=300, warmup=40, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        fcmae=weights + 'pt_only/convnextv2_tiny_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_tiny_1k_224_ema.pt',
+        im22k_224=weights + 'im22k/convnextv2_tiny_22k_224_ema.pt',
+        im22k_384=weights + 'im22k/convnextv2_tiny_22k_384_ema.pt',
+    ),
+    base=dict(
+        arch='base',
+        channels=[128, 256, 512, 1024],
+        detection=dict(drop_path_rate=0.4),
+        segmentation=dict(drop_path_rate=0.3),
+        classification=dict(
+            lr=0.0025, weight_decay=0.05, decay_rate=0.6, decay_type='group_wise', drop_path_rate=0.1,
+            epochs=100, warmup=20, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        fcmae=weights + 'pt_only/convnextv2_base_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_base_1k_224_ema.pt',
+        im22k_224=weights + 'im22k/convnextv2_base_22k_224_ema.pt',
+        im22k_384=weights + 'im22k/convnextv2_base_22k_384_ema.pt',
+    ),
+    large=dict(
+        arch='large',
+        channels=[192, 384, 768, 1536],
+        detection=dict(drop_path_rate=0.5),
+        segmentation=dict(drop_path_rate=0.4),
+        classification=dict(
+            lr=0.0025, weight_decay=0.05, decay_rate=0.6, decay_type='group_wise', drop_path_rate=0.2,
+            epochs=100, warmup=20, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        fcmae=weights + 'pt_only/convnextv2_large_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_large_1k_224_ema.pt',
+        im22k_224=weights + 'im22k/convnextv2_large_22k_224_ema.pt',
+        im22k_384=weights + 'im22k/convnextv2_large_22k_384_ema.pt',
+    ),
+    huge=dict(
+        arch='huge',
+        channels=[352, 704, 1408, 2816],
+        detection=dict(drop_path_rate=0.5),
+        segmentation=dict(drop_path_rate=0.4),
+        classification=dict(
+            lr=0.005, weight_decay=0.05, decay_rate=0.75, decay_type='layer_wise', drop_path_rate=0.3,
+            epochs=50, warmup=10, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        fcmae=weights + 'pt_only/convnextv2_huge_1k_224_fcmae.pt',
+        im1k=weights + 'im1k/convnextv2_huge_1k_224_ema.pt',
+        im22k_384=weights + 'im22k/convnextv2_huge_22k_384_ema.pt',
+        im22k_512=weights + 'im22k/convnextv2_huge_22k_512_ema.pt',
+    ),
+)

@@ -1,0 +1,46 @@
+# UperNet, 160k iterations at batch 16 (arXiv 2301.00808, appendix A.4); warmup and slide test as ConvNeXt V1.
+_base_ = [
+    './sizes.py', 'mmseg::_base_/models/upernet_convnext.py', 'mmseg::_base_/datasets/ade20k.py',
+    'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py'
+]
+custom_imports = dict(imports=['mmconvnextv2'], allow_failed_imports=False)
+num_classes = 150
+crop_size = (512, 512)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(
+        _delete_=True,
+        type='ConvNeXtV2',
+        arch='base',
+        drop_path_rate=0.3,
+        frozen_stages=0,
+        with_cp=False,
+        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    decode_head=dict(num_classes=num_classes),
+    auxiliary_head=dict(num_classes=num_classes),
+    test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))
+optim_wrapper = dict(
+    _delete_=True,
+    type='BF16OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    constructor='LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(decay_rate=0.9, decay_type='group_wise'))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
+]
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+train_dataloader = dict(batch_size=2)
+# The paper's multi-scale test: five ratios of 2048x512, each with its mirror image.
+tta_ratios = [0.75, 0.875, 1.0, 1.125, 1.25]
+tta_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=None),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in tta_ratios],
+            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)],
+            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [dict(type='PackSegInputs')],
+        ])
+]

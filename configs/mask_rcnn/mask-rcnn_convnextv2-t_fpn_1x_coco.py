@@ -1,0 +1,18 @@
+_base_ = './mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'
+# Published: none. Twelve epochs at one scale, the common first try; starts from fine-tuned weights.
+model = dict(
+    data_preprocessor=dict(batch_augments=None), backbone=dict(init_cfg=dict(checkpoint=_base_.sizes.tiny.im1k)))
+train_pipeline = [
+    dict(type='LoadImageFromFile', backend_args=None),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs')
+]
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
+train_cfg = dict(max_epochs=12)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1)
+]
+auto_scale_lr = dict(base_batch_size=16)

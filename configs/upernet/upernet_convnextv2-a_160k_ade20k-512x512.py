@@ -1,0 +1,7 @@
+_base_ = '../_base_/upernet_160k_ade20k.py'
+# Published: none at this size.
+size = _base_.sizes.atto
+model = dict(
+    backbone=dict(arch='atto', init_cfg=dict(checkpoint=size.im1k), **size.segmentation),
+    decode_head=dict(in_channels=size.channels),
+    auxiliary_head=dict(in_channels=size.channels[2]))

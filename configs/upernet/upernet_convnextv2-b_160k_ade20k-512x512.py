@@ -1,0 +1,7 @@
+_base_ = '../_base_/upernet_160k_ade20k.py'
+# Published: 52.1 mIoU (multi-scale) (arXiv 2301.00808, table 7).
+size = _base_.sizes.base
+model = dict(
+    backbone=dict(arch='base', init_cfg=dict(checkpoint=size.im1k), **size.segmentation),
+    decode_head=dict(in_channels=size.channels),
+    auxiliary_head=dict(in_channels=size.channels[2]))

@@ -1,0 +1,49 @@
+"""Every recipe builds, fits its backbone, and has the published size."""
+from glob import glob
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mmconvnextv2.backbone import ARCHS
+from mmconvnextv2.launch import import_scope
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+TASKS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')
+LEAVES = sorted(Path(leaf) for task in TASKS for leaf in glob(str(CONFIGS / task / '*.py')))
+# Parameters in millions: classifiers facts of the paper's table 14, UperNet of its table 7.
+PUBLISHED = {
+    'upernet_convnextv2-b_160k_ade20k-512x512': 122,
+    'upernet_convnextv2-l_160k_ade20k-512x512': 235,
+    'upernet_convnextv2-h_160k_ade20k-512x512': 707,
+    'convnextv2-a_fcmae-ft_in1k-224': 3.7,
+    'convnextv2-t_fcmae-ft_in1k-224': 28.6,
+    'convnextv2-b_fcmae-ft_in1k-224': 89,
+    'convnextv2-l_fcmae-ft_in1k-224': 198,
+    'convnextv2-h_fcmae-ft_in1k-224': 660,
+}
+
+
+@pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
+def test_leaf_builds(leaf):
+    """The model builds, its heads read the backbone's widths, its size is the published one, the leaf is short."""
+    assert len(leaf.read_text().splitlines()) <= 25
+    cfg = Config.fromfile(str(leaf))
+    assert cfg.model.backbone.init_cfg.type == 'ConvNeXtV2Pretrained'
+    assert f'convnextv2_{cfg.model.backbone.arch}_' in cfg.model.backbone.init_cfg.checkpoint
+    assert cfg.auto_scale_lr.base_batch_size > 0
+    cfg.model.backbone.init_cfg = None
+    import_scope(cfg)
+    init_default_scope(cfg.default_scope)
+    if 'data_preprocessor' in cfg and 'data_preprocessor' not in cfg.model:
+        cfg.model.data_preprocessor = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    channels = list(ARCHS[cfg.model.backbone.arch]['channels'])
+    reader = {'mmdet': cfg.model.get('neck'), 'mmseg': cfg.model.get('decode_head')}.get(cfg.default_scope)
+    assert (reader or {}).get('in_channels', channels) == channels
+    if leaf.stem in PUBLISHED:
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        assert abs(millions - PUBLISHED[leaf.stem]) <= max(0.01 * PUBLISHED[leaf.stem], 0.05)
