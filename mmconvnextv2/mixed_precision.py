@@ -1,11 +1,12 @@
-"""RoI extractors whose pooling runs in fp32 under mixed precision.
+"""Where boxes are made and pooled in fp32 under mixed precision.
 
-RoIAlign of mmcv 2.1.0 has no bfloat16 on the CPU, and box coordinates beyond 256 lose whole pixels in it.
-Differs from MMDetection's ``SingleRoIExtractor`` in the dtype alone.
+RoIAlign and NMS of mmcv 2.1.0 have no bfloat16 on the CPU, and box coordinates beyond 256 lose whole pixels in it.
+Differs from MMDetection's ``RPNHead`` and ``SingleRoIExtractor`` in the dtype alone.
 """
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
+from mmdet.models.dense_heads import RPNHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import Tensor
@@ -19,3 +20,13 @@ class FP32SingleRoIExtractor(SingleRoIExtractor):
         """Pool features of shape (B, C, H, W) a level for RoIs of shape (K, 5); returns (K, C, S, S) in fp32."""
         with torch.autocast(feats[0].device.type, enabled=False):
             return super().forward(tuple(feat.float() for feat in feats), rois.float(), roi_scale_factor)
+
+
+@MODELS.register_module()
+class FP32RPNHead(RPNHead):
+    """MMDetection's ``RPNHead`` whose scores and deltas leave in fp32, so that losses, boxes and NMS are fp32."""
+
+    def forward(self, x: Tuple[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+        """Predict, a level, objectness of shape (B, A, H, W) and box deltas of shape (B, 4A, H, W), both fp32."""
+        scores, deltas = super().forward(x)
+        return [score.float() for score in scores], [delta.float() for delta in deltas]

@@ -32,6 +32,7 @@ model = dict(
         frozen_stages=0,
         with_cp=False,
         init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    rpn_head=dict(type='FP32RPNHead'),
     roi_head=dict(
         bbox_head=bbox_head,
         bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'),

@@ -16,6 +16,7 @@ model = dict(
         frozen_stages=0,
         with_cp=False,
         init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    rpn_head=dict(type='FP32RPNHead'),
     roi_head=dict(
         bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'), mask_roi_extractor=dict(type='FP32SingleRoIExtractor')),
     test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5))))
