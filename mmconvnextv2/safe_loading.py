@@ -1,6 +1,7 @@
 """Reading checkpoint files without running code from them.
 
-torch >= 2.6 unpickles with an allow-list; mmengine 0.10's own checkpoints (HistoryBuffer, numpy arrays) and those of the
+torch >= 2.6 unpickles with an allow-list; mmengine 0.10's own checkpoints (HistoryBuffer, numpy arrays) and those of
+the
 official code (argparse.Namespace) need a few more globals. Upstream answers are to allow whole modules or to switch the
 protection off; here the additions are exact, and whatever is wider than its use is replaced by a narrow stand-in.
 """
@@ -15,8 +16,8 @@ from typing import Any, Iterator, List, Tuple
 
 import numpy as np
 import torch
-from mmengine.fileio import get_local_path
 from mmengine.dist import barrier, get_rank, is_distributed
+from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
@@ -197,12 +198,14 @@ def _check_archive(path: str) -> None:
         raise ValueError(f'{path} cannot be read as an archive ({error}): {DAMAGED}') from error
     total = sum(entry.file_size for entry in entries)
     if total > os.path.getsize(path) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(f'{path} has {os.path.getsize(path)} bytes and unpacks to {total}: torch.save does not compress, '
+        raise ValueError(f'{path} has {os.path.getsize(path)} bytes and unpacks to {total}: torch.save does not '
+                         f'compress, '
                          'so this is refused as a possible zip bomb')
     if not any(entry.filename.endswith('/data.pkl') for entry in entries):
         raise ValueError(f'{path} is a zip archive without data.pkl: it was not written by torch.save')
     if any(order.decode('ascii', 'replace') != sys.byteorder for order in orders):
-        raise ValueError(f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: save it as '
+        raise ValueError(f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: '
+                         f'save it as '
                          'safetensors on a machine of its own kind')
 
 
@@ -218,7 +221,8 @@ def _read_pickle(path: str, map_location: Any) -> Any:
 def _check_torch(path: str) -> None:
     found = tuple(int(part) for part in re.findall(r'\d+', torch.__version__)[:2])
     if found < (2, 6):
-        raise ValueError(f'{path} is a pickle, and torch {torch.__version__} cannot read one safely: use torch >= 2.6, or '
+        raise ValueError(f'{path} is a pickle, and torch {torch.__version__} cannot read one safely: use torch '
+                         f'>= 2.6, or '
                          'convert the file to .safetensors')
 
 
@@ -227,7 +231,8 @@ def _explain(path: str, error: Exception) -> str:
     wanted = (re.search(r'GLOBAL (\S+) was not an allowed', text) or re.search(r'unsupported GLOBAL (\S+)', text)
               or re.search(r'(\S+\(.*\)) is not allowed in a checkpoint', text))
     if wanted:
-        return (f'{path} asks to run {wanted.group(1)!r}, which no checkpoint needs: refused, and none of it has run. Get '
+        return (f'{path} asks to run {wanted.group(1)!r}, which no checkpoint needs: refused, and none of it '
+                f'has run. Get '
                 'the weights as .safetensors, or from a source that you trust')
     if 'PytorchStreamReader' in text or isinstance(error, EOFError):
         return f'{path} cannot be read: {DAMAGED}'
@@ -256,7 +261,8 @@ def allow_mmengine_checkpoints() -> None:
     """Let mmengine read checkpoints (resume, test, ``load_from``, ``Pretrained``) under torch >= 2.6, safely.
 
     Adds :func:`allowed_globals` to torch's allow-list for the rest of the process, and registers the readers above for
-    local files and URLs through mmengine's own ``CheckpointLoader.register_scheme``, so that refusals are clear. Calling
+    local files and URLs through mmengine's own ``CheckpointLoader.register_scheme``, so that refusals are clear.
+    Calling
     it again changes nothing.
     """
     torch.serialization.add_safe_globals(allowed_globals())
