@@ -8,7 +8,8 @@ from .versions import check_versions  # isort: skip
 check_versions()
 
 from .backbone import ARCHS, ConvNeXtV2, ConvNeXtV2Block  # noqa: E402
+from .checkpoint import ConvNeXtV2Pretrained  # noqa: E402
 from .layers import GRN  # noqa: E402
 from .optim_wrapper import BF16OptimWrapper  # noqa: E402
 
-__all__ = ['ARCHS', 'BF16OptimWrapper', 'ConvNeXtV2', 'ConvNeXtV2Block', 'GRN', '__version__']
+__all__ = ['ARCHS', 'BF16OptimWrapper', 'ConvNeXtV2', 'ConvNeXtV2Block', 'ConvNeXtV2Pretrained', 'GRN', '__version__']

@@ -1,0 +1,288 @@
+"""Layouts of ConvNeXt V2 weights, and the loader of pretrained backbones.
+
+Every key below is the name of one ConvNeXt V2 weight in a foreign file; canonical names are mmpretrain's. The official
+loader prints mismatches and goes on; here whatever is missing, left over or of a wrong shape raises.
+Layouts: the official repository's dense and sparse files, timm's ``convnextv2_*`` and Hugging Face's ``ConvNextV2``.
+"""
+import re
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from mmengine.logging import print_log
+from mmengine.registry import WEIGHT_INITIALIZERS
+from torch import Tensor, nn
+
+from .safe_loading import load_file
+
+LICENCE = 'The official ConvNeXt V2 weights are licensed CC BY-NC 4.0: no commercial use.'
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """(1, ..., C) to (C, )."""
+    return tensor.reshape(-1)
+
+
+def _row(tensor: Tensor) -> Tensor:
+    """(C, ) to (1, C)."""
+    return tensor.reshape(1, -1)
+
+
+def _four(tensor: Tensor) -> Tensor:
+    """(C, ) to (1, 1, 1, C)."""
+    return tensor.reshape(1, 1, 1, -1)
+
+
+def _depthwise_from_sparse(kernel: Tensor) -> Tensor:
+    """(49, C) to (C, 1, 7, 7); the first axis counts kw * 7 + kh."""
+    return kernel.reshape(7, 7, -1).permute(2, 1, 0).unsqueeze(1).contiguous()
+
+
+def _depthwise_to_sparse(weight: Tensor) -> Tensor:
+    return weight.squeeze(1).permute(2, 1, 0).reshape(49, -1).contiguous()
+
+
+def _downsample_from_sparse(kernel: Tensor) -> Tensor:
+    """(4, Cin, Cout) to (Cout, Cin, 2, 2); the first axis counts kw * 2 + kh."""
+    return kernel.reshape(2, 2, *kernel.shape[1:]).permute(3, 2, 1, 0).contiguous()
+
+
+def _downsample_to_sparse(weight: Tensor) -> Tensor:
+    return weight.permute(3, 2, 1, 0).reshape(4, *weight.shape[1::-1]).contiguous()
+
+
+class Rule(NamedTuple):
+    """One line of a layout's table. ``{s}`` stands for a stage, ``{b}`` for a block."""
+    foreign: str
+    canonical: Optional[str]  # None: dropped on purpose
+    read: Optional[Callable[[Tensor], Tensor]] = None
+    write: Optional[Callable[[Tensor], Tensor]] = None
+
+
+def _pairs(foreign: str, canonical: str, leaves: str = 'weight bias') -> List[Rule]:
+    return [Rule(f'{foreign}.{leaf}', f'{canonical}.{leaf}') for leaf in leaves.split()]
+
+
+def _block(stage: str, names: Tuple[str, str, str, str]) -> List[Rule]:
+    """Return the rules of a dense block whose layers have other names."""
+    ours = ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2')
+    return [rule for one, other in zip(names, ours) for rule in _pairs(f'{stage}.{one}', f'stages.{{s}}.{{b}}.{other}')]
+
+
+_GRN = 'stages.{s}.{b}.grn.'
+_DENSE_STEM = [*_pairs('downsample_layers.0.0', 'downsample_layers.0.0'),
+               *_pairs('downsample_layers.0.1', 'downsample_layers.0.1')]
+
+DIALECTS: Dict[str, List[Rule]] = {
+    'official-dense': [
+        *_DENSE_STEM,
+        *_pairs('downsample_layers.{d}.0', 'downsample_layers.{d}.0'),
+        *_pairs('downsample_layers.{d}.1', 'downsample_layers.{d}.1'),
+        *_block('stages.{s}.{b}', ('dwconv', 'norm', 'pwconv1', 'pwconv2')),
+        Rule('stages.{s}.{b}.grn.gamma', _GRN + 'gamma', _flat, _four),
+        Rule('stages.{s}.{b}.grn.beta', _GRN + 'beta', _flat, _four),
+        *_pairs('norm', 'norm3'),
+        Rule('head.weight', None), Rule('head.bias', None),
+    ],
+    'official-sparse': [
+        *[rule._replace(foreign='encoder.' + rule.foreign) for rule in _DENSE_STEM],
+        *_pairs('encoder.downsample_layers.{d}.0.ln', 'downsample_layers.{d}.0'),
+        Rule('encoder.downsample_layers.{d}.1.kernel', 'downsample_layers.{d}.1.weight', _downsample_from_sparse,
+             _downsample_to_sparse),
+        Rule('encoder.downsample_layers.{d}.1.bias', 'downsample_layers.{d}.1.bias', _flat, _row),
+        Rule('encoder.stages.{s}.{b}.dwconv.kernel', 'stages.{s}.{b}.depthwise_conv.weight', _depthwise_from_sparse,
+             _depthwise_to_sparse),
+        Rule('encoder.stages.{s}.{b}.dwconv.bias', 'stages.{s}.{b}.depthwise_conv.bias', _flat, _row),
+        *_pairs('encoder.stages.{s}.{b}.norm.ln', 'stages.{s}.{b}.norm'),
+        *_pairs('encoder.stages.{s}.{b}.pwconv1.linear', 'stages.{s}.{b}.pointwise_conv1'),
+        *_pairs('encoder.stages.{s}.{b}.pwconv2.linear', 'stages.{s}.{b}.pointwise_conv2'),
+        Rule('encoder.stages.{s}.{b}.grn.gamma', _GRN + 'gamma', _flat, _row),
+        Rule('encoder.stages.{s}.{b}.grn.beta', _GRN + 'beta', _flat, _row),
+        Rule('mask_token', None), Rule('proj.{any}', None), Rule('decoder.{any}', None), Rule('pred.{any}', None),
+    ],
+    'timm': [
+        *_pairs('stem.0', 'downsample_layers.0.0'), *_pairs('stem.1', 'downsample_layers.0.1'),
+        *_pairs('stages.{d}.downsample.0', 'downsample_layers.{d}.0'),
+        *_pairs('stages.{d}.downsample.1', 'downsample_layers.{d}.1'),
+        *_block('stages.{s}.blocks.{b}', ('conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2')),
+        Rule('stages.{s}.blocks.{b}.mlp.grn.weight', _GRN + 'gamma'),
+        Rule('stages.{s}.blocks.{b}.mlp.grn.bias', _GRN + 'beta'),
+        *_pairs('head.norm', 'norm3'),
+        Rule('head.fc.weight', None), Rule('head.fc.bias', None),
+    ],
+    'huggingface': [
+        *_pairs('embeddings.patch_embeddings', 'downsample_layers.0.0'),
+        *_pairs('embeddings.layernorm', 'downsample_layers.0.1'),
+        *_pairs('encoder.stages.{d}.downsampling_layer.0', 'downsample_layers.{d}.0'),
+        *_pairs('encoder.stages.{d}.downsampling_layer.1', 'downsample_layers.{d}.1'),
+        *_block('encoder.stages.{s}.layers.{b}', ('dwconv', 'layernorm', 'pwconv1', 'pwconv2')),
+        Rule('encoder.stages.{s}.layers.{b}.grn.weight', _GRN + 'gamma', _flat, _four),
+        Rule('encoder.stages.{s}.layers.{b}.grn.bias', _GRN + 'beta', _flat, _four),
+        *_pairs('layernorm', 'norm3'),
+        Rule('classifier.weight', None), Rule('classifier.bias', None),
+    ],
+}
+SIGNATURES = {  # a piece of a key that one layout alone has
+    'canonical': '.depthwise_conv.', 'official-sparse': '.dwconv.kernel', 'timm': '.conv_dw.',
+    'huggingface': 'embeddings.patch_embeddings', 'official-dense': '.dwconv.weight',
+}
+CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
+
+
+def unwrap(content: dict) -> dict:
+    """Return the state dict inside a checkpoint file's content."""
+    for wrapper in ('state_dict', 'model', 'model_state_dict'):
+        if isinstance(content.get(wrapper), dict):
+            return content[wrapper]
+    return content
+
+
+def detect_dialect(state_dict: dict) -> str:
+    """Tell the layout of a state dict.
+
+    Returns:
+        str: ``'canonical'`` or a key of ``DIALECTS``.
+
+    Raises:
+        ValueError: If the keys are of no known layout.
+    """
+    for dialect, piece in SIGNATURES.items():
+        if any(piece in key for key in state_dict):
+            return dialect
+    raise ValueError(f'these weights are of no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
+                     f'{_some(list(state_dict))}')
+
+
+def to_canonical(state_dict: dict) -> Dict[str, Tensor]:
+    """Return a backbone's weights under canonical names, without prefix.
+
+    Args:
+        state_dict (dict): Weights in any known layout; canonical ones may stand inside a whole model, as ``backbone.*``.
+
+    Returns:
+        dict[str, Tensor]: Backbone weights; heads and decoders are dropped.
+
+    Raises:
+        ValueError: If the layout is unknown or a key is of no line of its table.
+    """
+    dialect = detect_dialect(state_dict)
+    if dialect == 'canonical':
+        return _canonical_backbone(state_dict)
+    rules = [(_pattern(rule.foreign), rule) for rule in DIALECTS[dialect]]
+    converted, left_over = {}, []
+    for key, value in state_dict.items():
+        found = ((pattern.fullmatch(key.replace('convnextv2.', '', 1)), rule) for pattern, rule in rules)
+        match, rule = next(((match, rule) for match, rule in found if match), (None, None))
+        if match is None:
+            left_over.append(key)
+        elif rule.canonical is not None:
+            converted[rule.canonical.format(**match.groupdict())] = rule.read(value) if rule.read else value
+    if left_over:
+        raise ValueError(f'{len(left_over)} keys are not of the {dialect} layout: {_some(left_over)}')
+    return converted
+
+
+def from_canonical(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
+    """Return canonical backbone weights under another layout's names; the inverse of :func:`to_canonical`.
+
+    Raises:
+        ValueError: If the layout is unknown, or has no place for a key (``norm0`` to ``norm2`` of a detector).
+    """
+    if dialect == 'canonical':
+        return dict(state_dict)
+    if dialect not in DIALECTS:
+        raise ValueError(f"dialect={dialect!r} is unknown: choose from {['canonical', *DIALECTS]}")
+    rules = [(_pattern(rule.canonical), rule) for rule in DIALECTS[dialect] if rule.canonical]
+    converted, left_over = {}, []
+    for key, value in state_dict.items():
+        found = ((pattern.fullmatch(key), rule) for pattern, rule in rules)
+        match, rule = next(((match, rule) for match, rule in found if match), (None, None))
+        if match is None:
+            left_over.append(key)
+        else:
+            converted[rule.foreign.format(**match.groupdict())] = rule.write(value) if rule.write else value
+    if left_over:
+        raise ValueError(f'the {dialect} layout has no place for {len(left_over)} keys: {_some(left_over)}')
+    return converted
+
+
+def load_backbone(model: nn.Module, path: str) -> None:
+    """Load a backbone from a file of any layout; strict, nothing is loaded unless everything fits.
+
+    Args:
+        model (nn.Module): A ``ConvNeXtV2``.
+        path (str): Local path, ``http(s)://`` or another of mmengine's file backends.
+
+    Raises:
+        ValueError: If a weight other than an output norm is missing, left over or of a wrong shape. The stem alone
+            adapts to another number of input channels.
+    """
+    state_dict = unwrap(load_file(path))
+    dialect = detect_dialect(state_dict)
+    loaded, wanted = to_canonical(state_dict), model.state_dict()
+    note = _adapt_stem(loaded, wanted)
+    dropped = [key for key in loaded if key not in wanted and key.startswith('norm')]
+    extra = [key for key in loaded if key not in wanted and key not in dropped]
+    missing = [key for key in wanted if key not in loaded and not key.startswith('norm')]
+    wrong = [f'{key} {tuple(loaded[key].shape)}, the model has {tuple(wanted[key].shape)}'
+             for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
+    problems = [f'{len(keys)} {kind}: {_some(keys)}' for kind, keys in
+                (('missing in the file', missing), ('not in the model', extra), ('of a wrong shape', wrong)) if keys]
+    if problems:
+        raise ValueError(f'{path} ({dialect} layout) does not fit {type(model).__name__}: ' + '; '.join(problems) +
+                         '. Check arch and response_norm.')
+    fresh = [key for key in wanted if key not in loaded]
+    model.load_state_dict({key: loaded[key] for key in wanted if key in loaded}, strict=False)
+    licence = LICENCE if dialect.startswith('official') else ''
+    print_log(f'{path}: {dialect} layout, {len(wanted) - len(fresh)} loaded, newly initialised {fresh or "none"}, '
+              f'dropped {dropped or "none"}. {note}{licence}', logger='current')
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class ConvNeXtV2Pretrained:
+    """Initializer that loads a backbone: ``init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=PATH_OR_URL)``.
+
+    Args:
+        checkpoint (str): See :func:`load_backbone`.
+    """
+
+    def __init__(self, checkpoint: str) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: nn.Module) -> None:
+        load_backbone(module, self.checkpoint)
+        init_info = f'{type(self).__name__}: {self.checkpoint}'
+        for record in getattr(module, '_params_init_info', {}).values():
+            record['init_info'] = init_info
+
+
+def _adapt_stem(loaded: dict, wanted: dict) -> str:
+    """Repeat and rescale the stem's kernel in ``loaded`` for another number of input channels; say so."""
+    name = 'downsample_layers.0.0.weight'
+    if name not in loaded or loaded[name].shape[1] == wanted[name].shape[1]:
+        return ''
+    kernel, channels = loaded[name], wanted[name].shape[1]
+    index = torch.arange(channels) % kernel.shape[1]
+    loaded[name] = kernel[:, index] * (kernel.shape[1] / channels)
+    return f'The stem was repeated from {kernel.shape[1]} to {channels} input channels and rescaled. '
+
+
+def _canonical_backbone(state_dict: dict) -> Dict[str, Tensor]:
+    """Take the backbone out of a canonical model's weights."""
+    if any(key.startswith('backbone.') for key in state_dict):
+        return {key[len('backbone.'):]: value for key, value in state_dict.items() if key.startswith('backbone.')}
+    left_over = [key for key in state_dict if not CANONICAL_KEY.match(key)]
+    if left_over:
+        raise ValueError(f'{len(left_over)} keys are not of the canonical layout: {_some(left_over)}')
+    return dict(state_dict)
+
+
+def _pattern(template: str) -> 're.Pattern':
+    """Turn a table's key into a pattern with the groups s (stage), b (block), d (downsampling, 1 to 3)."""
+    pattern = re.escape(template)
+    for name, digits in (('s', '[0-3]'), ('b', r'\d+'), ('d', '[1-3]'), ('any', '.+')):
+        pattern = pattern.replace(re.escape('{' + name + '}'), f'(?P<{name}>{digits})')
+    return re.compile(pattern)
+
+
+def _some(keys: List[str]) -> str:
+    return ', '.join(keys[:10]) + (', ...' if len(keys) > 10 else '')
