@@ -1,0 +1,21 @@
+"""A narrow backbone with every parameter random, so that GRN is not the identity and leaks are visible."""
+import pytest
+import torch
+
+from mmconvnextv2 import ConvNeXtV2
+
+NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
+
+
+@pytest.fixture
+def make_backbone():
+    """Return a function that builds a randomised float64 backbone; all calls draw the same weights."""
+
+    def make(arch=NARROW, **kwargs):
+        generator = torch.Generator().manual_seed(0)
+        model = ConvNeXtV2(arch, **kwargs).double()
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.3
+        return model
+
+    return make

@@ -1,0 +1,136 @@
+"""Weights survive every layout bit for bit, and whatever does not fit is refused."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmconvnextv2 import ARCHS, ConvNeXtV2
+from mmconvnextv2.checkpoint import DIALECTS, detect_dialect, from_canonical, to_canonical
+
+NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
+TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
+
+
+def make(**kwargs):
+    torch.manual_seed(0)
+    model = ConvNeXtV2(NARROW, out_indices=(3, ), **kwargs)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize('dialect', DIALECTS)
+def test_round_trip(dialect):
+    """Canonical to a layout and back gives the same bits, and the layout is recognised."""
+    weights = make(out_norm=dialect != 'official-sparse').state_dict()
+    foreign = from_canonical(weights, dialect)
+    assert detect_dialect(foreign) == dialect
+    back = to_canonical(foreign)
+    assert set(back) == set(weights) and all(torch.equal(back[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_timm_knows_the_names(arch):
+    """In every size the timm layout has exactly the keys and shapes of timm's own model without classifier."""
+    with torch.device('meta'):
+        ours = from_canonical(ConvNeXtV2(arch, out_indices=(3, )).state_dict(), 'timm')
+        theirs = timm.create_model(f'convnextv2_{arch}', num_classes=0).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
+
+
+def sparse_file(weights):
+    """Write the official sparse layout by loops from its description: in a kernel the row offset runs fastest."""
+    out = {'mask_token': torch.zeros(1, 512, 1, 1), 'pred.bias': torch.zeros(3072)}
+    for key, value in weights.items():
+        name = 'encoder.' + key
+        if key.startswith('downsample_layers.0'):
+            out[name] = value
+        elif key.startswith('downsample_layers') and key.endswith('1.weight'):
+            kernel = torch.zeros(4, value.shape[1], value.shape[0])
+            for row in range(2):
+                for column in range(2):
+                    kernel[column * 2 + row] = value[:, :, row, column].t()
+            out[name.replace('weight', 'kernel')] = kernel
+        elif key.startswith('downsample_layers') and key.endswith('1.bias'):
+            out[name] = value[None]
+        elif key.startswith('downsample_layers'):
+            out[name.replace('.0.weight', '.0.ln.weight').replace('.0.bias', '.0.ln.bias')] = value
+        elif 'depthwise_conv.weight' in key:
+            kernel = torch.zeros(49, len(value))
+            for row in range(7):
+                for column in range(7):
+                    kernel[column * 7 + row] = value[:, 0, row, column]
+            out[name.replace('depthwise_conv.weight', 'dwconv.kernel')] = kernel
+        elif 'depthwise_conv' in key or 'grn' in key:
+            out[name.replace('depthwise_conv', 'dwconv')] = value[None]
+        else:
+            name = name.replace('.norm.', '.norm.ln.')
+            out[name.replace('pointwise_conv1', 'pwconv1.linear').replace('pointwise_conv2', 'pwconv2.linear')] = value
+    return out
+
+
+def test_sparse_file_through_the_tool(tmp_path):
+    """A hand-made official sparse file goes through the tool and gives the dense model back, bit for bit."""
+    weights = make(out_norm=False).state_dict()
+    source, target = tmp_path / 'sparse.pth', tmp_path / 'dense.pth'
+    torch.save(dict(model=sparse_file(weights)), source)
+    run = subprocess.run([sys.executable, TOOL, source, target], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    back = torch.load(target, weights_only=True)['state_dict']
+    assert set(back) == set(weights) and all(torch.equal(back[key], weights[key]) for key in weights)
+    again = subprocess.run([sys.executable, TOOL, source, target], capture_output=True, text=True)
+    assert again.returncode != 0 and '--force' in again.stderr
+
+
+def build(path, **kwargs):
+    model = MODELS.build(dict(type='ConvNeXtV2', arch=NARROW, init_cfg=dict(type='ConvNeXtV2Pretrained',
+                                                                            checkpoint=str(path)), **kwargs))
+    model.init_weights()
+    return model
+
+
+def test_initializer_loads_last(tmp_path):
+    """After init_weights of a whole segmentor the backbone holds the file's bits, and output norms are fresh."""
+    from mmseg.models import FCNHead  # noqa: F401
+    from mmseg.registry import MODELS as SEGMENTORS
+    path = tmp_path / 'fcmae.pth'
+    weights = make(out_norm=False).state_dict()
+    torch.save(dict(model=from_canonical(weights, 'official-dense')), path)
+    segmentor = SEGMENTORS.build(dict(
+        type='EncoderDecoder',
+        backbone=dict(type='ConvNeXtV2', arch=NARROW, init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(path))),
+        decode_head=dict(type='FCNHead', in_channels=10, channels=8, in_index=3, num_convs=1, num_classes=2,
+                         norm_cfg=dict(type='BN'))))
+    segmentor.init_weights()
+    loaded = segmentor.backbone.state_dict()
+    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+    assert torch.equal(loaded['norm0.weight'], torch.ones(4))
+
+
+def test_initializer_is_strict(tmp_path):
+    """A file without GRN, of another size, or of no known layout raises and names what is wrong."""
+    weights = make(out_norm=False).state_dict()
+    path = tmp_path / 'weights.pth'
+    torch.save({key: value for key, value in weights.items() if '.grn.' not in key}, path)
+    with pytest.raises(ValueError, match='missing in the file: .*grn.gamma'):
+        build(path)
+    torch.save({key: value[:1] for key, value in weights.items()}, path)
+    with pytest.raises(ValueError, match='of a wrong shape'):
+        build(path)
+    torch.save({'layer1.conv.weight': torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match='no known ConvNeXt V2 layout'):
+        build(path)
+
+
+def test_stem_adapts_to_other_channels(tmp_path):
+    """A stem repeated to six channels answers to doubled pictures as the stem of the file does to single ones."""
+    path, source = tmp_path / 'weights.pth', make(out_norm=False)
+    torch.save(source.state_dict(), path)
+    model = build(path, in_channels=6, out_indices=(3, ), out_norm=False)
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(model(images.repeat(1, 2, 1, 1))[0], source(images)[0], rtol=1e-4, atol=1e-4)

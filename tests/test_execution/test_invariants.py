@@ -1,0 +1,180 @@
+"""Every execution that masks computes the same function of the visible sites, and of nothing else."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmconvnextv2.execution import mask_to_visible_cells
+
+EXECUTIONS = ('masked', 'packed')
+CELLS = torch.tensor([[0, 2, 5], [1, 3, 4]])  # of 2 x 3 cells
+SMALL = dict(depths=(1, 1, 1, 1), channels=(2, 3, 3, 2))
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def values_and_gradients(model, images, *args):
+    """Return all maps, and the gradients of a random function of them for the images and every parameter."""
+    images = images.clone().requires_grad_()
+    outputs = model(images, *args)
+    generator = torch.Generator().manual_seed(2)
+    loss = sum((output * torch.randn(output.shape, generator=generator, dtype=output.dtype)).sum() for output in outputs)
+    return list(outputs) + list(torch.autograd.grad(loss, [images, *model.parameters()]))
+
+
+def assert_same(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def hidden_pixels(images, cells):
+    """Return a bool mask (B, 1, H, W), True at hidden pixels, by a plain loop."""
+    hidden = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool)
+    for image, visible in enumerate(cells.tolist()):
+        for cell in visible:
+            row, column = divmod(cell, images.shape[-1] // 32)
+            hidden[image, :, row * 32:row * 32 + 32, column * 32:column * 32 + 32] = False
+    return hidden
+
+
+@pytest.mark.parametrize('execution', EXECUTIONS)
+def test_all_visible_is_dense(make_backbone, images, execution):
+    """With every cell visible, values and gradients are those of the dense forward."""
+    model = make_backbone()
+    everything = torch.arange(6).expand(2, 6)
+    assert_same(values_and_gradients(model, images, everything, execution), values_and_gradients(model, images))
+
+
+@pytest.mark.parametrize('execution', EXECUTIONS)
+@pytest.mark.parametrize('value', (7., math.nan))
+def test_hidden_pixels_do_not_matter(make_backbone, images, execution, value):
+    """Changing hidden pixels, to NaN too, changes no value and no gradient, and hidden cells come back zero."""
+    model = make_backbone()
+    hidden = hidden_pixels(images, CELLS)
+    expected = values_and_gradients(model, images, CELLS, execution)
+    changed = torch.where(hidden, torch.full_like(images, value), images)
+    assert_same(values_and_gradients(model, changed, CELLS, execution), expected)
+    for output in expected[:4]:
+        stride = images.shape[-1] // output.shape[-1]
+        assert not output.masked_select(hidden[..., ::stride, ::stride]).any()
+
+
+@pytest.mark.parametrize('execution', EXECUTIONS)
+def test_batch_equals_single_images(make_backbone, images, execution):
+    """A batch gives what its images give one at a time: statistics are per image."""
+    model = make_backbone()
+    together = model(images, CELLS, execution)
+    for image in range(2):
+        alone = model(images[image:image + 1], CELLS[image:image + 1], execution)
+        assert_same([output[image:image + 1] for output in together], alone)
+
+
+@pytest.mark.parametrize('with_cp', (False, True))
+def test_executions_agree(make_backbone, images, with_cp):
+    """Masked and packed agree in values and gradients, also when activations are computed again in backward."""
+    expected = values_and_gradients(make_backbone(), images, CELLS, 'masked')
+    assert_same(values_and_gradients(make_backbone(with_cp=with_cp), images, CELLS, 'packed'), expected)
+
+
+def test_leaky_leaks(make_backbone, images):
+    """The ablation without sparse convolution differs from the masked reference, as its name says."""
+    model = make_backbone()
+    assert (model(images, CELLS, 'leaky')[0] - model(images, CELLS, 'masked')[0]).abs().max() > 1e-3
+
+
+def sparse_reference(model, image, cells):
+    """Run the backbone on a dictionary of visible sites, from the published formula, one site at a time."""
+    weights = dict(model.named_parameters())
+    columns = image.shape[-1] // 32
+
+    def norm(vector, name):
+        return F.layer_norm(vector, vector.shape, weights[f'{name}.weight'], weights[f'{name}.bias'], 1e-6)
+
+    def strided(read, sites, size, name):
+        kernel, bias = weights[f'{name}.weight'], weights[f'{name}.bias']
+        return {(y, x): bias + sum(kernel[:, :, i, j] @ read(y * size + i, x * size + j)
+                                   for i in range(size) for j in range(size)) for y, x in sites}
+
+    def visible(stride):
+        patch = 32 // stride
+        return [(cell // columns * patch + i, cell % columns * patch + j)
+                for cell in cells for i in range(patch) for j in range(patch)]
+
+    outputs, sites = [], {}
+    for stage in range(4):
+        name = f'downsample_layers.{stage}'
+        if stage == 0:
+            sites = strided(lambda y, x: image[:, y, x], visible(4), 4, f'{name}.0')
+            sites = {site: norm(value, f'{name}.1') for site, value in sites.items()}
+        else:
+            before = {site: norm(value, f'{name}.0') for site, value in sites.items()}
+            sites = strided(lambda y, x: before[y, x], visible(4 * 2**stage), 2, f'{name}.1')
+        for block in range(model.depths[stage]):
+            sites = sparse_block(weights, f'stages.{stage}.{block}', sites, norm)
+        outputs.append({site: norm(value, f'norm{stage}') for site, value in sites.items()})
+    return outputs
+
+
+def sparse_block(weights, name, sites, norm):
+    """Apply one block to a dictionary of sites; absent neighbours read as zero."""
+    kernel = weights[f'{name}.depthwise_conv.weight'][:, 0]
+    hidden = {}
+    for y, x in sites:
+        total = weights[f'{name}.depthwise_conv.bias']
+        for i in range(7):
+            for j in range(7):
+                if (y + i - 3, x + j - 3) in sites:
+                    total = total + kernel[:, i, j] * sites[y + i - 3, x + j - 3]
+        total = norm(total, f'{name}.norm')
+        total = weights[f'{name}.pointwise_conv1.weight'] @ total + weights[f'{name}.pointwise_conv1.bias']
+        hidden[y, x] = 0.5 * total * (1 + torch.erf(total / math.sqrt(2)))
+    response = torch.stack(list(hidden.values())).square().sum(0).sqrt()
+    response = response / (response.mean() + 1e-6)
+    gamma, beta = weights[f'{name}.grn.gamma'], weights[f'{name}.grn.beta']
+    second = weights[f'{name}.pointwise_conv2.weight'], weights[f'{name}.pointwise_conv2.bias']
+    return {site: sites[site] + second[0] @ (value + gamma * value * response + beta) + second[1]
+            for site, value in hidden.items()}
+
+
+@pytest.mark.parametrize('execution', EXECUTIONS)
+def test_equals_sparse_reference(make_backbone, execution):
+    """Values equal a slow sparse network written from the formula over a dictionary of visible sites."""
+    model = make_backbone(SMALL)
+    image = torch.randn(3, 32, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    outputs = model(image[None], torch.tensor([[1]]), execution)
+    with torch.no_grad():
+        for ours, theirs in zip(outputs, sparse_reference(model, image, [1])):
+            for (y, x), value in theirs.items():
+                torch.testing.assert_close(ours[0, :, y, x], value, rtol=1e-9, atol=1e-9)
+
+
+def test_mask_to_visible_cells():
+    """The convenience mask becomes ascending cell indices, and uneven images are refused."""
+    mask = torch.tensor([[[True, False, True], [False, False, True]], [[False, True, False], [True, True, False]]])
+    assert torch.equal(mask_to_visible_cells(mask), CELLS)
+    mask[0] = True
+    with pytest.raises(ValueError, match='same number'):
+        mask_to_visible_cells(mask)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(execution='fast'), 'unknown'),
+    (dict(execution='packed'), 'needs visible_cells'),
+    (dict(visible_cells=CELLS, execution='dense'), 'cannot use'),
+    (dict(visible_cells=CELLS.int()), 'torch.int64'),
+    (dict(visible_cells=torch.zeros(2, 7, dtype=torch.long)), '1 to 6'),
+])
+def test_refuses_bad_arguments(make_backbone, images, arguments, message):
+    """A wrong execution or wrong visible cells raise an error that names what is allowed."""
+    with pytest.raises(ValueError, match=message):
+        make_backbone()(images, **arguments)
+
+
+def test_refuses_pictures_off_the_cell_grid(make_backbone):
+    """A masked picture whose sides are no multiples of 32 is refused with its size."""
+    with pytest.raises(ValueError, match='64x80'):
+        make_backbone()(torch.zeros(2, 3, 64, 80, dtype=torch.float64), CELLS)
