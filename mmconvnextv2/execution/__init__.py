@@ -2,9 +2,10 @@
 from .base import CELL, Execution, Grid, check_images, mask_to_visible_cells
 from .dense import Dense
 from .masked import Leaky, Masked
+from .minkowski import Minkowski
 from .packed import Packed
 
-EXECUTIONS = {cls.name: cls for cls in (Dense, Masked, Packed, Leaky)}
+EXECUTIONS = {cls.name: cls for cls in (Dense, Masked, Packed, Minkowski, Leaky)}
 
 
 def get_execution(name: str, masking: bool) -> Execution:
