@@ -1,5 +1,6 @@
 """Every execution that masks computes the same function of the visible sites, and of nothing else."""
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ import torch.nn.functional as F
 
 from mmconvnextv2.execution import mask_to_visible_cells
 
-EXECUTIONS = ('masked', 'packed')
+needs_minkowski = pytest.mark.skipif(find_spec('MinkowskiEngine') is None, reason='run `make minkowski`')
+EXECUTIONS = ('masked', 'packed', pytest.param('minkowski', marks=needs_minkowski))
 CELLS = torch.tensor([[0, 2, 5], [1, 3, 4]])  # of 2 x 3 cells
 SMALL = dict(depths=(1, 1, 1, 1), channels=(2, 3, 3, 2))
 
@@ -22,7 +24,7 @@ def values_and_gradients(model, images, *args):
     images = images.clone().requires_grad_()
     outputs = model(images, *args)
     generator = torch.Generator().manual_seed(2)
-    loss = sum((output * torch.randn(output.shape, generator=generator, dtype=output.dtype)).sum() for output in outputs)
+    loss = sum((one * torch.randn(one.shape, generator=generator, dtype=one.dtype)).sum() for one in outputs)
     return list(outputs) + list(torch.autograd.grad(loss, [images, *model.parameters()]))
 
 
