@@ -1,0 +1,49 @@
+"""A package of the stack in a wrong version is refused in one sentence; an absent one is not missed."""
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from mmconvnextv2 import versions
+
+
+def install_fake(folder, name, version):
+    """Write the metadata of a distribution that importlib.metadata finds when ``folder`` is on sys.path."""
+    info = folder / f'{name}-{version}.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+
+
+def test_installed_stack_is_accepted():
+    """The stack that runs this test is one that works."""
+    assert list(versions.wrong_versions()) == []
+
+
+@pytest.mark.parametrize('name, version', [('mmcv', '1.7.2'), ('mmcv', '2.2.0'), ('mmdet', '2.28.0'),
+                                           ('torch', '1.13.1'), ('mmsegmentation', '0.30.0')])
+def test_wrong_version_is_named(tmp_path, monkeypatch, name, version):
+    """The sentence names the package, the version found and the versions that work."""
+    install_fake(tmp_path, name, version)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first, bound = versions.WORKING[name]
+    sentence = f'{name} {version} is installed, mmconvnextv2 works with {name} >= {first}, < {bound}'
+    assert metadata.version(name) == version
+    with pytest.raises(ImportError) as error:
+        versions.check_versions()
+    assert sentence in str(error.value) and 'requirements/lock.txt' in str(error.value)
+
+
+def test_absent_package_is_fine(monkeypatch):
+    """A package that is not installed is skipped."""
+    monkeypatch.setattr(versions, 'WORKING', {'a-package-nobody-has': ('1', '2')})
+    versions.check_versions()
+
+
+def test_import_refuses_a_wrong_version(tmp_path):
+    """``import mmconvnextv2`` itself stops with the sentence, in a fresh interpreter."""
+    install_fake(tmp_path, 'mmpretrain', '0.9.0')
+    code = f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import mmconvnextv2'
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert 'ImportError: mmpretrain 0.9.0 is installed, mmconvnextv2 works with mmpretrain >= 1.2.0' in result.stderr
