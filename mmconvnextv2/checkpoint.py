@@ -50,6 +50,16 @@ def _downsample_to_sparse(weight: Tensor) -> Tensor:
     return weight.permute(3, 2, 1, 0).reshape(4, *weight.shape[1::-1]).contiguous()
 
 
+def _linear(weight: Tensor) -> Tensor:
+    """(Cout, Cin) or a 1x1 convolution's (Cout, Cin, 1, 1) to (Cout, Cin)."""
+    return weight.flatten(1)
+
+
+def _conv1x1(weight: Tensor) -> Tensor:
+    """(Cout, Cin) to (Cout, Cin, 1, 1)."""
+    return weight[..., None, None]
+
+
 class Rule(NamedTuple):
     """One line of a layout's table. ``{s}`` stands for a stage, ``{b}`` for a block."""
     foreign: str
@@ -121,6 +131,11 @@ DIALECTS: Dict[str, List[Rule]] = {
         Rule('classifier.weight', None), Rule('classifier.bias', None),
     ],
 }
+# timm's atto, femto, pico and nano hold the two linears as 1x1 convolutions
+DIALECTS['timm-conv'] = [
+    rule._replace(read=_linear, write=_conv1x1) if rule.foreign.endswith(('fc1.weight', 'fc2.weight')) else rule
+    for rule in DIALECTS['timm']
+]
 SIGNATURES = {  # a piece of a key that one layout alone has
     'canonical': '.depthwise_conv.', 'official-sparse': '.dwconv.kernel', 'timm': '.conv_dw.',
     'huggingface': 'embeddings.patch_embeddings', 'official-dense': '.dwconv.weight',
@@ -147,7 +162,8 @@ def detect_dialect(state_dict: dict) -> str:
     """
     for dialect, piece in SIGNATURES.items():
         if any(piece in key for key in state_dict):
-            return dialect
+            convolves = any(key.endswith('mlp.fc1.weight') and value.ndim == 4 for key, value in state_dict.items())
+            return 'timm-conv' if dialect == 'timm' and convolves else dialect
     raise ValueError(f'these weights are of no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
                      f'{_some(list(state_dict))}')
 
@@ -156,7 +172,7 @@ def to_canonical(state_dict: dict) -> Dict[str, Tensor]:
     """Return a backbone's weights under canonical names, without prefix.
 
     Args:
-        state_dict (dict): Weights in any known layout; canonical ones may stand inside a whole model, as ``backbone.*``.
+        state_dict (dict): Weights in any known layout; canonical ones may stand in a whole model, as ``backbone.*``.
 
     Returns:
         dict[str, Tensor]: Backbone weights; heads and decoders are dropped.
