@@ -1,9 +1,8 @@
 """Reading checkpoint files without running code from them.
 
 torch >= 2.6 unpickles with an allow-list; mmengine 0.10's own checkpoints (HistoryBuffer, numpy arrays) and those of
-the
-official code (argparse.Namespace) need a few more globals. Upstream answers are to allow whole modules or to switch the
-protection off; here the additions are exact, and whatever is wider than its use is replaced by a narrow stand-in.
+the official code (argparse.Namespace) need a few more globals. Upstream answers are to allow whole modules or to switch
+the protection off; here the additions are exact, and whatever is wider than its use has a narrow stand-in.
 """
 import argparse
 import json
@@ -42,8 +41,10 @@ def history_buffer_method(owner: Any, name: str) -> Any:
     return getattr(HistoryBuffer, name)
 
 
-def empty_bytes() -> bytes:
+def empty_bytes(*arguments: Any) -> bytes:
     """Stand in for ``builtins.bytes``, which files call without arguments for empty arrays."""
+    if arguments:
+        raise ValueError(f'bytes{arguments!r} is not allowed in a checkpoint')
     return b''
 
 
