@@ -10,6 +10,7 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import WEIGHT_INITIALIZERS
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
 from .safe_loading import load_file
@@ -128,7 +129,7 @@ DIALECTS: Dict[str, List[Rule]] = {
         Rule('encoder.stages.{s}.layers.{b}.grn.weight', _GRN + 'gamma', _flat, _four),
         Rule('encoder.stages.{s}.layers.{b}.grn.bias', _GRN + 'beta', _flat, _four),
         *_pairs('layernorm', 'norm3'),
-        Rule('classifier.weight', None), Rule('classifier.bias', None),
+        Rule('classifier.weight', None), Rule('classifier.bias', None), Rule('hidden_states_norms.{any}', None),
     ],
 }
 # timm's atto, femto, pico and nano hold the two linears as 1x1 convolutions
@@ -140,6 +141,10 @@ SIGNATURES = {  # a piece of a key that one layout alone has
     'canonical': '.depthwise_conv.', 'official-sparse': '.dwconv.kernel', 'timm': '.conv_dw.',
     'huggingface': 'embeddings.patch_embeddings', 'official-dense': '.dwconv.weight',
 }
+WRAPPERS = re.compile(r'^(module\.|_orig_mod\.)+')  # DistributedDataParallel, moving averages, torch.compile
+SPELLINGS = [  # the same layout under another prefix: Hugging Face's model inside a classifier, timm's features_only
+    (re.compile(r'^convnextv2\.'), ''), (re.compile(r'^(stem|stages)_(\d)\.'), r'\1.\2.'),
+]
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
 
 
@@ -178,15 +183,24 @@ def to_canonical(state_dict: dict) -> Dict[str, Tensor]:
         dict[str, Tensor]: Backbone weights; heads and decoders are dropped.
 
     Raises:
-        ValueError: If the layout is unknown or a key is of no line of its table.
+        ValueError: If the layout is unknown, a key is of no line of its table, or a weight of the backbone (depths and
+            channels are read off the file) is missing or has a wrong shape.
     """
     dialect = detect_dialect(state_dict)
-    if dialect == 'canonical':
-        return _canonical_backbone(state_dict)
+    state_dict = {WRAPPERS.sub('', key): value for key, value in state_dict.items()}
+    converted = _canonical_backbone(state_dict) if dialect == 'canonical' else _read(state_dict, dialect)
+    problems = _list_problems(converted, _expected_shapes(converted))
+    if problems:
+        raise ValueError(f'these weights ({dialect} layout) are no whole ConvNeXt backbone: {problems}')
+    return converted
+
+
+def _read(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
+    """Rename and reshape through the table of a foreign layout."""
     rules = [(_pattern(rule.foreign), rule) for rule in DIALECTS[dialect]]
     converted, left_over = {}, []
     for key, value in state_dict.items():
-        found = ((pattern.fullmatch(key.replace('convnextv2.', '', 1)), rule) for pattern, rule in rules)
+        found = ((pattern.fullmatch(_respell(key)), rule) for pattern, rule in rules)
         match, rule = next(((match, rule) for match, rule in found if match), (None, None))
         if match is None:
             left_over.append(key)
@@ -195,6 +209,62 @@ def to_canonical(state_dict: dict) -> Dict[str, Tensor]:
     if left_over:
         raise ValueError(f'{len(left_over)} keys are not of the {dialect} layout: {_some(left_over)}')
     return converted
+
+
+def _respell(key: str) -> str:
+    for pattern, replacement in SPELLINGS:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def _expected_shapes(weights: Dict[str, Tensor]) -> Dict[str, Tuple[int, ...]]:
+    """Return the shape of every weight of the backbone that ``weights`` seem to be, by depths and channels read off
+    them; output norms are expected only where they are."""
+    blocks = [re.fullmatch(r'stages\.(\d)\.(\d+)\..*', key) for key in weights]
+    depths = [max([int(match[2]) + 1 for match in blocks if match and int(match[1]) == stage] or [1])
+              for stage in range(4)]
+    channels = [len(weights.get(f'stages.{stage}.0.norm.weight', ())) for stage in range(4)]
+    stem = weights.get('downsample_layers.0.0.weight')
+    shapes = {'downsample_layers.0.0.weight': (channels[0], stem.shape[1] if stem is not None and stem.ndim > 1 else 3,
+                                               4, 4),
+              'downsample_layers.0.0.bias': (channels[0], )}
+    shapes.update(_norm_shapes('downsample_layers.0.1', channels[0]))
+    for stage in range(1, 4):
+        name = f'downsample_layers.{stage}'
+        shapes.update(_norm_shapes(f'{name}.0', channels[stage - 1]))
+        shapes.update({f'{name}.1.weight': (channels[stage], channels[stage - 1], 2, 2),
+                       f'{name}.1.bias': (channels[stage], )})
+    has_grn = any('.grn.' in key for key in weights)
+    for stage, (depth, width) in enumerate(zip(depths, channels)):
+        for block in range(depth):
+            shapes.update(_block_shapes(f'stages.{stage}.{block}', width, has_grn))
+        shapes.update({key: shape for key, shape in _norm_shapes(f'norm{stage}', width).items() if key in weights})
+    scales = [key for key in weights if re.fullmatch(r'stages\.\d\.\d+\.gamma', key)]
+    return {**shapes, **{key: (channels[int(key.split('.')[1])], ) for key in scales}}
+
+
+def _norm_shapes(name: str, channels: int) -> Dict[str, Tuple[int, ...]]:
+    return {f'{name}.weight': (channels, ), f'{name}.bias': (channels, )}
+
+
+def _block_shapes(name: str, channels: int, has_grn: bool) -> Dict[str, Tuple[int, ...]]:
+    grn = {f'{name}.grn.gamma': (4 * channels, ), f'{name}.grn.beta': (4 * channels, )} if has_grn else {}
+    return {
+        f'{name}.depthwise_conv.weight': (channels, 1, 7, 7), f'{name}.depthwise_conv.bias': (channels, ),
+        **_norm_shapes(f'{name}.norm', channels), **grn,
+        f'{name}.pointwise_conv1.weight': (4 * channels, channels), f'{name}.pointwise_conv1.bias': (4 * channels, ),
+        f'{name}.pointwise_conv2.weight': (channels, 4 * channels), f'{name}.pointwise_conv2.bias': (channels, ),
+    }
+
+
+def _list_problems(weights: Dict[str, Tensor], shapes: Dict[str, Tuple[int, ...]]) -> str:
+    """Say which weights are missing, too many or of a wrong shape; '' when none is."""
+    missing = [key for key in shapes if key not in weights]
+    extra = [key for key in weights if key not in shapes]
+    wrong = [f'{key} {tuple(weights[key].shape)} instead of {tuple(shape)}'
+             for key, shape in shapes.items() if key in weights and weights[key].shape != tuple(shape)]
+    kinds = (('missing in the file', missing), ('not in the model', extra), ('of a wrong shape', wrong))
+    return '; '.join(f'{len(keys)} {kind}: {_some(keys)}' for kind, keys in kinds if keys)
 
 
 def from_canonical(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
@@ -237,15 +307,12 @@ def load_backbone(model: nn.Module, path: str) -> None:
     loaded, wanted = to_canonical(state_dict), model.state_dict()
     note = _adapt_stem(loaded, wanted)
     dropped = [key for key in loaded if key not in wanted and key.startswith('norm')]
-    extra = [key for key in loaded if key not in wanted and key not in dropped]
-    missing = [key for key in wanted if key not in loaded and not key.startswith('norm')]
-    wrong = [f'{key} {tuple(loaded[key].shape)}, the model has {tuple(wanted[key].shape)}'
-             for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
-    problems = [f'{len(keys)} {kind}: {_some(keys)}' for kind, keys in
-                (('missing in the file', missing), ('not in the model', extra), ('of a wrong shape', wrong)) if keys]
+    problems = _list_problems(
+        {key: value for key, value in loaded.items() if key not in dropped},
+        {key: value.shape for key, value in wanted.items() if key in loaded or not key.startswith('norm')})
     if problems:
-        raise ValueError(f'{path} ({dialect} layout) does not fit {type(model).__name__}: ' + '; '.join(problems) +
-                         '. Check arch and response_norm.')
+        raise ValueError(f'{path} ({dialect} layout) does not fit {type(model).__name__}: {problems}. Check arch and '
+                         'response_norm.')
     fresh = [key for key in wanted if key not in loaded]
     model.load_state_dict({key: loaded[key] for key in wanted if key in loaded}, strict=False)
     licence = LICENCE if dialect.startswith('official') else ''
@@ -262,6 +329,9 @@ class ConvNeXtV2Pretrained:
     """
 
     def __init__(self, checkpoint: str) -> None:
+        if not checkpoint:
+            raise ValueError(f'checkpoint={checkpoint!r} of ConvNeXtV2Pretrained: give a path or a URL, or set '
+                             'init_cfg=None to start from drawn weights')
         self.checkpoint = checkpoint
 
     def __call__(self, module: nn.Module) -> None:
@@ -269,6 +339,28 @@ class ConvNeXtV2Pretrained:
         init_info = f'{type(self).__name__}: {self.checkpoint}'
         for record in getattr(module, '_params_init_info', {}).values():
             record['init_info'] = init_info
+
+
+def skip_initial_weights_on_resume(runner: Runner) -> bool:
+    """Keep a run that resumes from downloading or reading the weights that it once started from.
+
+    mmengine initialises the model before it resumes. Call this between building the runner and ``runner.train()``; it
+    takes the pretrained initializers off the model's modules when there is a checkpoint to resume from.
+
+    Returns:
+        bool: Whether the run resumes.
+    """
+    cfg = runner.cfg
+    resumes = cfg.get('resume') and (cfg.get('load_from') or find_latest_checkpoint(runner.work_dir))
+    if not resumes or not isinstance(runner.model, nn.Module):
+        return bool(resumes)
+    for module in runner.model.modules():
+        given = getattr(module, 'init_cfg', None)
+        if given:
+            given = [given] if isinstance(given, dict) else given
+            module.init_cfg = [cfg for cfg in given if cfg['type'] not in ('ConvNeXtV2Pretrained', 'Pretrained')]
+    print_log('resuming: initial weights are not loaded', logger='current')
+    return True
 
 
 def _adapt_stem(loaded: dict, wanted: dict) -> str:

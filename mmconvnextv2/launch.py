@@ -19,6 +19,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .checkpoint import skip_initial_weights_on_resume
 from .safe_loading import allow_mmengine_checkpoints
 
 VISUALIZATION_HOOKS = dict(
@@ -229,7 +230,9 @@ def train(args: Namespace) -> None:
     cfg = load_config(args)
     apply_train_args(cfg, args)
     check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    skip_initial_weights_on_resume(runner)
+    runner.train()
 
 
 def apply_visualization(cfg: Config, args: Namespace) -> None:
