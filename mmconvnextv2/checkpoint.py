@@ -5,10 +5,12 @@ loader prints mismatches and goes on; here whatever is missing, left over or of 
 Layouts: the official repository's dense and sparse files, timm's ``convnextv2_*`` and Hugging Face's ``ConvNextV2``.
 """
 import re
+from statistics import mode
 from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
@@ -91,6 +93,7 @@ DIALECTS: Dict[str, List[Rule]] = {
         *_block('stages.{s}.{b}', ('dwconv', 'norm', 'pwconv1', 'pwconv2')),
         Rule('stages.{s}.{b}.grn.gamma', _GRN + 'gamma', _flat, _four),
         Rule('stages.{s}.{b}.grn.beta', _GRN + 'beta', _flat, _four),
+        Rule('stages.{s}.{b}.gamma', 'stages.{s}.{b}.gamma'),
         *_pairs('norm', 'norm3'),
         Rule('head.weight', None), Rule('head.bias', None),
     ],
@@ -117,6 +120,7 @@ DIALECTS: Dict[str, List[Rule]] = {
         *_block('stages.{s}.blocks.{b}', ('conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2')),
         Rule('stages.{s}.blocks.{b}.mlp.grn.weight', _GRN + 'gamma'),
         Rule('stages.{s}.blocks.{b}.mlp.grn.bias', _GRN + 'beta'),
+        Rule('stages.{s}.blocks.{b}.gamma', 'stages.{s}.{b}.gamma'),
         *_pairs('head.norm', 'norm3'),
         Rule('head.fc.weight', None), Rule('head.fc.bias', None),
     ],
@@ -223,7 +227,9 @@ def _expected_shapes(weights: Dict[str, Tensor]) -> Dict[str, Tuple[int, ...]]:
     blocks = [re.fullmatch(r'stages\.(\d)\.(\d+)\..*', key) for key in weights]
     depths = [max([int(match[2]) + 1 for match in blocks if match and int(match[1]) == stage] or [1])
               for stage in range(4)]
-    channels = [len(weights.get(f'stages.{stage}.0.norm.weight', ())) for stage in range(4)]
+    widths = [[len(value) for key, value in weights.items() if re.fullmatch(rf'stages\.{stage}\..*\.norm\.\w+', key)]
+              for stage in range(4)]
+    channels = [mode(found) if found else 0 for found in widths]  # the most frequent, so that one odd weight is named
     stem = weights.get('downsample_layers.0.0.weight')
     shapes = {'downsample_layers.0.0.weight': (channels[0], stem.shape[1] if stem is not None and stem.ndim > 1 else 3,
                                                4, 4),
@@ -317,7 +323,8 @@ def load_backbone(model: nn.Module, path: str) -> None:
     model.load_state_dict({key: loaded[key] for key in wanted if key in loaded}, strict=False)
     licence = LICENCE if dialect.startswith('official') else ''
     print_log(f'{path}: {dialect} layout, {len(wanted) - len(fresh)} loaded, newly initialised {fresh or "none"}, '
-              f'dropped {dropped or "none"}. {note}{licence}', logger='current')
+              f'dropped {dropped or "none"} and {len(state_dict) - len(loaded)} of heads or decoders. {note}{licence}',
+              logger='current')
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -341,6 +348,9 @@ class ConvNeXtV2Pretrained:
             record['init_info'] = init_info
 
 
+PRETRAINED = ('ConvNeXtV2Pretrained', ConvNeXtV2Pretrained, 'Pretrained', PretrainedInit)
+
+
 def skip_initial_weights_on_resume(runner: Runner) -> bool:
     """Keep a run that resumes from downloading or reading the weights that it once started from.
 
@@ -358,7 +368,7 @@ def skip_initial_weights_on_resume(runner: Runner) -> bool:
         given = getattr(module, 'init_cfg', None)
         if given:
             given = [given] if isinstance(given, dict) else given
-            module.init_cfg = [cfg for cfg in given if cfg['type'] not in ('ConvNeXtV2Pretrained', 'Pretrained')]
+            module.init_cfg = [cfg for cfg in given if cfg['type'] not in PRETRAINED]
     print_log('resuming: initial weights are not loaded', logger='current')
     return True
 
