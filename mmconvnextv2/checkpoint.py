@@ -63,6 +63,11 @@ def _conv1x1(weight: Tensor) -> Tensor:
     return weight[..., None, None]
 
 
+def _one_site(tensor: Tensor) -> Tensor:
+    """(C, ) to (1, C, 1, 1)."""
+    return tensor.reshape(1, -1, 1, 1)
+
+
 class Rule(NamedTuple):
     """One line of a layout's table. ``{s}`` stands for a stage, ``{b}`` for a block."""
     foreign: str
@@ -141,6 +146,17 @@ DIALECTS['timm-conv'] = [
     rule._replace(read=_linear, write=_conv1x1) if rule.foreign.endswith(('fc1.weight', 'fc2.weight')) else rule
     for rule in DIALECTS['timm']
 ]
+# The whole model of the official pretraining script: its sparse encoder, and a dense decoder
+PRETRAINING: List[Rule] = [
+    *[rule._replace(canonical='backbone.' + rule.canonical) for rule in DIALECTS['official-sparse'] if rule.canonical],
+    Rule('mask_token', 'neck.mask_token', _flat, _one_site),
+    *_pairs('proj', 'neck.proj'),
+    *[rule._replace(canonical=rule.canonical.replace('stages.{s}.{b}', 'neck.blocks.{b}'))
+      for rule in _block('decoder.{b}', ('dwconv', 'norm', 'pwconv1', 'pwconv2'))],
+    Rule('decoder.{b}.grn.gamma', 'neck.blocks.{b}.grn.gamma', _flat, _four),
+    Rule('decoder.{b}.grn.beta', 'neck.blocks.{b}.grn.beta', _flat, _four),
+    Rule('pred.weight', 'head.pred.weight', _linear, _conv1x1), Rule('pred.bias', 'head.pred.bias'),
+]
 SIGNATURES = {  # a piece of a key that one layout alone has
     'canonical': '.depthwise_conv.', 'official-sparse': '.dwconv.kernel', 'timm': '.conv_dw.',
     'huggingface': 'embeddings.patch_embeddings', 'official-dense': '.dwconv.weight',
@@ -192,27 +208,70 @@ def to_canonical(state_dict: dict) -> Dict[str, Tensor]:
     """
     dialect = detect_dialect(state_dict)
     state_dict = {WRAPPERS.sub('', key): value for key, value in state_dict.items()}
-    converted = _canonical_backbone(state_dict) if dialect == 'canonical' else _read(state_dict, dialect)
+    if dialect == 'canonical':
+        converted = _canonical_backbone(state_dict)
+    else:
+        converted = _read(state_dict, DIALECTS[dialect], dialect)
     problems = _list_problems(converted, _expected_shapes(converted))
     if problems:
         raise ValueError(f'these weights ({dialect} layout) are no whole ConvNeXt backbone: {problems}')
     return converted
 
 
-def _read(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
+def pretraining_to_canonical(state_dict: dict) -> Dict[str, Tensor]:
+    """Return the weights of the official pretraining model as those of our ``FCMAE``, decoder included.
+
+    Any dict of tensors with those names and shapes will do, such as AdamW's moments by parameter name: the reshapes are
+    permutations.
+
+    Raises:
+        ValueError: If a key is of no line of the table, or the encoder is not whole.
+    """
+    converted = _read({WRAPPERS.sub('', key): value for key, value in state_dict.items()}, PRETRAINING, 'pretraining')
+    to_canonical(converted)
+    return converted
+
+
+def pretraining_from_canonical(state_dict: dict) -> Dict[str, Tensor]:
+    """Return the weights of our ``FCMAE`` as the official pretraining script saves them; the inverse of
+    :func:`pretraining_to_canonical`."""
+    weights = {key: value for key, value in state_dict.items() if not key.startswith('data_preprocessor.')}
+    return _write(weights, PRETRAINING, 'pretraining')
+
+
+def _read(state_dict: dict, rules: List[Rule], layout: str) -> Dict[str, Tensor]:
     """Rename and reshape through the table of a foreign layout."""
-    rules = [(_pattern(rule.foreign), rule) for rule in DIALECTS[dialect]]
+    patterns = [(_pattern(rule.foreign), rule) for rule in rules]
     converted, left_over = {}, []
     for key, value in state_dict.items():
-        found = ((pattern.fullmatch(_respell(key)), rule) for pattern, rule in rules)
-        match, rule = next(((match, rule) for match, rule in found if match), (None, None))
+        match, rule = _first_match(patterns, _respell(key))
         if match is None:
             left_over.append(key)
         elif rule.canonical is not None:
             converted[rule.canonical.format(**match.groupdict())] = rule.read(value) if rule.read else value
     if left_over:
-        raise ValueError(f'{len(left_over)} keys are not of the {dialect} layout: {_some(left_over)}')
+        raise ValueError(f'{len(left_over)} keys are not of the {layout} layout: {_some(left_over)}')
     return converted
+
+
+def _write(state_dict: dict, rules: List[Rule], layout: str) -> Dict[str, Tensor]:
+    """The inverse of :func:`_read`, without the keys that it drops."""
+    patterns = [(_pattern(rule.canonical), rule) for rule in rules if rule.canonical]
+    converted, left_over = {}, []
+    for key, value in state_dict.items():
+        match, rule = _first_match(patterns, key)
+        if match is None:
+            left_over.append(key)
+        else:
+            converted[rule.foreign.format(**match.groupdict())] = rule.write(value) if rule.write else value
+    if left_over:
+        raise ValueError(f'the {layout} layout has no place for {len(left_over)} keys: {_some(left_over)}')
+    return converted
+
+
+def _first_match(patterns: List[Tuple['re.Pattern', Rule]], key: str) -> Tuple[Optional['re.Match'], Optional[Rule]]:
+    found = ((pattern.fullmatch(key), rule) for pattern, rule in patterns)
+    return next(((match, rule) for match, rule in found if match), (None, None))
 
 
 def _respell(key: str) -> str:
@@ -221,15 +280,21 @@ def _respell(key: str) -> str:
     return key
 
 
-def _expected_shapes(weights: Dict[str, Tensor]) -> Dict[str, Tuple[int, ...]]:
-    """Return the shape of every weight of the backbone that ``weights`` seem to be, by depths and channels read off
-    them; output norms are expected only where they are."""
+def read_arch(weights: Dict[str, Tensor]) -> Tuple[List[int], List[int]]:
+    """Read the four depths and the four widths off canonical weights."""
     blocks = [re.fullmatch(r'stages\.(\d)\.(\d+)\..*', key) for key in weights]
     depths = [max([int(match[2]) + 1 for match in blocks if match and int(match[1]) == stage] or [1])
               for stage in range(4)]
     widths = [[len(value) for key, value in weights.items() if re.fullmatch(rf'stages\.{stage}\..*\.norm\.\w+', key)]
               for stage in range(4)]
     channels = [mode(found) if found else 0 for found in widths]  # the most frequent, so that one odd weight is named
+    return depths, channels
+
+
+def _expected_shapes(weights: Dict[str, Tensor]) -> Dict[str, Tuple[int, ...]]:
+    """Return the shape of every weight of the backbone that ``weights`` seem to be, by depths and channels read off
+    them; output norms are expected only where they are."""
+    depths, channels = read_arch(weights)
     stem = weights.get('downsample_layers.0.0.weight')
     shapes = {'downsample_layers.0.0.weight': (channels[0], stem.shape[1] if stem is not None and stem.ndim > 1 else 3,
                                                4, 4),
@@ -283,18 +348,7 @@ def from_canonical(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
         return dict(state_dict)
     if dialect not in DIALECTS:
         raise ValueError(f"dialect={dialect!r} is unknown: choose from {['canonical', *DIALECTS]}")
-    rules = [(_pattern(rule.canonical), rule) for rule in DIALECTS[dialect] if rule.canonical]
-    converted, left_over = {}, []
-    for key, value in state_dict.items():
-        found = ((pattern.fullmatch(key), rule) for pattern, rule in rules)
-        match, rule = next(((match, rule) for match, rule in found if match), (None, None))
-        if match is None:
-            left_over.append(key)
-        else:
-            converted[rule.foreign.format(**match.groupdict())] = rule.write(value) if rule.write else value
-    if left_over:
-        raise ValueError(f'the {dialect} layout has no place for {len(left_over)} keys: {_some(left_over)}')
-    return converted
+    return _write(state_dict, DIALECTS[dialect], dialect)
 
 
 def load_backbone(model: nn.Module, path: str) -> None:

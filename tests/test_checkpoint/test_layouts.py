@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
@@ -97,16 +97,15 @@ def build(path, **kwargs):
 
 def test_initializer_loads_last(tmp_path):
     """After init_weights of a whole segmentor the backbone holds the file's bits, and output norms are fresh."""
-    from mmseg.models import FCNHead  # noqa: F401
-    from mmseg.registry import MODELS as SEGMENTORS
+    from mmseg.models import EncoderDecoder
     path = tmp_path / 'fcmae.pth'
     weights = make(out_norm=False).state_dict()
     torch.save(dict(model=from_canonical(weights, 'official-dense')), path)
-    segmentor = SEGMENTORS.build(dict(
-        type='EncoderDecoder',
+    DefaultScope.get_instance('segmentation', scope_name='mmseg')
+    segmentor = EncoderDecoder(
         backbone=dict(type='ConvNeXtV2', arch=NARROW, init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(path))),
         decode_head=dict(type='FCNHead', in_channels=10, channels=8, in_index=3, num_convs=1, num_classes=2,
-                         norm_cfg=dict(type='BN'))))
+                         norm_cfg=dict(type='BN')))
     segmentor.init_weights()
     loaded = segmentor.backbone.state_dict()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
