@@ -1,37 +1,28 @@
-"""Convert ConvNeXt V2 backbone weights between layouts.
-
-Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth backbone.pth --to official-dense
-"""
+"""Convert ConvNeXt V2 weights between layouts: ``python tools/convert_checkpoint.py --help`` shows an example."""
 import argparse
-import os
 import sys
 
-import torch
-
-from mmconvnextv2.checkpoint import DIALECTS, detect_dialect, from_canonical, to_canonical, unwrap
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', help='a checkpoint in any known layout')
-    parser.add_argument('target', help='the file to write')
-    parser.add_argument('--to', default='canonical', choices=['canonical', *DIALECTS])
+    parser = argparse.ArgumentParser(
+        description='Convert ConvNeXt V2 weights between layouts; .safetensors is the recommended output.',
+        epilog='Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth atto.safetensors --to timm')
+    parser.add_argument('source', help='a checkpoint in any known layout, a path or a URL')
+    parser.add_argument('target', help='the file to write, .safetensors or .pth')
+    parser.add_argument('--to', default='canonical', choices=LAYOUTS, help='layout to write (default canonical)')
     parser.add_argument('--force', action='store_true', help='overwrite the target')
+    parser.add_argument('--pretraining', action='store_true',
+                        help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)')
+    parser.add_argument('--check', action='store_true', help='compare the outputs of both layouts on random pictures')
     args = parser.parse_args()
-    if os.path.exists(args.target) and not args.force:
-        sys.exit(f'{args.target} exists: choose another name, or overwrite it with --force')
     try:
-        state_dict = unwrap(load_file(args.source))
-        backbone = to_canonical(state_dict)
-        converted = from_canonical(backbone, args.to)
-    except (ValueError, FileNotFoundError) as error:
+        print(convert_file(args.source, args.target, args.to, args.force, args.pretraining))
+        if args.check:
+            print(check_conversion(args.source, args.target))
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
-    partial = f'{args.target}.partial'
-    torch.save(dict(state_dict=converted), partial)
-    os.replace(partial, args.target)
-    print(f'{args.source} ({detect_dialect(state_dict)}) -> {args.target} ({args.to}): {len(converted)} weights '
-          f'written, {len(state_dict) - len(backbone)} dropped (heads, decoders)')
 
 
 if __name__ == '__main__':
