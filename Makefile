@@ -14,5 +14,5 @@ minkowski:
 	@$(SETUP) minkowski
 
 lint: env
-	@$(VENV)/bin/python -m flake8 mmconvnextv2 tools tests configs
-	@$(VENV)/bin/python -m isort --check-only mmconvnextv2 tools tests configs
+	@$(VENV)/bin/python -m flake8 mmconvnextv2 tools tests configs benchmarks
+	@$(VENV)/bin/python -m isort --check-only mmconvnextv2 tools tests configs benchmarks

@@ -1,10 +1,20 @@
 """A narrow backbone with every parameter random, so that GRN is not the identity and leaks are visible."""
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 from mmconvnextv2 import ConvNeXtV2
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
+
+
+@pytest.fixture(autouse=True)
+def own_scope():
+    """Undo what a test's Runner leaves behind: mmengine keeps the last default scope for the whole process."""
+    known = set(DefaultScope._instance_dict)
+    yield
+    for name in set(DefaultScope._instance_dict) - known:
+        del DefaultScope._instance_dict[name]
 
 
 @pytest.fixture
