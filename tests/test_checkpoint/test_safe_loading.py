@@ -1,10 +1,13 @@
 """Files that mmengine and the official code write are read; whatever else a file asks for is refused before it runs."""
 import argparse
+import functools
 import io
 import os
 import subprocess
 import sys
 import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -152,6 +155,21 @@ def test_safetensors(tmp_path):
     path, weights = str(tmp_path / 'weights.pth'), dict(weight=torch.randn(3, 4))
     save_file(weights, path)
     assert torch.equal(load_file(path)['weight'], weights['weight'])
+
+
+def test_url_is_cached(tmp_path, monkeypatch):
+    """A URL is read once; the second time the cache serves, with the server gone."""
+    (tmp_path / 'served').mkdir()
+    weights = dict(weight=torch.randn(3, 4))
+    save_file(weights, str(tmp_path / 'served' / 'weights.safetensors'))
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path / 'served'))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/weights.safetensors'
+        assert torch.equal(load_file(url)['weight'], weights['weight'])
+        server.shutdown()
+    assert torch.equal(load_file(url)['weight'], weights['weight'])
 
 
 MMENGINE = '''
