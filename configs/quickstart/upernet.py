@@ -1,0 +1,37 @@
+# UperNet on the embedded data set: narrow heads, small pictures.
+_base_ = '../_base_/upernet_160k_ade20k.py'
+num_iters = 300
+data_root = 'work_dirs/quickstart/data/ade'
+metainfo = dict(classes=('plain', 'stripes', 'marble', 'disc', 'square', 'triangle', 'star', 'ring', 'cross'))
+num_classes = len(metainfo['classes'])
+crop_size = (128, 128)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    backbone=dict(arch='atto', drop_path_rate=0.),
+    decode_head=dict(in_channels=_base_.sizes.atto.channels, channels=64, num_classes=num_classes),
+    auxiliary_head=dict(in_channels=_base_.sizes.atto.channels[2], channels=64, num_classes=num_classes),
+    test_cfg=dict(_delete_=True, mode='whole'))
+train_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
+test_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True), dict(type='PackSegInputs')]
+dataset = dict(type='BaseSegDataset', data_root=data_root, metainfo=metainfo, reduce_zero_label=True,
+               img_suffix='.png', seg_map_suffix='.png', _delete_=True)
+train_dataloader = dict(
+    batch_size=8, num_workers=1,
+    dataset=dict(**dataset, pipeline=train_pipeline,
+                 data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')))
+val_dataloader = dict(
+    batch_size=1, num_workers=1,
+    dataset=dict(**dataset, pipeline=test_pipeline,
+                 data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation')))
+test_dataloader = val_dataloader
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=num_iters, val_interval=num_iters)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=num_iters, eta_min=1e-5)]
+default_hooks = dict(
+    logger=dict(interval=5, log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=num_iters))
+randomness = dict(seed=0)

@@ -1,0 +1,104 @@
+"""A self-contained HTML report of training runs: opens from disk, asks the network for nothing."""
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple, Union
+
+from matplotlib.figure import Figure
+
+STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
+th{background:#f4f4f4}img{max-width:100%;margin:.3rem 0}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
+figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}'''
+
+
+def read_scalars(work_dir: Union[str, Path]) -> List[dict]:
+    """Return what the newest run in ``work_dir`` logged, in order; empty if there is nothing."""
+    files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not files:
+        return []
+    lines = files[-1].read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith('{') and line.endswith('}')]
+
+
+def read_curve(work_dir: Union[str, Path], key: str = 'loss') -> Tuple[List[int], List[float]]:
+    """Return (steps, values) of a logged scalar."""
+    points = [(entry.get('iter', entry['step']), entry[key]) for entry in read_scalars(work_dir) if key in entry]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def read_metric(work_dir: Union[str, Path], key: str) -> float:
+    """Return the last value of an evaluator's metric.
+
+    Raises:
+        ValueError: If the run never logged it.
+    """
+    values = [entry[key] for entry in read_scalars(work_dir) if key in entry]
+    if not values:
+        raise ValueError(f'{work_dir} has logged no {key!r}: did its evaluation finish?')
+    return values[-1]
+
+
+class Report:
+    """Collect sections, then write one file.
+
+    Args:
+        title (str): The heading.
+
+    Example:
+        >>> report = Report('My run')
+        >>> report.table(['metric', 'value'], [['mIoU', 41.2]])
+        >>> report.write('report.html')
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.parts = [f'<h1>{escape(title)}</h1>']
+
+    def heading(self, text: str) -> None:
+        """Start a section."""
+        self.parts.append(f'<h2>{escape(text)}</h2>')
+
+    def text(self, text: str) -> None:
+        """Add a paragraph."""
+        self.parts.append(f'<p>{escape(text)}</p>')
+
+    def code(self, text: str) -> None:
+        """Add preformatted text."""
+        self.parts.append(f'<pre>{escape(text)}</pre>')
+
+    def table(self, header: Sequence, rows: Sequence[Sequence]) -> None:
+        """Add a table."""
+        lines = [''.join(f'<th>{escape(str(cell))}</th>' for cell in header)]
+        lines += [''.join(f'<td>{escape(str(cell))}</td>' for cell in row) for row in rows]
+        self.parts.append('<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>')
+
+    def picture(self, picture: Union[str, Path, bytes], caption: str) -> None:
+        """Add a PNG or JPEG, given as a path or as bytes, inside the file."""
+        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
+        self.parts.append(f'<figure><img alt="{escape(caption)}" src="data:image/{kind};base64,'
+                          f'{base64.b64encode(content).decode()}"><figcaption>{escape(caption)}</figcaption></figure>')
+
+    def curves(self, curves: Dict[str, Tuple[Sequence, Sequence]], caption: str, ylabel: str = 'loss') -> None:
+        """Draw named (steps, values) curves in one plot."""
+        figure = Figure(figsize=(8, 3.2), layout='constrained')
+        axes = figure.subplots()
+        for name, (steps, values) in curves.items():
+            axes.plot(steps, values, label=name)
+        axes.set(xlabel='iteration', ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format='png', dpi=110)
+        self.picture(buffer.getvalue(), caption)
+
+    def write(self, path: Union[str, Path]) -> None:
+        """Write the file, all or nothing."""
+        path = Path(path)
+        partial = path.with_name(path.name + '.partial')
+        partial.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}'
+                           f'</title><style>{STYLE}</style></head><body>{"".join(self.parts)}</body></html>')
+        partial.replace(path)
