@@ -1,11 +1,14 @@
-# make test | minkowski | lint | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | minkowski | lint | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON=$(PYTHON) requirements/install.sh $(VENV)
 
-.PHONY: env test minkowski lint
+.PHONY: env quickstart test minkowski lint
 env:
 	@$(SETUP)
+
+quickstart: env
+	@$(VENV)/bin/python tools/quickstart.py
 
 test: env
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile

@@ -14,7 +14,7 @@ from typing import List, NamedTuple, Optional
 from .analysis.report import Report, read_curve, read_metric, read_scalars
 from .datasets import make_embedded
 
-TASKS = {'mask-rcnn': 'coco/bbox_mAP', 'upernet': 'mIoU'}
+TASKS = ('mask-rcnn', 'upernet')
 METRICS = (('box AP', 'mask-rcnn', 'coco/bbox_mAP', 100), ('mask AP', 'mask-rcnn', 'coco/segm_mAP', 100),
            ('mIoU', 'upernet', 'mIoU', 1))
 STARTS = ('pretrained', 'scratch')
@@ -84,8 +84,9 @@ def main(seed: int = 0, root: Optional[str] = None) -> List[Result]:
     weights = root / 'backbone.pth'
     run(['tools/convert_checkpoint.py', last_checkpoint(root / 'fcmae'), str(weights), '--force'], root / 'convert',
         '2/6 Conversion to backbone weights')
-    for number, (task, start) in enumerate([(task, start) for task in TASKS for start in STARTS]):
-        init = f'model.backbone.init_cfg.checkpoint={weights}' if start == 'pretrained' else 'model.backbone.init_cfg=None'
+    for number, (task, start) in enumerate((task, start) for task in TASKS for start in STARTS):
+        pretrained = start == 'pretrained'
+        init = f'model.backbone.init_cfg.checkpoint={weights}' if pretrained else 'model.backbone.init_cfg=None'
         train(task, root / f'{task}_{start}', f'{number + 3}/6 {task}, {start}', [init, *seeded])
     results = [Result(name, *(round(factor * read_metric(root / f'{task}_{start}', key), 1) for start in STARTS))
                for name, task, key, factor in METRICS]

@@ -101,8 +101,9 @@ def test_whole_fcmae_models(tmp_path):
     """A whole FCMAE model with decoder goes to the official names and back bit for bit, and its prediction layer maps
     pixel for pixel."""
     pytest.importorskip('mmpretrain')
-    import mmconvnextv2.pretrain  # noqa: F401
     from mmpretrain.registry import MODELS
+
+    import mmconvnextv2.pretrain  # noqa: F401
     model = MODELS.build(dict(
         type='FCMAE', backbone=dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3, ), out_norm=False),
         neck=dict(type='FCMAEDecoder', channels=12), head=dict(type='FCMAEHead')))
