@@ -2,11 +2,12 @@
 _base_ = '../../configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py'
 classes = ('Sky', 'Building', 'Pole', 'Road', 'Pavement', 'Tree', 'SignSymbol', 'Fence', 'Car', 'Pedestrian',
            'Bicyclist')
+unlabelled = 11
 crop_size = (256, 256)
 model = dict(
-    data_preprocessor=dict(size=crop_size),
-    decode_head=dict(num_classes=len(classes)),
-    auxiliary_head=dict(num_classes=len(classes)),
+    data_preprocessor=dict(size=crop_size, seg_pad_val=unlabelled),
+    decode_head=dict(num_classes=len(classes), ignore_index=unlabelled),
+    auxiliary_head=dict(num_classes=len(classes), ignore_index=unlabelled),
     test_cfg=dict(_delete_=True, mode='whole'))
 dataset = dict(_delete_=True, type='BaseSegDataset', metainfo=dict(classes=classes), img_suffix='.jpg',
                seg_map_suffix='.png')
@@ -23,6 +24,8 @@ val_dataloader = dict(
     dataset=dict(**dataset, pipeline=test_pipeline,
                  data_prefix=dict(img_path='images/val', seg_map_path='annotations/val')))
 test_dataloader = val_dataloader
+val_evaluator = dict(ignore_index=unlabelled)
+test_evaluator = val_evaluator
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=60, val_interval=60)
 param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20)]
 optim_wrapper = dict(optimizer=dict(lr=4e-4))
