@@ -2,13 +2,16 @@
 
 A worker's or a rank's random state plays no part, so the number of workers or processes changes nothing.
 """
+import logging
 import random
 from contextlib import contextmanager
 from typing import Iterator, NamedTuple, Optional, Union
 
+import cv2
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info, sync_random_seed
+from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
@@ -42,19 +45,53 @@ def seeded(*numbers: int) -> Iterator[None]:
 class UnlabelledImages(CustomDataset):
     """Every picture of a folder tree.
 
+    A file that cannot be read is named in the log, once a worker, and the next picture takes its place.
+
     Args:
         data_root (str): The folder; formats may be mixed.
         pipeline (Sequence): Transforms, ``DrawVisibleCells`` and ``PackInputs`` last.
+        max_corrupt_share (float): Share of unreadable files, in [0, 1), above which the run stops. Defaults to 0.01;
+            one file is always forgiven.
         kwargs: See mmpretrain's ``CustomDataset``.
+
+    Raises:
+        RuntimeError: While training, when more files are unreadable than ``max_corrupt_share`` allows.
     """
 
-    def __init__(self, data_root: str, pipeline: tuple = (), **kwargs) -> None:
+    def __init__(self, data_root: str, pipeline: tuple = (), max_corrupt_share: float = 0.01, **kwargs) -> None:
+        if not 0 <= max_corrupt_share < 1:
+            raise ValueError(f'max_corrupt_share={max_corrupt_share}: expected a share in [0, 1)')
+        self.max_corrupt_share = max_corrupt_share
         super().__init__(data_root=data_root, pipeline=pipeline, with_label=False, **kwargs)
+
+    def full_init(self) -> None:
+        """List the files, and share one flag a file between workers."""
+        if not self._fully_initialized:
+            super().full_init()
+            self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
     def __getitem__(self, draw: Union[int, Draw]) -> dict:
         draw = draw if isinstance(draw, Draw) else Draw(0, 0, draw)
-        with seeded(*draw):
-            return super().__getitem__(draw.index)
+        for step in range(len(self)):
+            index = (draw.index + step) % len(self)
+            with seeded(*draw):
+                try:
+                    return self.prepare_data(index)
+                except (OSError, AssertionError, SyntaxError, cv2.error) as error:
+                    self._note_corrupt(index, error)
+        raise RuntimeError(f'none of the {len(self)} pictures below {self.data_root!r} can be read')
+
+    def _note_corrupt(self, index: int, error: Exception) -> None:
+        """Log an unreadable file, and stop the run when there are too many."""
+        if not self._corrupt[index]:
+            self._corrupt[index] = True
+            print_log(f'skipped {self.get_data_info(index)["img_path"]}: {type(error).__name__}: {error} '
+                      f'({int(self._corrupt.sum())} unreadable of {len(self)})', 'current', logging.WARNING)
+        count = int(self._corrupt.sum())
+        if count > max(1, self.max_corrupt_share * len(self)):
+            names = [self.get_data_info(int(one))['img_path'] for one in self._corrupt.nonzero()[:10, 0]]
+            raise RuntimeError(f'{count} of {len(self)} pictures are unreadable, more than max_corrupt_share='
+                               f'{self.max_corrupt_share} allows: {", ".join(names)}')
 
 
 @DATA_SAMPLERS.register_module()
