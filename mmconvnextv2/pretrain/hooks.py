@@ -4,8 +4,9 @@ from typing import Optional, Sequence
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch import Tensor
+from torch import Tensor, nn
 
 from .masking import stack_visible_cells
 
@@ -37,6 +38,20 @@ def picture_grid(pictures: dict, mean: Optional[Tensor] = None, std: Optional[Te
     return grid.round().clamp(0, 255).byte().cpu().numpy()
 
 
+def draw_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
+    """Return the picture grid of a batch as the data loader gives it (``inputs``, ``data_samples``)."""
+    preprocessor, training = model.data_preprocessor, model.training
+    data = preprocessor(dict(batch), False)
+    cells = stack_visible_cells(data['data_samples'], data['inputs'].device)
+    pictures = model.eval().reconstruct(data['inputs'], cells)
+    model.train(training)
+    return picture_grid(pictures, getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
     """Write original | masked | reconstruction | pasted of the first training pictures to every visualizer backend.
@@ -62,15 +77,5 @@ class ReconstructionHook(Hook):
     def after_train_epoch(self, runner) -> None:
         """Draw when the interval has passed, and after the last epoch."""
         if self.every_n_epochs(runner, self.interval) or runner.epoch + 1 == runner.max_epochs:
-            runner.visualizer.add_image('reconstruction', self.draw(runner), step=runner.epoch + 1)
-
-    def draw(self, runner) -> np.ndarray:
-        """Return the picture grid of the current model."""
-        model = getattr(runner.model, 'module', runner.model)
-        data = model.data_preprocessor(dict(self._batch), False)
-        training, preprocessor = model.training, model.data_preprocessor
-        model.eval()
-        cells = stack_visible_cells(data['data_samples'], data['inputs'].device)
-        pictures = model.reconstruct(data['inputs'], cells)
-        model.train(training)
-        return picture_grid(pictures, getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None))
+            picture = draw_reconstructions(_unwrapped(runner.model), self._batch)
+            runner.visualizer.add_image('reconstruction', picture, step=runner.epoch + 1)
