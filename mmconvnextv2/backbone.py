@@ -232,12 +232,15 @@ class ConvNeXtV2(BaseModule):
         return tuple(outputs)
 
     def _output(self, stage: int, sites: Tensor, grid: Grid, walk: Execution) -> Tensor:
-        """Apply the output norm, and lay the sites (B, N, C) out as a map or average them."""
+        """Apply the output norm, and lay the sites (B, N, C) out as a map or average them.
+
+        Maps leave in NCHW memory: mmcv's RoIAlign and its like read channels-last memory as if it were NCHW, silently.
+        """
         if self.gap_before_final_norm:
             sites = _mean_over_sites(sites, grid)  # (B, 1, C)
         if self.out_norm:
             sites = getattr(self, f'norm{stage}')(sites)
-        return sites.squeeze(1) if self.gap_before_final_norm else walk.leave(sites, grid)
+        return sites.squeeze(1) if self.gap_before_final_norm else walk.leave(sites, grid).contiguous()
 
     def init_weights(self) -> None:
         """Draw weights (std 0.02, once), then run ``init_cfg``, which may load pretrained weights.

@@ -19,7 +19,8 @@ class FP32SingleRoIExtractor(SingleRoIExtractor):
     def forward(self, feats: Tuple[Tensor], rois: Tensor, roi_scale_factor: Optional[float] = None) -> Tensor:
         """Pool features of shape (B, C, H, W) a level for RoIs of shape (K, 5); returns (K, C, S, S) in fp32."""
         with torch.autocast(feats[0].device.type, enabled=False):
-            return super().forward(tuple(feat.float() for feat in feats), rois.float(), roi_scale_factor)
+            maps = tuple(feat.float().contiguous() for feat in feats)  # RoIAlign misreads channels-last memory
+            return super().forward(maps, rois.float(), roi_scale_factor)
 
 
 @MODELS.register_module()

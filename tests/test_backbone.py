@@ -4,8 +4,10 @@ import functools
 import pytest
 import timm
 import torch
+from mmcv.ops import RoIAlign
 from mmpretrain.models import ConvNeXt
 from torch import nn
+from torchvision.ops import roi_align
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical
@@ -61,6 +63,14 @@ def test_convnext_v1_is_an_option():
     with torch.no_grad():
         for one, other in zip(ours(images), theirs(images), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_maps_suit_roi_align():
+    """mmcv's RoIAlign, which ignores strides, pools from our maps what torchvision's, which honours them, pools."""
+    features = randomise(ConvNeXtV2('atto'))(torch.randn(1, 3, 64, 64))[0]
+    boxes = torch.tensor([[0., 3., 2., 50., 41.]])
+    pooled = RoIAlign(7, spatial_scale=0.25, sampling_ratio=2)(features, boxes)
+    torch.testing.assert_close(pooled, roi_align(features, boxes, 7, 0.25, 2, True))
 
 
 def test_weights_are_drawn_once_with_std_002():
