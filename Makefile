@@ -1,21 +1,21 @@
 # make quickstart | test | minkowski | lint | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
-SETUP = PYTHON=$(PYTHON) requirements/install.sh $(VENV)
+SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
 .PHONY: env quickstart test minkowski lint
 env:
 	@$(SETUP)
 
 quickstart: env
-	@$(VENV)/bin/python tools/quickstart.py
+	@"$(VENV)/bin/python" tools/quickstart.py
 
 test: env
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
 
 minkowski:
 	@$(SETUP) minkowski
 
 lint: env
-	@$(VENV)/bin/python -m flake8 mmconvnextv2 tools tests configs benchmarks
-	@$(VENV)/bin/python -m isort --check-only mmconvnextv2 tools tests configs benchmarks
+	@"$(VENV)/bin/python" -m flake8 mmconvnextv2 tools tests configs benchmarks
+	@"$(VENV)/bin/python" -m isort --check-only mmconvnextv2 tools tests configs benchmarks

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes (or completes) the tested environment:  requirements/install.sh VENV [minkowski]
 # Reads requirements/lock.txt. PYTHON names the interpreter; FORCE_CUDA=1 builds mmcv with CUDA ops, FORCE_CUDA=0 never.
+# State in VENV: .mmconvnextv2 says that the folder is ours, .lock what is complete (the lock's hash and mmcv's ops),
+# .source the installed clone, .unfinished-STEP that a step was cut off and its files are not to be trusted.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -8,21 +10,35 @@ venv=${1:?usage: install.sh VENV [minkowski]}
 lock=$here/lock.txt
 python=${PYTHON:-python3}
 need_gib=12
+torch_cuda=13.0  # of the locked torch; known here so that a missing toolkit is told before torch is fetched
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 say() { printf 'setup: %s\n' "$*"; }
 pinned() { sed -n "s/^\($1==[^ ]*\).*/\1/p" "$lock"; }
+pip() { "$venv/bin/python" -m pip "$@"; }
+works() { [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; }
 
-# Runs a command with its output in $venv/install.log, and shows every ten seconds that it is alive.
+stop() {
+    trap - INT TERM
+    kill -INT -- "-$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+    kill -TERM -- "-$1" 2>/dev/null || true  # children that ignore SIGINT
+    say "stopped; the same command goes on from here" >&2
+    exit 130
+}
+
+# Runs a command with its output in $venv/install.log, and shows every ten seconds that it is alive. The command has
+# its own process group, so that Ctrl-C ends its compilers too.
 quietly() {
-    local title=$1 started=$SECONDS step pid; shift
+    local title=$1 started=$SECONDS told=$SECONDS step pid; shift
     say "$title ..."
     printf '\n## %s: %s\n' "$title" "$*" >> "$venv/install.log"
-    "$@" >> "$venv/install.log" 2>&1 & pid=$!
-    trap 'kill $pid 2>/dev/null; exit 130' INT TERM
+    set -m; "$@" >> "$venv/install.log" 2>&1 < /dev/null & pid=$!; set +m
+    trap 'stop $pid' INT TERM
     while kill -0 "$pid" 2>/dev/null; do
-        sleep 1
-        if (( (SECONDS - started) % 10 == 9 )) && kill -0 "$pid" 2>/dev/null; then
+        sleep 0.2
+        if (( SECONDS - told >= 10 )); then
+            told=$SECONDS
             step=$(tail -n 40 "$venv/install.log" | grep -oE '\[[0-9]+/[0-9]+\]|Downloading [^ ]+|Installing collected' | tail -n 1 || true)
             printf 'setup:   %4d s  %s\n' $((SECONDS - started)) "${step:-working}"
         fi
@@ -31,73 +47,116 @@ quietly() {
     wait "$pid" || { tail -n 25 "$venv/install.log" >&2; fail "$title failed; the whole log is $venv/install.log"; }
 }
 
+# install STEP TITLE ARGUMENTS: pip install; what a cut-off run of the same step left behind is written again.
+install() {
+    local step=$1 title=$2 again=(); shift 2
+    [ ! -e "$venv/.unfinished-$step" ] || again=(--ignore-installed)
+    touch "$venv/.unfinished-$step"
+    quietly "$title" pip install "${again[@]}" "$@"
+    rm "$venv/.unfinished-$step"
+}
+
 check_machine() {
     command -v "$python" >/dev/null || fail "no $python here: install CPython 3.11, or name one with PYTHON=/path/to/python3.11"
-    local found parent free
+    local found
     found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     [ "$found" = 3.11 ] || fail "$python is Python $found, the tested set needs CPython 3.11: name one with PYTHON=/path/to/python3.11"
     "$python" -c 'import venv, ensurepip' 2>/dev/null || fail "$python has no venv module: install it (Debian: python3.11-venv)"
     command -v c++ >/dev/null || fail "no C++ compiler (c++) here: mmcv is built from source, install one (Debian: g++)"
     [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
         fail "the C headers of $python are missing (Python.h): install them (Debian: python3.11-dev)"
-    parent=$(dirname "$venv"); mkdir -p "$parent" || fail "cannot make the folder $parent"
-    free=$(df -Pk "$parent" | awk 'NR == 2 {print int($4 / 1048576)}')
-    [ "$free" -ge "$need_gib" ] || fail "$free GiB are free in $parent, the environment needs $need_gib GiB: free some, or choose another place with VENV=/path"
+    [ "$ops" = cpu ] || check_cuda_toolkit
 }
 
-# Prints "cuda" or "cpu": which ops mmcv is to be built with, and why on standard error.
+check_place() {
+    local parent free there=0
+    if [ -n "$(ls -A "$venv" 2>/dev/null)" ] && ! ours; then
+        fail "$venv exists and was not made by this set-up: choose another place with VENV=/path"
+    fi
+    parent=$(dirname "$venv"); mkdir -p "$parent" 2>/dev/null || fail "cannot make the folder $parent: choose another place with VENV=/path"
+    if [ -d "$venv" ]; then there=$(du -sk "$venv" | awk '{print int($1 / 1048576)}'); fi
+    free=$(df -Pk "$parent" | awk 'NR == 2 {print int($4 / 1048576)}')
+    [ $((free + there)) -ge "$need_gib" ] ||
+        fail "$free GiB are free in $parent, the environment needs $((need_gib - there)) GiB: free some, or choose another place with VENV=/path"
+}
+
+ours() { [ -e "$venv/.mmconvnextv2" ] || [[ $made =~ ^[0-9a-f]{16}-(cpu|cuda)$ ]]; }
+
+# Prints "cuda" or "cpu": the ops that mmcv should have on this machine, or was asked to have.
 mmcv_ops() {
-    local force=${FORCE_CUDA:-auto}
-    if [ "$force" = 0 ]; then echo cpu; return; fi
-    if [ "$force" != 1 ] && ! nvidia-smi -L 2>/dev/null | grep -q GPU; then echo cpu; return; fi
-    echo cuda
+    case ${FORCE_CUDA:-auto} in
+        0) echo cpu ;;
+        1) echo cuda ;;
+        auto) if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo cuda; else echo cpu; fi ;;
+        *) fail "FORCE_CUDA is '$FORCE_CUDA', it can be 0 (CPU ops), 1 (CUDA ops) or unset (CUDA ops where a GPU is present)" ;;
+    esac
 }
 
 check_cuda_toolkit() {
-    local wants has
-    wants=$("$venv/bin/python" -c 'import torch; print(torch.version.cuda or "none")')
-    has=$( ("${CUDA_HOME:+$CUDA_HOME/bin/}nvcc" --version 2>/dev/null || true) | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
-    [ "${has%%.*}" = "${wants%%.*}" ] ||
-        fail "mmcv's CUDA ops need the CUDA toolkit $wants that torch was built with, nvcc here is ${has:-missing}: install it, or build CPU ops only with FORCE_CUDA=0"
+    local nvcc has
+    nvcc=${CUDA_HOME:+$CUDA_HOME/bin/nvcc}
+    nvcc=${nvcc:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+    has=$( ("$nvcc" --version 2>/dev/null || true) | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+    [ "${has%%.*}" = "${torch_cuda%%.*}" ] ||
+        fail "mmcv's CUDA ops need the CUDA toolkit $torch_cuda of $(pinned torch), nvcc here is ${has:-missing}: install it, or build CPU ops only with FORCE_CUDA=0"
 }
 
 # Builds a source distribution once for this torch, keeps the wheel, installs it.
 build() {
-    local requirement=$1 ops=$2 torch store; shift 2
+    local requirement=$1 kind=$2 torch store; shift 2
     torch=$("$venv/bin/python" -c 'import torch; print(torch.__version__)')
-    store=${XDG_CACHE_HOME:-$HOME/.cache}/mmconvnextv2/wheels/torch-$torch-$ops
-    mkdir -p "$store"
+    store=${XDG_CACHE_HOME:-$HOME/.cache}/mmconvnextv2/wheels/torch-$torch-$kind
     # A prebuilt wheel elsewhere cannot be told from a CPU-only one, so a CUDA build never takes it.
-    local source=(); [ "$ops" = cpu ] || source=(--no-binary "${requirement%%==*}")
+    local source=(); [ "$kind" = cpu ] || source=(--no-binary "${requirement%%==*}")
+    mkdir -p "$store"
     if ! ls "$store"/ | grep -qi "^${requirement%%==*}-${requirement##*==}-"; then
-        quietly "building $requirement ($ops ops; 5 to 15 minutes on two cores unless a wheel is at hand)" \
-            env "$@" "$venv/bin/pip" wheel -v --no-cache-dir --no-deps --no-build-isolation "${source[@]}" -w "$store" "$requirement"
+        quietly "building $requirement ($kind ops; 5 to 15 minutes on two cores unless a wheel is at hand)" \
+            env "$@" "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation "${source[@]}" \
+            -w "$venv/wheel" "$requirement"
+        mv "$venv/wheel"/*.whl "$store"/
     fi
-    quietly "installing $requirement" "$venv/bin/pip" install --no-deps --no-index --force-reinstall \
+    install "${requirement%%==*}" "installing $requirement" --no-deps --no-index --force-reinstall \
         "$(ls "$store"/* | grep -i "/${requirement%%==*}-${requirement##*==}-" | head -n 1)"
 }
 
+build_mmcv() {
+    local built
+    if [ "$ops" = cuda ]; then
+        build "$(pinned mmcv)" cuda MMCV_WITH_OPS=1 FORCE_CUDA=1
+    else
+        build "$(pinned mmcv)" cpu MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=
+    fi
+    built=$("$venv/bin/python" -c 'import mmcv.ops as ops, mmengine; print(ops.get_compiling_cuda_version())' 2>> "$venv/install.log") ||
+        fail "mmcv.ops does not import; see $venv/install.log"
+    case $ops:$built in
+        'cpu:not available') say "built mmcv with CPU ops only (FORCE_CUDA=1 builds CUDA ops)" ;;
+        'cuda:not available') fail "mmcv came out without CUDA ops; see $venv/install.log" ;;
+        *) say "built mmcv with CPU and CUDA $built ops" ;;
+    esac
+}
+
 install_all() {
-    local ops tools rest
-    say "making $venv from requirements/lock.txt: about 10 GB, 5 to 20 minutes; the log is $venv/install.log"
-    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-    ops=$(mmcv_ops)
-    tools="$(pinned setuptools) $(pinned wheel) $(pinned ninja) $(pinned psutil)"
-    quietly "installing build tools" "$venv/bin/pip" install --no-deps $tools
-    quietly "installing $(pinned torch), $(pinned torchvision) (3 GB to fetch)" \
-        "$venv/bin/pip" install -c "$lock" "$(pinned torch)" "$(pinned torchvision)"
-    rest=$venv/rest.txt; sed -n '/^# rest/,$p' "$lock" > "$rest"
-    quietly "installing the rest of the lock" "$venv/bin/pip" install --no-deps -r "$rest"
-    [ "$ops" = cpu ] || check_cuda_toolkit
-    if [ "$ops" = cuda ]; then build "$(pinned mmcv)" cuda MMCV_WITH_OPS=1 FORCE_CUDA=1; else build "$(pinned mmcv)" cpu MMCV_WITH_OPS=1 CUDA_VISIBLE_DEVICES=; fi
-    "$venv/bin/python" -c 'import mmcv.ops, mmengine' >> "$venv/install.log" 2>&1 || fail "mmcv.ops does not import; see $venv/install.log"
-    say "mmcv was built with $ops ops"
+    say "making $venv from requirements/lock.txt: about 6 GB, 3 to 20 minutes; the log is $venv/install.log"
+    mkdir -p "$venv"; touch "$venv/.mmconvnextv2"
+    works && pip --version >/dev/null 2>&1 || quietly "making the virtual environment" "$python" -m venv "$venv"
+    install tools "installing build tools" --no-deps "$(pinned setuptools)" "$(pinned wheel)" "$(pinned ninja)" "$(pinned psutil)"
+    install torch "installing $(pinned torch), $(pinned torchvision) (3 GB to fetch)" -c "$lock" "$(pinned torch)" "$(pinned torchvision)"
+    sed -n '/^# rest/,$p' "$lock" > "$venv/rest.txt"
+    install rest "installing the rest of the lock" --no-deps -r "$venv/rest.txt"
+    build_mmcv
+}
+
+# Emptied around the mark, so that a cut-off removal still knows the folder for ours.
+remove_old() {
+    say "$1, making $venv anew"
+    touch "$venv/.mmconvnextv2"
+    find "$venv" -mindepth 1 -maxdepth 1 ! -name .mmconvnextv2 -exec rm -rf {} +
 }
 
 install_minkowski() {
     [ ! -e "$venv/.minkowski" ] || return 0
     ldconfig -p | grep -q 'libopenblas\.so' || fail "MinkowskiEngine needs OpenBLAS, which is not here: install it (Debian: apt-get install libopenblas-dev)"
-    if ! "$venv/bin/pip" download -q --no-deps --only-binary :all: -d "$venv/probe" MinkowskiEngine==0.5.4 >> "$venv/install.log" 2>&1; then
+    if ! pip download -q --no-deps --only-binary :all: -d "$venv/probe" MinkowskiEngine==0.5.4 >> "$venv/install.log" 2>&1; then
         echo '#include <cblas.h>' | c++ -E - >/dev/null 2>&1 || fail "building MinkowskiEngine needs OpenBLAS's headers: install them (Debian: apt-get install libopenblas-dev)"
     fi
     rm -rf "$venv/probe"
@@ -108,16 +167,25 @@ install_minkowski() {
     say "MinkowskiEngine 0.5.4 is installed in $venv"
 }
 
-stamp=$(sha256sum "$lock" | cut -c 1-16)-$(mmcv_ops)
-if [ "$(cat "$venv/.lock" 2>/dev/null)" != "$stamp" ]; then
+hash=$(sha256sum "$lock" | cut -c 1-16)
+made=$(cat "$venv/.lock" 2>/dev/null || true)
+ops=$(mmcv_ops)
+if [ "${made%-*}" != "$hash" ] || ! works; then
+    check_place
     check_machine
-    if [ -e "$venv/.lock" ]; then say "the lock changed, making $venv anew"; rm -rf "$venv"; fi
-    [ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || fail "$venv exists and is not a virtual environment: choose another place with VENV=/path"
+    if [ -n "$made" ]; then remove_old "the lock or the Python changed"; fi
     install_all
-    echo "$stamp" > "$venv/.lock"
+    echo "$hash-$ops" > "$venv/.lock"
+elif [ "${made##*-}" != "$ops" ] && [ -n "${FORCE_CUDA:-}" ]; then
+    check_machine
+    say "mmcv in $venv has ${made##*-} ops, FORCE_CUDA=$FORCE_CUDA asks for $ops"
+    build_mmcv
+    echo "$hash-$ops" > "$venv/.lock"
+elif [ "${made##*-}:$ops" = cpu:cuda ]; then
+    say "a GPU is here, but mmcv in $venv has CPU ops only: FORCE_CUDA=1 make env builds CUDA ops"
 fi
 if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
-    quietly "installing this package (editable)" "$venv/bin/pip" install --no-deps --no-build-isolation -e "$(dirname "$here")"
+    install source "installing this package (editable)" --no-deps --no-build-isolation -e "$(dirname "$here")"
     dirname "$here" > "$venv/.source"
 fi
 if [ "${2:-}" = minkowski ]; then install_minkowski; fi

@@ -1,71 +1,260 @@
-"""The set-up refuses a machine it cannot work on in one line, before anything is downloaded or written."""
+"""The set-up refuses, before any download, a machine it cannot work on; it repeats in no time and survives Ctrl-C.
+
+The script under test is the real one; where a test lets it go on, the interpreter it is given makes an environment
+whose Python only writes down what was asked of it, so that nothing is fetched.
+"""
+import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / 'requirements' / 'install.sh'
-TOOLS = ('awk bash c++ cat cut df dirname env grep head ls mkdir rm sed sha256sum sleep tail touch').split()
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / 'requirements' / 'install.sh'
+LOCK_HASH = hashlib.sha256((ROOT / 'requirements' / 'lock.txt').read_bytes()).hexdigest()[:16]
+REAL_PYTHON = Path(sys.base_prefix) / 'bin' / 'python3.11'
+TOOLS = 'awk bash c++ cat chmod cp cut df dirname du env find grep head ls mkdir mv rm sed sha256sum sleep tail touch'
+ROOM = 'echo; echo "disk 100 50 52428800 50% /"'
+GPU = 'echo "GPU 0: one"'
+NVCC = 'echo "Cuda compilation tools, release 13.0, V13.0.1"'
+
+# "python" before the environment exists: everything but "-m venv" goes to the real interpreter.
+OUTSIDE = '''#!/bin/bash
+case "$*" in
+*"import venv"*) [ ! -e {home}/no-venv ] ;;
+"-m venv"*) mkdir -p "$3/bin"; cp {home}/inside "$3/bin/python"; touch "$3/pyvenv.cfg" ;;
+*) exec {real} "$@" ;;
+esac
+'''
+# "python" of the environment: notes what it is asked for, and answers what the set-up wants to know.
+INSIDE = '''#!/bin/bash
+[ "$1" = -c ] || echo "$@" >> {home}/asked
+case "$*" in
+*get_compiling_cuda_version*) cat {home}/mmcv-cuda ;;
+*torch.__version__*) echo 2.11.0 ;;
+*"pip wheel"*) mkdir -p "${{@: -2:1}}"; touch "${{@: -2:1}}/mmcv-2.1.0-any.whl" ;;
+*"pip install"*torchvision*) [ ! -e {home}/slow ] || {{ echo $$ > {home}/busy; sleep 60 & sleep 60; }} ;;
+esac
+'''
+
+
+class Machine:
+    """A PATH of chosen tools, an interpreter without a network, and the set-up run on them."""
+
+    def __init__(self, home):
+        self.home, self.tools, self.venv = home, home / 'bin', home / 'venv'
+        self.tools.mkdir()
+        for tool in TOOLS.split():
+            (self.tools / tool).symlink_to(shutil.which(tool))
+        self.put('df', '#!/bin/bash\n' + ROOM)
+        self.put('python3.11', OUTSIDE.format(home=home, real=REAL_PYTHON))
+        (home / 'inside').write_text(INSIDE.format(home=home))
+        (home / 'inside').chmod(0o755)
+        (home / 'mmcv-cuda').write_text('not available')
+
+    def put(self, tool, text):
+        path = self.tools / tool
+        path.unlink(missing_ok=True)
+        path.write_text(text if text.startswith('#!') else f'#!/bin/bash\n{text}\n')
+        path.chmod(0o755)
+
+    def start(self, *arguments, python='python3.11', **environment):
+        environment = {'PATH': str(self.tools), 'PYTHON': str(python), 'HOME': str(self.home), **environment}
+        return subprocess.Popen(['bash', SCRIPT, self.venv, *arguments], env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+    def run(self, *arguments, **kwargs):
+        process = self.start(*arguments, **kwargs)
+        process.stdout_text, process.stderr_text = process.communicate(timeout=60)
+        return process
+
+    def asked(self):
+        """What the environment's Python was asked for since the last call."""
+        log = self.home / 'asked'
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
 
 
 @pytest.fixture
 def machine(tmp_path):
-    """Return a function that runs the set-up with only the named tools on PATH, some replaced by scripts."""
-    bin_folder = tmp_path / 'bin'
-    bin_folder.mkdir()
-    for tool in TOOLS:
-        (bin_folder / tool).symlink_to(shutil.which(tool))
-    base = Path(sys.base_prefix) / 'bin' / 'python3'
-
-    def run(python=base, without=(), **replaced):
-        for tool in without:
-            (bin_folder / tool).unlink()
-        for tool, body in replaced.items():
-            (bin_folder / tool).unlink(missing_ok=True)
-            (bin_folder / tool).write_text(f'#!/bin/bash\n{body}\n')
-            (bin_folder / tool).chmod(0o755)
-        environment = {'PATH': str(bin_folder), 'PYTHON': str(python), 'HOME': str(tmp_path)}
-        return subprocess.run(['bash', SCRIPT, tmp_path / 'venv'], env=environment, capture_output=True, text=True,
-                              timeout=60)
-
-    return run
+    return Machine(tmp_path)
 
 
-def assert_refused(result, tmp_path, *words):
-    lines = result.stderr.strip().splitlines()
-    assert result.returncode == 1 and len(lines) == 1, result.stderr
+def assert_refused(result, *words):
+    lines = result.stderr_text.strip().splitlines()
+    assert result.returncode == 1 and len(lines) == 1, result.stderr_text
     assert all(word in lines[0] for word in words), lines
-    assert not (tmp_path / 'venv' / 'bin').exists()
 
 
-def test_wrong_python(machine, tmp_path):
+def assert_nothing_written(machine):
+    assert not machine.venv.exists() and machine.asked() == []
+
+
+def assert_ends(group):
+    """Every process of the group is gone within seconds (far less than the minute that the fake pip sleeps)."""
+    deadline = time.monotonic() + 10
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+
+
+def test_wrong_python(machine):
     """Another Python is named with its version and with what is needed."""
-    result = machine(python='old-python', **{'old-python': 'echo 3.9'})
-    assert_refused(result, tmp_path, 'old-python', '3.9', '3.11', 'PYTHON=')
+    machine.put('old-python', 'echo 3.9')
+    assert_refused(machine.run(python='old-python'), 'old-python', '3.9', '3.11', 'PYTHON=')
+    assert_nothing_written(machine)
 
 
-def test_missing_python(machine, tmp_path):
+def test_missing_python(machine):
     """An interpreter that is not there is named."""
-    assert_refused(machine(python='no-python'), tmp_path, 'no-python', 'PYTHON=')
+    assert_refused(machine.run(python='no-python'), 'no-python', 'PYTHON=')
+    assert_nothing_written(machine)
 
 
-def test_missing_compiler(machine, tmp_path):
+def test_no_venv_module(machine):
+    """A Python without venv, as Debian ships it, is told with the package that has it."""
+    (machine.home / 'no-venv').touch()
+    assert_refused(machine.run(), 'venv', 'python3.11-venv')
+    assert_nothing_written(machine)
+
+
+def test_missing_compiler(machine):
     """Without a C++ compiler the message says which package has one."""
-    assert_refused(machine(without=['c++']), tmp_path, 'c++', 'g++')
+    (machine.tools / 'c++').unlink()
+    assert_refused(machine.run(), 'c++', 'g++')
+    assert_nothing_written(machine)
 
 
-def test_no_disk(machine, tmp_path):
+def test_no_disk(machine):
     """A full disk is told with what is free and what is needed."""
-    result = machine(df='echo; echo "disk 100 97 3145728 97% /"')
-    assert_refused(result, tmp_path, '3 GiB', '12 GiB', 'VENV=')
+    machine.put('df', 'echo; echo "disk 100 97 3145728 97% /"')
+    assert_refused(machine.run(), '3 GiB', '12 GiB', 'VENV=')
+    assert_nothing_written(machine)
 
 
-def test_foreign_folder(machine, tmp_path):
-    """A folder that is no virtual environment is left as it is."""
-    (tmp_path / 'venv').mkdir()
-    (tmp_path / 'venv' / 'thesis.txt').write_text('years of work')
-    assert_refused(machine(), tmp_path, 'not a virtual environment', 'VENV=')
-    assert os.listdir(tmp_path / 'venv') == ['thesis.txt']
+def test_impossible_place(machine):
+    """A place below a file is refused by name."""
+    (machine.home / 'file').touch()
+    machine.venv = machine.home / 'file' / 'venv'
+    assert_refused(machine.run(), str(machine.home / 'file'), 'VENV=')
+
+
+@pytest.mark.parametrize('content', ['thesis.txt', 'pyvenv.cfg', '.lock'])
+def test_foreign_folder(machine, content):
+    """A folder that the set-up did not make, be it a virtual environment or hold a .lock, is left as it is."""
+    machine.venv.mkdir()
+    (machine.venv / content).write_text('years of work')
+    assert_refused(machine.run(), 'not made by this set-up', 'VENV=')
+    assert {path.name: path.read_text() for path in machine.venv.iterdir()} == {content: 'years of work'}
+
+
+def test_missing_cuda_toolkit(machine):
+    """A GPU without nvcc is told before anything is fetched, with the version needed and the way without."""
+    machine.put('nvidia-smi', GPU)
+    assert_refused(machine.run(CUDA_HOME=str(machine.home)), 'CUDA toolkit 13.0', 'missing', 'FORCE_CUDA=0')
+    machine.put('nvcc', NVCC.replace('13.0', '11.8'))
+    assert_refused(machine.run(), 'CUDA toolkit 13.0', '11.8', 'FORCE_CUDA=0')
+    assert_nothing_written(machine)
+
+
+def test_unknown_cuda_choice(machine):
+    """FORCE_CUDA takes 0 and 1; anything else is refused with both."""
+    assert_refused(machine.run(FORCE_CUDA='yes'), "'yes'", '0', '1')
+    assert_nothing_written(machine)
+
+
+def test_toolkit_is_the_one_of_the_locked_torch():
+    """The CUDA version that the set-up asks for is the one that the installed torch was built with."""
+    torch = pytest.importorskip('torch')
+    if torch.version.cuda is None:
+        pytest.skip('this torch was built without CUDA')
+    assert f'torch_cuda={torch.version.cuda} ' in SCRIPT.read_text()
+
+
+def test_steps_and_repetition(machine):
+    """torch comes before mmcv, mmcv is built without isolation and without a GPU's ops; a second run asks nothing."""
+    first = machine.run()
+    assert first.returncode == 0, first.stderr_text
+    assert 'CPU ops only' in first.stdout_text
+    steps = [line for line in machine.asked() if ' install ' in line or ' wheel ' in line]
+    order = [next(i for i, step in enumerate(steps) if word in step)
+             for word in ('setuptools==', 'torchvision==', 'rest.txt', 'pip wheel', 'mmcv-2.1.0-any.whl', '-e ')]
+    assert order == list(range(6)) and len(steps) == 6
+    assert '--no-build-isolation' in steps[3] and '--no-deps' in steps[2]
+    started = time.monotonic()
+    assert machine.run().returncode == 0
+    assert machine.asked() == [] and time.monotonic() - started < 5
+
+
+def test_ctrl_c_leaves_nothing_running_and_the_next_run_goes_on(machine):
+    """Ctrl-C ends pip and its children; the next run writes the broken step's files again, and only that step's."""
+    (machine.home / 'slow').touch()
+    process = machine.start()
+    busy = machine.home / 'busy'
+    while not (busy.exists() and busy.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    group = os.getpgid(int(busy.read_text()))
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and 'goes on from here' in errors
+    assert_ends(group)
+    (machine.home / 'slow').unlink()
+    machine.asked()
+    again = machine.run()
+    assert again.returncode == 0, again.stderr_text
+    rewritten = [line for line in machine.asked() if '--ignore-installed' in line]
+    assert len(rewritten) == 1 and 'torchvision==' in rewritten[0]
+    assert machine.run().returncode == 0 and machine.asked() == []
+
+
+def test_gpu_builds_cuda_ops_and_force_cuda_decides(machine):
+    """A GPU alone builds CUDA ops from source, FORCE_CUDA=0 rebuilds mmcv and nothing else, and each is told."""
+    machine.put('nvidia-smi', GPU)
+    machine.put('nvcc', NVCC)
+    (machine.home / 'mmcv-cuda').write_text('13.0')
+    made = machine.run()
+    assert made.returncode == 0 and 'CUDA 13.0 ops' in made.stdout_text, made.stderr_text
+    assert any('pip wheel' in line and '--no-binary mmcv' in line for line in machine.asked())
+    (machine.home / 'mmcv-cuda').write_text('not available')
+    changed = machine.run(FORCE_CUDA='0')
+    assert changed.returncode == 0 and 'CPU ops only' in changed.stdout_text, changed.stderr_text
+    asked = machine.asked()
+    assert asked and all('mmcv' in line for line in asked)
+    assert 'FORCE_CUDA=1' in machine.run().stdout_text
+    assert machine.asked() == []
+
+
+def test_cuda_ops_that_did_not_come_out_are_an_error(machine):
+    """When CUDA ops were asked for and mmcv reports none, the set-up fails instead of leaving a CPU build behind."""
+    machine.put('nvcc', NVCC)
+    result = machine.run(FORCE_CUDA='1')
+    assert result.returncode == 1 and 'without CUDA ops' in result.stderr_text
+    assert not (machine.venv / '.lock').exists()
+
+
+def test_changed_lock_makes_the_environment_anew(machine):
+    """An environment of another lock is emptied, nothing of it stays."""
+    machine.run()
+    (machine.venv / '.lock').write_text('0' * 16 + '-cpu')
+    (machine.venv / 'old-package').touch()
+    result = machine.run()
+    assert result.returncode == 0 and 'anew' in result.stdout_text, result.stderr_text
+    assert not (machine.venv / 'old-package').exists()
+    assert (machine.venv / '.lock').read_text().strip() == f'{LOCK_HASH}-cpu'
+
+
+def test_missing_openblas(machine):
+    """MinkowskiEngine without OpenBLAS is refused with the package to install, before anything is fetched."""
+    assert machine.run().returncode == 0
+    machine.asked()
+    machine.put('ldconfig', 'echo "libc.so.6 => /lib/libc.so.6"')
+    assert_refused(machine.run('minkowski'), 'OpenBLAS', 'libopenblas-dev')
+    assert machine.asked() == []
