@@ -2,7 +2,6 @@
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,9 @@ def site(tmp_path_factory):
                             str(folder), str(source)], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     wheel, = folder.glob('*.whl')
-    zipfile.ZipFile(wheel).extractall(folder / 'site')
+    installed = subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target',
+                                str(folder / 'site'), str(wheel)], capture_output=True, text=True)
+    assert installed.returncode == 0, installed.stderr
     return folder / 'site'
 
 
@@ -33,6 +34,12 @@ def test_wheel_carries_every_config_and_tool(site):
         assert len(files) > 4
         for path in files:
             assert (carried / path.relative_to(ROOT)).read_bytes() == path.read_bytes()
+
+
+def test_wheel_carries_no_link_and_no_test(site):
+    """Nothing installed points back into the clone, and the tests stay at home."""
+    assert not [path for path in site.rglob('*') if path.is_symlink()]
+    assert sorted(path.name for path in site.iterdir() if not path.name.endswith('.dist-info')) == ['mmconvnextv2']
 
 
 def test_config_of_the_wheel_builds_outside_the_clone(site, tmp_path):
