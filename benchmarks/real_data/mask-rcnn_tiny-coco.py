@@ -11,7 +11,7 @@ train_dataloader = dict(
                            {**crop, 'crop_size': scale}, *rest]))
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=40, val_interval=40)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=40, val_interval=1000)
 param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20)]
 optim_wrapper = dict(optimizer=dict(lr=4e-4))
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(by_epoch=False, interval=40))
