@@ -1,11 +1,16 @@
 """The embedded data set is what its labels say, in every layout, and the same each time."""
+import json
+import math
+
 import numpy as np
 import pytest
 from mmdet.datasets import CocoDataset
 from mmseg.datasets import BaseSegDataset
 from PIL import Image
+from pycocotools.coco import COCO
 
-from mmconvnextv2.datasets import GROUNDS, OBJECTS, EmbeddedSpec, draw_scene, make_embedded
+from mmconvnextv2.datasets import GROUNDS, OBJECTS, EmbeddedSpec, draw_scene, embedded, make_embedded
+from mmconvnextv2.datasets.scenes import object_mask
 
 SPEC = EmbeddedSpec(unlabelled=2, train=6, val=3, size=64)
 
@@ -18,20 +23,23 @@ def root(tmp_path_factory):
 
 
 def test_same_pictures_each_time(root, tmp_path):
-    """Drawing again gives the same bytes, another seed other pictures, and a complete folder is left alone."""
-    make_embedded(str(tmp_path / 'again'), SPEC)
+    """Drawing again gives the same bytes, and other seeds and splits give other pictures."""
+    make_embedded(str(tmp_path / 'new' / 'again'), SPEC)
     files = [path.relative_to(root) for path in root.rglob('*') if path.is_file()]
     assert len(files) == 2 + 3 * (6 + 3) + 2 + 1
-    assert all((root / name).read_bytes() == (tmp_path / 'again' / name).read_bytes() for name in files)
-    assert not make_embedded(str(root), SPEC)
+    assert all((root / name).read_bytes() == (tmp_path / 'new' / 'again' / name).read_bytes() for name in files)
     assert not np.array_equal(draw_scene(0, 1, 0, 64).image, draw_scene(1, 1, 0, 64).image)
     assert not np.array_equal(draw_scene(0, 1, 0, 64).image, draw_scene(0, 2, 0, 64).image)
-    with pytest.raises(ValueError, match='another folder'):
-        make_embedded(str(root), EmbeddedSpec(size=32))
 
 
-def test_both_layouts_agree(root):
-    """mmdet's masks, painted over mmseg's grounds, are mmseg's labels where objects are large enough to be listed."""
+def test_picture_does_not_depend_on_the_others(root):
+    """The last training picture on disk is drawn alike without those before it."""
+    assert np.array_equal(np.asarray(Image.open(root / 'coco/train2017/000005.png')), draw_scene(0, 1, 5, 64).image)
+    assert np.array_equal(np.asarray(Image.open(root / 'unlabelled/000001.png')), draw_scene(0, 0, 1, 64).image)
+
+
+def test_layouts_agree(root):
+    """mmdet's masks, painted over the ground that mmseg gives, are exactly mmseg's labels; boxes are tight."""
     coco = CocoDataset(
         ann_file='annotations/instances_train2017.json', data_root=str(root / 'coco'), metainfo=dict(classes=OBJECTS),
         data_prefix=dict(img='train2017/'), pipeline=[
@@ -45,24 +53,86 @@ def test_both_layouts_agree(root):
     for index in range(6):
         detected, labelled = coco[index], segmentation[index]
         assert np.array_equal(detected['img'], labelled['img'])
-        labels = labelled['gt_seg_map']
-        assert set(np.unique(labels)) <= set(range(len(GROUNDS + OBJECTS)))
-        masks = detected['gt_masks'].masks
-        assert len(masks) and masks.sum(0).max() == 1
+        labels, masks = labelled['gt_seg_map'], detected['gt_masks'].masks
+        painted = np.full_like(labels, np.unique(labels)[0])
         for mask, category, box in zip(masks, detected['gt_bboxes_labels'], detected['gt_bboxes'].tensor.numpy()):
-            assert (labels[mask.astype(bool)] == len(GROUNDS) + category).all()
+            assert (painted[mask.astype(bool)] < len(GROUNDS)).all()  # masks do not overlap
+            painted[mask.astype(bool)] = len(GROUNDS) + category
             rows, columns = np.nonzero(mask)
             assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-        assert ((labels >= len(GROUNDS)) & (masks.sum(0) == 0)).sum() < 20 * 5
+        assert np.array_equal(painted, labels)
 
 
-def test_labels_are_never_zero(root):
-    """Every pixel of a label picture has a class: zero would mean unlabelled."""
-    labels = [np.asarray(Image.open(path)) for path in (root / 'ade' / 'annotations').rglob('*.png')]
-    assert len(labels) == 9 and min(label.min() for label in labels) == 1
+def test_areas_and_classes_of_the_annotation_file(root):
+    """pycocotools decodes masks whose pixels are the area given, every class is named, and ids are unique."""
+    coco = COCO(str(root / 'coco' / 'annotations' / 'instances_val2017.json'))
+    annotations = coco.loadAnns(coco.getAnnIds())
+    assert len({item['id'] for item in annotations}) == len(annotations) >= 3
+    assert all(coco.annToMask(item).sum() == item['area'] for item in annotations)
+    assert {item['id']: item['name'] for item in coco.cats.values()} == dict(enumerate(OBJECTS, 1))
 
 
-def test_refuses_a_bad_spec():
-    """A size too small to draw on is named."""
-    with pytest.raises(ValueError, match='size=8'):
-        EmbeddedSpec(size=8)
+@pytest.mark.parametrize('name, area', [
+    ('disc', math.pi * 0.9**2),
+    ('square', 1.5**2),
+    ('triangle', 1.5 * 1.5 / 1.9),
+    ('star', math.pi * (0.6**2 + 0.35**2 / 2)),
+    ('ring', math.pi * (0.95**2 - 0.5**2)),
+    ('cross', 2 * 0.6 * 1.9 - 0.6**2),
+])
+def test_shapes_have_their_geometric_area(name, area):
+    """The mask of each shape covers the area that geometry gives for it."""
+    v, u = np.mgrid[-1:1:1001j, -1:1:1001j]
+    assert 4 * object_mask(OBJECTS.index(name), u, v).mean() == pytest.approx(area, rel=0.01)
+
+
+def test_occlusion_and_scale_vary():
+    """Among forty scenes some objects are partly covered, sizes differ fourfold, and every class and ground occurs."""
+    scenes = [draw_scene(0, 1, index, 128) for index in range(40)]
+    areas = {kind: [mask.sum() for scene in scenes for category, mask in scene.instances if category == kind]
+             for kind in range(len(OBJECTS))}
+    assert all(max(sizes) > 4 * min(sizes) for sizes in areas.values())
+    assert {label for scene in scenes for label in np.unique(scene.labels)} == set(range(1, 11))
+    touching = [scene for scene in scenes for _, one in scene.instances for _, other in scene.instances
+                if one is not other and (one[:, 1:] & other[:, :-1]).any()]
+    assert len(touching) > 5
+
+
+def test_complete_folder_is_reused_and_others_are_left_alone(root, tmp_path):
+    """A complete folder is not drawn again; one with other pictures, or foreign files, is refused untouched."""
+    before = (root / 'spec.json').stat().st_mtime_ns
+    assert not make_embedded(str(root), SPEC)
+    assert (root / 'spec.json').stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match='choose another folder'):
+        make_embedded(str(root), EmbeddedSpec(size=32))
+    (tmp_path / 'notes.txt').write_text('mine')
+    with pytest.raises(ValueError, match='choose another folder'):
+        make_embedded(str(tmp_path), SPEC)
+    assert [path.name for path in tmp_path.iterdir()] == ['notes.txt']
+
+
+def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
+    """A full disk in the middle leaves neither the folder nor a partial one, and the next call draws it all."""
+    real_annotation, calls = embedded._annotation, []
+
+    def full_disk(*args):
+        calls.append(args)
+        if len(calls) > 3:
+            raise OSError(28, 'No space left on device')
+        return real_annotation(*args)
+
+    monkeypatch.setattr(embedded, '_annotation', full_disk)
+    with pytest.raises(OSError, match='No space'):
+        make_embedded(str(tmp_path / 'data'), SPEC)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert make_embedded(str(tmp_path / 'data'), SPEC)
+    assert json.loads((tmp_path / 'data' / 'spec.json').read_text())['train'] == 6
+
+
+@pytest.mark.parametrize('values, words', [(dict(size=8), 'size=8.*32'), (dict(train=0), 'train=0.*1'),
+                                           (dict(seed=-1), 'seed=-1'), (dict(val=2.5), 'val=2.5')])
+def test_refuses_a_bad_spec(values, words):
+    """What cannot be drawn is named with its value and the least allowed one."""
+    with pytest.raises(ValueError, match=words):
+        EmbeddedSpec(**values)

@@ -2,7 +2,7 @@
 _base_ = '../_base_/upernet_160k_ade20k.py'
 num_iters = 300
 data_root = 'work_dirs/quickstart/data/ade'
-metainfo = dict(classes=('plain', 'stripes', 'marble', 'disc', 'square', 'triangle', 'star', 'ring', 'cross'))
+metainfo = dict(classes=('plain', 'stripes', 'marble', 'tiles', 'disc', 'square', 'triangle', 'star', 'ring', 'cross'))
 num_classes = len(metainfo['classes'])
 crop_size = (128, 128)
 model = dict(

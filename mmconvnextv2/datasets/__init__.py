@@ -1,4 +1,5 @@
 """The embedded data set: procedural pictures in the layouts of COCO, ADE20K and plain unlabelled folders."""
-from .embedded import GROUNDS, OBJECTS, EmbeddedSpec, draw_scene, make_embedded
+from .embedded import EmbeddedSpec, make_embedded
+from .scenes import GROUNDS, OBJECTS, Scene, draw_scene
 
-__all__ = ['EmbeddedSpec', 'GROUNDS', 'OBJECTS', 'draw_scene', 'make_embedded']
+__all__ = ['EmbeddedSpec', 'GROUNDS', 'OBJECTS', 'Scene', 'draw_scene', 'make_embedded']

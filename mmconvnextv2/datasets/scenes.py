@@ -1,0 +1,153 @@
+"""Procedural scenes: textured, shaded objects that occlude each other on textured grounds.
+
+A scene depends on (seed, split, index) alone. Every class of object has a texture of its own, whose scale, phase and
+colours vary; colour says nothing about the class.
+"""
+from typing import List, NamedTuple, Tuple
+
+import numpy as np
+from PIL import Image
+
+GROUNDS = ('plain', 'stripes', 'marble', 'tiles')
+OBJECTS = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
+SPLITS = ('unlabelled', 'train', 'val')
+MIN_VISIBLE = 0.3  # of an object's own area, and at least MIN_PIXELS; what shows less is not drawn at all
+MIN_PIXELS = 30
+
+
+class Scene(NamedTuple):
+    """A picture with its labels.
+
+    Attributes:
+        image (np.ndarray): RGB, uint8, (H, W, 3).
+        labels (np.ndarray): uint8, (H, W): 1 + ground, or 1 + len(GROUNDS) + category; never 0 (unlabelled).
+        instances (list): Per object its category and where it is visible, bool (H, W). Masks do not overlap.
+    """
+    image: np.ndarray
+    labels: np.ndarray
+    instances: List[Tuple[int, np.ndarray]]
+
+
+class Placement(NamedTuple):
+    """An object and its own coordinates, each (H, W); the object lies within [-1, 1]."""
+    kind: int
+    u: np.ndarray
+    v: np.ndarray
+
+
+def _smooth_noise(generator: np.random.Generator, size: int, cells: int) -> np.ndarray:
+    """Return noise in [0, 1], (size, size), that varies over ``size / cells`` pixels."""
+    coarse = Image.fromarray((generator.random((cells, cells)) * 255).astype(np.uint8))
+    return np.asarray(coarse.resize((size, size), Image.BICUBIC), dtype=np.float64) / 255
+
+
+def _wave(phase: np.ndarray) -> np.ndarray:
+    return 0.5 + 0.5 * np.sin(phase)
+
+
+def _ground_texture(generator: np.random.Generator, kind: int, size: int) -> np.ndarray:
+    """Return a ground's pattern in [0, 1], (size, size): how much of its second colour shows."""
+    y, x = np.mgrid[:size, :size].astype(np.float64)
+    angle, period = generator.uniform(0, np.pi), generator.uniform(7, 14)
+    along = (x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period
+    across = (y * np.cos(angle) - x * np.sin(angle)) * 2 * np.pi / period
+    return {
+        'plain': lambda: 0.7 * _smooth_noise(generator, size, 6) + 0.3 * generator.random((size, size)),
+        'stripes': lambda: _wave(along),
+        'marble': lambda: _wave((x + y) / 12 + 9 * _smooth_noise(generator, size, 8)),
+        'tiles': lambda: 1 - 0.9 * (np.minimum(_wave(along), _wave(across)) < 0.12),
+    }[GROUNDS[kind]]()
+
+
+def object_mask(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return where an object is, bool, of the shape of its coordinates ``u``, ``v``."""
+    radius, angle = np.hypot(u, v), np.arctan2(v, u)
+    return {
+        'disc': lambda: radius < 0.9,
+        'square': lambda: np.maximum(abs(u), abs(v)) < 0.75,
+        'triangle': lambda: (v > -0.5) & (v < 1 - 1.9 * abs(u)),
+        'star': lambda: radius < 0.6 + 0.35 * np.cos(5 * angle),
+        'ring': lambda: (radius < 0.95) & (radius > 0.5),
+        'cross': lambda: (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 0.95),
+    }[OBJECTS[kind]]()
+
+
+def _object_texture(generator: np.random.Generator, kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Return an object's pattern in [0, 1], (H, W)."""
+    radius, angle = np.hypot(u, v), np.arctan2(v, u)
+    scale, phase = generator.uniform(0.8, 1.3), generator.uniform(0, 2 * np.pi)
+    return {
+        'disc': lambda: _wave(14 * scale * radius + phase),
+        'square': lambda: 1. * (np.sin(9 * scale * u + phase) * np.sin(9 * scale * v + phase) > 0),
+        'triangle': lambda: _wave(16 * scale * v + phase),
+        'star': lambda: 1. * (generator.random(u.shape) > 0.5),
+        'ring': lambda: _wave(np.round(10 * scale) * angle + phase),
+        'cross': lambda: np.clip(0.5 + 0.5 * (u * np.cos(phase) + v * np.sin(phase)), 0, 1),
+    }[OBJECTS[kind]]()
+
+
+def _colour(generator: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
+    """Blend two random colours by a pattern (H, W) to (H, W, 3)."""
+    light, dark = generator.uniform(0.5, 1, 3), generator.uniform(0, 0.5, 3)
+    return dark + pattern[..., None] * (light - dark)
+
+
+def _place(generator: np.random.Generator, size: int) -> Placement:
+    """Draw an object's class, place, size and angle."""
+    kind = int(generator.integers(len(OBJECTS)))
+    y, x = np.mgrid[:size, :size].astype(np.float64)
+    radius, angle = size * generator.uniform(0.1, 0.28), generator.uniform(-0.6, 0.6)
+    x, y = (axis - generator.uniform(0.1 * size, 0.9 * size) for axis in (x, y))
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    return Placement(kind, u / radius, v / radius)
+
+
+def _visible_masks(objects: List[Placement]) -> List[np.ndarray]:
+    """Return where each object shows, bool (H, W): later objects lie in front."""
+    masks, covered = [], False
+    for item in reversed(objects):
+        mask = object_mask(*item)
+        masks.append(mask & ~np.asarray(covered))
+        covered = mask | covered
+    return masks[::-1]
+
+
+def _draw_objects(generator: np.random.Generator, size: int) -> List[Placement]:
+    """Place two to five objects, back to front, and leave out those that hardly show."""
+    objects = [_place(generator, size) for _ in range(generator.integers(2, 6))]
+    shown = [mask.sum() for mask in _visible_masks(objects)]
+    whole = [object_mask(*item).sum() for item in objects]
+    return [item for item, pixels, area in zip(objects, shown, whole)
+            if pixels >= max(MIN_PIXELS * (size / 128)**2, MIN_VISIBLE * area)]
+
+
+def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
+    """Draw one scene.
+
+    Args:
+        seed (int): Of the data set.
+        split (int): Index into ``SPLITS``.
+        index (int): Number of the picture in its split.
+        size (int): Side in pixels.
+
+    Returns:
+        Scene: The picture and its labels.
+    """
+    generator = np.random.default_rng((seed, split, index))
+    ground = int(generator.integers(len(GROUNDS)))
+    objects = _draw_objects(generator, size)
+    image = _colour(generator, _ground_texture(generator, ground, size))
+    labels = np.full((size, size), 1 + ground, np.uint8)
+    masks = _visible_masks(objects)
+    for item, mask in zip(objects, masks):
+        image[mask] = _colour(generator, _object_texture(generator, *item))[mask]
+        labels[mask] = 1 + len(GROUNDS) + item.kind
+    image = image * _light(generator, size) + generator.normal(0, 0.02, image.shape)
+    return Scene((image.clip(0, 1) * 255).astype(np.uint8), labels, [(item.kind, m) for item, m in zip(objects, masks)])
+
+
+def _light(generator: np.random.Generator, size: int) -> np.ndarray:
+    """Return illumination that falls from 1 to about 0.6 in a random direction, (size, size, 1)."""
+    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
+    angle = generator.uniform(0, 2 * np.pi)
+    return (0.8 + 0.14 * (x * np.cos(angle) + y * np.sin(angle)))[..., None]
