@@ -110,10 +110,11 @@ build() {
     local source=(); [ "$kind" = cpu ] || source=(--no-binary "${requirement%%==*}")
     mkdir -p "$store"
     if ! ls "$store"/ | grep -qi "^${requirement%%==*}-${requirement##*==}-"; then
+        rm -rf "$store/.new"
         quietly "building $requirement ($kind ops; 5 to 15 minutes on two cores unless a wheel is at hand)" \
             env "$@" "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation "${source[@]}" \
-            -w "$venv/wheel" "$requirement"
-        mv "$venv/wheel"/*.whl "$store"/
+            -w "$store/.new" "$requirement"
+        mv "$store/.new"/*.whl "$store"/
     fi
     install "${requirement%%==*}" "installing $requirement" --no-deps --no-index --force-reinstall \
         "$(ls "$store"/* | grep -i "/${requirement%%==*}-${requirement##*==}-" | head -n 1)"
