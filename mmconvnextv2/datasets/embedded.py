@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from .scenes import OBJECTS, SPLITS, draw_scene
 
 ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
-DRAWING = 2  # counts changes of the scenes, so that a folder drawn by an earlier version is not taken for this one
+DRAWING = 3  # counts changes of the scenes, so that a folder drawn by an earlier version is not taken for this one
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Procedural scenes: textured, shaded objects that occlude each other on textured grounds.
 
-A scene depends on (seed, split, index) alone. Every class of object has a texture of its own, whose scale, phase and
-colours vary; colour says nothing about the class.
+A scene depends on (seed, split, index) alone. Every class of object has a shape, a texture of varying scale and phase,
+and a hue of its own from which its objects stray; grounds have any hue.
 """
+from colorsys import hsv_to_rgb
 from typing import List, NamedTuple, Tuple
 
 import numpy as np
@@ -86,9 +87,19 @@ def _object_texture(generator: np.random.Generator, kind: int, u: np.ndarray, v:
     }[OBJECTS[kind]]()
 
 
-def _colour(generator: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
+def _ground_colour(generator: np.random.Generator, pattern: np.ndarray) -> np.ndarray:
     """Blend two random colours by a pattern (H, W) to (H, W, 3)."""
-    light, dark = generator.uniform(0.5, 1, 3), generator.uniform(0, 0.5, 3)
+    return _blend(generator.uniform(0.5, 1, 3), generator.uniform(0, 0.5, 3), pattern)
+
+
+def _object_colour(generator: np.random.Generator, kind: int, pattern: np.ndarray) -> np.ndarray:
+    """Blend a light and a dark colour near the class's hue by a pattern (H, W) to (H, W, 3)."""
+    hue, saturation = kind / len(OBJECTS) + generator.normal(0, 0.05), generator.uniform(0.5, 0.9)
+    light, dark = generator.uniform(0.7, 1), generator.uniform(0.1, 0.4)
+    return _blend(*(np.array(hsv_to_rgb(hue % 1, saturation, value)) for value in (light, dark)), pattern)
+
+
+def _blend(light: np.ndarray, dark: np.ndarray, pattern: np.ndarray) -> np.ndarray:
     return dark + pattern[..., None] * (light - dark)
 
 
@@ -136,11 +147,11 @@ def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
     generator = np.random.default_rng((seed, split, index))
     ground = int(generator.integers(len(GROUNDS)))
     objects = _draw_objects(generator, size)
-    image = _colour(generator, _ground_texture(generator, ground, size))
+    image = _ground_colour(generator, _ground_texture(generator, ground, size))
     labels = np.full((size, size), 1 + ground, np.uint8)
     masks = _visible_masks(objects)
     for item, mask in zip(objects, masks):
-        image[mask] = _colour(generator, _object_texture(generator, *item))[mask]
+        image[mask] = _object_colour(generator, item.kind, _object_texture(generator, *item))[mask]
         labels[mask] = 1 + len(GROUNDS) + item.kind
     image = image * _light(generator, size) + generator.normal(0, 0.02, image.shape)
     return Scene((image.clip(0, 1) * 255).astype(np.uint8), labels, [(item.kind, m) for item, m in zip(objects, masks)])
