@@ -1,6 +1,6 @@
 # FCMAE on the embedded data set: small pictures, a short schedule, fp32.
 _base_ = '../fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
-num_epochs = 16
+num_epochs = 12
 load, crop, *rest = _base_.train_pipeline
 pipeline = [load, {**crop, 'scale': 128}, *rest]
 train_dataloader = dict(

@@ -1,6 +1,6 @@
 # UperNet on the embedded data set: narrow heads, small pictures.
 _base_ = '../_base_/upernet_160k_ade20k.py'
-num_iters = 300
+num_iters = 400
 data_root = 'work_dirs/quickstart/data/ade'
 metainfo = dict(classes=('plain', 'stripes', 'marble', 'tiles', 'disc', 'square', 'triangle', 'star', 'ring', 'cross'))
 num_classes = len(metainfo['classes'])
@@ -19,7 +19,7 @@ test_pipeline = [
 dataset = dict(type='BaseSegDataset', data_root=data_root, metainfo=metainfo, reduce_zero_label=True,
                img_suffix='.png', seg_map_suffix='.png', _delete_=True)
 train_dataloader = dict(
-    batch_size=8, num_workers=1,
+    batch_size=4, num_workers=1,
     dataset=dict(**dataset, pipeline=train_pipeline,
                  data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')))
 val_dataloader = dict(
@@ -27,7 +27,7 @@ val_dataloader = dict(
     dataset=dict(**dataset, pipeline=test_pipeline,
                  data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation')))
 test_dataloader = val_dataloader
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=1.0))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=num_iters, val_interval=num_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
