@@ -6,27 +6,64 @@ where it cannot run.
 """
 import json
 import os
+import re
+import sys
+import traceback
 from argparse import ArgumentParser, Namespace
 from copy import deepcopy
 from importlib import import_module
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.evaluator import DumpResults
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import Runner
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import skip_initial_weights_on_resume
+from .checkpoint import skip_initial_weights_on_resume, unwrap
 from .safe_loading import allow_mmengine_checkpoints
 
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
     mmpretrain=dict(type='VisualizationHook'),
     mmseg=dict(type='SegVisualizationHook'))
-SPLITS = ('train', 'val', 'test')
+# A traceback's last entry when a `raise` statement of this package made the error: file, statement, message
+STATED = re.compile(r'File "([^"]+)", line \d+, in [^\n]*\n\s+raise (?:ValueError|FileNotFoundError|RuntimeError)\('
+                    r'(?:(?!File ")[\s\S])*?^\w+: ([\s\S]+)\Z', re.MULTILINE)
+
+
+def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
+    """Run a command; what the user can mend ends as one line and exit status 1, anything else as a traceback.
+
+    Errors that this package raises on purpose, and files that cannot be opened, are the user's to mend;
+    ``--traceback`` shows where they were found.
+    """
+    try:
+        tool(args)
+    except Exception as error:
+        message = stated_mistake(error)
+        if message is None or args.traceback:
+            raise
+        sys.exit(f'error: {message}')
+
+
+def stated_mistake(error: Optional[BaseException]) -> Optional[str]:
+    """Return the one-line message of an error that is the user's to mend, in this process or a data loader's worker;
+    None for any other."""
+    if error is None:
+        return None
+    match = STATED.search(''.join(traceback.format_exception(error, chain=False)).rstrip())
+    if match and os.path.abspath(match[1]).startswith(os.path.dirname(os.path.abspath(__file__)) + os.sep):
+        return ' '.join(match[2].split())
+    if isinstance(error, OSError) and error.filename:
+        return f'{error.filename}: {error.strerror}'
+    return stated_mistake(error.__cause__ or error.__context__)
 
 
 def _add_common_arguments(parser: ArgumentParser) -> None:
@@ -34,6 +71,7 @@ def _add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
 
 
 def parse_train_args(argv: Optional[Sequence[str]] = None) -> Namespace:
@@ -150,24 +188,43 @@ def model_class_counts(model: dict) -> set:
     return counts.union(*(model_class_counts(model[name]) for name in names))
 
 
+def dataset_classes(dataset: dict, scope: str) -> Tuple[str, ...]:
+    """Return the class names of a data set: those of its ``metainfo``, or else of its type."""
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    if classes is None:
+        kind = dataset.get('type')
+        if isinstance(kind, str):
+            kind = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')
+        classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
+    return (classes, ) if isinstance(classes, str) else tuple(classes or ())
+
+
 def check_class_count(cfg: Config, dataset: dict, split: str) -> None:
-    """Compare the heads' ``num_classes`` with ``metainfo.classes`` or a COCO-style annotation file.
+    """Compare the heads' ``num_classes``, the data set's class names and a COCO-style annotation file.
 
     Raises:
-        ValueError: Naming both numbers.
+        ValueError: Naming both numbers, or the classes that the annotation file lacks.
     """
-    counts = model_class_counts(cfg.model)
-    found = len((dataset.get('metainfo') or {}).get('classes', ()))
-    source = 'metainfo.classes'
-    if not found and str(dataset.get('ann_file', '')).endswith('.json') and cfg.default_scope == 'mmdet':
-        source = os.path.join(dataset.get('data_root') or '', dataset['ann_file'])
-        if '://' in source:
-            return
-        with open(source) as file:
-            found = len(json.load(file).get('categories', ()))
-    if found and counts and counts != {found}:
-        raise ValueError(f'num_classes={sorted(counts)} in the model, but {found} classes in {source} '
+    counts, classes = model_class_counts(cfg.model), dataset_classes(dataset, cfg.default_scope)
+    annotated, source = _annotated_classes(cfg, dataset)
+    lacking = [name for name in classes if name not in annotated]
+    if annotated and lacking:
+        raise ValueError(f'metainfo.classes={classes} of {split}_dataloader: {source} has no {lacking}, its categories '
+                         f'are {annotated}. Set metainfo.classes to names among them, and num_classes to their count.')
+    if classes and counts and counts != {len(classes)}:
+        raise ValueError(f'num_classes={sorted(counts)} in the model, but {len(classes)} classes in metainfo.classes '
                          f'({split}_dataloader). Set num_classes and metainfo.classes to the same classes.')
+
+
+def _annotated_classes(cfg: Config, dataset: dict) -> Tuple[list, str]:
+    """Return the category names of a COCO-style annotation file, none where there is no such file, and its path."""
+    source = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    if cfg.default_scope != 'mmdet' or not source.endswith('.json') or '://' in source:
+        return [], source
+    with open(source) as file:
+        content = json.load(file)
+    categories = content.get('categories', ()) if isinstance(content, dict) else ()
+    return [category['name'] for category in categories], source
 
 
 def revert_sync_batch_norm(cfg: Config) -> None:
@@ -194,11 +251,51 @@ def _replace_type(node, old: str, new: str) -> int:
     return int(hit) + sum(_replace_type(child, old, new) for child in node.values())
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build the runner that the config asks for."""
+class MatchingWeightsHook(Hook):
+    """Refuse a checkpoint of another model, which mmengine would load in part and go on.
+
+    Args:
+        whole (bool): Whether every parameter must be there, as for resuming and testing. Otherwise, for
+            ``load_from``, those of the backbone: heads may differ in their classes.
+    """
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare names and shapes.
+
+        Raises:
+            ValueError: Naming the parameters that are missing or of another shape.
+        """
+        model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
+        model = model.module if isinstance(model, BaseTTAModel) else model
+        if not isinstance(model, nn.Module) or is_model_wrapper(model):
+            return  # sharded parameters have other shapes
+        weights = unwrap(checkpoint)
+        weights = {re.sub('^module[.]', '', name): value for name, value in weights.items()}
+        wanted = {name: value.shape for name, value in model.named_parameters()
+                  if self.whole or name.startswith('backbone.')}
+        wrong = [name for name, shape in wanted.items() if getattr(weights.get(name), 'shape', None) != shape]
+        if wrong:
+            raise ValueError(
+                f'the checkpoint {runner._load_from or ""} is of another model: {len(wrong)} of {len(wanted)} weights '
+                f'are missing or of another shape, {", ".join(wrong[:3])} ... Give a checkpoint that this config '
+                'trained; weights for the backbone alone go into model.backbone.init_cfg.checkpoint.')
+
+
+def build_runner(cfg: Config, whole: bool) -> Runner:
+    """Build the runner that the config asks for.
+
+    Args:
+        cfg (Config): The config.
+        whole (bool): See :class:`MatchingWeightsHook`.
+    """
     revert_sync_batch_norm(cfg)
     allow_mmengine_checkpoints()
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(MatchingWeightsHook(whole=whole), priority='LOWEST')
+    return runner
 
 
 def apply_train_args(cfg: Config, args: Namespace) -> None:
@@ -214,6 +311,8 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
         cfg.auto_scale_lr.enable = True
+        # mmengine takes the batch of one forward; an optimizer step sees accumulative_counts of them
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
@@ -229,8 +328,10 @@ def train(args: Namespace) -> None:
     """Train as ``tools/train.py`` is told to."""
     cfg = load_config(args)
     apply_train_args(cfg, args)
+    if cfg.get('load_from'):
+        _check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')
     check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, whole=bool(cfg.get('resume')))
     skip_initial_weights_on_resume(runner)
     runner.train()
 
@@ -241,12 +342,14 @@ def apply_visualization(cfg: Config, args: Namespace) -> None:
         'visualization', ConfigDict(VISUALIZATION_HOOKS[cfg.default_scope]))
     is_classification = cfg.default_scope == 'mmpretrain'
     hook['enable' if is_classification else 'draw'] = True
-    hook.update(show=args.show, wait_time=args.wait_time)
-    if args.show_dir:
-        hook['out_dir' if is_classification else 'test_out_dir'] = args.show_dir
-    if cfg.default_scope == 'mmseg' and args.show_dir:
-        hook.pop('test_out_dir')
-        cfg.visualizer['save_dir'] = args.show_dir
+    hook.update(show=args.show, wait_time=args.wait_time, interval=1)
+    if not args.show_dir:
+        return
+    folder = os.path.abspath(args.show_dir)  # mmdet would put a relative one below the work folder
+    if cfg.default_scope == 'mmseg':
+        cfg.visualizer['save_dir'] = folder
+    else:
+        hook['out_dir' if is_classification else 'test_out_dir'] = folder
 
 
 def apply_tta(cfg: Config) -> None:
@@ -282,7 +385,7 @@ def test(args: Namespace) -> dict:
         apply_visualization(cfg, args)
     if args.tta:
         apply_tta(cfg)
-    runner = build_runner(cfg)
+    runner = build_runner(cfg, whole=True)
     if args.out:
         runner.test_evaluator.metrics.append(_dump_metric(cfg.default_scope, args.out))
     return runner.test()

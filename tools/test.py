@@ -1,5 +1,5 @@
 """Evaluate a checkpoint: ``python tools/test.py --help`` shows an example."""
-from mmconvnextv2.launch import parse_test_args, test
+from mmconvnextv2.launch import parse_test_args, run_tool, test
 
 if __name__ == '__main__':
-    test(parse_test_args())
+    run_tool(test, parse_test_args())
