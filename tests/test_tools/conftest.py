@@ -1,0 +1,90 @@
+"""A tiny data set, narrow models, and the tools run in this process or as a command."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
+from mmconvnextv2.launch import parse_test_args, parse_train_args, run_tool, test, train
+
+ROOT = Path(__file__).parents[2]
+SCALARS = 'num_workers=0 persistent_workers=False'.split()
+WIDTHS = [8, 8, 16, 16]
+BACKBONE = f'backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), channels={WIDTHS}))'
+NARROW = {
+    'fcmae': f'model = dict({BACKBONE}, neck=dict(channels=8))',
+    'mask-rcnn': f'model = dict({BACKBONE}, neck=dict(in_channels={WIDTHS}))',
+    'upernet': f'model = dict({BACKBONE}, decode_head=dict(in_channels={WIDTHS}, channels=8), '
+               'auxiliary_head=dict(in_channels=16, channels=8))',
+}
+
+
+class Tools:
+    """Run ``tools/train.py`` and ``tools/test.py`` on a task of the quickstart, made small by overrides."""
+
+    def __init__(self, data, configs):
+        self.data, self.configs = data, {}
+        for task, narrow in NARROW.items():
+            self.configs[task] = str(configs / f'{task}.py')
+            base = ROOT / 'configs' / 'quickstart' / f'{task}.py'
+            (configs / f'{task}.py').write_text(f"_base_ = '{base}'\n{narrow}\n")
+
+    def options(self, task, *more):
+        """Return overrides: one iteration an epoch, plain start, no worker processes."""
+        loaders = ['train'] if task == 'fcmae' else ['train', 'val', 'test']
+        common = [f'{loader}_dataloader.{scalar}' for loader in loaders for scalar in SCALARS]
+        common += [f'{loader}_dataloader.batch_size=2' for loader in loaders]
+        if task != 'fcmae' and 'init_cfg' not in ' '.join(more):
+            common.append('model.backbone.init_cfg=None')
+        return [*common, *getattr(self, task.replace('-', '_'))(loaders), *more]
+
+    def roots(self, loaders, folder):
+        return [f'{loader}_dataloader.dataset.data_root={self.data / folder}' for loader in loaders]
+
+    def mask_rcnn(self, loaders):
+        annotations = self.data / 'coco' / 'annotations' / 'instances_val2017.json'
+        return [*self.roots(loaders, 'coco'), f'val_evaluator.ann_file={annotations}', 'train_cfg.max_epochs=1',
+                f'test_evaluator.ann_file={annotations}', 'train_cfg.val_interval=1',
+                'default_hooks.checkpoint.interval=1', 'model.test_cfg.rcnn.score_thr=0.0']
+
+    def upernet(self, loaders):
+        return [*self.roots(loaders, 'ade'), 'train_cfg.max_iters=1',
+                'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
+
+    def fcmae(self, loaders):
+        return [*self.roots(loaders, 'unlabelled'), 'train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1',
+                'train_dataloader.dataset.pipeline.1.scale=64',
+                'default_hooks.logger.interval=1']
+
+    def train(self, task, work_dir, *options, arguments=()):
+        run_tool(train, parse_train_args([self.configs[task], '--work-dir', str(work_dir), *arguments, '--cfg-options',
+                                          *self.options(task, *options)]))
+
+    def test(self, task, checkpoint, work_dir, *options, arguments=()):
+        run_tool(test, parse_test_args([self.configs[task], str(checkpoint), '--work-dir', str(work_dir), *arguments,
+                                        '--cfg-options', *self.options(task, *options)]))
+
+    def command(self, tool, task, work_dir, *options, arguments=()):
+        """Run a tool as a user does."""
+        command = [sys.executable, f'tools/{tool}.py', self.configs[task], *arguments, '--work-dir', str(work_dir),
+                   '--cfg-options', *self.options(task, *options)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+                              env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('embedded') / 'data'
+    make_embedded(str(folder), EmbeddedSpec(unlabelled=4, train=4, val=2, size=64))
+    return folder
+
+
+@pytest.fixture(scope='session')
+def tools(data, tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Tools(data, tmp_path_factory.mktemp('configs'))
+    torch.set_num_threads(threads)
