@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,8 @@ NARROW = {
 
 class Tools:
     """Run ``tools/train.py`` and ``tools/test.py`` on a task of the quickstart, made small by overrides."""
+
+    arch = dict(depths=(1, 1, 1, 1), channels=WIDTHS)
 
     def __init__(self, data, configs):
         self.data, self.configs = data, {}
@@ -60,12 +63,15 @@ class Tools:
                 'default_hooks.logger.interval=1']
 
     def train(self, task, work_dir, *options, arguments=()):
-        run_tool(train, parse_train_args([self.configs[task], '--work-dir', str(work_dir), *arguments, '--cfg-options',
-                                          *self.options(task, *options)]))
+        """Train in this process; mmengine keeps visualizers by name, so each run gets one of its own."""
+        run_tool(train, parse_train_args([
+            self.configs[task], '--work-dir', str(work_dir), *arguments, '--cfg-options',
+            f'visualizer.name=run{time.monotonic_ns()}', *self.options(task, *options)]))
 
     def test(self, task, checkpoint, work_dir, *options, arguments=()):
-        run_tool(test, parse_test_args([self.configs[task], str(checkpoint), '--work-dir', str(work_dir), *arguments,
-                                        '--cfg-options', *self.options(task, *options)]))
+        run_tool(test, parse_test_args([
+            self.configs[task], str(checkpoint), '--work-dir', str(work_dir), *arguments, '--cfg-options',
+            f'visualizer.name=run{time.monotonic_ns()}', *self.options(task, *options)]))
 
     def command(self, tool, task, work_dir, *options, arguments=()):
         """Run a tool as a user does."""

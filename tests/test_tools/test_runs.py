@@ -1,0 +1,175 @@
+"""``tools/train.py`` and ``tools/test.py`` on a tiny data set train, evaluate, resume, and honour their arguments."""
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.checkpoint import from_canonical
+from mmconvnextv2.safe_loading import load_file
+
+ROOT = Path(__file__).parents[2]
+METRICS = {'mask-rcnn': ('coco/bbox_mAP', 'coco/segm_mAP'), 'upernet': ('mIoU', )}
+LAST = {'mask-rcnn': 'epoch_1.pth', 'upernet': 'iter_1.pth', 'fcmae': 'epoch_1.pth'}
+
+
+def scalars(work_dir):
+    """Read the last run's logged dicts."""
+    path = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def finite_metrics(work_dir, task):
+    entries = [entry for entry in scalars(work_dir) if METRICS[task][0] in entry]
+    assert entries and all(math.isfinite(entries[-1][key]) for key in METRICS[task]), entries
+
+
+@pytest.fixture(scope='session')
+def trained(tools, tmp_path_factory):
+    """Return a function that gives the work folder of one iteration of training, trained once a session."""
+    folders = {}
+
+    def train_once(task):
+        if task not in folders:
+            folders[task] = tmp_path_factory.mktemp(task)
+            tools.train(task, folders[task], 'default_hooks.logger.interval=1')
+        return folders[task]
+
+    return train_once
+
+
+@pytest.mark.parametrize('task', ['mask-rcnn', 'upernet'])
+def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
+    """Training logs finite losses and metrics; test, from the checkpoint, finds the same metrics, writes predictions
+    that can be read back for every picture, and draws pictures that are not blank."""
+    work_dir = trained(task)
+    finite_metrics(work_dir, task)
+    assert all(math.isfinite(entry['loss']) for entry in scalars(work_dir) if 'loss' in entry)
+    out, shown = tmp_path / 'out.pkl', tmp_path / 'shown'
+    tools.test(task, work_dir / LAST[task], tmp_path / 'test', arguments=['--out', str(out), '--show-dir', str(shown)])
+    metrics = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text().splitlines()[-1])
+    trained_metrics = [entry for entry in scalars(work_dir) if METRICS[task][0] in entry][-1]
+    assert [metrics[key] for key in METRICS[task]] == [trained_metrics[key] for key in METRICS[task]]
+    with open(out, 'rb') as file:
+        assert len(pickle.load(file)) == 2
+    pictures = [np.asarray(Image.open(path)) for path in shown.rglob('*.png')]
+    assert len(pictures) == 2 and all(picture.std() > 10 for picture in pictures)
+
+
+def test_tta_merges_the_mirror_image(tools, trained, tmp_path):
+    """Test-time augmentation of five sizes and mirror images runs on the trained weights and gives a finite mIoU."""
+    tools.test('upernet', trained('upernet') / LAST['upernet'], tmp_path / 'tta',
+               *(f'tta_pipeline.1.transforms.0.{i}.scale=({side},{side})' for i, side in enumerate((48, 56, 64, 72, 80))),
+               arguments=['--tta'])
+    metrics = json.loads(next((tmp_path / 'tta').glob('*/*.json')).read_text().splitlines()[-1])
+    assert math.isfinite(metrics['mIoU'])
+
+
+def test_resume_goes_on_and_needs_no_initial_weights(tools, tmp_path):
+    """--resume takes the next iteration, not the first, and never opens the file of the initial weights."""
+    weights = ConvNeXtV2(tools.arch, out_norm=False).state_dict()
+    start = tmp_path / 'start.pth'
+    torch.save(weights, start)
+    initial = f'model.backbone.init_cfg.checkpoint={start}'
+    tools.train('upernet', tmp_path / 'run', initial)
+    start.unlink()
+    tools.train('upernet', tmp_path / 'run', initial, 'train_cfg.max_iters=2', arguments=['--resume'])
+    assert [entry['step'] for entry in scalars(tmp_path / 'run') if 'loss' in entry] == [2]
+    assert load_file(tmp_path / 'run' / 'iter_2.pth')['meta']['iter'] == 2
+
+
+@pytest.mark.parametrize('task', ['mask-rcnn', 'fcmae'])
+def test_amp_on_the_cpu(tools, trained, tmp_path, task):
+    """--amp trains in bfloat16 on the CPU; its first loss is that of fp32 to 3 %, gradients differ."""
+    tools.train(task, tmp_path, 'default_hooks.logger.interval=1', arguments=['--amp'])
+    first = [[entry['loss'] for entry in scalars(folder) if 'loss' in entry][0]
+             for folder in (trained(task), tmp_path)]
+    moments = [load_file(folder / 'epoch_1.pth')['optimizer']['state'] for folder in (trained(task), tmp_path)]
+    assert any(not torch.equal(moments[0][key]['exp_avg'], moments[1][key]['exp_avg']) for key in moments[0])
+    assert first[1] == pytest.approx(first[0], rel=0.03)
+
+
+@pytest.mark.parametrize('counts, ratio', [(1, 2 / 64), (4, 8 / 64)])
+def test_auto_scale_lr(tools, tmp_path, counts, ratio):
+    """--auto-scale-lr multiplies the rate by actual over base batch, accumulated steps counted; --cfg-options holds."""
+    tools.train('fcmae', tmp_path, 'optim_wrapper.optimizer.lr=0.064', 'param_scheduler=None',
+                f'optim_wrapper.accumulative_counts={counts}', arguments=['--auto-scale-lr'])
+    rates = {group['lr'] for group in load_file(tmp_path / 'epoch_1.pth')['optimizer']['param_groups']}
+    assert list(rates) == [pytest.approx(0.064 * ratio)]
+
+
+def official_sparse_file(path, arch):
+    """Write random weights in the official sparse layout, from its description; return them under dense names."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ConvNeXtV2(arch, out_norm=False).state_dict()
+    weights = {name: torch.randn(value.shape, generator=generator) * 0.1 for name, value in shapes.items()}
+    foreign = from_canonical(weights, 'official-sparse')
+    for name in foreign:  # the kernels by hand: the first axis counts column * side + row
+        if name.endswith('dwconv.kernel'):
+            dense = weights[name[len('encoder.'):].replace('dwconv.kernel', 'depthwise_conv.weight')]
+            foreign[name] = torch.stack([dense[:, 0, i % 7, i // 7] for i in range(49)])
+        elif name.endswith('.kernel'):
+            dense = weights[name[len('encoder.'):].replace('kernel', 'weight')]
+            foreign[name] = torch.stack([dense[:, :, i % 2, i // 2].t() for i in range(4)])
+    torch.save(dict(model={**foreign, 'mask_token': torch.zeros(1, 512, 1, 1)}), path)
+    return weights
+
+
+@pytest.mark.parametrize('task', ['mask-rcnn', 'upernet'])
+def test_sparse_weights_reach_a_training_step(tools, tmp_path, task):
+    """An official sparse file goes through the converter and a training step at rate zero; the checkpoint's backbone
+    then equals the file's weights bit for bit."""
+    weights = official_sparse_file(tmp_path / 'sparse.pt', tools.arch)
+    subprocess.run([sys.executable, 'tools/convert_checkpoint.py', tmp_path / 'sparse.pt', tmp_path / 'dense.pth'],
+                   cwd=ROOT, check=True)
+    tools.train(task, tmp_path / 'run', f'model.backbone.init_cfg.checkpoint={tmp_path / "dense.pth"}',
+                'optim_wrapper.optimizer.lr=0.0', 'param_scheduler=None')
+    saved = load_file(tmp_path / 'run' / LAST[task])['state_dict']
+    assert all(torch.equal(saved[f'backbone.{name}'], value) for name, value in weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['mask-rcnn', 'upernet', 'fcmae'])
+def test_command_line(tools, tmp_path, task):
+    """The real command trains one iteration, says so, and leaves a checkpoint."""
+    run = tools.command('train', task, tmp_path)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert (tmp_path / LAST[task]).exists()
+    assert all(key in run.stdout + run.stderr for key in METRICS.get(task, ()))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test(tools, tmp_path):
+    """dist_train.sh and dist_test.sh share the work between two processes on the CPU, and print the metric once."""
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PORT': '29517', 'CUDA_VISIBLE_DEVICES': ''}
+    tail = ['--work-dir', str(tmp_path), '--cfg-options', *tools.options('upernet')]
+    config = tools.configs['upernet']
+    for command in (['tools/dist_train.sh', config, '2'],
+                    ['tools/dist_test.sh', config, str(tmp_path / 'iter_1.pth'), '2']):
+        run = subprocess.run(['bash', *command, *tail], cwd=ROOT, capture_output=True, text=True, env=environment,
+                             timeout=200)
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert (run.stdout + run.stderr).count(' mIoU: ') == 1
+
+
+def test_slurm_command(tmp_path):
+    """slurm_train.sh asks srun for the tasks, GPUs and job that it was told, and hands the arguments on."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    environment = {**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'GPUS': '16', 'GPUS_PER_NODE': '4',
+                   'SRUN_ARGS': '--time=1:00 --qos=low'}
+    run = subprocess.run(['bash', 'tools/slurm_train.sh', 'part', 'job', 'a.py', '--work-dir', 'with space'], cwd=ROOT,
+                         capture_output=True, text=True, env=environment, check=True)
+    said = run.stdout.splitlines()
+    assert {'--partition=part', '--job-name=job', '--gres=gpu:4', '--ntasks=16', '--ntasks-per-node=4', '--time=1:00',
+            '--qos=low'} <= set(said)
+    assert said[-8:] == ['python', '-u', 'tools/train.py', 'a.py', '--launcher', 'slurm', '--work-dir', 'with space']
