@@ -67,7 +67,7 @@ def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
 def test_tta_merges_the_mirror_image(tools, trained, tmp_path):
     """Test-time augmentation of five sizes and mirror images runs on the trained weights and gives a finite mIoU."""
     tools.test('upernet', trained('upernet') / LAST['upernet'], tmp_path / 'tta',
-               *(f'tta_pipeline.1.transforms.0.{i}.scale=({side},{side})' for i, side in enumerate((48, 56, 64, 72, 80))),
+               *(f'tta_pipeline.1.transforms.0.{i}.scale=({48 + 8 * i},{48 + 8 * i})' for i in range(5)),
                arguments=['--tta'])
     metrics = json.loads(next((tmp_path / 'tta').glob('*/*.json')).read_text().splitlines()[-1])
     assert math.isfinite(metrics['mIoU'])
