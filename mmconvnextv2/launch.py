@@ -238,6 +238,17 @@ def revert_sync_batch_norm(cfg: Config) -> None:
     if cfg.launcher != 'none' and backend == 'nccl':
         cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
         print_log('no CUDA device: env_cfg.dist_cfg.backend is gloo', logger='current')
+    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+        _join_on_cpu(cfg)
+
+
+def _join_on_cpu(cfg: Config) -> None:
+    """Join the processes here, and wrap the model without devices: mmengine would ask for CUDA in both places."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+                   find_unused_parameters=cfg.get('find_unused_parameters', False))
+    cfg.setdefault('model_wrapper_cfg', ConfigDict(wrapper))
 
 
 def _replace_type(node, old: str, new: str) -> int:
