@@ -104,9 +104,10 @@ def main(seed: int = 0, root: Optional[str] = None) -> List[Result]:
 def draw_predictions(root: Path) -> None:
     """Test both fine-tuned models and draw their predictions beside the truth."""
     for task in TASKS:
-        work_dir = root / f'{task}_pretrained'
+        work_dir, shown = root / f'{task}_pretrained', root / f'{task}_shown'
+        shutil.rmtree(shown, ignore_errors=True)
         run(['tools/test.py', f'configs/quickstart/{task}.py', last_checkpoint(work_dir), '--work-dir',
-             str(root / f'{task}_test'), '--show-dir', 'shown', '--cfg-options', 'model.backbone.init_cfg=None'],
+             str(root / f'{task}_test'), '--show-dir', str(shown), '--cfg-options', 'model.backbone.init_cfg=None'],
             root / f'{task}_test', f'Evaluation: {task}')
 
 
@@ -120,12 +121,11 @@ def write_report(root: Path, results: List[Result], seed: int, minutes: float) -
     report.heading('FCMAE')
     report.curves({'FCMAE': read_curve(root / 'fcmae')}, 'Mean squared error on hidden cells')
     pictures = sorted((root / 'fcmae').rglob('reconstruction_*.png'), key=lambda path: path.stat().st_mtime)
-    report.picture(pictures[-1], 'original | masked | reconstruction of hidden cells | pasted together')
+    report.small_pictures(pictures[-1:], 'original | masked | reconstruction of hidden cells | pasted together')
     for task in TASKS:
         report.heading(task)
         report.curves({start: read_curve(root / f'{task}_{start}') for start in STARTS}, f'Training loss of {task}')
-        for shown in sorted((root / f'{task}_test').rglob('*.png'))[:6]:
-            report.picture(shown, 'truth | prediction')
+        report.small_pictures(sorted((root / f'{task}_shown').rglob('*.png'))[:6], 'truth | prediction')
     report.write(root / 'report.html')
 
 

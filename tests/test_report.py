@@ -16,13 +16,15 @@ def test_report_is_self_contained(tmp_path):
     report = Report('A & B')
     report.table(['metric'], [['<41.2>']])
     report.picture(tmp_path / 'picture.png', 'caption')
+    report.small_pictures([tmp_path / 'picture.png'] * 2, 'two')
     report.curves({'run': ([1, 2], [3., 4.])}, 'loss')
     report.write(tmp_path / 'report.html')
     page = (tmp_path / 'report.html').read_text()
     assert 'A &amp; B' in page and '&lt;41.2&gt;' in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 2 and all(source.startswith('data:image/png;base64,') for source in sources)
-    assert base64.b64decode(sources[0].split(',')[1]) == (tmp_path / 'picture.png').read_bytes()
+    assert len(sources) == 4 and all(source.startswith('data:image/png;base64,') for source in sources)
+    picture = (tmp_path / 'picture.png').read_bytes()
+    assert all(base64.b64decode(source.split(',')[1]) == picture for source in sources[:3])
     assert not re.search(r'https?://|<script|<link', page)
 
 

@@ -40,4 +40,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=num_epochs, eta_min=1e-5, convert_to_iter_based=True)]
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=num_epochs))
+visualizer = dict(line_width=1, alpha=0.5)
 randomness = dict(seed=0)

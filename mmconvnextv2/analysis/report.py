@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
 th{background:#f4f4f4}img{max-width:100%;margin:.3rem 0}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
-figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}'''
+figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}
+.small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small img{width:100%;image-rendering:pixelated}'''
 
 
 def read_scalars(work_dir: Union[str, Path]) -> List[dict]:
@@ -39,6 +40,13 @@ def read_metric(work_dir: Union[str, Path], key: str) -> float:
     if not values:
         raise ValueError(f'{work_dir} has logged no {key!r}: did its evaluation finish?')
     return values[-1]
+
+
+def _inline(picture: Union[str, Path, bytes], text: str) -> str:
+    """Return an ``img`` element that holds a PNG or JPEG itself."""
+    content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
+    return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
 class Report:
@@ -77,10 +85,13 @@ class Report:
 
     def picture(self, picture: Union[str, Path, bytes], caption: str) -> None:
         """Add a PNG or JPEG, given as a path or as bytes, inside the file."""
-        content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-        kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
-        self.parts.append(f'<figure><img alt="{escape(caption)}" src="data:image/{kind};base64,'
-                          f'{base64.b64encode(content).decode()}"><figcaption>{escape(caption)}</figcaption></figure>')
+        self.parts.append(f'<figure>{_inline(picture, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
+
+    def small_pictures(self, pictures: Sequence[Union[str, Path]], caption: str) -> None:
+        """Add pictures of few pixels, enlarged, two in a row, with one caption."""
+        images = ''.join(_inline(picture, caption) for picture in pictures)
+        self.parts.append(
+            f'<figure><div class="small">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
 
     def curves(self, curves: Dict[str, Tuple[Sequence, Sequence]], caption: str, ylabel: str = 'loss') -> None:
         """Draw named (steps, values) curves in one plot."""
