@@ -1,5 +1,6 @@
 """FCMAE pretraining, an mmpretrain self-supervised algorithm. Importing it needs mmpretrain."""
 from ..layer_decay import LayerDecayOptimWrapperConstructor
+from .ablation_decoders import FCMAETransformerDecoder, FCMAEUNetDecoder
 from .data import DrawSampler, UnlabelledImages
 from .decoder import FCMAEDecoder, FCMAEHead
 from .fcmae import FCMAE
@@ -8,5 +9,5 @@ from .masking import DrawVisibleCells
 
 __all__ = [
     'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDecoder', 'FCMAEHead', 'LayerDecayOptimWrapperConstructor',
-    'ReconstructionHook', 'UnlabelledImages'
+    'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'ReconstructionHook', 'UnlabelledImages'
 ]

@@ -1,9 +1,11 @@
 """The light decoder of FCMAE and its loss (arXiv 2301.00808, section 3.1).
 
 Upstream computes the prediction of every cell and masks the loss; here the prediction layer runs on hidden cells only.
-Suffixes: B images, M hidden cells, D decoder channels, C picture channels.
+The decoders of the paper's ablation are in ``ablation_decoders.py``; a decoder is a module with ``out_channels``,
+``stride`` (pixels between two sites of its map, 32 or a fraction) and ``forward(features, visible_cells)``.
+Suffixes: B images, M hidden cells, D decoder channels, C picture channels, p sites along a cell's side, s the stride.
 """
-from typing import Tuple
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +16,26 @@ from torch import Tensor, nn
 from ..backbone import ConvNeXtV2Block
 from ..execution import CELL, get_execution
 from ..execution.base import Grid, map_to_sites, sites_to_map
+from ..execution.masked import visible_sites
 from ..execution.packed import gather
 from ..layers import statistics_dtype
 
-INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02)
+INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)
+
+
+def fill_hidden(features: Tensor, visible_cells: Tensor, mask_token: Tensor, stride: int = CELL) -> Tensor:
+    """Turn a map (B, D, h, w) into sites (B, h * w, D) that hold ``mask_token`` (D, ) at hidden cells.
+
+    Hidden features are selected away, never multiplied by zero: not even a NaN passes.
+    """
+    shown = visible_sites(visible_cells, *features.shape[-2:], stride)  # (B, h * w, 1), True = visible
+    sites = map_to_sites(features)
+    return torch.where(shown, sites, mask_token.to(sites.dtype))
+
+
+def last_map(features: Union[Tensor, Sequence[Tensor]]) -> Tensor:
+    """Return the encoder's last map of several, or the only one."""
+    return features if isinstance(features, Tensor) else features[-1]
 
 
 @MODELS.register_module()
@@ -28,27 +46,34 @@ class FCMAEDecoder(BaseModule):
         in_channels (int): Channels of the encoder's last stage.
         channels (int): D. Defaults to 512.
         depth (int): Number of blocks. Defaults to 1.
+        response_norm (dict, optional): Of the blocks; None makes them ConvNeXt V1 blocks. Defaults to GRN.
     """
 
-    def __init__(self, in_channels: int, channels: int = 512, depth: int = 1) -> None:
+    skips = False
+    stride = CELL
+
+    def __init__(self,
+                 in_channels: int,
+                 channels: int = 512,
+                 depth: int = 1,
+                 response_norm: Optional[dict] = dict(type='GRN')) -> None:
         super().__init__(init_cfg=INIT_CFG)
-        self.channels = channels
+        self.channels = self.out_channels = channels
         self.proj = nn.Conv2d(in_channels, channels, 1)
         self.mask_token = nn.Parameter(torch.zeros(channels))
-        self.blocks = nn.ModuleList(ConvNeXtV2Block(channels) for _ in range(depth))
+        self.blocks = nn.ModuleList(ConvNeXtV2Block(channels, response_norm=response_norm) for _ in range(depth))
 
     def init_weights(self) -> None:
         """Draw weights and the mask token with standard deviation 0.02."""
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, features: Tensor, visible_cells: Tensor) -> Tensor:
-        """Decode (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
-        height, width = features.shape[-2:]
-        sites = map_to_sites(self.proj(features))  # (B, h * w, D)
-        hidden = torch.ones(sites.shape[:2], dtype=torch.bool, device=sites.device).scatter(1, visible_cells, False)
-        sites = torch.where(hidden.unsqueeze(-1), self.mask_token.to(sites.dtype), sites)
-        dense, grid = get_execution('dense', masking=False), Grid(height, width, stride=CELL)
+    def forward(self, features: Union[Tensor, Sequence[Tensor]], visible_cells: Tensor) -> Tensor:
+        """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
+        features = last_map(features)
+        grid = Grid(*features.shape[-2:], stride=CELL)
+        sites = fill_hidden(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
+        dense = get_execution('dense', masking=False)
         for block in self.blocks:
             sites = block(sites, grid, dense)
         return sites_to_map(sites, grid)
@@ -62,18 +87,23 @@ class FCMAEHead(BaseModule):
         in_channels (int): D. Defaults to 512.
         image_channels (int): C. Defaults to 3.
         norm_pix (bool): Normalise the target by the mean and the unbiased variance of its cell. Defaults to True.
+        stride (int): s of the decoded map; each site predicts s x s pixels. Defaults to 32.
     """
 
-    def __init__(self, in_channels: int = 512, image_channels: int = 3, norm_pix: bool = True) -> None:
+    def __init__(self, in_channels: int = 512, image_channels: int = 3, norm_pix: bool = True,
+                 stride: int = CELL) -> None:
         super().__init__(init_cfg=INIT_CFG)
         self.norm_pix = norm_pix
-        self.pred = nn.Linear(in_channels, CELL * CELL * image_channels)
+        self.stride = stride
+        self.pred = nn.Linear(in_channels, stride * stride * image_channels)
 
     def forward(self, decoded: Tensor, hidden_cells: Tensor) -> Tensor:
-        """Predict (B, D, h, w) at hidden cells (B, M): (B, M, 32 * 32 * C), pixels in raster order, channels last."""
-        sites = map_to_sites(decoded)  # (B, h * w, D)
-        index = hidden_cells.unsqueeze(-1).expand(-1, -1, sites.shape[-1])
-        return self.pred(sites.gather(1, index))
+        """Predict a decoded map (B, D, H / s, W / s) at hidden cells (B, M): (B, M, 32 * 32 * C), pixels in raster
+        order, channels last."""
+        patch = CELL // self.stride
+        pixels = self.pred(gather(decoded, hidden_cells, patch))  # (B, M * p * p, s * s * C)
+        pixels = pixels.reshape(*hidden_cells.shape, patch, patch, self.stride, self.stride, -1)
+        return pixels.transpose(3, 4).flatten(2)  # (B, M, p, s, p, s, C), flat
 
     def target(self, images: Tensor, hidden_cells: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Return the target (B, M, 32 * 32 * C) of hidden cells with the mean and the deviation (B, M, 1) it was

@@ -8,7 +8,7 @@ from typing import Dict, List, Optional
 import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..execution import CELL, get_execution
 from ..execution.base import Grid
@@ -23,8 +23,10 @@ class FCMAE(BaseSelfSupervisor):
 
     Args:
         backbone (dict): ``ConvNeXtV2`` with ``out_indices=(3, ), out_norm=False``.
-        neck (dict): ``FCMAEDecoder``; ``in_channels`` defaults to the backbone's last stage.
-        head (dict): ``FCMAEHead``; ``in_channels`` defaults to the decoder's, ``image_channels`` to the backbone's.
+        neck (dict): ``FCMAEDecoder``, or ``FCMAEUNetDecoder`` or ``FCMAETransformerDecoder``; ``in_channels`` defaults
+            to the backbone's last stage, or to all its stages for a decoder with skip connections.
+        head (dict): ``FCMAEHead``; ``in_channels`` and ``stride`` default to the decoder's, ``image_channels`` to the
+            backbone's.
         execution (str): How the encoder visits sites: ``'packed'``, ``'masked'`` or another key of
             ``mmconvnextv2.execution.EXECUTIONS`` that can mask. Defaults to ``'packed'``.
         data_preprocessor (dict, optional): Defaults to mmpretrain's ``SelfSupDataPreprocessor``.
@@ -43,16 +45,17 @@ class FCMAE(BaseSelfSupervisor):
                  init_cfg: Optional[dict] = None) -> None:
         get_execution(execution, masking=True)
         backbone = MODELS.build(backbone)
-        neck = MODELS.build({'in_channels': backbone.channels[-1], **neck})
-        head = MODELS.build({'in_channels': neck.channels, 'image_channels': backbone.in_channels, **head})
+        neck = _build_decoder(neck, backbone)
+        head = MODELS.build({'in_channels': neck.out_channels, 'stride': neck.stride,
+                             'image_channels': backbone.in_channels, **head})
         super().__init__(backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.execution = execution
 
     def loss(self, inputs: Tensor, data_samples: List) -> Dict[str, Tensor]:
         """Compute the loss of pictures (B, C, H, W) whose samples hold ``visible_cells``."""
         visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
-        features = self.backbone(inputs, visible_cells, self.execution)[-1]  # (B, Cin, H / 32, W / 32)
-        decoded = self.neck(features, visible_cells)  # (B, D, H / 32, W / 32)
+        features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / 32, W / 32)
+        decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = 32 but for a UNet
         return dict(loss=self.head.loss(decoded, inputs, _hidden(visible_cells, inputs)))
 
     @torch.no_grad()
@@ -72,7 +75,7 @@ class FCMAE(BaseSelfSupervisor):
         """
         height, width = inputs.shape[-2:]
         hidden_cells = _hidden(visible_cells, inputs)
-        decoded = self.neck(self.backbone(inputs, visible_cells, self.execution)[-1], visible_cells)
+        decoded = self.neck(self.backbone(inputs, visible_cells, self.execution), visible_cells)
         _, mean, deviation = self.head.target(inputs, hidden_cells)
         pixels = self.head(decoded, hidden_cells).to(mean.dtype) * deviation + mean  # (B, M, 32 * 32 * C)
         pixels = pixels.view(len(inputs), -1, inputs.shape[1])  # (B, M * 32 * 32, C)
@@ -83,6 +86,19 @@ class FCMAE(BaseSelfSupervisor):
             masked=torch.where(shown, inputs, inputs.new_zeros(())),
             reconstruction=prediction,
             pasted=torch.where(shown, inputs, prediction.to(inputs.dtype)))
+
+
+def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
+    """Build the decoder for a backbone.
+
+    Raises:
+        ValueError: If it has skip connections and the backbone does not return all its stages.
+    """
+    skips = config.get('skips', False)
+    if skips and backbone.out_indices != (0, 1, 2, 3):
+        raise ValueError(f'the decoder has skips=True but the backbone returns stages {backbone.out_indices}: set '
+                         'model.backbone.out_indices=(0, 1, 2, 3)')
+    return MODELS.build({'in_channels': backbone.channels if skips else backbone.channels[-1], **config})
 
 
 def _hidden(visible_cells: Tensor, images: Tensor) -> Tensor:

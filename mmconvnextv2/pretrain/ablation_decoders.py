@@ -1,0 +1,164 @@
+"""The decoders that the paper compares with its ConvNeXt block (arXiv 2301.00808, section 3.1): UNet and Transformer.
+
+The paper publishes their scores, not their settings, which are picks here. Every map of the encoder that they read is
+filled with a mask token at hidden cells, as in the standard decoder, and only hidden cells are predicted.
+"""
+from typing import Sequence, Union
+
+import torch
+from mmengine.model import BaseModule
+from mmpretrain.registry import MODELS
+from torch import Tensor, nn
+
+from ..backbone import ConvNeXtV2Block
+from ..execution import CELL, get_execution
+from ..execution.base import Grid, map_to_sites, sites_to_map
+from ..layers import LayerNorm
+from .decoder import INIT_CFG, fill_hidden, last_map
+
+LEVELS = 4  # strides 32, 16, 8, 4, those of the encoder's stages
+
+
+class Upsample(nn.Sequential):
+    """LayerNorm, then one site to 2x2 with half the channels: the mirror of the encoder's downsampling."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(LayerNorm(channels), nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
+
+    def forward(self, sites: Tensor, grid: Grid) -> Tensor:
+        """Turn sites (B, h * w, D) of ``grid`` into (B, 4 * h * w, D / 2)."""
+        norm, conv = self
+        return map_to_sites(conv(sites_to_map(norm(sites), grid)))
+
+
+@MODELS.register_module()
+class FCMAEUNetDecoder(BaseModule):
+    """Climb from stride 32 to stride 4, a ConvNeXt block a scale, with or without skip connections.
+
+    Widths, blocks and the sum that joins a skip connection are picks: D channels at stride 32, half of them at each
+    finer scale.
+
+    Args:
+        in_channels (int | Sequence[int]): Channels of the encoder's last stage, or with skips of all four stages.
+        channels (int): D at stride 32, a multiple of 8. Defaults to 512.
+        depth (int): Blocks at each scale. Defaults to 1.
+        skips (bool): Add the encoder's map of the same scale, which the backbone must return:
+            ``out_indices=(0, 1, 2, 3)``. Defaults to False.
+        response_norm (dict, optional): Of the blocks; None makes them ConvNeXt V1 blocks. Defaults to GRN.
+
+    Raises:
+        ValueError: If ``channels`` is no multiple of 8.
+    """
+
+    stride = CELL >> (LEVELS - 1)
+
+    def __init__(self, in_channels: Union[int, Sequence[int]], channels: int = 512, depth: int = 1,
+                 skips: bool = False, response_norm: Union[dict, None] = dict(type='GRN')) -> None:
+        super().__init__(init_cfg=INIT_CFG)
+        if channels % 2**(LEVELS - 1) or channels <= 0:
+            raise ValueError(f'channels={channels} of FCMAEUNetDecoder: they halve three times; give a multiple of 8')
+        self.skips = skips
+        widths = [channels >> level for level in range(LEVELS)]
+        sources = list(in_channels)[::-1] if skips else [in_channels]
+        self.out_channels = widths[-1]
+        self.projections = nn.ModuleList(nn.Conv2d(*pair, 1) for pair in zip(sources, widths))
+        self.mask_tokens = nn.ParameterList(torch.zeros(width) for width in widths[:len(sources)])
+        self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(ConvNeXtV2Block(width, response_norm=response_norm) for _ in range(depth))
+            for width in widths)
+
+    def init_weights(self) -> None:
+        """Draw weights and mask tokens with standard deviation 0.02."""
+        super().init_weights()
+        for token in self.mask_tokens:
+            nn.init.normal_(token, std=0.02)
+
+    def forward(self, features: Union[Tensor, Sequence[Tensor]], visible_cells: Tensor) -> Tensor:
+        """Decode with visible cells (B, K) to a map (B, D / 8, 8 * h, 8 * w).
+
+        Args:
+            features (Tensor | Sequence[Tensor]): The encoder's last map (B, Cin, h, w), or with skips its four maps.
+            visible_cells (Tensor): Long, (B, K).
+        """
+        maps = list(features)[::-1] if self.skips else [last_map(features)]
+        height, width = maps[0].shape[-2:]
+        dense = get_execution('dense', masking=False)
+        for level, blocks in enumerate(self.blocks):
+            if level:
+                sites = self.upsamples[level - 1](sites, grid)
+            grid = Grid(height << level, width << level, stride=CELL >> level)
+            if level < len(maps):
+                read = self.projections[level](maps[level])
+                read = fill_hidden(read, visible_cells, self.mask_tokens[level], grid.stride)
+                sites = sites + read if level else read  # (B, 4^level * h * w, D / 2^level)
+            for block in blocks:
+                sites = block(sites, grid, dense)
+        return sites_to_map(sites, grid)
+
+
+def sincos_positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
+    """Return fixed two-dimensional positions (height * width, channels): sine and cosine of the row, then the column.
+
+    Wavelengths run from 2 pi to 20000 pi sites in a geometric row, as in MAE (arXiv 2111.06377).
+
+    Args:
+        height (int): Rows.
+        width (int): Columns.
+        channels (int): A multiple of 4.
+        like (Tensor): Gives dtype and device.
+    """
+    kind = dict(dtype=torch.float64, device=like.device)
+    rates = 10000.**(-torch.arange(channels // 4, **kind) / (channels // 4))
+    rows = (torch.arange(height, **kind)[:, None, None] * rates).expand(-1, width, -1)  # (h, w, D / 4)
+    columns = (torch.arange(width, **kind)[:, None] * rates).expand(height, -1, -1)
+    return torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=-1).flatten(0, 1).to(like.dtype)
+
+
+@MODELS.register_module()
+class FCMAETransformerDecoder(BaseModule):
+    """Run pre-norm Transformer blocks over all cells, with fixed sine-cosine positions for any picture size.
+
+    Depth, width and heads default to those of MAE's decoder (arXiv 2111.06377), a pick.
+
+    Args:
+        in_channels (int): Channels of the encoder's last stage.
+        channels (int): D, a multiple of 4 and of ``num_heads``. Defaults to 512.
+        depth (int): Number of blocks. Defaults to 8.
+        num_heads (int): Defaults to 16.
+
+    Raises:
+        ValueError: If ``channels`` is no multiple of 4 and ``num_heads``.
+    """
+
+    skips = False
+    stride = CELL
+
+    def __init__(self, in_channels: int, channels: int = 512, depth: int = 8, num_heads: int = 16) -> None:
+        super().__init__(init_cfg=INIT_CFG)
+        if channels % 4 or channels % num_heads:
+            raise ValueError(f'channels={channels} of FCMAETransformerDecoder: give a multiple of 4 and of '
+                             f'num_heads={num_heads}')
+        self.out_channels = channels
+        self.proj = nn.Conv2d(in_channels, channels, 1)
+        self.mask_token = nn.Parameter(torch.zeros(channels))
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                channels, num_heads, 4 * channels, dropout=0., activation='gelu', layer_norm_eps=1e-6,
+                batch_first=True, norm_first=True) for _ in range(depth))
+        self.norm = LayerNorm(channels)
+
+    def init_weights(self) -> None:
+        """Draw weights and the mask token with standard deviation 0.02."""
+        super().init_weights()
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, features: Union[Tensor, Sequence[Tensor]], visible_cells: Tensor) -> Tensor:
+        """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
+        features = last_map(features)
+        grid = Grid(*features.shape[-2:], stride=CELL)
+        sites = fill_hidden(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
+        sites = sites + sincos_positions(grid.height, grid.width, sites.shape[-1], sites)
+        for block in self.blocks:
+            sites = block(sites)
+        return sites_to_map(self.norm(sites), grid)
