@@ -149,7 +149,8 @@ def test_command_line(tools, tmp_path, task):
 @pytest.mark.slow
 def test_two_processes_train_and_test(tools, tmp_path):
     """dist_train.sh and dist_test.sh share the work between two processes on the CPU, and print the metric once."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PORT': '29517', 'CUDA_VISIBLE_DEVICES': ''}
+    environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', 'PORT': '29517',
+                   'CUDA_VISIBLE_DEVICES': ''}
     tail = ['--work-dir', str(tmp_path), '--cfg-options', *tools.options('upernet')]
     config = tools.configs['upernet']
     for command in (['tools/dist_train.sh', config, '2'],
