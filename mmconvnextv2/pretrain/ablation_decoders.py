@@ -3,7 +3,7 @@
 The paper publishes their scores, not their settings, which are picks here. Every map of the encoder that they read is
 filled with a mask token at hidden cells, as in the standard decoder, and only hidden cells are predicted.
 """
-from typing import Sequence, Union
+from typing import Optional, Sequence, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -53,7 +53,7 @@ class FCMAEUNetDecoder(BaseModule):
     stride = CELL >> (LEVELS - 1)
 
     def __init__(self, in_channels: Union[int, Sequence[int]], channels: int = 512, depth: int = 1,
-                 skips: bool = False, response_norm: Union[dict, None] = dict(type='GRN')) -> None:
+                 skips: bool = False, response_norm: Optional[dict] = dict(type='GRN')) -> None:
         super().__init__(init_cfg=INIT_CFG)
         if channels % 2**(LEVELS - 1) or channels <= 0:
             raise ValueError(f'channels={channels} of FCMAEUNetDecoder: they halve three times; give a multiple of 8')
@@ -82,19 +82,26 @@ class FCMAEUNetDecoder(BaseModule):
             visible_cells (Tensor): Long, (B, K).
         """
         maps = list(features)[::-1] if self.skips else [last_map(features)]
-        height, width = maps[0].shape[-2:]
-        dense = get_execution('dense', masking=False)
-        for level, blocks in enumerate(self.blocks):
-            if level:
-                sites = self.upsamples[level - 1](sites, grid)
-            grid = Grid(height << level, width << level, stride=CELL >> level)
-            if level < len(maps):
-                read = self.projections[level](maps[level])
-                read = fill_hidden(read, visible_cells, self.mask_tokens[level], grid.stride)
-                sites = sites + read if level else read  # (B, 4^level * h * w, D / 2^level)
-            for block in blocks:
-                sites = block(sites, grid, dense)
+        grid = Grid(*maps[0].shape[-2:], stride=CELL)
+        sites = self._decode(0, self._read(0, maps[0], visible_cells), grid)  # (B, h * w, D)
+        for level in range(1, LEVELS):
+            sites = self.upsamples[level - 1](sites, grid)  # (B, 4^level * h * w, D / 2^level)
+            grid = Grid(2 * grid.height, 2 * grid.width, stride=grid.stride // 2)
+            if self.skips:
+                sites = sites + self._read(level, maps[level], visible_cells)
+            sites = self._decode(level, sites, grid)
         return sites_to_map(sites, grid)
+
+    def _read(self, level: int, features: Tensor, visible_cells: Tensor) -> Tensor:
+        """Turn the encoder's map of a scale into sites of the decoder's width, the mask token at hidden cells."""
+        return fill_hidden(self.projections[level](features), visible_cells, self.mask_tokens[level], CELL >> level)
+
+    def _decode(self, level: int, sites: Tensor, grid: Grid) -> Tensor:
+        """Run the blocks of a scale."""
+        dense = get_execution('dense', masking=False)
+        for block in self.blocks[level]:
+            sites = block(sites, grid, dense)
+        return sites
 
 
 def sincos_positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:

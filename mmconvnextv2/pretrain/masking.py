@@ -24,9 +24,17 @@ def num_visible(num_cells: int, mask_ratio: float) -> int:
     visible = math.floor(num_cells * (1 - mask_ratio) + 1e-9)
     if not 0 < visible < num_cells:
         state = 'every cell' if visible <= 0 else 'no cell'
-        raise ValueError(f'mask_ratio={mask_ratio} hides {state} of {num_cells}: choose a ratio between '
-                         f'{1 / num_cells:.3g} and {1 - 1 / num_cells:.3g}, or larger pictures')
+        raise ValueError(f'mask_ratio={mask_ratio} hides {state} of {num_cells}: {_workable_ratios(num_cells)}')
     return visible
+
+
+def _workable_ratios(num_cells: int) -> str:
+    """Say which ratios fit, with enough digits, rounded down, that the printed ones do."""
+    if num_cells < 2:
+        return f'a picture needs two cells of {CELL}x{CELL} pixels or more; take larger pictures'
+    digits = len(str(num_cells)) + 1
+    low, high = (f'{count * 10**digits // num_cells / 10**digits:.{digits}f}' for count in (1, num_cells - 1))
+    return f'choose {low} (hides one cell) to {high} (shows one cell), or larger pictures'
 
 
 def hidden_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
@@ -64,7 +72,11 @@ class DrawVisibleCells(BaseTransform):
             raise ValueError(f'the pipeline gives pictures of {height}x{width} pixels: FCMAE needs multiples of '
                              f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'")
         num_cells = (height // CELL) * (width // CELL)
-        visible = np.random.permutation(num_cells)[:num_visible(num_cells, self.mask_ratio)]
+        try:
+            count = num_visible(num_cells, self.mask_ratio)
+        except ValueError as error:
+            raise ValueError(f'pictures of {height}x{width} pixels: {error}') from None
+        visible = np.random.permutation(num_cells)[:count]
         results['visible_cells'] = np.sort(visible).astype(np.int64)
         return results
 

@@ -1,0 +1,3 @@
+# A decoder of width 128. Published: 83.5 top-1 against 83.7 with 512 (arXiv 2301.00808).
+_base_ = './fcmae_convnextv1-b_64xb64-800e_in1k.py'
+model = dict(neck=dict(channels=128))
