@@ -81,9 +81,10 @@ def test_leaf_differs_in_what_it_says(leaf):
     assert model.backbone.channels == ARCHS['base']['channels'] and model.backbone.depths == ARCHS['base']['depths']
     assert model.backbone.stages[3][0].grn is None and model.backbone.stages[3][0].gamma is not None
     ratio = [step.mask_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'DrawVisibleCells']
-    found = {'type': type(model.neck).__name__, 'execution': model.execution, 'mask_ratio': ratio[0],
-             'skips': model.neck.skips, 'channels': model.neck.proj.out_channels if hasattr(model.neck, 'proj') else 512,
-             'depth': len(model.neck.blocks) if type(model.neck).__name__ == 'FCMAEDecoder' else 1}
+    kind, unet = type(model.neck).__name__, hasattr(model.neck, 'projections')
+    found = {'type': kind, 'execution': model.execution, 'mask_ratio': ratio[0], 'skips': model.neck.skips,
+             'channels': (model.neck.projections[0] if unet else model.neck.proj).out_channels,
+             'depth': len(model.neck.blocks) if kind == 'FCMAEDecoder' else 1}
     usual = {'type': 'FCMAEDecoder', 'execution': 'packed', 'mask_ratio': 0.6, 'skips': False, 'channels': 512,
              'depth': 1}
     assert found == {**usual, **EXPECTED[name_of(leaf)]}
