@@ -81,13 +81,15 @@ def test_class_counts(tools, tmp_path):
 
 
 def test_annotation_file_with_fewer_classes(tools, tmp_path, data):
-    """An annotation file that lacks a class is refused, where mmdet would shift the labels without a word."""
+    """An annotation file that is empty or lacks a class is refused, where mmdet would shift the labels without a word."""
     source = data / 'coco' / 'annotations' / 'instances_train2017.json'
     content = json.loads(source.read_text())
     content['categories'] = [one for one in content['categories'] if one['name'] != 'disc']
     (tmp_path / 'fewer.json').write_text(json.dumps(content))
     option = f'train_dataloader.dataset.ann_file={tmp_path / "fewer.json"}'
     refused(lambda: tools.train('mask-rcnn', tmp_path, option), tmp_path, 'fewer.json', "has no ['disc']")
+    (tmp_path / 'fewer.json').write_text('')
+    refused(lambda: tools.train('mask-rcnn', tmp_path, option), tmp_path, 'fewer.json is empty')
 
 
 @pytest.mark.slow
