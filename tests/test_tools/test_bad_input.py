@@ -81,7 +81,7 @@ def test_class_counts(tools, tmp_path):
 
 
 def test_annotation_file_with_fewer_classes(tools, tmp_path, data):
-    """An annotation file that is empty or lacks a class is refused, where mmdet would shift the labels without a word."""
+    """An annotation file that is empty or lacks a class is refused; mmdet would shift the labels without a word."""
     source = data / 'coco' / 'annotations' / 'instances_train2017.json'
     content = json.loads(source.read_text())
     content['categories'] = [one for one in content['categories'] if one['name'] != 'disc']
