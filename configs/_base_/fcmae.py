@@ -11,7 +11,7 @@ model = dict(
     type='FCMAE',
     execution='packed',
     data_preprocessor=dict(
-        type='SelfSupDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
+        type='FCMAEDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
     backbone=dict(type='ConvNeXtV2', arch='atto', out_indices=(3, ), out_norm=False),
     neck=dict(type='FCMAEDecoder', channels=512, depth=1),
     head=dict(type='FCMAEHead', norm_pix=True))
@@ -29,7 +29,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
-    sampler=dict(type='DrawSampler', shuffle=True),
+    sampler=dict(type='DrawSampler', shuffle=True, drop_last=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='UnlabelledImages', data_root='data/imagenet/train', pipeline=train_pipeline))
 
@@ -41,7 +41,7 @@ optim_wrapper = dict(
 auto_scale_lr = dict(base_batch_size=base_batch)
 
 num_epochs = 800
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=num_epochs)
+train_cfg = dict(type='ResumableTrainLoop', max_epochs=num_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=warmup_epochs, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=warmup_epochs, end=num_epochs, eta_min=0.,

@@ -1,13 +1,16 @@
 """FCMAE pretraining, an mmpretrain self-supervised algorithm. Importing it needs mmpretrain."""
 from ..layer_decay import LayerDecayOptimWrapperConstructor
 from .ablation_decoders import FCMAETransformerDecoder, FCMAEUNetDecoder
+from .channels import FCMAEDataPreprocessor, LoadPicture
 from .data import DrawSampler, UnlabelledImages
 from .decoder import FCMAEDecoder, FCMAEHead
 from .fcmae import FCMAE
 from .hooks import ReconstructionHook
 from .masking import DrawVisibleCells
+from .resume import ResumableTrainLoop
 
 __all__ = [
-    'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDecoder', 'FCMAEHead', 'LayerDecayOptimWrapperConstructor',
-    'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'ReconstructionHook', 'UnlabelledImages'
+    'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDataPreprocessor', 'FCMAEDecoder', 'FCMAEHead',
+    'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'LayerDecayOptimWrapperConstructor', 'LoadPicture',
+    'ReconstructionHook', 'UnlabelledImages'
 ]

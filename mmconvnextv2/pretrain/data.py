@@ -5,7 +5,7 @@ A worker's or a rank's random state plays no part, so the number of workers or p
 import logging
 import random
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Optional, Union
+from typing import Iterator, NamedTuple, Optional, Sequence, Union
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ from mmengine.registry import DATA_SAMPLERS
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from torch.utils.data import Sampler
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')
 
 
 class Draw(NamedTuple):
@@ -48,21 +50,24 @@ class UnlabelledImages(CustomDataset):
     A file that cannot be read is named in the log, once a worker, and the next picture takes its place.
 
     Args:
-        data_root (str): The folder; formats may be mixed.
+        data_root (str): The folder; formats may be mixed, folders nested.
         pipeline (Sequence): Transforms, ``DrawVisibleCells`` and ``PackInputs`` last.
         max_corrupt_share (float): Share of unreadable files, in [0, 1), above which the run stops. Defaults to 0.01;
             one file is always forgiven.
+        extensions (Sequence[str]): Endings, in any case, of the files to read; ``'.npy'`` is for ``LoadPicture``.
+            Defaults to those of the usual picture formats.
         kwargs: See mmpretrain's ``CustomDataset``.
 
     Raises:
         RuntimeError: While training, when more files are unreadable than ``max_corrupt_share`` allows.
     """
 
-    def __init__(self, data_root: str, pipeline: tuple = (), max_corrupt_share: float = 0.01, **kwargs) -> None:
+    def __init__(self, data_root: str, pipeline: tuple = (), max_corrupt_share: float = 0.01,
+                 extensions: Sequence[str] = EXTENSIONS, **kwargs) -> None:
         if not 0 <= max_corrupt_share < 1:
             raise ValueError(f'max_corrupt_share={max_corrupt_share}: expected a share in [0, 1)')
         self.max_corrupt_share = max_corrupt_share
-        super().__init__(data_root=data_root, pipeline=pipeline, with_label=False, **kwargs)
+        super().__init__(data_root=data_root, pipeline=pipeline, with_label=False, extensions=extensions, **kwargs)
 
     def full_init(self) -> None:
         """List the files, and share one flag a file between workers."""
@@ -102,24 +107,37 @@ class DrawSampler(Sampler):
         dataset (Dataset): What is sampled.
         seed (int, optional): Defaults to None, one drawn and shared by all ranks.
         shuffle (bool): Defaults to True.
+        drop_last (bool): Leave the pictures at the end out that make ranks uneven, in place of showing the first ones
+            again; together with the data loader's ``drop_last`` any number of ranks then sees the same batches.
+            Defaults to False.
+
+    Attributes:
+        skip (int): Pictures of this rank to leave out at the start of the next pass.
     """
 
-    def __init__(self, dataset: torch.utils.data.Dataset, seed: Optional[int] = None, shuffle: bool = True) -> None:
+    def __init__(self,
+                 dataset: torch.utils.data.Dataset,
+                 seed: Optional[int] = None,
+                 shuffle: bool = True,
+                 drop_last: bool = False) -> None:
         self.rank, self.world_size = get_dist_info()
         self.size = len(dataset)
         self.seed = sync_random_seed() if seed is None else seed
         self.shuffle = shuffle
+        self.drop_last = drop_last
         self.epoch = 0
+        self.skip = 0
 
     def __iter__(self) -> Iterator[Draw]:
         order = np.arange(self.size)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         order = np.resize(order, len(self) * self.world_size)  # the first pictures again, so that ranks are even
-        return iter([Draw(self.seed, self.epoch, int(index)) for index in order[self.rank::self.world_size]])
+        own = order[self.rank::self.world_size][self.skip:]
+        return iter([Draw(self.seed, self.epoch, int(index)) for index in own])
 
     def __len__(self) -> int:
-        return -(-self.size // self.world_size)
+        return self.size // self.world_size if self.drop_last else -(-self.size // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next order; mmengine's loops call it."""

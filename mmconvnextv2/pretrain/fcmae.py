@@ -29,11 +29,11 @@ class FCMAE(BaseSelfSupervisor):
             backbone's.
         execution (str): How the encoder visits sites: ``'packed'``, ``'masked'`` or another key of
             ``mmconvnextv2.execution.EXECUTIONS`` that can mask. Defaults to ``'packed'``.
-        data_preprocessor (dict, optional): Defaults to mmpretrain's ``SelfSupDataPreprocessor``.
+        data_preprocessor (dict, optional): Its type defaults to ``FCMAEDataPreprocessor``.
         init_cfg (dict, optional): Defaults to None.
 
     Raises:
-        ValueError: If the execution is unknown or cannot mask.
+        ValueError: If the execution is unknown or cannot mask, or the preprocessor is for another number of channels.
     """
 
     def __init__(self,
@@ -48,11 +48,15 @@ class FCMAE(BaseSelfSupervisor):
         neck = _build_decoder(neck, backbone)
         head = MODELS.build({'in_channels': neck.out_channels, 'stride': neck.stride,
                              'image_channels': backbone.in_channels, **head})
+        if not isinstance(data_preprocessor, nn.Module):
+            data_preprocessor = {'type': 'FCMAEDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        _check_normalisation(self.data_preprocessor, backbone.in_channels)
         self.execution = execution
 
     def loss(self, inputs: Tensor, data_samples: List) -> Dict[str, Tensor]:
         """Compute the loss of pictures (B, C, H, W) whose samples hold ``visible_cells``."""
+        _check_channels(inputs, self.backbone.in_channels)
         visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
         features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / 32, W / 32)
         decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = 32 but for a UNet
@@ -73,6 +77,7 @@ class FCMAE(BaseSelfSupervisor):
             hidden cells, and zero at visible ones, for which nothing is predicted) and ``pasted`` (the prediction with
             the visible cells of the original).
         """
+        _check_channels(inputs, self.backbone.in_channels)
         height, width = inputs.shape[-2:]
         hidden_cells = _hidden(visible_cells, inputs)
         decoded = self.neck(self.backbone(inputs, visible_cells, self.execution), visible_cells)
@@ -99,6 +104,23 @@ def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
         raise ValueError(f'the decoder has skips=True but the backbone returns stages {backbone.out_indices}: set '
                          'model.backbone.out_indices=(0, 1, 2, 3)')
     return MODELS.build({'in_channels': backbone.channels if skips else backbone.channels[-1], **config})
+
+
+def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
+    """Raise ``ValueError`` for a mean of another length than the backbone's input."""
+    mean = getattr(preprocessor, 'mean', None)
+    if mean is not None and mean.numel() not in (1, in_channels):
+        raise ValueError(f'model.data_preprocessor has {mean.numel()} values in mean and std, but model.backbone has '
+                         f'in_channels={in_channels}: give one value, or one a channel')
+
+
+def _check_channels(images: Tensor, in_channels: int) -> None:
+    """Raise ``ValueError`` for pictures (B, C, H, W) of another number of channels than the backbone's."""
+    if images.ndim == 4 and images.shape[1] != in_channels:
+        raise ValueError(f'the pictures have {images.shape[1]} channels, but model.backbone has in_channels='
+                         f'{in_channels}: set it to what the pictures have, or load them with '
+                         f"dict(type='LoadPicture', channels={in_channels}), or color_type='grayscale' of "
+                         'LoadImageFromFile for one channel')
 
 
 def _hidden(visible_cells: Tensor, images: Tensor) -> Tensor:
