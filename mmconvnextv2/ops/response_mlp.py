@@ -116,16 +116,26 @@ class _ResponseMLP(torch.autograd.Function):
         grad_gamma = (grad_scale * response).sum((0, 1))
         grad_response = grad_scale * gamma
         grad_norm = (grad_response - (grad_response * response).mean(-1, keepdim=True)) / mean
-        factor = torch.where(norm > 0, grad_norm / norm, norm.new_zeros(())).to(x.dtype)  # (B, 1, D)
+        factor = torch.where(norm > 0, grad_norm / norm, norm.new_zeros(()))  # (B, 1, D)
         if counted is not None:
             activation = torch.where(counted, activation, activation.new_zeros(()))
-        grad_h = torch.ops.aten.gelu_backward(grad_activation.addcmul_(activation, factor), h)  # (B, N, D)
+        grad_h = torch.ops.aten.gelu_backward(_add_product(grad_activation, activation, factor), h)  # (B, N, D)
 
         flat = grad_h.flatten(0, 1)
         grad_x = (flat @ weight1).view_as(x)
         grad_weight1 = flat.t() @ x.flatten(0, 1)
         return (grad_x, grad_weight1, flat.sum(0), grad_gamma.to(gamma.dtype), grad_beta, grad_weight2, grad_bias2,
                 None, None)
+
+
+def _add_product(grad: Tensor, activation: Tensor, factor: Tensor) -> Tensor:
+    """Add ``activation * factor`` to ``grad``; both of shape (B, N, D) are overwritten, ``factor`` is (B, 1, D).
+
+    The factor falls with the number of sites, below what float16 can hold.
+    """
+    if grad.dtype == torch.float16:
+        return grad.add_(activation.mul_(factor))  # multiplied in the factor's float32
+    return grad.addcmul_(activation, factor.to(grad.dtype))
 
 
 def _second_linear_backward(grad: Tensor, activation: Tensor, scale: Tensor,
