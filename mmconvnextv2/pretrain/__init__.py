@@ -7,10 +7,11 @@ from .decoder import FCMAEDecoder, FCMAEHead
 from .fcmae import FCMAE
 from .hooks import ReconstructionHook
 from .masking import DrawVisibleCells
+from .probe import ProbeHook
 from .resume import ResumableTrainLoop
 
 __all__ = [
     'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDataPreprocessor', 'FCMAEDecoder', 'FCMAEHead',
     'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'LayerDecayOptimWrapperConstructor', 'LoadPicture',
-    'ReconstructionHook', 'UnlabelledImages'
+    'ProbeHook', 'ReconstructionHook', 'UnlabelledImages'
 ]

@@ -1,0 +1,279 @@
+"""How well frozen features tell classes apart while FCMAE pretrains: a k-nearest-neighbour vote and a linear probe.
+
+The vote is that of instance discrimination (arXiv 1805.01978, section 3.4): neighbours by cosine, weighted by
+exp(cosine / temperature). The linear probe is a penalised logistic regression on standardised features, solved to its
+optimum in place of training with augmentation for epochs, so that its number has no learning rate.
+"""
+import math
+import os
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine.dataset import default_collate
+from mmengine.dist import all_gather, get_dist_info
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmpretrain.datasets import CustomDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from .data import EXTENSIONS, seeded
+
+Labelled = Tuple[Dataset, Tensor]  # pictures and their classes, long (N, )
+
+
+def default_pipeline(image_size: int) -> List[dict]:
+    """Return the usual evaluation view: the short side to 256 / 224 of the crop, then the centre."""
+    return [
+        dict(type='LoadImageFromFile'),
+        dict(type='ResizeEdge', scale=round(image_size * 256 / 224), edge='short', backend='pillow',
+             interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=image_size),
+        dict(type='PackInputs')
+    ]
+
+
+def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 0.2) -> Tuple[Labelled, Labelled, int]:
+    """Read a labelled folder, a folder a class, and split it in two.
+
+    With folders ``train`` and ``val`` below ``data_root`` those are the split; else each class's files, in order of
+    name, go to the second part at even steps, the same in every run.
+
+    Args:
+        data_root (str): The folder.
+        pipeline (Sequence[dict]): Transforms.
+        val_share (float): Share of the second part where it is split here, in (0, 1). Defaults to 0.2.
+
+    Returns:
+        tuple: Pictures to learn from and their classes, pictures to test on and their classes, number of classes.
+
+    Raises:
+        FileNotFoundError: If the folder is not there.
+        ValueError: If a part is empty, there are fewer than two classes, or the parts have different ones.
+    """
+    if not os.path.isdir(data_root):
+        raise FileNotFoundError(f'data_root={data_root!r} of ProbeHook does not exist')
+    parts = [part for part in ('train', 'val') if os.path.isdir(os.path.join(data_root, part))]
+    if len(parts) == 1:
+        raise ValueError(f'data_root={data_root!r} of ProbeHook has a folder {parts[0]!r} alone: give train and val, '
+                         'or one folder a class')
+    if parts:
+        sets = [_read(os.path.join(data_root, part), pipeline) for part in parts]
+        labels = [_labels(one) for one in sets]
+    else:
+        whole = _read(data_root, pipeline)
+        indices = _even_split(_labels(whole), val_share)
+        sets = [Subset(whole, index) for index in indices]
+        labels = [_labels(whole)[index] for index in indices]
+    classes = [_classes(one) for one in sets]
+    if classes[0] != classes[1] or len(classes[0]) < 2 or not all(map(len, labels)):
+        raise ValueError(f'{data_root} has {len(labels[0])} pictures of the classes {classes[0]} to learn from and '
+                         f'{len(labels[1])} of {classes[1]} to test on: expected pictures of the same classes, two '
+                         'or more, in both')
+    return (sets[0], labels[0]), (sets[1], labels[1]), len(classes[0])
+
+
+def _read(folder: str, pipeline: Sequence[dict]) -> CustomDataset:
+    return CustomDataset(data_root=folder, pipeline=list(pipeline), extensions=EXTENSIONS + ('.npy', ))
+
+
+def _labels(dataset: CustomDataset) -> Tensor:
+    return torch.from_numpy(np.asarray(dataset.get_gt_labels(), dtype=np.int64))
+
+
+def _classes(dataset: Dataset) -> Sequence[str]:
+    return (dataset.dataset if isinstance(dataset, Subset) else dataset).CLASSES
+
+
+def _even_split(labels: Tensor, share: float) -> Tuple[List[int], List[int]]:
+    """Return indices outside and inside a share of each class, taken at even steps."""
+    parts: Tuple[List[int], List[int]] = ([], [])
+    for label in labels.unique().tolist():
+        for place, index in enumerate((labels == label).nonzero()[:, 0].tolist()):
+            parts[math.floor((place + 1) * share + 1e-9) > math.floor(place * share + 1e-9)].append(index)
+    return sorted(parts[0]), sorted(parts[1])
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluate inside the block without gradients; leave every module's mode and every CPU generator as they were."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), seeded(0):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def pooled_features(model: nn.Module, dataset: Dataset, batch_size: int = 64, num_workers: int = 0) -> Tensor:
+    """Return the mean over sites of the dense backbone's last map: float32, (N, C), in the order of the data set.
+
+    In a distributed run each process takes its share of the pictures, all make the same number of forwards, and all
+    get the whole result.
+
+    Args:
+        model (nn.Module): An ``FCMAE``, not wrapped for distribution.
+        dataset (Dataset): N pictures.
+        batch_size (int): Defaults to 64.
+        num_workers (int): Processes that read pictures. Defaults to 0.
+    """
+    rank, world_size = get_dist_info()
+    share = -(-len(dataset) // world_size)
+    indices = np.resize(np.arange(len(dataset)), share * world_size)[rank::world_size].tolist()
+    loader = DataLoader(Subset(dataset, indices), batch_size, num_workers=num_workers, collate_fn=default_collate)
+    pooled = []
+    with frozen(model):
+        for batch in loader:
+            inputs = model.data_preprocessor(batch, False)['inputs']
+            pooled.append(model(inputs, mode='tensor')[-1].float().mean((2, 3)))  # (B, C)
+    parts = all_gather(torch.cat(pooled))
+    return torch.stack(parts, dim=1).flatten(0, 1)[:len(dataset)]  # picture j * world_size + rank is rank's j-th
+
+
+def knn_vote(features: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
+    """Return the class of each query by a weighted vote of its nearest neighbours: long, (Q, ).
+
+    Args:
+        features (Tensor): (N, C).
+        labels (Tensor): Long, (N, ).
+        queries (Tensor): (Q, C).
+        k (int): Neighbours, at most N.
+        temperature (float): A neighbour of cosine c votes with exp(c / temperature).
+    """
+    features, queries, votes = F.normalize(features), F.normalize(queries), []
+    for chunk in queries.split(1024):
+        cosine, index = (chunk @ features.T).topk(k)  # (q, k)
+        weight = ((cosine - 1) / temperature).exp()  # one factor for all, so that exp does not overflow
+        ballot = weight.new_zeros(len(chunk), int(labels.max()) + 1)
+        votes.append(ballot.scatter_add(1, labels[index], weight).argmax(1))
+    return torch.cat(votes)
+
+
+def fit_linear(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Tuple[Tensor, Tensor]:
+    """Return weight (classes, C) and bias (classes, ) that minimise the mean cross-entropy plus
+    ``penalty / 2 * |weight|^2``, by L-BFGS from zero: no random state.
+
+    Args:
+        features (Tensor): (N, C), float64 for full convergence.
+        labels (Tensor): Long, (N, ).
+        num_classes (int): Number of classes.
+        penalty (float): Positive.
+    """
+    weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
+    bias = features.new_zeros(num_classes, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-7, tolerance_change=1e-12,
+                               line_search_fn='strong_wolfe')
+
+    @torch.enable_grad()
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(F.linear(features, weight, bias), labels) + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def linear_vote(features: Tensor, labels: Tensor, queries: Tensor, num_classes: int, penalty: float) -> Tensor:
+    """Return the class of each query (Q, C) by a linear probe of features (N, C), both standardised by the mean and
+    deviation of the features."""
+    deviation, mean = torch.std_mean(features.double(), dim=0, correction=0)
+    features, queries = ((one.double() - mean) / (deviation + 1e-6) for one in (features, queries))
+    weight, bias = fit_linear(features, labels, num_classes, penalty)
+    return F.linear(queries, weight, bias).argmax(1)
+
+
+@HOOKS.register_module()
+class ProbeHook(Hook):
+    """Evaluate frozen, globally averaged features on a labelled folder every few epochs, and after the last.
+
+    Writes ``knn_top1`` and ``linear_top1``, in percent, to the log, the message hub and every visualizer backend. The
+    training goes on bit for bit as without the hook. Put it into a config's ``custom_hooks``::
+
+        custom_hooks = [dict(type='ProbeHook', data_root='data/labelled', interval=20)]
+
+    Args:
+        data_root (str): A folder a class, or folders ``train`` and ``val`` of such; see :func:`labelled_split`.
+        interval (int): Epochs between evaluations. Defaults to 10.
+        k (int): Neighbours. Defaults to 20.
+        temperature (float): Of the neighbours' vote. Defaults to 0.07.
+        linear (bool): Whether to fit the linear probe. Defaults to True.
+        penalty (float): Of the linear probe's weight; see :func:`fit_linear`. Defaults to 1e-3.
+        val_share (float): Share to test on where the folder is not split. Defaults to 0.2.
+        image_size (int): Pixels of the square crop, 32 or more. Defaults to 224.
+        pipeline (Sequence[dict], optional): Transforms in place of :func:`default_pipeline`, ``PackInputs`` last, for
+            pictures of other channels. Defaults to None.
+        batch_size (int): A process. Defaults to 64.
+        num_workers (int): Processes that read pictures. Defaults to 0.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(self,
+                 data_root: str,
+                 interval: int = 10,
+                 k: int = 20,
+                 temperature: float = 0.07,
+                 linear: bool = True,
+                 penalty: float = 1e-3,
+                 val_share: float = 0.2,
+                 image_size: int = 224,
+                 pipeline: Optional[Sequence[dict]] = None,
+                 batch_size: int = 64,
+                 num_workers: int = 0) -> None:
+        smallest = dict(interval=interval, k=k, batch_size=batch_size, temperature=temperature, penalty=penalty)
+        for name, value in smallest.items():
+            if value <= 0:
+                raise ValueError(f'{name}={value} of ProbeHook: expected more than 0')
+        if not 0 < val_share < 1:
+            raise ValueError(f'val_share={val_share} of ProbeHook: expected a share in (0, 1)')
+        self.data_root = data_root
+        self.interval = interval
+        self.k = k
+        self.temperature = temperature
+        self.linear = linear
+        self.penalty = penalty
+        self.val_share = val_share
+        self.pipeline = default_pipeline(image_size) if pipeline is None else pipeline
+        self.loading = dict(batch_size=batch_size, num_workers=num_workers)
+
+    def before_train(self, runner) -> None:
+        """Read the folder, so that a mistake shows before hours of training.
+
+        Raises:
+            FileNotFoundError: If the folder is not there.
+            ValueError: If it cannot be split, or holds fewer pictures than ``k``.
+        """
+        self._train, self._test, self._num_classes = labelled_split(self.data_root, self.pipeline, self.val_share)
+        if self.k > len(self._train[1]):
+            raise ValueError(f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} pictures to learn '
+                             'from; choose no more neighbours')
+
+    def after_train_epoch(self, runner) -> None:
+        """Evaluate when the interval has passed, and after the last epoch."""
+        if not self.every_n_epochs(runner, self.interval) and runner.epoch + 1 != runner.max_epochs:
+            return
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        scores = self.evaluate(model)
+        for name, score in scores.items():
+            runner.message_hub.update_scalar(name, score)
+        runner.visualizer.add_scalars(scores, step=runner.epoch + 1)
+        text = ', '.join(f'{name} {score:.2f}' for name, score in scores.items())
+        runner.logger.info(f'frozen features after epoch {runner.epoch + 1}: {text}')
+
+    def evaluate(self, model: nn.Module) -> Dict[str, float]:
+        """Return ``knn_top1`` and ``linear_top1`` of an ``FCMAE``, in percent."""
+        features, queries = (pooled_features(model, part[0], **self.loading) for part in (self._train, self._test))
+        labels, truth = (part[1].to(features.device) for part in (self._train, self._test))
+        votes = dict(knn_top1=knn_vote(features, labels, queries, self.k, self.temperature))
+        if self.linear:
+            votes['linear_top1'] = linear_vote(features, labels, queries, self._num_classes, self.penalty)
+        return {name: (vote == truth).double().mean().item() * 100 for name, vote in votes.items()}
