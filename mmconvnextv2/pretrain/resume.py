@@ -93,12 +93,13 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
     def _recompute_gradients(self) -> None:
         """Compute the gradients since the last update anew: they are not part of a checkpoint."""
-        counts = getattr(self.runner.optim_wrapper, '_accumulative_counts', 1)
-        wanted, iteration = self._iter, self._iter - self._iter % counts
+        lost = self._iter % getattr(self.runner.optim_wrapper, '_accumulative_counts', 1)
+        if not lost:
+            return
+        wanted, iteration = self._iter, self._iter - lost
+        self.runner.optim_wrapper._inner_count = iteration
         self.runner.model.train()
         while iteration < wanted:
-            if iteration == wanted - wanted % counts:
-                self.runner.optim_wrapper._inner_count = iteration
             for _, batch in self._batches(*divmod(iteration, len(self.dataloader))):
                 seed_generators(self.runner.seed, iteration, get_rank())
                 self.runner.model.train_step(batch, optim_wrapper=self.runner.optim_wrapper)
