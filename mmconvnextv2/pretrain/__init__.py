@@ -13,5 +13,5 @@ from .resume import ResumableTrainLoop
 __all__ = [
     'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDataPreprocessor', 'FCMAEDecoder', 'FCMAEHead',
     'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'LayerDecayOptimWrapperConstructor', 'LoadPicture',
-    'ProbeHook', 'ReconstructionHook', 'UnlabelledImages'
+    'ProbeHook', 'ReconstructionHook', 'ResumableTrainLoop', 'UnlabelledImages'
 ]

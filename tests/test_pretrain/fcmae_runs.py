@@ -46,7 +46,7 @@ def make_config(folder, work_dir, batch=BATCH, num_workers=0, **options):
     cfg.merge_from_dict({
         'work_dir': str(work_dir), 'train_cfg.max_epochs': EPOCHS, 'train_dataloader.batch_size': batch,
         'train_dataloader.dataset.data_root': folder, 'train_dataloader.dataset.pipeline.1.scale': 64,
-        'train_dataloader.num_workers': num_workers, 'train_dataloader.persistent_workers': num_workers > 0,
+        'train_dataloader.num_workers': num_workers, 'train_dataloader.persistent_workers': False,
         'train_dataloader.pin_memory': False, 'model.neck.channels': 12,
         'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=-1),
         'optim_wrapper.type': 'OptimWrapper', 'optim_wrapper.optimizer.lr': 0.01,
