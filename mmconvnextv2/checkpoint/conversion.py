@@ -4,15 +4,17 @@ The official loader prints mismatches and goes on, which costs GRN and with it 8
 Table 2); here whatever is missing, left over or of a wrong shape raises.
 """
 import re
+from functools import lru_cache
 from statistics import mode
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from torch import Tensor
 
-from .layouts import DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
+from .layouts import CONV_1X1, DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
 ANCHOR = 'downsample_layers.0.0.weight'  # a weight that every backbone has once
+POINTWISE = ('pointwise_conv1.weight', 'pointwise_conv2.weight')
 PLACEHOLDERS = (('s', '[0-3]'), ('b', r'\d+'), ('d', '[1-3]'), ('any', '.+'))
 
 
@@ -165,11 +167,25 @@ def write_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Dict[s
     return converted
 
 
+def find_rule(name: str, rules: Sequence[Rule]) -> Tuple[int, Dict[str, str]]:
+    """Return the number of the line that a foreign name is of, and its stage, block or downsampling layer.
+
+    Raises:
+        ValueError: If it is of none.
+    """
+    for line, rule in enumerate(rules):
+        match = _pattern(rule.foreign).fullmatch(name)
+        if match:
+            return line, match.groupdict()
+    raise ValueError(f'{name} is of no line of the table')
+
+
 def _first_match(patterns: List[Tuple['re.Pattern', Rule]], key: str) -> Tuple[Optional['re.Match'], Optional[Rule]]:
     found = ((pattern.fullmatch(key), rule) for pattern, rule in patterns)
     return next(((match, rule) for match, rule in found if match), (None, None))
 
 
+@lru_cache(maxsize=None)
 def _pattern(template: str) -> 're.Pattern':
     """Turn a table's key into a pattern with the groups s (stage), b (block), d (downsampling, 1 to 3)."""
     pattern = re.escape(template)
@@ -201,6 +217,8 @@ def _canonical_backbone(state_dict: dict) -> Tuple[Dict[str, Tensor], List[str]]
     left_over = [name for name in inside if not CANONICAL_KEY.match(name)]
     if left_over:
         raise ValueError(f'{len(left_over)} keys are not of the canonical layout: {some(left_over)}')
+    inside = {name: CONV_1X1.read(value) if name.endswith(POINTWISE) and getattr(value, 'ndim', 0) == 4 else value
+              for name, value in inside.items()}  # mmpretrain's linear_pw_conv=False
     return inside, [key for name, key in names.items() if not name.startswith(home)]
 
 
