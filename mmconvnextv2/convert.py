@@ -1,56 +1,100 @@
-"""Converting checkpoint files between weight layouts, told step by step and checked against the foreign library.
+"""Converting checkpoint files between weight layouts, told step by step and checked against the foreign libraries.
 
 Names and shapes are the business of ``mmconvnextv2.checkpoint``; here are files, the report of a conversion, and the
-comparison of outputs with timm's ``convnextv2_*`` and Hugging Face's ``ConvNextV2Model``.
+comparison of the outputs of source and target.
 """
 import os
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from .backbone import ConvNeXtV2
 from .checkpoint import (DIALECTS, detect_dialect, from_canonical, pretraining_from_canonical, pretraining_to_canonical,
                          read_arch, to_canonical, unwrap)
+from .foreign_models import run
 from .safe_loading import load_file
 
 LAYOUTS = ('canonical', *DIALECTS)
 WRAPPERS = {'canonical': 'state_dict', 'official-dense': 'model', 'official-sparse': 'model'}
+SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
+TOLERANCE = 1e-5  # of the largest value
 
 
-def convert_file(source: str, target: str, layout: str, force: bool = False, pretraining: bool = False) -> str:
+def convert_file(source: str, target: str, layout: str, force: bool = False, pretraining: bool = False,
+                 weights: str = 'default') -> str:
     """Convert a checkpoint of any known layout and write it, whole or not at all.
 
     Args:
         source (str): Path or URL.
-        target (str): The file to write; ``.safetensors`` is written as such, anything else by ``torch.save``.
+        target (str): The file to write; ``.safetensors`` is written as such, ``.pth``, ``.pt`` and ``.bin`` by
+            ``torch.save``.
         layout (str): One of ``LAYOUTS``. ``'timm'`` becomes ``'timm-conv'`` for the sizes whose linears timm holds as
-            convolutions.
+            convolutions, ``'huggingface'`` ``'huggingface-backbone'`` for weights with the output norms of a detector.
         force (bool): Overwrite the target. Defaults to False.
         pretraining (bool): Convert a whole FCMAE model with its decoder, between canonical and official-sparse, in
             place of the backbone alone. Defaults to False.
+        weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights beside it; see
+            :func:`mmconvnextv2.checkpoint.unwrap`. Defaults to ``'default'``.
 
     Returns:
         str: What was kept, renamed, reshaped and dropped.
 
     Raises:
-        ValueError: If the source cannot be read or converted.
+        ValueError: If the source cannot be read or converted, or the target has another suffix.
         FileExistsError: If the target exists and ``force`` is not set.
+        FileNotFoundError: If the source or the folder of the target does not exist.
     """
-    if os.path.exists(target) and not force:
-        raise FileExistsError(f'{target} exists: choose another name, or overwrite it with --force')
-    found = {key: value for key, value in unwrap(load_file(source)).items() if isinstance(value, Tensor)}
+    check_target(target, force)
+    found = unwrap(load_file(source), weights)
     dialect = detect_dialect(found)
     if pretraining:
         convert = _pretraining_converter(dialect, layout)
     else:
-        layout = _timm_variant(to_canonical(found)) if layout == 'timm' else layout
-
-        def convert(weights: dict) -> dict:
-            return from_canonical(to_canonical(weights), layout)
-
-    _write_atomically(convert(found), target, layout)
+        layout = _variant(layout, to_canonical(found))
+        convert = _backbone_converter(layout)
+    converted = {name: _whole(value) for name, value in convert(found).items()}
+    write_atomically({WRAPPERS[layout]: converted} if layout in WRAPPERS else converted, converted, target)
     return '\n'.join([f'{source} ({dialect}) -> {target} ({layout})', *_tell(found, convert)])
+
+
+def convert_training_file(source: str, target: str, layout: str, config: str, options: Optional[Dict[str, Any]] = None,
+                          epoch_length: Optional[int] = None, force: bool = False) -> str:
+    """Convert a whole pretraining checkpoint, AdamW's moments and the epoch included.
+
+    Args:
+        source (str): Path or URL.
+        target (str): The file to write, by ``torch.save``.
+        layout (str): ``'canonical'`` from the official script's file, or ``'official-sparse'`` from one of mmengine.
+        config (str): The FCMAE config that trained, or will go on.
+        options (dict, optional): Overrides of the config. Defaults to None.
+        epoch_length (int, optional): Iterations an epoch of the config that will go on. Defaults to the official run's.
+        force (bool): Overwrite the target. Defaults to False.
+
+    Raises:
+        ValueError: If the source cannot be read or converted.
+        FileExistsError: If the target exists and ``force`` is not set.
+        FileNotFoundError: If the source or the folder of the target does not exist.
+    """
+    from .training_checkpoint import convert_training  # needs mmpretrain
+    check_target(target, force, SUFFIXES[1:])
+    content = load_file(source)
+    dialect = detect_dialect(unwrap(content, 'raw'))
+    if {dialect, layout} != {'canonical', 'official-sparse'}:
+        raise ValueError(f'training checkpoints go between canonical and official-sparse, not from {dialect} to '
+                         f'{layout}')
+    converted, report = convert_training(content, layout == 'canonical', config, options, epoch_length)
+    write_atomically(converted, {}, target)
+    return f'{source} ({dialect}) -> {target} ({layout})\n{report}'
+
+
+def check_target(target: str, force: bool, suffixes: Tuple[str, ...] = SUFFIXES) -> None:
+    """Refuse a target that exists, whose folder does not, or whose suffix says nothing about its kind."""
+    if not target.endswith(suffixes):
+        raise ValueError(f'{target} must end in {", ".join(suffixes)}')
+    if os.path.exists(target) and not force:
+        raise FileExistsError(f'{target} exists: choose another name, or overwrite it with --force')
+    if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
+        raise FileNotFoundError(f'the folder of {target} does not exist: make it, or choose another')
 
 
 def _pretraining_converter(dialect: str, layout: str) -> Callable[[dict], dict]:
@@ -61,24 +105,53 @@ def _pretraining_converter(dialect: str, layout: str) -> Callable[[dict], dict]:
     raise ValueError(f'--pretraining converts between canonical and official-sparse, not from {dialect} to {layout}')
 
 
-def _timm_variant(weights: Dict[str, Tensor]) -> str:
-    """timm's atto to nano, narrower than 96 channels, hold their linears as 1x1 convolutions."""
-    return 'timm-conv' if read_arch(weights)[1][0] < 96 else 'timm'
+def _backbone_converter(layout: str) -> Callable[[dict], dict]:
+    """Return a function from any layout to this one, which leaves output norms out where it has no place for them."""
+    places = {rule.canonical for rule in DIALECTS.get(layout, ())}
+
+    def convert(weights: dict) -> dict:
+        backbone = {name: value for name, value in to_canonical(weights).items()
+                    if layout == 'canonical' or not name.startswith('norm') or name in places}
+        return from_canonical(backbone, layout)
+
+    return convert
 
 
-def _write_atomically(weights: Dict[str, Tensor], target: str, layout: str) -> None:
-    partial = f'{target}.partial'
-    weights = {name: value.detach().contiguous() for name, value in weights.items()}
+def _variant(layout: str, weights: Dict[str, Tensor]) -> str:
+    """Return the layout's variant for these weights: timm's atto to nano, narrower than 96 channels, hold their linears
+    as 1x1 convolutions; Hugging Face's classifiers have one output norm, its backbones one a map."""
+    if layout == 'timm' and read_arch(weights)[1][0] < 96:
+        return 'timm-conv'
+    if layout == 'huggingface' and any(f'norm{stage}.weight' in weights for stage in range(3)):
+        return 'huggingface-backbone'
+    return layout
+
+
+def write_atomically(content: dict, weights: Dict[str, Tensor], target: str) -> None:
+    """Write a file whole or not at all: the weights alone as safetensors, or the content by ``torch.save``.
+
+    Raises:
+        OSError: If it cannot be written; an older target is as it was.
+    """
+    partial = f'{target}.{os.getpid()}.partial'
     try:
         if target.endswith('.safetensors'):
             from safetensors.torch import save_file
             save_file(weights, partial, metadata=dict(format='pt'))
         else:
-            torch.save({WRAPPERS[layout]: weights} if layout in WRAPPERS else weights, partial)
+            torch.save(content, partial)
         os.replace(partial, target)
+    except Exception as error:  # torch and safetensors have their own errors for a full disk
+        raise OSError(f'{target} cannot be written ({error}): is the disk full?') from error
     finally:
         if os.path.exists(partial):
             os.remove(partial)
+
+
+def _whole(value: Tensor) -> Tensor:
+    """Return a contiguous tensor that owns its memory, and no more than it needs."""
+    value = value.detach().contiguous()
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def _tell(found: Dict[str, Tensor], convert: Callable[[dict], dict]) -> List[str]:
@@ -97,67 +170,38 @@ def _tell(found: Dict[str, Tensor], convert: Callable[[dict], dict]) -> List[str
             for kind, what in lines.items()]
 
 
-@torch.no_grad()
-def check_conversion(source: str, target: str) -> str:
-    """Compare the last feature map of a converted file's own library with ours of the source, on random pictures.
+def check_conversion(source: str, target: str, weights: str = 'default') -> str:
+    """Compare a converted file with its source: bits after converting both to canonical, then the outputs of both on
+    random pictures, each computed by the library that its layout comes from.
+
+    Args:
+        source (str): Path or URL.
+        target (str): The file that was written from it.
+        weights (str): As in :func:`convert_file`. Defaults to ``'default'``.
 
     Returns:
-        str: The largest difference, and of which models; for official layouts, which no installed library reads, that
-        the file converts back bit for bit.
+        str: The largest difference of outputs, and which libraries computed them.
 
     Raises:
-        ValueError: If they differ by more than 1e-4 of the largest value, or the library is not installed.
+        ValueError: If a weight differs, or outputs do by more than 1e-5 of the largest value.
     """
-    expected, written = to_canonical(unwrap(load_file(source))), unwrap(load_file(target))
-    dialect = detect_dialect(written)
-    back = to_canonical(written)
-    if any(not torch.equal(back[name], value) for name, value in expected.items()) or len(back) != len(expected):
-        raise ValueError(f'{target} does not convert back to {source}')
-    if dialect.startswith(('official', 'canonical')):
-        return f'{target} converts back to the same bits ({len(back)} weights)'
-    in_channels = expected['downsample_layers.0.0.weight'].shape[1]
-    images = torch.randn(2, in_channels, 64, 96, generator=torch.Generator().manual_seed(0))
-    ours, theirs = _our_map(expected, images), _their_map(written, dialect, images)
-    difference = (ours - theirs).abs().max().item()
-    if difference > 1e-4 * ours.abs().max().item():
-        raise ValueError(f'{target}: outputs of {dialect} differ from ConvNeXtV2 by {difference:.2e}')
-    return f'{target}: outputs of {dialect} and ConvNeXtV2 differ by at most {difference:.2e}'
-
-
-def _our_map(weights: Dict[str, Tensor], images: Tensor) -> Tensor:
-    depths, channels = read_arch(weights)
-    has_grn, scaled = any('.grn.' in name for name in weights), any(name.endswith('.0.gamma') for name in weights)
-    model = ConvNeXtV2(dict(depths=depths, channels=channels), images.shape[1], out_indices=(3, ), out_norm=False,
-                       response_norm=dict(type='GRN') if has_grn else None, layer_scale_init_value=float(scaled))
-    model.load_state_dict({name: value for name, value in weights.items() if not name.startswith('norm')})
-    return model.eval()(images)[0]
-
-
-def _their_map(weights: Dict[str, Tensor], dialect: str, images: Tensor) -> Tensor:
-    depths, channels = read_arch(to_canonical(weights))
-    try:
-        return (_timm_map if dialect.startswith('timm') else _hugging_face_map)(weights, depths, channels, images)
-    except ImportError as error:
-        raise ValueError(f'--check needs the package {error.name!r} for the {dialect} layout: install it') from error
-
-
-def _timm_map(weights: Dict[str, Tensor], depths: List[int], channels: List[int], images: Tensor) -> Tensor:
-    import timm
-    model = timm.create_model('convnextv2_atto', depths=depths, dims=channels, in_chans=images.shape[1], num_classes=0,
-                              conv_mlp=weights['stages.0.blocks.0.mlp.fc1.weight'].ndim == 4)
-    _load_all_but(model, weights, 'head.norm.')
-    return model.eval().stages(model.stem(images))
-
-
-def _hugging_face_map(weights: Dict[str, Tensor], depths: List[int], channels: List[int], images: Tensor) -> Tensor:
-    from transformers import ConvNextV2Config, ConvNextV2Model
-    model = ConvNextV2Model(ConvNextV2Config(depths=depths, hidden_sizes=channels, num_channels=images.shape[1]))
-    _load_all_but(model, weights, 'layernorm.')
-    return model.eval()(images).last_hidden_state
-
-
-def _load_all_but(model: torch.nn.Module, weights: Dict[str, Tensor], optional: str) -> None:
-    missing, extra = model.load_state_dict(weights, strict=False)
-    lost = [name for name in missing if not name.startswith(optional)] + extra
+    before, after = unwrap(load_file(source), weights), unwrap(load_file(target))
+    expected, back = to_canonical(before), to_canonical(after)
+    lost = [name for name in expected if name not in back and not name.startswith('norm')]
+    lost += [name for name in back if name not in expected or not torch.equal(back[name], expected[name])]
     if lost:
-        raise ValueError(f'{type(model).__name__} and the file disagree on {len(lost)} names: {", ".join(lost[:10])}')
+        raise ValueError(f'{target} does not convert back to {source}: {len(lost)} weights differ, '
+                         f'{", ".join(lost[:10])}')
+    images = torch.randn(2, expected['downsample_layers.0.0.weight'].shape[1], 64, 96,
+                         generator=torch.Generator().manual_seed(0))
+    theirs, ours = (run(_backbone_converter(detect_dialect(file))(file), images) for file in (before, after))
+    difference = max(_difference(one, other) for one, other in zip(theirs[1:], ours[1:]) if None not in (one, other))
+    libraries = f'{detect_dialect(before)} ({theirs.library}) and {detect_dialect(after)} ({ours.library})'
+    if difference > TOLERANCE:
+        raise ValueError(f'{target}: the outputs of {libraries} differ by {difference:.1e} of the largest value')
+    return (f'{target} converts back to the same bits ({len(back)} weights); the outputs of {libraries} differ by at '
+            f'most {difference:.1e} of the largest value')
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return ((one - other).abs().max() / one.abs().max()).item()

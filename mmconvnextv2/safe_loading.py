@@ -15,10 +15,11 @@ from typing import Any, Iterator, List, Tuple
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_rank, is_distributed
 from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+
+from .download import download
 
 try:
     from numpy._core import multiarray
@@ -91,7 +92,8 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
 
     Args:
         path (str): A ``.pth``, ``.pt`` or ``.safetensors`` file; the kind is told from the content. ``http(s)://``
-            goes through torch's download cache, other prefixes through ``mmengine.fileio``.
+            goes through torch's download cache with a progress bar; a name that ends in the beginning of a SHA-256,
+            ``...-d484685a.pth``, is verified. Other prefixes go through ``mmengine.fileio``.
         map_location: As in ``torch.load``. Defaults to 'cpu'.
 
     Returns:
@@ -99,8 +101,9 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
 
     Raises:
         FileNotFoundError: If a local file is not there.
-        ValueError: If the file is empty, truncated, damaged, compressed, of another byte order or of another kind, or
-            if its pickle asks for a global that is not allowed; no code of the file has run then.
+        ValueError: If the file is empty, truncated, damaged, compressed, of another byte order or of another kind, if
+            it announces more than it holds, or if its pickle asks for a global that is not allowed; no code of the
+            file has run then.
     """
     with _local_copy(str(path)) as local:
         kind = _file_kind(local)
@@ -109,6 +112,7 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
         if kind == 'zip':
             _check_archive(local)
         content = _read_pickle(local, map_location)
+        _check_sizes(path, content, os.path.getsize(local))
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}: a checkpoint is a dict of weights')
     return content
@@ -117,24 +121,12 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
 @contextmanager
 def _local_copy(path: str) -> Iterator[str]:
     if path.startswith(('http://', 'https://')):
-        yield _download(path)
+        yield download(path)
     elif '://' in path:
         with get_local_path(path) as local:
             yield str(local)
     else:
         yield os.path.expanduser(path)
-
-
-def _download(url: str) -> str:
-    """Download into torch's cache, as mmengine does: on rank 0 alone, with a progress bar."""
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    target = os.path.join(folder, os.path.basename(url.split('?')[0]))
-    if get_rank() == 0 and not os.path.exists(target):
-        os.makedirs(folder, exist_ok=True)
-        torch.hub.download_url_to_file(url, target)
-    if is_distributed():
-        barrier()
-    return target
 
 
 def _file_kind(path: str) -> str:
@@ -200,14 +192,12 @@ def _check_archive(path: str) -> None:
     total = sum(entry.file_size for entry in entries)
     if total > os.path.getsize(path) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError(f'{path} has {os.path.getsize(path)} bytes and unpacks to {total}: torch.save does not '
-                         f'compress, '
-                         'so this is refused as a possible zip bomb')
+                         'compress, so this is refused as a possible zip bomb')
     if not any(entry.filename.endswith('/data.pkl') for entry in entries):
         raise ValueError(f'{path} is a zip archive without data.pkl: it was not written by torch.save')
     if any(order.decode('ascii', 'replace') != sys.byteorder for order in orders):
-        raise ValueError(f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: '
-                         f'save it as '
-                         'safetensors on a machine of its own kind')
+        raise ValueError(f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: save it '
+                         'as safetensors on a machine of its own kind')
 
 
 def _read_pickle(path: str, map_location: Any) -> Any:
@@ -219,12 +209,24 @@ def _read_pickle(path: str, map_location: Any) -> Any:
         raise ValueError(_explain(path, error)) from error
 
 
+def _check_sizes(path: str, content: Any, file_size: int) -> None:
+    """Refuse a tensor that is larger than its file: torch.save may store one value with stride 0 for any shape."""
+    waiting, seen = [content], set()
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, torch.Tensor) and item.numel() * item.element_size() > file_size:
+            raise ValueError(f'{path} has {file_size} bytes and holds a tensor of shape {tuple(item.shape)}, '
+                             f'{item.numel() * item.element_size()} bytes: refused as a possible zip bomb')
+        if isinstance(item, (dict, list, tuple)) and id(item) not in seen:
+            seen.add(id(item))
+            waiting.extend(item.values() if isinstance(item, dict) else item)
+
+
 def _check_torch(path: str) -> None:
     found = tuple(int(part) for part in re.findall(r'\d+', torch.__version__)[:2])
     if found < (2, 6):
-        raise ValueError(f'{path} is a pickle, and torch {torch.__version__} cannot read one safely: use torch '
-                         f'>= 2.6, or '
-                         'convert the file to .safetensors')
+        raise ValueError(f'{path} is a pickle, and torch {torch.__version__} cannot read one safely: use torch >= 2.6, '
+                         'or convert the file to .safetensors')
 
 
 def _explain(path: str, error: Exception) -> str:
@@ -232,9 +234,10 @@ def _explain(path: str, error: Exception) -> str:
     wanted = (re.search(r'GLOBAL (\S+) was not an allowed', text) or re.search(r'unsupported GLOBAL (\S+)', text)
               or re.search(r'(\S+\(.*\)) is not allowed in a checkpoint', text))
     if wanted:
-        return (f'{path} asks to run {wanted.group(1)!r}, which no checkpoint needs: refused, and none of it '
-                f'has run. Get '
-                'the weights as .safetensors, or from a source that you trust')
+        return (f'{path} asks to run {wanted.group(1)!r}, which no checkpoint needs: refused, and none of it has run. '
+                'Get the weights as .safetensors, or from a source that you trust')
+    if "can't allocate memory" in text or 'does not match expected size' in text:
+        return f'{path} announces tensors larger than the file has bytes for: refused as damaged or as a zip bomb'
     if 'PytorchStreamReader' in text or isinstance(error, EOFError):
         return f'{path} cannot be read: {DAMAGED}'
     detail = text.split('WeightsUnpickler error:')[-1].strip().split('\n')[0]
@@ -263,8 +266,7 @@ def allow_mmengine_checkpoints() -> None:
 
     Adds :func:`allowed_globals` to torch's allow-list for the rest of the process, and registers the readers above for
     local files and URLs through mmengine's own ``CheckpointLoader.register_scheme``, so that refusals are clear.
-    Calling
-    it again changes nothing.
+    Calling it again changes nothing.
     """
     torch.serialization.add_safe_globals(allowed_globals())
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local_safely, force=True)

@@ -1,7 +1,11 @@
 """The converting tool writes whole files or none, tells what it did, and its files work in the foreign libraries."""
+import argparse
+import os
+import resource
+import runpy
 import subprocess
 import sys
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import (from_canonical, pretraining_from_canonical, pretraining_to_canonical, read_arch,
-                                     to_canonical)
+                                     to_canonical, unwrap)
 from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file
 from mmconvnextv2.safe_loading import load_file
 
@@ -18,19 +22,22 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
-def make(arch=NARROW):
-    model = ConvNeXtV2(arch, out_indices=(3, ), out_norm=False)
+def make(arch=NARROW, out_norm=False, **kwargs):
+    model = ConvNeXtV2(arch, out_norm=out_norm, **{'out_indices': (3, ), **kwargs})
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.state_dict()
 
 
+@pytest.mark.parametrize('out_norm', [False, True])
 @pytest.mark.parametrize('arch', ['atto', 'tiny'])
-def test_every_pair_of_layouts_bit_for_bit(arch):
-    """From any layout to any other and back through it, two sizes keep every bit."""
-    weights = make(arch)
-    files = {layout: from_canonical(weights, layout) for layout in LAYOUTS}
-    for one, other in permutations(LAYOUTS, 2):
+def test_every_pair_of_layouts_bit_for_bit(arch, out_norm):
+    """From any layout to any other and back through it, two sizes keep every bit, the final norm's too where both have
+    one."""
+    weights = make(arch, out_norm)
+    layouts = [layout for layout in LAYOUTS if not out_norm or layout != 'official-sparse']
+    files = {layout: from_canonical(weights, layout) for layout in layouts}
+    for one, other in permutations(layouts, 2):
         again = from_canonical(to_canonical(files[one]), other)
         assert set(again) == set(files[other])
         assert all(torch.equal(again[name], value) for name, value in files[other].items())
@@ -38,12 +45,13 @@ def test_every_pair_of_layouts_bit_for_bit(arch):
 
 @pytest.mark.parametrize('arch', ARCHS)
 def test_every_size_by_shape(arch):
-    """In all sizes every layout comes back with the same names and shapes, and the architecture is read off them."""
+    """In all sizes every layout becomes every other by name and shape, and the architecture is read off them."""
     with torch.device('meta'):
         weights = ConvNeXtV2(arch, out_indices=(3, ), out_norm=False).state_dict()
-    for layout in LAYOUTS:
-        back = to_canonical(from_canonical(weights, layout))
-        assert {name: value.shape for name, value in back.items()} == {k: v.shape for k, v in weights.items()}
+    files = {layout: from_canonical(weights, layout) for layout in LAYOUTS}
+    for one, other in product(LAYOUTS, repeat=2):
+        again = from_canonical(to_canonical(files[one]), other)
+        assert {name: value.shape for name, value in again.items()} == {k: v.shape for k, v in files[other].items()}
     assert read_arch(weights) == (list(ARCHS[arch]['depths']), list(ARCHS[arch]['channels']))
 
 
@@ -51,15 +59,12 @@ def test_every_size_by_shape(arch):
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 def test_files_and_check(tmp_path, layout, suffix):
     """Every layout written in both kinds of file reads back to the same bits, and the foreign model agrees."""
-    if layout.startswith('huggingface'):
-        pytest.importorskip('transformers')
     source, target, weights = str(tmp_path / 'source.pth'), str(tmp_path / f'target.{suffix}'), make()
     torch.save(dict(state_dict={'backbone.' + k: v for k, v in weights.items()} | {'head.bias': torch.ones(2)}), source)
     report = convert_file(source, target, layout)
     assert '1 dropped\n    head.bias' in report
     if layout != 'timm':  # the narrow model's linears become convolutions
-        content = load_file(target)
-        found = to_canonical(content.get('state_dict', content.get('model', content)))
+        found = to_canonical(unwrap(load_file(target)))
         assert all(torch.equal(found[name], value) for name, value in weights.items())
     assert check_conversion(source, target).startswith(target)
 
@@ -97,6 +102,22 @@ def test_nothing_is_written_on_failure(tmp_path):
     assert target.read_bytes() == b'older' and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_full_disk_leaves_the_older_file(tmp_path, suffix):
+    """A target that cannot be written to its end stays as it was, without a partial file beside it."""
+    source, target = tmp_path / 'source.pth', tmp_path / f'target.{suffix}'
+    torch.save(make(), source)
+    target.write_bytes(b'older')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f'target.{suffix} cannot be written .*is the disk full'):
+            convert_file(str(source), str(target), 'timm', force=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert target.read_bytes() == b'older' and len(list(tmp_path.iterdir())) == 2
+
+
 def test_whole_fcmae_models(tmp_path):
     """A whole FCMAE model with decoder goes to the official names and back bit for bit, and its prediction layer maps
     pixel for pixel."""
@@ -122,3 +143,65 @@ def test_whole_fcmae_models(tmp_path):
     torch.save(dict(state_dict=weights), source)
     assert '0 dropped' in convert_file(source, target, 'official-sparse', pretraining=True)
     assert all(torch.equal(load_file(target)['model'][name], value) for name, value in official.items())
+
+
+def run_tool(monkeypatch, capsys, *arguments):
+    """Run the tool in this process; return its exit status, what it printed and what it complained about."""
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, arguments)])
+    try:
+        runpy.run_path(str(TOOL), run_name='__main__')
+        status, complaint = 0, ''
+    except SystemExit as error:
+        status, complaint = (1, error.code) if isinstance(error.code, str) else (error.code, '')
+    captured = capsys.readouterr()
+    return status, captured.out, complaint + captured.err
+
+
+def test_the_tool_chooses_and_checks(tmp_path, monkeypatch, capsys):
+    """--ema and --raw choose, --check compares what was chosen, and what contradicts itself is refused."""
+    raw, ema = make(), make()
+    source, target = tmp_path / 'source.pth', tmp_path / 'target.safetensors'
+    torch.save(dict(model=from_canonical(raw, 'official-dense'), model_ema=from_canonical(ema, 'official-dense'),
+                    args=argparse.Namespace(lr=0.1)), source)
+    for option, expected in (((), raw), (('--raw', ), raw), (('--ema', ), ema)):
+        status, out, err = run_tool(monkeypatch, capsys, source, target, '--to', 'timm', '--check', '--force', *option)
+        assert (status, err) == (0, '') and f'{target} converts back to the same bits (66 weights)' in out
+        found = to_canonical(load_file(str(target)))
+        assert all(torch.equal(found[name].flatten(), value.flatten()) for name, value in expected.items())
+    for option in (('--ema', '--raw'), ('--check', '--pretraining'), ('--training', 'config.py', '--check')):
+        assert run_tool(monkeypatch, capsys, source, target, '--force', *option)[0] == 2
+    status, out, err = run_tool(monkeypatch, capsys, source, target)
+    assert status == 1 and 'exists: choose another name, or overwrite it with --force' in err
+    status, out, err = run_tool(monkeypatch, capsys, source, tmp_path / 'target.onnx')
+    assert status == 1 and 'must end in .safetensors, .pth, .pt, .bin' in err
+    status, out, err = run_tool(monkeypatch, capsys, source, tmp_path / 'nowhere' / 'target.pth')
+    assert status == 1 and 'nowhere' in err and 'Traceback' not in err
+
+
+def test_norms_of_a_detector_go_where_there_is_a_place(tmp_path):
+    """A detector's four output norms go to Hugging Face's backbone whole; other layouts keep the last or none, and the
+    report names those that were left out."""
+    source, weights = str(tmp_path / 'source.pth'), make(out_norm=True, out_indices=(0, 1, 2, 3))
+    torch.save(dict(state_dict={f'backbone.{name}': value for name, value in weights.items()}), source)
+    for layout, dropped in (('huggingface', ()), ('timm', (0, 1, 2)), ('official-sparse', (0, 1, 2, 3))):
+        target = str(tmp_path / f'{layout}.pth')
+        lines = convert_file(source, target, layout).partition(f'{2 * len(dropped)} dropped')[2].split()
+        assert lines == [f'backbone.norm{stage}.{leaf}' for stage in dropped for leaf in ('weight', 'bias')]
+        found = to_canonical(unwrap(load_file(target)))
+        assert set(weights) - set(found) == {line[len('backbone.'):] for line in lines}
+        assert 'same bits' in check_conversion(source, target)
+
+
+def test_safetensors_hold_whole_tensors(tmp_path):
+    """Weights that are views of one storage go into both kinds of file, without the rest of the storage."""
+    weights, source = make(), str(tmp_path / 'source.pth')
+    names = [name for name, value in weights.items() if value.shape == (16, )]
+    joined = torch.cat([weights[name] for name in names] + [torch.zeros(1 << 20)])
+    weights.update(zip(names, joined.split(16)))
+    torch.save(weights, source)
+    for suffix in ('safetensors', 'pth'):
+        target = str(tmp_path / f'target.{suffix}')
+        convert_file(source, target, 'official-dense')
+        found = to_canonical(unwrap(load_file(target)))
+        assert all(torch.equal(found[name], value) for name, value in weights.items())
+        assert os.path.getsize(target) < 1 << 20 < os.path.getsize(source)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
@@ -95,23 +95,6 @@ def build(path, **kwargs):
     return model
 
 
-def test_initializer_loads_last(tmp_path):
-    """After init_weights of a whole segmentor the backbone holds the file's bits, and output norms are fresh."""
-    from mmseg.models import EncoderDecoder
-    path = tmp_path / 'fcmae.pth'
-    weights = make(out_norm=False).state_dict()
-    torch.save(dict(model=from_canonical(weights, 'official-dense')), path)
-    DefaultScope.get_instance('segmentation', scope_name='mmseg')
-    segmentor = EncoderDecoder(
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(path))),
-        decode_head=dict(type='FCNHead', in_channels=10, channels=8, in_index=3, num_convs=1, num_classes=2,
-                         norm_cfg=dict(type='BN')))
-    segmentor.init_weights()
-    loaded = segmentor.backbone.state_dict()
-    assert all(torch.equal(loaded[key], weights[key]) for key in weights)
-    assert torch.equal(loaded['norm0.weight'], torch.ones(4))
-
-
 def test_initializer_is_strict(tmp_path):
     """A file without GRN, of another size, or of no known layout raises and names what is wrong."""
     weights = make(out_norm=False).state_dict()
@@ -134,3 +117,57 @@ def test_stem_adapts_to_other_channels(tmp_path):
     model = build(path, in_channels=6, out_indices=(3, ), out_norm=False)
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(model(images.repeat(1, 2, 1, 1))[0], source(images)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_listed_stops_at_ten():
+    """An error names ten weights and counts them all."""
+    weights = make(out_norm=False).state_dict()
+    lost = [name for name in weights if '.norm.' in name or 'pointwise' in name]
+    with pytest.raises(ValueError, match=f'{len(lost)} missing in the file: ') as error:
+        to_canonical({name: value for name, value in weights.items() if name not in lost})
+    assert str(error.value).count('stages.') == 10 and str(error.value).endswith(', ...')
+
+
+@pytest.mark.parametrize('one, other', [('canonical', 'timm'), ('official-dense', 'official-sparse'),
+                                        ('huggingface', 'official-dense')])
+def test_two_layouts_in_a_file_are_refused(one, other):
+    """A file with the keys of two layouts is refused by a key of each, and not read as the first that fits."""
+    weights = make(out_norm=False).state_dict()
+    with pytest.raises(ValueError, match=r'of 2 layouts at once: .*stages.*\(.*\), .*stages.*\(') as error:
+        to_canonical({**from_canonical(weights, one), **from_canonical(weights, other)})
+    assert f'({one})' in str(error.value) and f'({other})' in str(error.value)
+
+
+def test_foreign_files_are_named():
+    """A file of another architecture is refused with its keys, and the layouts that are known."""
+    with pytest.raises(ValueError, match=r'timm, huggingface\): the file holds 3 keys, layer1.0.weight'):
+        detect_dialect({'layer1.0.weight': 1, 'layer1.0.bias': 2, 'fc.weight': 3})
+    with pytest.raises(ValueError, match='the file holds 0 keys'):
+        detect_dialect({})
+
+
+@pytest.mark.parametrize('dialect', DIALECTS)
+def test_odd_values_are_refused(dialect):
+    """A weight that is no tensor, one of another rank, and one that stands in the file twice, raise."""
+    weights = from_canonical(make(out_norm=False).state_dict(), dialect)
+    reshaped = {'official-sparse': 'kernel', 'timm-conv': 'mlp.fc1.weight'}.get(dialect, 'fc1.weight')
+    name = next((name for name in weights if name.endswith(reshaped)), next(iter(weights)))
+    for value in ('text', 3, torch.zeros(()), torch.zeros(2, 3, 5), None):
+        with pytest.raises(ValueError, match='no tensors|of a wrong shape'):
+            to_canonical({**weights, name: value})
+    with pytest.raises(ValueError, match=f'1 weights stand in the file twice: module.{name}'):
+        to_canonical({**weights, f'module.{name}': weights[name]})
+
+
+def test_canonical_oddities():
+    """mmpretrain's pointwise convolutions become linears; two backbones, and too high block numbers, raise."""
+    weights = make(out_norm=False).state_dict()
+    convolved = {name: value[..., None, None] if 'pointwise' in name and value.ndim == 2 else value
+                 for name, value in weights.items()}
+    found = to_canonical(convolved)
+    assert all(torch.equal(found[name], value) for name, value in weights.items())
+    pair = {f'{prefix}.backbone.{name}': value for prefix in ('student', 'teacher') for name, value in weights.items()}
+    with pytest.raises(ValueError, match='hold 2 backbones, student.backbone., teacher.backbone.'):
+        to_canonical(pair)
+    with pytest.raises(ValueError, match='number their blocks up to'):
+        to_canonical({**weights, 'stages.2.99999999.norm.weight': torch.zeros(8)})

@@ -1,0 +1,139 @@
+"""URLs enter the cache whole and verified, or not at all; mmengine's other backends are read through its fileio."""
+import functools
+import hashlib
+import io
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+
+import pytest
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+from safetensors.torch import save
+
+from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.checkpoint import load_backbone
+from mmconvnextv2.safe_loading import load_file
+
+WEIGHTS = dict(weight=torch.arange(12.).reshape(3, 4))
+CONTENT = save(WEIGHTS)
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Serves a folder, notes what was asked for, and breaks off in the middle of files named ``broken``."""
+
+    def __init__(self, *args, asked=None, **kwargs):
+        self.asked = asked
+        super().__init__(*args, **kwargs)
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        if 'broken' not in self.path:
+            return super().do_GET()
+        content = Path(self.directory, self.path[1:]).read_bytes()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:len(content) // 2])
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def serving(folder):
+    """Serve a folder on this machine; yields the address and the list of paths asked for."""
+    asked = []
+    handler = functools.partial(Handler, directory=str(folder), asked=asked)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}', asked
+        server.shutdown()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to serve, beside an empty download cache."""
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    (tmp_path / 'served').mkdir()
+    return tmp_path / 'served'
+
+
+def cached():
+    cache = Path(torch.hub.get_dir(), 'checkpoints')
+    return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
+
+
+def test_a_url_is_fetched_once(folder, capfd):
+    """A URL is read once, under a progress bar; the second time the cache serves, with the server gone. What stands
+    behind a question mark is not part of the file's name."""
+    (folder / 'weights.safetensors').write_bytes(CONTENT)
+    with serving(folder) as (address, asked):
+        for _ in range(2):
+            assert torch.equal(load_file(f'{address}/weights.safetensors?download=true')['weight'], WEIGHTS['weight'])
+    assert torch.equal(load_file(f'{address}/weights.safetensors')['weight'], WEIGHTS['weight'])
+    assert asked == ['/weights.safetensors?download=true'] and cached() == ['weights.safetensors']
+    assert '100%' in capfd.readouterr().err
+
+
+def test_a_backbone_starts_from_a_url(folder):
+    """A backbone loads from a URL bit for bit, and a second time without the server."""
+    arch = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
+    source, buffer = ConvNeXtV2(arch), io.BytesIO()
+    torch.save(source.state_dict(), buffer)
+    (folder / 'backbone.pth').write_bytes(buffer.getvalue())
+    with serving(folder) as (address, _):
+        load_backbone(ConvNeXtV2(arch), f'{address}/backbone.pth')
+    target = ConvNeXtV2(arch)
+    load_backbone(target, f'{address}/backbone.pth')
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
+
+
+def test_a_broken_download_leaves_nothing(folder):
+    """A connection that ends early raises and leaves no file in the cache, whole or partial; so does a missing file,
+    and a name whose SHA-256 is another."""
+    (folder / 'broken.safetensors').write_bytes(CONTENT)
+    (folder / 'changed-0123abcd.safetensors').write_bytes(CONTENT)
+    with serving(folder) as (address, _):
+        for name, message in (('broken.safetensors', f'broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes'),
+                              ('missing.pth', 'cannot be downloaded: File not found'),
+                              ('changed-0123abcd.safetensors', 'its name announces 0123abcd'),
+                              ('', 'names no file')):
+            with pytest.raises(ValueError, match=message):
+                load_file(f'{address}/{name}')
+            assert cached() == []
+        (folder / 'broken.safetensors').rename(folder / 'whole.safetensors')
+        assert torch.equal(load_file(f'{address}/whole.safetensors')['weight'], WEIGHTS['weight'])
+    with pytest.raises(ValueError, match='cannot be downloaded: .*refused'):
+        load_file(f'{address}/again.safetensors')
+
+
+@pytest.mark.parametrize('name', ['epoch_20230104-{}.pth', 'epoch-{:.16}.safetensors', 'epoch-20230104.pth'])
+def test_names_with_a_digest_are_verified(folder, name):
+    """The beginning of the right SHA-256, of any length, is accepted; eight digits may be a date and say nothing."""
+    name = name.format(hashlib.sha256(CONTENT).hexdigest())
+    (folder / name).write_bytes(CONTENT)
+    with serving(folder) as (address, _):
+        assert torch.equal(load_file(f'{address}/{name}')['weight'], WEIGHTS['weight'])
+
+
+@register_backend('shelf', prefixes='shelf', force=True)
+class ShelfBackend(LocalBackend):
+    """An mmengine backend whose files come and go: ``shelf://NAME`` is a copy for as long as it is used."""
+
+    files = {}
+
+    @contextmanager
+    def get_local_path(self, filepath):
+        with TemporaryDirectory() as folder:
+            path = Path(folder, 'copy')
+            path.write_bytes(self.files[str(filepath).partition('://')[2]])
+            yield str(path)
+
+
+def test_other_backends_go_through_mmengine():
+    """A prefix that mmengine's fileio knows is read through it."""
+    ShelfBackend.files['weights.pth'] = CONTENT
+    assert torch.equal(load_file('shelf://weights.pth')['weight'], WEIGHTS['weight'])

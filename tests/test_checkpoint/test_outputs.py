@@ -1,0 +1,277 @@
+"""Converted weights do in the foreign libraries, and in the masked walk of the official files, what they do here."""
+import sys
+from importlib import metadata
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmconvnextv2 import ARCHS, ConvNeXtV2
+from mmconvnextv2.checkpoint import from_canonical, load_backbone, read_backbone, to_canonical
+from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file
+from mmconvnextv2.foreign_models import Outputs, run
+
+NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
+
+
+def make(arch=NARROW, **kwargs):
+    """A backbone with trained-looking weights: GRN, norms and biases are random too."""
+    torch.manual_seed(0)
+    model = ConvNeXtV2(arch, out_indices=(3, ), **kwargs)
+    for name, parameter in model.named_parameters():
+        fan = parameter[0].numel() if parameter.ndim > 1 else 4
+        nn.init.normal_(parameter, std=fan**-0.5)
+        if name.endswith('norm.weight') or name == 'norm3.weight':
+            parameter.data += 1
+    return model.eval()
+
+
+def expect(model, images):
+    """The last map, and the normalised mean over it, without the code under test."""
+    with torch.no_grad():
+        normalised = model(images)[0]
+        model.out_norm, model.gap_before_final_norm = False, False
+        last_map = model(images)[0]
+        model.out_norm = model.gap_before_final_norm = True
+        pooled = model(images)[0]
+        model.gap_before_final_norm = False
+    return last_map, pooled, normalised
+
+
+@pytest.mark.parametrize('layout', ['canonical', 'timm', 'timm-conv', 'huggingface', 'huggingface-backbone'])
+@pytest.mark.parametrize('arch', [NARROW, 'atto', 'tiny'], ids=str)
+def test_outputs_equal_the_librarys(arch, layout):
+    """With random weights, GRN's among them, the last map and the pooled features of mmpretrain's ConvNeXt, timm's
+    convnextv2 and Hugging Face's ConvNextV2Model equal ours to 1e-5."""
+    package = dict(canonical='mmpretrain', huggingface='transformers').get(layout.partition('-')[0], 'timm')
+    pytest.importorskip(package)
+    model, images = make(arch), torch.randn(2, 3, 64, 96)
+    last_map, pooled, _ = expect(model, images)
+    theirs = run(from_canonical(model.state_dict(), layout), images)
+    assert theirs.library == f'{package} {metadata.version(package)}'
+    torch.testing.assert_close(theirs.last_map, last_map, rtol=1e-5, atol=1e-5 * last_map.abs().max().item())
+    if layout != 'huggingface-backbone':
+        torch.testing.assert_close(theirs.pooled, pooled, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['convnextv2_atto', 'convnextv2_tiny'])
+@pytest.mark.parametrize('features_only', [False, True])
+def test_random_models_of_timm_come_in(name, features_only):
+    """The weights of timm's own model, whole or features_only, make our maps equal its."""
+    timm = pytest.importorskip('timm')
+    theirs = timm.create_model(name, features_only=features_only).eval()
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=(parameter[0].numel() if parameter.ndim > 1 else 4)**-0.5)
+    found = read_backbone(theirs.state_dict())
+    ours = ConvNeXtV2(name[len('convnextv2_'):], out_indices=(0, 1, 2, 3), out_norm=False).eval()
+    ours.load_state_dict({key: value for key, value in found.weights.items() if not key.startswith('norm')})
+    assert found.dropped == ([] if features_only else ['head.fc.weight', 'head.fc.bias'])
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = theirs(images) if features_only else theirs.forward_intermediates(images, intermediates_only=True)
+        for one, other in zip(ours(images), maps, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+
+
+def test_random_models_of_hugging_face_come_in():
+    """The weights of ConvNextV2ForImageClassification and ConvNextV2Backbone make our outputs equal theirs; the
+    backbone's norms become our output norms."""
+    transformers = pytest.importorskip('transformers')
+    config = transformers.ConvNextV2Config(depths=list(NARROW['depths']), hidden_sizes=list(NARROW['channels']),
+                                           out_features=['stem', 'stage1', 'stage2', 'stage3', 'stage4'],
+                                           layer_norm_eps=1e-6)
+    images = torch.randn(2, 3, 64, 96)
+    for theirs, kwargs in ((transformers.ConvNextV2ForImageClassification(config),
+                            dict(out_indices=(3, ), gap_before_final_norm=True)),
+                           (transformers.ConvNextV2Backbone(config), {})):
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        found = read_backbone(theirs.state_dict())
+        lost = 'classifier' if kwargs else 'hidden_states_norms.stem'
+        assert found.dropped == [f'{lost}.weight', f'{lost}.bias']
+        ours = ConvNeXtV2(NARROW, **kwargs).eval()
+        ours.load_state_dict(found.weights)
+        with torch.no_grad():
+            if kwargs:
+                expected = [theirs.eval().convnextv2(images).pooler_output]
+            else:
+                expected = theirs.eval()(images).feature_maps[1:]
+            for one, other in zip(ours(images), expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize('arch', ['atto', 'nano', 'tiny', 'base'])
+def test_libraries_know_the_names(arch):
+    """For all depths that sizes have, our files have exactly the names and shapes of Hugging Face's and mmpretrain's
+    own models (narrow ones: neither can be built without its memory)."""
+    transformers, mmpretrain = pytest.importorskip('transformers'), pytest.importorskip('mmpretrain.models')
+    depths, channels = list(ARCHS[arch]['depths']), [4, 8, 16, 32]
+    assert {tuple(size['depths']) for size in ARCHS.values()} == {tuple(ARCHS[name]['depths'])
+                                                                  for name in ('atto', 'nano', 'tiny', 'base')}
+    weights = ConvNeXtV2(dict(depths=depths, channels=channels), out_indices=(3, )).state_dict()
+    hugging_face = transformers.ConvNextV2Model(transformers.ConvNextV2Config(depths=depths, hidden_sizes=channels))
+    openmmlab = mmpretrain.ConvNeXt(dict(depths=depths, channels=channels), use_grn=True, layer_scale_init_value=0.)
+    for layout, theirs in (('huggingface', hugging_face), ('canonical', openmmlab)):
+        ours = from_canonical(weights, layout)
+        assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+
+
+def shift(maps, row, column):
+    """Map (B, C, H, W) whose site (y, x) holds the old (y + row, x + column), zero outside."""
+    height, width = maps.shape[-2:]
+    padded = F.pad(maps, (3, 3, 3, 3))
+    return padded[..., 3 + row:3 + row + height, 3 + column:3 + column + width]
+
+
+def run_sparse_file(weights, images, cells):
+    """Walk an official sparse file over visible cells as it is described: one matrix a kernel offset, the row offset
+    fastest, on maps whose hidden sites are zero before each convolution; GRN per image over visible sites."""
+    def norm(sites, name):
+        return F.layer_norm(sites, sites.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'], 1e-6)
+
+    shown = torch.zeros(len(images), 1, images.shape[2] // 32 * images.shape[3] // 32)
+    shown = shown.scatter(2, cells[:, None], 1.).view(len(images), 1, images.shape[2] // 32, images.shape[3] // 32)
+    name = 'encoder.downsample_layers.0'
+    maps = F.conv2d(images, weights[f'{name}.0.weight'], weights[f'{name}.0.bias'], stride=4)
+    maps = norm(maps.permute(0, 2, 3, 1), f'{name}.1').permute(0, 3, 1, 2)
+    for stage in range(4):
+        if stage:
+            name = f'encoder.downsample_layers.{stage}'
+            sites, kernel = norm(maps.permute(0, 2, 3, 1), f'{name}.0.ln'), weights[f'{name}.1.kernel']
+            maps = sum(sites[:, index % 2::2, index // 2::2] @ kernel[index] for index in range(4))
+            maps = (maps + weights[f'{name}.1.bias']).permute(0, 3, 1, 2)
+        visible = F.interpolate(shown, maps.shape[-2:])
+        for block in range(NARROW['depths'][stage]):
+            name = f'encoder.stages.{stage}.{block}'
+            maps = maps * visible
+            kernel = weights[f'{name}.dwconv.kernel']
+            sites = sum(shift(maps, index % 7 - 3, index // 7 - 3) * kernel[index][:, None, None]
+                        for index in range(49))
+            sites = norm(sites.permute(0, 2, 3, 1) + weights[f'{name}.dwconv.bias'], f'{name}.norm.ln')
+            sites = F.gelu(F.linear(sites, weights[f'{name}.pwconv1.linear.weight'],
+                                    weights[f'{name}.pwconv1.linear.bias']))
+            sites = sites * visible.permute(0, 2, 3, 1)
+            length = sites.square().sum((1, 2), keepdim=True).sqrt()
+            response = sites * length / (length.mean(-1, keepdim=True) + 1e-6)
+            sites = weights[f'{name}.grn.gamma'] * response + weights[f'{name}.grn.beta'] + sites
+            sites = F.linear(sites, weights[f'{name}.pwconv2.linear.weight'], weights[f'{name}.pwconv2.linear.bias'])
+            maps = maps + sites.permute(0, 3, 1, 2) * visible
+    return maps * visible
+
+
+def draw_sparse_file():
+    """An official sparse file made by hand: names and shapes from its description, values drawn, decoder included."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator) * 0.3
+
+    stem = 'encoder.downsample_layers.0'
+    weights = {'mask_token': draw(1, 512, 1, 1), f'{stem}.0.weight': draw(8, 3, 4, 4), f'{stem}.0.bias': draw(8),
+               f'{stem}.1.weight': draw(8), f'{stem}.1.bias': draw(8)}
+    for stage, (depth, width) in enumerate(zip(NARROW['depths'], NARROW['channels'])):
+        if stage:
+            name, before = f'encoder.downsample_layers.{stage}', NARROW['channels'][stage - 1]
+            weights.update({f'{name}.0.ln.weight': draw(before), f'{name}.0.ln.bias': draw(before),
+                            f'{name}.1.kernel': draw(4, before, width), f'{name}.1.bias': draw(1, width)})
+        for block in range(depth):
+            name, wide = f'encoder.stages.{stage}.{block}', 4 * width
+            weights.update({
+                f'{name}.dwconv.kernel': draw(49, width), f'{name}.dwconv.bias': draw(1, width),
+                f'{name}.norm.ln.weight': draw(width), f'{name}.norm.ln.bias': draw(width),
+                f'{name}.pwconv1.linear.weight': draw(wide, width), f'{name}.pwconv1.linear.bias': draw(wide),
+                f'{name}.pwconv2.linear.weight': draw(width, wide), f'{name}.pwconv2.linear.bias': draw(width),
+                f'{name}.grn.gamma': draw(1, wide), f'{name}.grn.beta': draw(1, wide)})
+    return {**weights, 'proj.weight': draw(512, 24, 1, 1), 'decoder.0.dwconv.weight': draw(512, 1, 7, 7),
+            'pred.bias': draw(3072)}
+
+
+@pytest.mark.parametrize('cells', [[[0, 3, 5], [1, 2, 4]], [list(range(6))] * 2], ids=['half', 'all'])
+def test_a_sparse_file_becomes_the_dense_model(tmp_path, cells):
+    """A sparse file made by hand converts to the model whose masked and packed outputs are what the file's own kernels
+    give, and whose dense output is that of all cells visible."""
+    weights, cells = draw_sparse_file(), torch.tensor(cells)
+    torch.save(dict(model=weights, epoch=799), tmp_path / 'sparse.pth')
+    model = ConvNeXtV2(NARROW, out_indices=(3, ), out_norm=False).eval()
+    load_backbone(model, str(tmp_path / 'sparse.pth'))
+    images = torch.randn(2, 3, 64, 96)
+    expected = run_sparse_file(weights, images, cells)
+    with torch.no_grad():
+        for execution in ('masked', 'packed'):
+            torch.testing.assert_close(model(images, cells, execution)[0], expected, rtol=1e-4, atol=1e-4)
+        if cells.shape[1] == 6:
+            torch.testing.assert_close(model(images)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_check_names_both_libraries(tmp_path, layout):
+    """--check computes source and target each in the library of its layout, and says which."""
+    source, target = str(tmp_path / 'source.pth'), str(tmp_path / 'target.safetensors')
+    torch.save(make(out_norm=False).state_dict(), source)
+    convert_file(source, target, layout)
+    told = check_conversion(source, target)
+    assert 'same bits (66 weights)' in told and f'canonical (mmpretrain {metadata.version("mmpretrain")})' in told
+    package = dict(canonical='mmpretrain', timm='timm', huggingface='transformers').get(layout.partition('-')[0])
+    if package is None:
+        assert f'{layout} (ConvNeXtV2: it has no library to install)' in told
+    elif package != 'transformers' or _has_transformers():
+        assert f'({package} {metadata.version(package)})' in told
+    else:
+        assert 'huggingface (ConvNeXtV2: transformers cannot be imported' in told
+
+
+def _has_transformers():
+    try:
+        return bool(metadata.version('transformers'))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+def test_an_absent_library_is_named(monkeypatch):
+    """Without the library our model computes the outputs, and the answer says so."""
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    monkeypatch.setitem(sys.modules, 'timm.models.convnext', None)
+    model, images = make(), torch.randn(1, 3, 64, 64)
+    outputs = run(from_canonical(model.state_dict(), 'timm'), images)
+    last_map, pooled, _ = expect(model, images)
+    assert isinstance(outputs, Outputs) and outputs.library.startswith('ConvNeXtV2: timm cannot be imported')
+    torch.testing.assert_close(outputs.last_map, last_map)
+    torch.testing.assert_close(outputs.pooled, pooled)
+
+
+def test_a_transformers_with_another_grn_is_not_used(tmp_path, monkeypatch):
+    """transformers 4.51 computes GRN with a matrix norm: it is named, and our model takes its place."""
+    module = tmp_path / 'transformers' / 'models' / 'convnextv2' / 'modeling_convnextv2.py'
+    module.parent.mkdir(parents=True)
+    module.write_text('')
+    (tmp_path / 'transformers-4.51.3.dist-info').mkdir()
+    (tmp_path / 'transformers-4.51.3.dist-info' / 'METADATA').write_text('Name: transformers\nVersion: 4.51.3\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'transformers']:
+        monkeypatch.delitem(sys.modules, name)
+    outputs = run(from_canonical(make().state_dict(), 'huggingface'), torch.randn(1, 3, 64, 64))
+    assert outputs.library == 'ConvNeXtV2: GRN of transformers 4.51.3 takes a matrix norm, use another version'
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'transformers']:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_check_finds_other_outputs():
+    """A change of 1e-3 in the final norm alone is far above the tolerance of the check."""
+    from mmconvnextv2 import convert
+    model, images = make(), torch.randn(1, 3, 64, 64)
+    one = run(model.state_dict(), images)
+    other = run({**model.state_dict(), 'norm3.weight': model.norm3.weight + 1e-3}, images)
+    assert convert._difference(one.pooled, other.pooled) > convert.TOLERANCE
+
+
+def test_v1_weights_keep_layer_scale():
+    """ConvNeXt V1 weights, without GRN and with LayerScale, go through the layouts that know them, and timm agrees."""
+    model = make(response_norm=None, layer_scale_init_value=1.)
+    images = torch.randn(1, 3, 64, 64)
+    for layout in ('canonical', 'official-dense', 'timm-conv'):
+        weights = from_canonical(model.state_dict(), layout)
+        assert all(torch.equal(to_canonical(weights)[name], value) for name, value in model.state_dict().items())
+        torch.testing.assert_close(run(weights, images).last_map, expect(model, images)[0], rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match='huggingface layout has no place for 5 keys: stages.0.0.gamma'):
+        from_canonical(model.state_dict(), 'huggingface')
