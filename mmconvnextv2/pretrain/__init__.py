@@ -1,5 +1,6 @@
 """FCMAE pretraining, an mmpretrain self-supervised algorithm. Importing it needs mmpretrain."""
 from ..layer_decay import LayerDecayOptimWrapperConstructor
+from ..strategy import FSDP2Strategy
 from .ablation_decoders import FCMAETransformerDecoder, FCMAEUNetDecoder
 from .channels import FCMAEDataPreprocessor, LoadPicture
 from .data import DrawSampler, UnlabelledImages
@@ -12,6 +13,6 @@ from .resume import ResumableTrainLoop
 
 __all__ = [
     'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDataPreprocessor', 'FCMAEDecoder', 'FCMAEHead',
-    'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'LayerDecayOptimWrapperConstructor', 'LoadPicture',
-    'ProbeHook', 'ReconstructionHook', 'ResumableTrainLoop', 'UnlabelledImages'
+    'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'FSDP2Strategy', 'LayerDecayOptimWrapperConstructor',
+    'LoadPicture', 'ProbeHook', 'ReconstructionHook', 'ResumableTrainLoop', 'UnlabelledImages'
 ]

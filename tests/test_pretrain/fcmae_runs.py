@@ -31,10 +31,10 @@ class DoubleFCMAE(FCMAE):
         return super().loss(inputs.double(), data_samples)
 
 
-def draw_pictures(folder):
+def draw_pictures(folder, num_pictures=NUM_PICTURES):
     generator = np.random.default_rng(0)
     os.makedirs(folder, exist_ok=True)
-    for number in range(NUM_PICTURES):
+    for number in range(num_pictures):
         pixels = generator.integers(0, 255, (8, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((90, 80), Image.BICUBIC).save(f'{folder}/{number:02}.png')
     return str(folder)
