@@ -35,9 +35,10 @@ def start(folder, work_dir, num_workers, *arguments):
         'train_dataloader.dataset.data_root': folder, 'train_dataloader.dataset.pipeline.1.scale': 64,
         'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': num_workers,
         'train_dataloader.persistent_workers': num_workers > 0, 'model.neck.channels': 16,
-        'train_cfg.max_epochs': EPOCHS, 'default_hooks.checkpoint.interval': 1, 'optim_wrapper.type': 'OptimWrapper',
-        'optim_wrapper.optimizer.lr': 0.01, 'param_scheduler.0.end': 2, 'param_scheduler.1.begin': 2,
-        'param_scheduler.1.end': EPOCHS}
+        'train_cfg.max_epochs': EPOCHS, 'default_hooks.checkpoint.interval': 1,
+        'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.max_keep_ckpts': -1,
+        'optim_wrapper.type': 'OptimWrapper', 'optim_wrapper.optimizer.lr': 0.01, 'param_scheduler.0.end': 2,
+        'param_scheduler.1.begin': 2, 'param_scheduler.1.end': EPOCHS}
     command = [sys.executable, 'tools/train.py', 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py',
                '--work-dir', str(work_dir), *arguments, '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -51,19 +52,20 @@ def finish(process):
 
 @pytest.mark.slow
 def test_killed_and_resumed_is_bitwise_the_quiet_run(folder, tmp_path):
-    """SIGKILL in the middle, then --resume with another number of workers, gives the same bits: weights and moments."""
+    """SIGKILL in the middle of an epoch of six iterations, then --resume with another number of workers, gives the same
+    bits: weights and moments."""
     finish(start(folder, tmp_path / 'quiet', 0))
     process = start(folder, tmp_path / 'killed', 0)
-    while not (tmp_path / 'killed' / 'last_checkpoint').exists():
+    while not (tmp_path / 'killed' / 'iter_8.pth').exists():
         assert process.poll() is None, process.stderr.read()[-2000:]
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / 'killed' / f'epoch_{EPOCHS}.pth').exists()
+    assert not (tmp_path / 'killed' / 'iter_12.pth').exists()
     finish(start(folder, tmp_path / 'killed', 2, '--resume'))
     from mmconvnextv2.safe_loading import load_file
-    quiet, resumed = (load_file(tmp_path / run / f'epoch_{EPOCHS}.pth') for run in ('quiet', 'killed'))
-    first = load_file(tmp_path / 'quiet' / 'epoch_1.pth')
+    quiet, resumed = (load_file(tmp_path / run / f'iter_{6 * EPOCHS}.pth') for run in ('quiet', 'killed'))
+    first = load_file(tmp_path / 'quiet' / 'iter_6.pth')
     for key, value in quiet['state_dict'].items():
         assert torch.equal(resumed['state_dict'][key], value), key
     assert any(not torch.equal(first['state_dict'][key], value) for key, value in quiet['state_dict'].items())
