@@ -9,8 +9,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
-from .checkpoint import (DIALECTS, detect_dialect, from_canonical, pretraining_from_canonical, pretraining_to_canonical,
-                         read_arch, to_canonical, unwrap)
+from .checkpoint import (DIALECTS, classifier_from_canonical, classifier_to_canonical, detect_dialect, from_canonical,
+                         pretraining_from_canonical, pretraining_to_canonical, read_arch, to_canonical, unwrap)
 from .foreign_models import run
 from .safe_loading import load_file
 
@@ -21,7 +21,7 @@ TOLERANCE = 1e-5  # of the largest value
 
 
 def convert_file(source: str, target: str, layout: str, force: bool = False, pretraining: bool = False,
-                 weights: str = 'default') -> str:
+                 weights: str = 'default', classifier: bool = False) -> str:
     """Convert a checkpoint of any known layout and write it, whole or not at all.
 
     Args:
@@ -35,6 +35,7 @@ def convert_file(source: str, target: str, layout: str, force: bool = False, pre
             place of the backbone alone. Defaults to False.
         weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights beside it; see
             :func:`mmconvnextv2.checkpoint.unwrap`. Defaults to ``'default'``.
+        classifier (bool): Convert a whole classifier with its head, in place of the backbone alone. Defaults to False.
 
     Returns:
         str: What was kept, renamed, reshaped and dropped.
@@ -51,7 +52,7 @@ def convert_file(source: str, target: str, layout: str, force: bool = False, pre
         convert = _pretraining_converter(dialect, layout)
     else:
         layout = _variant(layout, to_canonical(found))
-        convert = _backbone_converter(layout)
+        convert = _classifier_converter(layout) if classifier else _backbone_converter(layout)
     converted = {name: _whole(value) for name, value in convert(found).items()}
     write_atomically({WRAPPERS[layout]: converted} if layout in WRAPPERS else converted, converted, target)
     return '\n'.join([f'{source} ({dialect}) -> {target} ({layout})', *_tell(found, convert)])
@@ -103,6 +104,11 @@ def _pretraining_converter(dialect: str, layout: str) -> Callable[[dict], dict]:
     if (dialect, layout) == ('canonical', 'official-sparse'):
         return pretraining_from_canonical
     raise ValueError(f'--pretraining converts between canonical and official-sparse, not from {dialect} to {layout}')
+
+
+def _classifier_converter(layout: str) -> Callable[[dict], dict]:
+    """Return a function from a classifier of any layout to one of this one."""
+    return lambda weights: classifier_from_canonical(classifier_to_canonical(weights), layout)
 
 
 def _backbone_converter(layout: str) -> Callable[[dict], dict]:

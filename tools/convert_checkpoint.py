@@ -23,15 +23,17 @@ def parse_args() -> argparse.Namespace:
                         help='take the weights beside which the file holds a moving average')
     parser.add_argument('--check', action='store_true',
                         help='compare the outputs of both files on random pictures, each in its own library')
-    parser.add_argument('--pretraining', action='store_true',
-                        help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)')
-    parser.add_argument('--training', metavar='CONFIG',
-                        help='convert a whole training checkpoint, to go on with this FCMAE config or from it')
+    whole = parser.add_mutually_exclusive_group()
+    whole.add_argument('--classifier', action='store_true', help='convert a whole classifier with its head')
+    whole.add_argument('--pretraining', action='store_true',
+                       help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)')
+    whole.add_argument('--training', metavar='CONFIG',
+                       help='convert a whole training checkpoint, to go on with this FCMAE config or from it')
     parser.add_argument('--epoch-length', type=int, help='iterations an epoch of CONFIG (default: of the official run)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of CONFIG, key=value ...')
     args = parser.parse_args()
-    if args.training and (args.check or args.pretraining or args.weights != 'default'):
-        parser.error('--training goes with neither --check, --pretraining, --ema nor --raw')
+    if args.training and (args.check or args.weights != 'default'):
+        parser.error('--training goes with neither --check, --ema nor --raw')
     if args.check and args.pretraining:
         parser.error('--check compares backbones: leave --pretraining out')
     return args
@@ -44,7 +46,8 @@ def main() -> None:
             print(convert_training_file(args.source, args.target, args.to, args.training, args.cfg_options,
                                         args.epoch_length, args.force))
         else:
-            print(convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights))
+            print(convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights,
+                               args.classifier))
         if args.check:
             print(check_conversion(args.source, args.target, args.weights))
     except (ValueError, OSError) as error:

@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from torch import Tensor
 
-from .layouts import CONV_1X1, DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
+from .layouts import CLASSIFIERS, CONV_1X1, DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
 ANCHOR = 'downsample_layers.0.0.weight'  # a weight that every backbone has once
@@ -99,6 +99,37 @@ def from_canonical(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
     if dialect not in DIALECTS:
         raise ValueError(f"dialect={dialect!r} is unknown: choose from {['canonical', *DIALECTS]}")
     return write_layout(state_dict, DIALECTS[dialect], dialect)
+
+
+def classifier_to_canonical(state_dict: dict) -> Dict[str, Tensor]:
+    """Return the weights of a whole classifier of any layout as those of mmpretrain's ``ImageClassifier``.
+
+    Raises:
+        ValueError: If the backbone is not whole, the classifying layer is missing, or its layout has no classifier.
+    """
+    dialect, weights, _ = read_backbone(state_dict)
+    layer = _classifying_layer(dialect)[0]
+    names = {respell(key): key for key in state_dict}
+    lost = [f'{layer}.{leaf}' for leaf in ('weight', 'bias') if f'{layer}.{leaf}' not in names]
+    if lost:
+        raise ValueError(f'these weights ({dialect} layout) are no classifier: {some(lost)} missing')
+    head = {f'head.fc.{leaf}': state_dict[names[f'{layer}.{leaf}']] for leaf in ('weight', 'bias')}
+    return {**{f'backbone.{name}': value for name, value in weights.items()}, **head}
+
+
+def classifier_from_canonical(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
+    """Return the weights of mmpretrain's ``ImageClassifier`` as another layout's classifier; the inverse of
+    :func:`classifier_to_canonical`."""
+    layer, prefix = _classifying_layer(dialect)
+    weights = from_canonical(_canonical_backbone(state_dict)[0], dialect)
+    head = {f'{layer}.{leaf}': state_dict[f'head.fc.{leaf}'] for leaf in ('weight', 'bias')}
+    return {**{prefix + name: value for name, value in weights.items()}, **head}
+
+
+def _classifying_layer(dialect: str) -> Tuple[str, str]:
+    if dialect not in CLASSIFIERS:
+        raise ValueError(f'the {dialect} layout has no classifier: choose from {", ".join(CLASSIFIERS)}')
+    return CLASSIFIERS[dialect]
 
 
 def pretraining_to_canonical(state_dict: dict) -> Dict[str, Tensor]:

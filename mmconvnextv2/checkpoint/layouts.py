@@ -133,6 +133,10 @@ DIALECTS: Dict[str, Sequence[Rule]] = {
     'official-dense': OFFICIAL_DENSE, 'official-sparse': OFFICIAL_SPARSE, 'timm': TIMM, 'timm-conv': TIMM_CONV,
     'huggingface': HUGGING_FACE, 'huggingface-backbone': HUGGING_FACE_BACKBONE,
 }
+CLASSIFIERS = {  # the classifying layer, and what stands before the backbone's keys in a whole classifier
+    'canonical': ('head.fc', 'backbone.'), 'official-dense': ('head', ''), 'timm': ('head.fc', ''),
+    'timm-conv': ('head.fc', ''), 'huggingface': ('classifier', 'convnextv2.'),
+}
 SIGNATURES = {  # a key that this layout alone has
     'canonical': re.compile(r'(.*\.)?stages\.\d\.\d+\.depthwise_conv\.weight'),
     'official-dense': re.compile(r'stages\.\d\.\d+\.dwconv\.weight'),

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
-from mmconvnextv2.checkpoint import from_canonical, load_backbone, read_backbone, to_canonical
+from mmconvnextv2.checkpoint import from_canonical, load_backbone, read_backbone, to_canonical, unwrap
+from mmconvnextv2.checkpoint.layouts import CLASSIFIERS
 from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file
 from mmconvnextv2.foreign_models import Outputs, run
+from mmconvnextv2.safe_loading import load_file
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
@@ -275,3 +277,58 @@ def test_v1_weights_keep_layer_scale():
         torch.testing.assert_close(run(weights, images).last_map, expect(model, images)[0], rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match='huggingface layout has no place for 5 keys: stages.0.0.gamma'):
         from_canonical(model.state_dict(), 'huggingface')
+
+
+def classify(layout, weights, images):
+    """The scores of a whole classifier in the library of its layout."""
+    if layout == 'canonical':
+        from framework_models import build
+        model = build('classifier')
+    elif layout == 'huggingface':
+        transformers = pytest.importorskip('transformers')
+        model = transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(
+            depths=list(NARROW['depths']), hidden_sizes=list(NARROW['channels']), num_labels=3, layer_norm_eps=1e-6))
+    else:
+        import timm
+        model = timm.create_model('convnextv2_atto', num_classes=3, depths=NARROW['depths'], dims=NARROW['channels'])
+    model.load_state_dict(weights, strict=True)
+    model.eval()
+    with torch.no_grad():
+        scores = model(images)
+    return scores.logits if layout == 'huggingface' else scores[0] if isinstance(scores, tuple) else scores
+
+
+@pytest.mark.parametrize('layout', CLASSIFIERS)
+def test_whole_classifiers_keep_their_scores(tmp_path, layout):
+    """A classifier goes into every layout that has one and back, head included, bit for bit; mmpretrain, timm and
+    Hugging Face compute the same scores from it."""
+    model, images = make(), torch.randn(2, 3, 64, 96)
+    head = nn.Linear(24, 3)
+    weights = {f'backbone.{name}': value for name, value in model.state_dict().items()}
+    weights.update({f'head.fc.{name}': value for name, value in head.state_dict().items()})
+    source, target, back = (str(tmp_path / name) for name in ('source.pth', 'target.pth', 'back.safetensors'))
+    torch.save(dict(state_dict=weights), source)
+    assert '0 dropped' in convert_file(source, target, layout, classifier=True)
+    convert_file(target, back, 'canonical', classifier=True)
+    found = load_file(back)
+    assert set(found) == set(weights)
+    assert all(torch.equal(found[name].flatten(), value.flatten()) for name, value in weights.items())
+    if layout == 'official-dense':
+        assert {'head.weight', 'norm.weight'} < set(load_file(target)['model'])
+        return
+    with torch.no_grad():
+        expected = head(expect(model, images)[1])
+    foreign = unwrap(load_file(target))
+    layout = 'timm-conv' if layout == 'timm' else layout  # what a narrow model becomes
+    torch.testing.assert_close(classify(layout, foreign, images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path):
+    """A backbone alone, and a layout without classifiers, raise and say so."""
+    source = str(tmp_path / 'source.pth')
+    torch.save(make().state_dict(), source)
+    with pytest.raises(ValueError, match='no classifier: head.fc.weight, head.fc.bias missing'):
+        convert_file(source, str(tmp_path / 'a.pth'), 'timm', classifier=True)
+    torch.save(draw_sparse_file(), source)
+    with pytest.raises(ValueError, match='official-sparse layout has no classifier: choose from canonical'):
+        convert_file(source, str(tmp_path / 'a.pth'), 'timm', classifier=True)
