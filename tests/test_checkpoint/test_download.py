@@ -2,6 +2,10 @@
 import functools
 import hashlib
 import io
+import os
+import socket
+import subprocess
+import sys
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -117,6 +121,37 @@ def test_names_with_a_digest_are_verified(folder, name):
     (folder / name).write_bytes(CONTENT)
     with serving(folder) as (address, _):
         assert torch.equal(load_file(f'{address}/{name}')['weight'], WEIGHTS['weight'])
+
+
+PROCESS = """
+import os, sys, torch
+torch.hub.set_dir(sys.argv[1])
+torch.distributed.init_process_group('gloo')
+from mmconvnextv2.safe_loading import load_file
+for name in ('broken.safetensors', 'weights.safetensors'):
+    try:
+        print(os.environ['RANK'], load_file(f'{sys.argv[2]}/{name}')['weight'].sum().item())
+    except ValueError as error:
+        print(os.environ['RANK'], 'broke off' in str(error))
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_processes_of_a_machine_download_once(folder):
+    """Of two processes one downloads and both read; when it fails both say so, and neither waits for the other."""
+    for name in ('broken.safetensors', 'weights.safetensors'):
+        (folder / name).write_bytes(CONTENT)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    with serving(folder) as (address, asked):
+        processes = [subprocess.Popen(
+            [sys.executable, '-W', 'ignore', '-c', PROCESS, torch.hub.get_dir(), address], stdout=subprocess.PIPE,
+            text=True, env={**os.environ, 'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2', 'MASTER_PORT': port,
+                            'MASTER_ADDR': '127.0.0.1'}) for rank in '01']
+        printed = [process.communicate(timeout=120)[0].split('\n')[:2] for process in processes]
+    assert printed == [['0 True', '0 66.0'], ['1 True', '1 66.0']]
+    assert asked.count('/weights.safetensors') == 1 and cached() == ['weights.safetensors']
 
 
 @register_backend('shelf', prefixes='shelf', force=True)
