@@ -252,10 +252,12 @@ def test_a_transformers_with_another_grn_is_not_used(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.partition('.')[0] == 'transformers']:
         monkeypatch.delitem(sys.modules, name)
-    outputs = run(from_canonical(make().state_dict(), 'huggingface'), torch.randn(1, 3, 64, 64))
+    try:
+        outputs = run(from_canonical(make().state_dict(), 'huggingface'), torch.randn(1, 3, 64, 64))
+    finally:
+        for name in [name for name in sys.modules if name.partition('.')[0] == 'transformers']:
+            del sys.modules[name]
     assert outputs.library == 'ConvNeXtV2: GRN of transformers 4.51.3 takes a matrix norm, use another version'
-    for name in [name for name in sys.modules if name.partition('.')[0] == 'transformers']:
-        monkeypatch.delitem(sys.modules, name)
 
 
 def test_check_finds_other_outputs():
