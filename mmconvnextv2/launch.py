@@ -4,67 +4,28 @@ Follows the arguments of OpenMMLab's ``tools/train.py`` and ``tools/test.py``. D
 and the class count before a long start, in loading checkpoints through an exact allow-list, and in replacing SyncBN
 where it cannot run.
 """
-import json
-import mmap
 import os
-import re
-import sys
-import traceback
 from argparse import ArgumentParser, Namespace
 from copy import deepcopy
 from importlib import import_module
-from typing import Callable, Iterator, Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.evaluator import DumpResults
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import DATASETS, RUNNERS
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .checkpoint import skip_initial_weights_on_resume, unwrap
+from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
+from .data_checks import check_data, inner_datasets
 from .safe_loading import allow_mmengine_checkpoints
 
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
     mmpretrain=dict(type='VisualizationHook'),
     mmseg=dict(type='SegVisualizationHook'))
-# A traceback's last entry when a `raise` statement of this package made the error: file, statement, message
-STATED = re.compile(r'File "([^"]+)", line \d+, in [^\n]*\n\s+raise (?:ValueError|FileNotFoundError|RuntimeError)\('
-                    r'(?:(?!File ")[\s\S])*?^\w+: ([\s\S]+)\Z', re.MULTILINE)
-
-
-def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
-    """Run a command; what the user can mend ends as one line and exit status 1, anything else as a traceback.
-
-    Errors that this package raises on purpose, and files that cannot be opened, are the user's to mend;
-    ``--traceback`` shows where they were found.
-    """
-    try:
-        tool(args)
-    except Exception as error:
-        message = stated_mistake(error)
-        if message is None or args.traceback:
-            raise
-        sys.exit(f'error: {message}')
-
-
-def stated_mistake(error: Optional[BaseException]) -> Optional[str]:
-    """Return the one-line message of an error that is the user's to mend, in this process or a data loader's worker;
-    None for any other."""
-    if error is None:
-        return None
-    match = STATED.search(''.join(traceback.format_exception(error, chain=False)).rstrip())
-    if match and os.path.abspath(match[1]).startswith(os.path.dirname(os.path.abspath(__file__)) + os.sep):
-        return ' '.join(match[2].split())
-    if isinstance(error, OSError) and error.filename:
-        return f'{error.filename}: {error.strerror}'
-    return stated_mistake(error.__cause__ or error.__context__)
 
 
 def _add_common_arguments(parser: ArgumentParser) -> None:
@@ -139,109 +100,6 @@ def import_scope(cfg: Config) -> None:
         raise ValueError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
 
 
-def _inner_datasets(dataset: dict) -> Iterator[dict]:
-    """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
-    inner = dataset.get('dataset', dataset.get('datasets'))
-    if inner is None:
-        yield dataset
-        return
-    for child in inner if isinstance(inner, (list, tuple)) else [inner]:
-        yield from _inner_datasets(child)
-
-
-def _dataset_paths(dataset: dict) -> Iterator[Tuple[str, str]]:
-    """Yield (config key, path) for the root, the annotation file and the folders of a dataset."""
-    root = dataset.get('data_root') or ''
-    if root:
-        yield 'data_root', root
-    if dataset.get('ann_file'):
-        yield 'ann_file', os.path.join(root, dataset['ann_file'])
-    prefix = dataset.get('data_prefix') or {}
-    for key, folder in (prefix.items() if isinstance(prefix, dict) else [('', prefix)]):
-        if isinstance(folder, str):
-            yield f'data_prefix.{key}'.rstrip('.'), os.path.join(root, folder)
-
-
-def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Check that the data of the given splits is there and agrees with the model's classes.
-
-    Raises:
-        ValueError: Naming the config key and the path that is missing, or both class counts.
-    """
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader') or {}
-        for dataset in _inner_datasets(loader.get('dataset') or {}):
-            for key, path in _dataset_paths(dataset):
-                if '://' not in path and not os.path.exists(path):
-                    raise ValueError(f'{split}_dataloader.dataset.{key}: {path!r} does not exist. Lay the data out as '
-                                     'configs/README.md says, or set the key with --cfg-options.')
-            check_class_count(cfg, dataset, split)
-
-
-def model_class_counts(model: dict) -> set:
-    """Collect every ``num_classes`` of the heads that see the data set's classes."""
-    if isinstance(model, (list, tuple)):
-        return set().union(*(model_class_counts(item) for item in model))
-    if not isinstance(model, dict):
-        return set()
-    counts = {model['num_classes']} if isinstance(model.get('num_classes'), int) else set()
-    names = [key for key in model if key not in ('rpn_head', 'data_preprocessor', 'backbone')]
-    return counts.union(*(model_class_counts(model[name]) for name in names))
-
-
-def dataset_classes(dataset: dict, scope: str) -> Tuple[str, ...]:
-    """Return the class names of a data set: those of its ``metainfo``, or else of its type."""
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None:
-        kind = dataset.get('type')
-        if isinstance(kind, str):
-            kind = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')
-        classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
-    return (classes, ) if isinstance(classes, str) else tuple(classes or ())
-
-
-def check_class_count(cfg: Config, dataset: dict, split: str) -> None:
-    """Compare the heads' ``num_classes``, the data set's class names and a COCO-style annotation file.
-
-    Raises:
-        ValueError: Naming both numbers, or the classes that the annotation file lacks.
-    """
-    counts, classes = model_class_counts(cfg.model), dataset_classes(dataset, cfg.default_scope)
-    annotated, source = _annotated_classes(cfg, dataset)
-    lacking = [name for name in classes if name not in annotated]
-    if annotated and lacking:
-        raise ValueError(f'metainfo.classes={classes} of {split}_dataloader: {source} has no {lacking}, its categories '
-                         f'are {annotated}. Set metainfo.classes to names among them, and num_classes to their count.')
-    if classes and counts and counts != {len(classes)}:
-        raise ValueError(f'num_classes={sorted(counts)} in the model, but {len(classes)} classes in metainfo.classes '
-                         f'({split}_dataloader). Set num_classes and metainfo.classes to the same classes.')
-
-
-def _annotated_classes(cfg: Config, dataset: dict) -> Tuple[list, str]:
-    """Return the category names of a COCO-style annotation file, none where there is no such file, and its path."""
-    source = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-    if cfg.default_scope != 'mmdet' or not source.endswith('.json') or '://' in source:
-        return [], source
-    return [category['name'] for category in _read_categories(source)], source
-
-
-def _read_categories(path: str) -> list:
-    """Return a COCO-style file's ``categories`` without parsing the rest, which in COCO's own is 450 MB.
-
-    Raises:
-        ValueError: If the file is empty.
-    """
-    if not os.path.getsize(path):
-        raise ValueError(f'the annotation file {path} is empty; expected COCO\'s JSON.')
-    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(b'[', content.rfind(b'"categories"'))
-        text = content[start:start + 2**20].decode(errors='ignore')
-    try:
-        return json.JSONDecoder().raw_decode(text)[0] if start > 0 else []
-    except ValueError:
-        return []
-
-
 def revert_sync_batch_norm(cfg: Config) -> None:
     """Replace SyncBN by BN in the model where it cannot run: on the CPU and under gloo. Logged."""
     backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
@@ -275,39 +133,6 @@ def _replace_type(node, old: str, new: str) -> int:
     if hit:
         node['type'] = new
     return int(hit) + sum(_replace_type(child, old, new) for child in node.values())
-
-
-class MatchingWeightsHook(Hook):
-    """Refuse a checkpoint of another model, which mmengine would load in part and go on.
-
-    Args:
-        whole (bool): Whether every parameter must be there, as for resuming and testing. Otherwise, for
-            ``load_from``, those of the backbone: heads may differ in their classes.
-    """
-
-    def __init__(self, whole: bool) -> None:
-        self.whole = whole
-
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare names and shapes.
-
-        Raises:
-            ValueError: Naming the parameters that are missing or of another shape.
-        """
-        model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
-        model = model.module if isinstance(model, BaseTTAModel) else model
-        if not isinstance(model, nn.Module) or is_model_wrapper(model):
-            return  # sharded parameters have other shapes
-        weights = unwrap(checkpoint)
-        weights = {re.sub('^module[.]', '', name): value for name, value in weights.items()}
-        wanted = {name: value.shape for name, value in model.named_parameters()
-                  if self.whole or name.startswith('backbone.')}
-        wrong = [name for name, shape in wanted.items() if getattr(weights.get(name), 'shape', None) != shape]
-        if wrong:
-            raise ValueError(
-                f'the checkpoint {runner._load_from or ""} is of another model: {len(wrong)} of {len(wanted)} weights '
-                f'are missing or of another shape, {", ".join(wrong[:3])} ... Give a checkpoint that this config '
-                'trained; weights for the backbone alone go into model.backbone.init_cfg.checkpoint.')
 
 
 def build_runner(cfg: Config, whole: bool) -> Runner:
@@ -388,7 +213,7 @@ def apply_tta(cfg: Config) -> None:
         if key not in cfg:
             raise ValueError(f'--tta needs {key} in the config.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    for dataset in _inner_datasets(cfg.test_dataloader.dataset):
+    for dataset in inner_datasets(cfg.test_dataloader.dataset):
         dataset['pipeline'] = deepcopy(cfg.tta_pipeline)
 
 
