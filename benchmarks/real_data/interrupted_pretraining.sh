@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Fifty epochs of FCMAE, killed once and resumed:  benchmarks/real_data/interrupted_pretraining.sh PICTURES
+set -euo pipefail
+pictures=${1:?usage: benchmarks/real_data/interrupted_pretraining.sh PICTURES}
+config=benchmarks/real_data/fcmae_50-epochs_in1k-sample.py
+out=work_dirs/real_data/fcmae_50-epochs
+python=${PYTHON:-.venv/bin/python}
+train=("$python" tools/train.py $config --work-dir $out --cfg-options train_dataloader.dataset.data_root="$pictures")
+"${train[@]}" &
+until [ -f $out/iter_1000.pth ]; do
+    kill -0 $!  # ends the script if training ended
+    sleep 1
+done
+sleep 20  # into the iterations after the checkpoint
+kill -KILL $!
+wait $! || echo "killed: status $?"
+"${train[@]}" --resume
+"$python" tools/reconstruct.py $config $out/iter_2150.pth "$pictures" --out $out/reconstruction.png
