@@ -167,10 +167,10 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-        _check_checkpoint(cfg.load_from, '--resume')
+        check_checkpoint(cfg.load_from, '--resume')
 
 
-def _check_checkpoint(path: Optional[str], argument: str) -> None:
+def check_checkpoint(path: Optional[str], argument: str) -> None:
     if path and '://' not in path and not os.path.isfile(path):
         raise ValueError(f'{argument}={path!r} does not exist; give a checkpoint file or its URL.')
 
@@ -180,7 +180,7 @@ def train(args: Namespace) -> None:
     cfg = load_config(args)
     apply_train_args(cfg, args)
     if cfg.get('load_from'):
-        _check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')
+        check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')
     check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
     runner = build_runner(cfg, whole=bool(cfg.get('resume')))
     skip_initial_weights_on_resume(runner)
@@ -228,7 +228,7 @@ def test(args: Namespace) -> dict:
     """
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--out={args.out!r} must end in .pkl or .pickle.')
-    _check_checkpoint(args.checkpoint, 'checkpoint')
+    check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_config(args)
     check_data(cfg, ('test', ))
     cfg.load_from, cfg.resume = args.checkpoint, False

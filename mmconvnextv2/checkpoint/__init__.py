@@ -7,11 +7,11 @@ from .conversion import (classifier_from_canonical, classifier_to_canonical, det
                          pretraining_from_canonical, pretraining_to_canonical, read_arch, read_backbone, to_canonical)
 from .initializer import LICENCE, ConvNeXtV2Pretrained, load_backbone, skip_initial_weights_on_resume
 from .layouts import DIALECTS
-from .matching import MatchingWeightsHook
+from .matching import MatchingWeightsHook, check_weights
 
 __all__ = [
-    'DIALECTS', 'LICENCE', 'ConvNeXtV2Pretrained', 'MatchingWeightsHook', 'classifier_from_canonical',
-    'classifier_to_canonical', 'detect_dialect', 'from_canonical', 'load_backbone', 'pretraining_from_canonical',
-    'pretraining_to_canonical', 'read_arch', 'read_backbone', 'skip_initial_weights_on_resume', 'to_canonical',
-    'unwrap',
+    'DIALECTS', 'LICENCE', 'ConvNeXtV2Pretrained', 'MatchingWeightsHook', 'check_weights',
+    'classifier_from_canonical', 'classifier_to_canonical', 'detect_dialect', 'from_canonical', 'load_backbone',
+    'pretraining_from_canonical', 'pretraining_to_canonical', 'read_arch', 'read_backbone',
+    'skip_initial_weights_on_resume', 'to_canonical', 'unwrap',
 ]

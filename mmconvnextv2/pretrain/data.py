@@ -17,7 +17,7 @@ from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from torch.utils.data import Sampler
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')
+from ..pictures import EXTENSIONS
 
 
 class Draw(NamedTuple):

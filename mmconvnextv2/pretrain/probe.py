@@ -21,7 +21,8 @@ from mmpretrain.datasets import CustomDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from .data import EXTENSIONS, seeded
+from ..pictures import EXTENSIONS
+from .data import seeded
 
 Labelled = Tuple[Dataset, Tensor]  # pictures and their classes, long (N, )
 

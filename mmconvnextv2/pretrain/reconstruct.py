@@ -1,42 +1,18 @@
 """Reconstruction pictures from a checkpoint, for pictures of one's own."""
-import os
-from typing import List, Sequence
+from typing import Sequence
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import DefaultScope
-from mmengine.utils import scandir
 from mmpretrain.registry import MODELS
 from PIL import Image
 
 from ..checkpoint import unwrap
+from ..pictures import list_pictures
 from ..safe_loading import load_file
 from .data import seeded
 from .hooks import draw_reconstructions
-
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm')
-
-
-def list_pictures(paths: Sequence[str]) -> List[str]:
-    """Return picture files, those of folders in order of name.
-
-    Raises:
-        FileNotFoundError: If a path is not there.
-        ValueError: If there is no picture.
-    """
-    files = []
-    for path in paths:
-        if os.path.isdir(path):
-            names = scandir(path, suffix=EXTENSIONS, recursive=True, case_sensitive=False)
-            files += [os.path.join(path, name) for name in sorted(names)]
-        elif os.path.isfile(path):
-            files.append(path)
-        else:
-            raise FileNotFoundError(f'{path} does not exist')
-    if not files:
-        raise ValueError(f'there is no picture ({", ".join(EXTENSIONS)}) in {list(paths)}')
-    return files
 
 
 def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: str, num_images: int = 8,
