@@ -74,6 +74,10 @@ class Tools:
             self.configs[task], str(checkpoint), '--work-dir', str(work_dir), *arguments, '--cfg-options',
             f'visualizer.name=run{time.monotonic_ns()}', *self.options(task, *options)]))
 
+    def last(self, work_dir, task):
+        """Return the checkpoint of a run of one iteration."""
+        return work_dir / ('iter_1.pth' if task == 'upernet' else 'epoch_1.pth')
+
     def command(self, tool, task, work_dir, *options, arguments=()):
         """Run a tool as a user does."""
         command = [sys.executable, f'tools/{tool}.py', self.configs[task], *arguments, '--work-dir', str(work_dir),
@@ -95,3 +99,17 @@ def tools(data, tmp_path_factory):
     torch.set_num_threads(1)
     yield Tools(data, tmp_path_factory.mktemp('configs'))
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope='session')
+def trained(tools, tmp_path_factory):
+    """Return a function that gives the work folder of one iteration of training, trained once a session."""
+    folders = {}
+
+    def train_once(task):
+        if task not in folders:
+            folders[task] = tmp_path_factory.mktemp(task)
+            tools.train(task, folders[task], 'default_hooks.logger.interval=1')
+        return folders[task]
+
+    return train_once

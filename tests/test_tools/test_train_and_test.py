@@ -18,7 +18,6 @@ from mmconvnextv2.safe_loading import load_file
 
 ROOT = Path(__file__).parents[2]
 METRICS = {'mask-rcnn': ('coco/bbox_mAP', 'coco/segm_mAP'), 'upernet': ('mIoU', )}
-LAST = {'mask-rcnn': 'epoch_1.pth', 'upernet': 'iter_1.pth', 'fcmae': 'epoch_1.pth'}
 
 
 def scalars(work_dir):
@@ -32,20 +31,6 @@ def finite_metrics(work_dir, task):
     assert entries and all(math.isfinite(entries[-1][key]) for key in METRICS[task]), entries
 
 
-@pytest.fixture(scope='session')
-def trained(tools, tmp_path_factory):
-    """Return a function that gives the work folder of one iteration of training, trained once a session."""
-    folders = {}
-
-    def train_once(task):
-        if task not in folders:
-            folders[task] = tmp_path_factory.mktemp(task)
-            tools.train(task, folders[task], 'default_hooks.logger.interval=1')
-        return folders[task]
-
-    return train_once
-
-
 @pytest.mark.parametrize('task', ['mask-rcnn', 'upernet'])
 def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
     """Training logs finite losses and metrics; test, from the checkpoint, finds the same metrics, writes predictions
@@ -54,7 +39,8 @@ def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
     finite_metrics(work_dir, task)
     assert all(math.isfinite(entry['loss']) for entry in scalars(work_dir) if 'loss' in entry)
     out, shown = tmp_path / 'out.pkl', tmp_path / 'shown'
-    tools.test(task, work_dir / LAST[task], tmp_path / 'test', arguments=['--out', str(out), '--show-dir', str(shown)])
+    tools.test(task, tools.last(work_dir, task), tmp_path / 'test',
+               arguments=['--out', str(out), '--show-dir', str(shown)])
     metrics = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text().splitlines()[-1])
     trained_metrics = [entry for entry in scalars(work_dir) if METRICS[task][0] in entry][-1]
     assert [metrics[key] for key in METRICS[task]] == [trained_metrics[key] for key in METRICS[task]]
@@ -66,7 +52,7 @@ def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
 
 def test_tta_merges_the_mirror_image(tools, trained, tmp_path):
     """Test-time augmentation of five sizes and mirror images runs on the trained weights and gives a finite mIoU."""
-    tools.test('upernet', trained('upernet') / LAST['upernet'], tmp_path / 'tta',
+    tools.test('upernet', tools.last(trained('upernet'), 'upernet'), tmp_path / 'tta',
                *(f'tta_pipeline.1.transforms.0.{i}.scale=({48 + 8 * i},{48 + 8 * i})' for i in range(5)),
                arguments=['--tta'])
     metrics = json.loads(next((tmp_path / 'tta').glob('*/*.json')).read_text().splitlines()[-1])
@@ -132,7 +118,7 @@ def test_sparse_weights_reach_a_training_step(tools, tmp_path, task):
                    cwd=ROOT, check=True)
     tools.train(task, tmp_path / 'run', f'model.backbone.init_cfg.checkpoint={tmp_path / "dense.pth"}',
                 'optim_wrapper.optimizer.lr=0.0', 'param_scheduler=None')
-    saved = load_file(tmp_path / 'run' / LAST[task])['state_dict']
+    saved = load_file(tools.last(tmp_path / 'run', task))['state_dict']
     assert all(torch.equal(saved[f'backbone.{name}'], value) for name, value in weights.items())
 
 
@@ -142,7 +128,7 @@ def test_command_line(tools, tmp_path, task):
     """The real command trains one iteration, says so, and leaves a checkpoint."""
     run = tools.command('train', task, tmp_path)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert (tmp_path / LAST[task]).exists()
+    assert tools.last(tmp_path, task).exists()
     assert all(key in run.stdout + run.stderr for key in METRICS.get(task, ()))
 
 
