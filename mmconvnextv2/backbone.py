@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .execution import Execution, Grid, check_images, get_execution
 from .layer_decay import layer_depth
-from .layers import GRN, DropPath, LayerNorm, build_response_norm
+from .layers import DropPath, LayerNorm, mean_over_sites
 from .ops import response_mlp
+from .response_norms import GRN, build_response_norm
 
 ARCHS = {
     'atto': dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
@@ -75,7 +76,7 @@ class ConvNeXtV2Block(nn.Module):
     Args:
         channels (int): C.
         drop_path_rate (float): Defaults to 0.
-        response_norm (dict, optional): See :func:`mmconvnextv2.layers.build_response_norm`. Defaults to GRN.
+        response_norm (dict, optional): See :func:`mmconvnextv2.response_norms.build_response_norm`. Defaults to GRN.
         layer_scale_init_value (float): LayerScale (ConvNeXt V1) is present when positive. Defaults to 0.
 
     Attributes:
@@ -102,16 +103,16 @@ class ConvNeXtV2Block(nn.Module):
     def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Return sites of the same shape (B, N, C)."""
         branch = self.norm(execution.depthwise(sites, grid, self.depthwise_conv))
-        branch = self._fused_mlp(branch, grid) if self._can_fuse() else self._plain_mlp(branch, grid)
+        branch = self._fused_mlp(branch, grid) if self._can_fuse() else self._plain_mlp(branch, grid, execution)
         if self.gamma is not None:
             branch = branch * self.gamma
         return sites + self.drop_path(branch)
 
-    def _plain_mlp(self, branch: Tensor, grid: Grid) -> Tensor:
+    def _plain_mlp(self, branch: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Run the layers one by one: for hooks, export, tracing and any response norm."""
         branch = F.gelu(self.pointwise_conv1(branch))  # (B, N, 4C)
         if self.grn is not None:
-            branch = self.grn(branch, grid.counted)
+            branch = self.grn(branch, grid.counted, lambda sites, conv: execution.depthwise(sites, grid, conv))
         return self.pointwise_conv2(branch)  # (B, N, C)
 
     def _fused_mlp(self, branch: Tensor, grid: Grid) -> Tensor:
@@ -120,9 +121,9 @@ class ConvNeXtV2Block(nn.Module):
                             self.grn.eps)
 
     def _can_fuse(self) -> bool:
-        """Whether nothing needs to see the single layers: stock types, no hooks, no tracing."""
+        """Whether nothing needs to see the single layers: stock types, the published GRN, no hooks, no tracing."""
         layers = (self.pointwise_conv1, self.grn, self.pointwise_conv2)
-        stock = tuple(type(layer) for layer in layers) == (nn.Linear, GRN, nn.Linear)
+        stock = tuple(type(layer) for layer in layers) == (nn.Linear, GRN, nn.Linear) and self.grn.is_published
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers if layer is not None)
         return self.fused and stock and not hooked and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
 
@@ -151,7 +152,9 @@ class ConvNeXtV2(BaseModule):
         drop_path_rate (float): Rate of the last block; it grows linearly from 0. Defaults to 0.
         frozen_stages (int): The stem with stage 1, and so on, that do not train, 0 to 4. Defaults to 0.
         with_cp (bool): Recompute each block in the backward pass to save memory. Defaults to False.
-        response_norm (dict, optional): The norm of the hidden features; None is ConvNeXt V1. Defaults to GRN.
+        response_norm (dict, optional): The norm of the hidden features, ``dict(type=..., ...)`` of a key of
+            ``mmconvnextv2.response_norms.RESPONSE_NORMS`` and its arguments; None is ConvNeXt V1. It stands in
+            ``stages.S.B.grn`` whatever its type. Defaults to GRN.
         layer_scale_init_value (float): 1e-6 for ConvNeXt V1, 0 for none. Defaults to 0.
         out_norm (bool): Put a LayerNorm on each returned map. Defaults to True.
         gap_before_final_norm (bool): Return norm(mean over sites) of shape (B, C), as ImageNet classifiers use, in
@@ -193,6 +196,9 @@ class ConvNeXtV2(BaseModule):
             self.stages.append(
                 Stage(*(ConvNeXtV2Block(width, rate, response_norm, layer_scale_init_value)
                         for rate in rates[first:first + depth])))
+        if with_cp and any(isinstance(module, nn.BatchNorm1d) for module in self.stages.modules()):
+            raise ValueError("with_cp=True with response_norm=dict(type='BN'): computing blocks again would count each "
+                             'batch twice in the running statistics; set with_cp=False')
         for stage in self.out_indices if out_norm else ():
             self.add_module(f'norm{stage}', LayerNorm(self.channels[stage]))
         self._freeze()
@@ -237,7 +243,7 @@ class ConvNeXtV2(BaseModule):
         Maps leave in NCHW memory: mmcv's RoIAlign and its like read channels-last memory as if it were NCHW, silently.
         """
         if self.gap_before_final_norm:
-            sites = _mean_over_sites(sites, grid)  # (B, 1, C)
+            sites = mean_over_sites(sites, grid.counted)  # (B, 1, C)
         if self.out_norm:
             sites = getattr(self, f'norm{stage}')(sites)
         return sites.squeeze(1) if self.gap_before_final_norm else walk.leave(sites, grid).contiguous()
@@ -289,11 +295,3 @@ def _resolve_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     if not indices or any(not -4 <= index <= 3 for index in indices):
         raise ValueError(f'out_indices={out_indices!r}: expected stages in 0 to 3')
     return tuple(sorted({index % 4 for index in indices}))
-
-
-def _mean_over_sites(sites: Tensor, grid: Grid) -> Tensor:
-    """Average counted sites: (B, N, C) to (B, 1, C)."""
-    if grid.counted is None:
-        return sites.mean(1, keepdim=True)
-    counted = torch.where(grid.counted, sites, sites.new_zeros(()))
-    return counted.sum(1, keepdim=True) / grid.counted.sum(1, keepdim=True)

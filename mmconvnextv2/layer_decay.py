@@ -86,9 +86,9 @@ def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise'
 
 
 def is_exempt_from_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """True for vectors and scalars, biases, GRN's gamma and beta, and mask tokens."""
+    """True for vectors and scalars, biases, GRN's gamma and beta of any shape, and mask tokens."""
     leaf = name.rsplit('.', 1)[-1]
-    return parameter.ndim <= 1 or leaf in ('bias', 'mask_token') or '.grn.' in f'.{name}'
+    return parameter.ndim <= 1 or leaf in ('bias', 'mask_token') or f'.{name}'.endswith(('.grn.gamma', '.grn.beta'))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()

@@ -9,6 +9,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..layers import hide
 from .base import CELL, Grid, sites_to_map
 from .dense import Dense
 
@@ -20,11 +21,6 @@ def visible_sites(visible_cells: Tensor, height: int, width: int, stride: int) -
     mask = torch.zeros(len(visible_cells), rows * columns, dtype=torch.bool, device=visible_cells.device)
     mask = mask.scatter(1, visible_cells, True).view(-1, rows, columns)
     return mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).reshape(len(mask), -1, 1)
-
-
-def hide(sites: Tensor, visible: Tensor) -> Tensor:
-    """Return sites (B, N, C) with zeros where ``visible`` (B, N, 1) is False."""
-    return torch.where(visible, sites, sites.new_zeros(()))
 
 
 class Masked(Dense):

@@ -141,8 +141,8 @@ class Minkowski(Packed):
             layer = engine.MinkowskiChannelwiseConvolution(conv.in_channels, conv.kernel_size[0], dimension=2)
         tensor = engine.SparseTensor(rows, coordinate_map_key=grid.key, coordinate_manager=grid.manager)
         kernel = depthwise_kernel(conv.weight).to(rows.dtype)  # (49, C)
-        output = torch.func.functional_call(layer, {'kernel': kernel}, (tensor, )).F + conv.bias.to(rows.dtype)
-        return grid.sites(output, sites)
+        output = torch.func.functional_call(layer, {'kernel': kernel}, (tensor, )).F
+        return grid.sites(output if conv.bias is None else output + conv.bias.to(rows.dtype), sites)
 
     def downsample(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         engine, rows, manager = import_minkowski_engine(), grid.rows(sites), grid.manager

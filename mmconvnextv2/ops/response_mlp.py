@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..layers import response_scale, statistics_dtype
+from ..layers import statistics_dtype
+from ..response_norms import response_scale
 
 
 def response_mlp(x: Tensor,
