@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
 th{background:#f4f4f4}img{max-width:100%;margin:.3rem 0}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
-figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}
+figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}summary{font-size:1.5rem;font-weight:bold;cursor:pointer}
 .small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small img{width:100%;image-rendering:pixelated}'''
 
 
@@ -77,6 +77,10 @@ class Report:
         """Add preformatted text."""
         self.parts.append(f'<pre>{escape(text)}</pre>')
 
+    def folded(self, title: str, text: str) -> None:
+        """Add preformatted text that opens on a click."""
+        self.parts.append(f'<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>')
+
     def table(self, header: Sequence, rows: Sequence[Sequence]) -> None:
         """Add a table."""
         lines = [''.join(f'<th>{escape(str(cell))}</th>' for cell in header)]
@@ -94,7 +98,9 @@ class Report:
             f'<figure><div class="small">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
 
     def curves(self, curves: Dict[str, Tuple[Sequence, Sequence]], caption: str, ylabel: str = 'loss') -> None:
-        """Draw named (steps, values) curves in one plot."""
+        """Draw named (steps, values) curves in one plot; nothing without curves."""
+        if not curves:
+            return
         figure = Figure(figsize=(8, 3.2), layout='constrained')
         axes = figure.subplots()
         for name, (steps, values) in curves.items():

@@ -1,0 +1,117 @@
+"""``tools/report.py`` puts what any run left in its work folder on one page that a browser draws from disk."""
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmconvnextv2.analysis.run_report import parse_args, report_run
+from mmconvnextv2.command import run_tool
+
+LOG = '''2026/01/01 00:00:00 - mmengine - INFO -
+------------------------------------------------------------
+System environment:
+    PyTorch: 2.11.0
+    GPU 0: Imaginary & Sons
+------------------------------------------------------------
++-------+------+
+| Class | IoU  |
++-------+------+
+| old   | 1.0  |
++-------+------+
+2026/01/01 00:00:01 - mmengine - INFO - per class results:
++-------+------+
+| Class | IoU  |
++-------+------+
+| road  | 81.5 |
++-------+------+
+'''
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+def write_run(work_dir, name, entries):
+    folder = work_dir / name / 'vis_data'
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text('\n'.join(json.dumps(entry) for entry in entries) + '\n')
+    (folder / 'config.py').write_text(f"model = dict(type='<{name}>')\n")
+    (work_dir / name / f'{name}.log').write_text(LOG)
+    return folder
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """A run of four logged iterations, killed, and resumed from the second; two parameter groups; pictures."""
+    folder = tmp_path / 'work' / 'upernet'
+    first = [dict(loss=4. - step / 10, base_lr=1e-3, lr=1e-4, time=.5, iter=step, step=step)
+             for step in (10, 20, 30, 40)]
+    second = [dict(loss=1., base_lr=5e-4, lr=5e-5, time=.25, iter=30, step=30), dict(mIoU=41.25, time=9., step=30)]
+    write_run(folder, '20260101_000000', first)
+    pictures = write_run(folder, '20260102_000000', second) / 'vis_image'
+    pictures.mkdir()
+    Image.new('RGB', (64, 64), (255, 0, 255)).save(pictures / 'reconstruction_30.png')
+    Image.new('RGB', (64, 64), (0, 255, 0)).save(pictures / 'frame_0.png')
+    parameters = [torch.nn.Parameter(torch.zeros(3, 5)), torch.nn.Parameter(torch.zeros(1200))]
+    optimizer = torch.optim.AdamW([dict(params=parameters[:1], lr=1e-4, lr_scale=0.125, weight_decay=0.05),
+                                   dict(params=parameters[1:], lr=8e-4, lr_scale=1., weight_decay=0.)])
+    sum(parameter.sum() for parameter in parameters).backward()
+    optimizer.step()
+    torch.save(dict(state_dict={}, optimizer=optimizer.state_dict()), folder / 'iter_30.pth')
+    (folder / 'last_checkpoint').write_text('/moved/away/iter_30.pth')
+    return folder
+
+
+def page_of(work_dir, *arguments):
+    run_tool(report_run, parse_args([str(work_dir), *arguments]))
+    return (work_dir / 'report.html').read_text()
+
+
+def test_page_tells_what_the_runs_logged(work_dir):
+    """The last metric, the last table of the log, the environment and the config stand on the page; parameter groups
+    are counted from the checkpoint; nothing asks the network."""
+    page = page_of(work_dir)
+    assert '<td>mIoU</td><td>41.25</td>' in page and '<td>loss</td>' not in page
+    assert '| road  | 81.5 |' in page and '| old   |' not in page
+    assert 'GPU 0: Imaginary &amp; Sons' in page and '&lt;20260102_000000&gt;' in page
+    assert '<td>0.0001</td><td>0.125</td><td>0.05</td><td>1</td><td>15</td>' in page
+    assert '<td>0.0008</td><td>1</td><td>0</td><td>1</td><td>1,200</td>' in page
+    assert 'Reconstructions' in page and 'Predictions beside the truth' in page
+    assert not re.search(r'https?://|<script|<link', page)
+
+
+def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
+    """Of the iterations that both runs logged, the resumed run's are drawn; time is that of training alone, and rates
+    are drawn for each depth."""
+    drawn = {}
+    monkeypatch.setattr('mmconvnextv2.analysis.run_report.Report.curves',
+                        lambda self, curves, caption, ylabel='loss': drawn.update(curves))
+    page_of(work_dir)
+    assert drawn['loss'] == ([10, 20, 30], [3., 2., 1.])
+    assert drawn['time'] == ([10, 20, 30], [.5, .5, .25])
+    assert drawn['times 0.125'][1] == [1.25e-4, 1.25e-4, 6.25e-5] and drawn['times 1'][1] == [1e-3, 1e-3, 5e-4]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium: apt-get install chromium')
+def test_browser_draws_the_pictures(work_dir, tmp_path):
+    """A headless browser without network shows the colours of the reconstruction and of the prediction."""
+    page_of(work_dir)
+    subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--host-resolver-rules=MAP * ~NOTFOUND',
+                    f'--screenshot={tmp_path / "page.png"}', '--window-size=1000,3000',
+                    (work_dir / 'report.html').as_uri()], check=True, timeout=120, capture_output=True)
+    pixels = np.asarray(Image.open(tmp_path / 'page.png').convert('RGB')).reshape(-1, 3)
+    for colour in ((255, 0, 255), (0, 255, 0)):
+        assert (pixels == colour).all(1).sum() >= 64 * 64
+
+
+def test_given_pictures_and_mistakes(work_dir, tmp_path):
+    """--pictures adds a folder; a folder without a run, or that is not there, ends as one line and leaves no page."""
+    (tmp_path / 'more').mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'more' / 'a.png')
+    assert '1 of 1' in page_of(work_dir, '--pictures', str(tmp_path / 'more'))
+    for folder in (tmp_path / 'more', tmp_path / 'nowhere'):
+        with pytest.raises(SystemExit, match='error: .*--work-dir of a training or test'):
+            page_of(folder)
+        assert not (folder / 'report.html').exists()
