@@ -34,8 +34,8 @@ def evaluated(tools, trained, tmp_path_factory):
 def run_predict(tools, trained, task, out, *inputs):
     checkpoint = tools.last(trained(task), task)
     run_tool(predict, parse_args([
-        tools.configs[task], str(checkpoint), *map(str, inputs), '--out', str(out), '--device', 'cpu', '--score-thr', '0',
-        '--cfg-options', *tools.options(task)]))
+        tools.configs[task], str(checkpoint), *map(str, inputs), '--out', str(out), '--device', 'cpu',
+        '--score-thr', '0', '--cfg-options', *tools.options(task)]))
     return json.loads((out / 'predictions.json').read_text())
 
 
