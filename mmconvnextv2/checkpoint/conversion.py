@@ -13,6 +13,8 @@ from torch import Tensor
 from .layouts import CLASSIFIERS, CONV_1X1, DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
+OTHER_NORM = re.compile(  # of the paper's ablations, in the place of GRN
+    r'stages\.\d\.\d+\.grn\.(weight|bias|(mlp|batch_norm|spatial)\..+)')
 ANCHOR = 'downsample_layers.0.0.weight'  # a weight that every backbone has once
 POINTWISE = ('pointwise_conv1.weight', 'pointwise_conv2.weight')
 PLACEHOLDERS = (('s', '[0-3]'), ('b', r'\d+'), ('d', '[1-3]'), ('any', '.+'))
@@ -276,13 +278,14 @@ def _expected_shapes(weights: Dict[str, Tensor]) -> Dict[str, Tuple[int, ...]]:
         shapes.update(_norm_shapes(f'{name}.0', channels[stage - 1]))
         shapes.update({f'{name}.1.weight': (channels[stage], channels[stage - 1], 2, 2),
                        f'{name}.1.bias': (channels[stage], )})
-    has_grn = any('.grn.' in key for key in weights)
+    has_grn = any(key.endswith(('.grn.gamma', '.grn.beta')) for key in weights)
     for stage, (depth, width) in enumerate(zip(depths, channels)):
         for block in range(depth):
             shapes.update(_block_shapes(f'stages.{stage}.{block}', width, has_grn))
         shapes.update({key: shape for key, shape in _norm_shapes(f'norm{stage}', width).items() if key in weights})
     scales = [key for key in weights if re.fullmatch(r'stages\.\d\.\d+\.gamma', key)]
-    return {**shapes, **{key: (channels[int(key.split('.')[1])], ) for key in scales}}
+    others = {key: tuple(value.shape) for key, value in weights.items() if OTHER_NORM.fullmatch(key)}
+    return {**shapes, **others, **{key: (channels[int(key.split('.')[1])], ) for key in scales}}
 
 
 def _stem_shapes(kernel: Optional[Tensor], channels: int) -> Dict[str, Tuple[int, ...]]:
