@@ -16,8 +16,8 @@ from mmconvnextv2.pretrain.ablation_decoders import sincos_positions
 from mmconvnextv2.pretrain.masking import num_visible
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-LEAVES = sorted((CONFIGS / 'ablations').glob('*.py'))
 BASE = 'fcmae_convnextv1-b'
+LEAVES = sorted((CONFIGS / 'ablations').glob(f'{BASE}_*.py'))
 NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 VISIBLE = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
 HIDDEN = torch.tensor([[1, 3, 4, 5], [0, 2, 3, 4]])
