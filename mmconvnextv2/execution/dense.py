@@ -3,6 +3,7 @@ from typing import Optional, Tuple
 
 from torch import Tensor, nn
 
+from ..ops.depthwise import depthwise, is_faster
 from .base import Execution, Grid, map_to_sites, sites_to_map
 
 
@@ -17,7 +18,10 @@ class Dense(Execution):
         return map_to_sites(features), Grid(*features.shape[-2:], stride=4)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
-        return map_to_sites(conv(sites_to_map(sites, grid)))
+        features = sites_to_map(sites, grid)
+        if is_faster(features, conv):
+            return map_to_sites(depthwise(features, conv.weight, conv.bias))
+        return map_to_sites(conv(features))
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         return map_to_sites(conv(sites_to_map(sites, grid))), grid.halved()

@@ -8,8 +8,13 @@ Suffixes: B images, K cells, p sites along a cell's side, h and w cells along th
 from dataclasses import replace
 from typing import Optional, Tuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from ..ops.depthwise import (bias_gradient, cast_for_autocast, depthwise_reference, input_gradient, is_faster,
+                             weight_gradient)
 from .base import CELL, Execution, Grid, map_to_sites
 
 
@@ -46,6 +51,40 @@ def scatter(sites: Tensor, grid: Grid) -> Tensor:
     return features.reshape(batch, grid.height, grid.width, channels).permute(0, 3, 1, 2)
 
 
+def windows(sites: Tensor, grid: Grid, radius: int) -> Tensor:
+    """Take each visible cell with the sites within ``radius`` of it: (p + 2r, p + 2r, B * K, C), zero where hidden."""
+    patch, index = grid.patch, grid.visible_cells
+    features = F.pad(scatter(sites, grid).permute(0, 2, 3, 1), (0, 0, radius, radius, radius, radius))
+    height, width, columns = *features.shape[1:3], grid.width // patch
+    corner = (_image_index(index) * height + index // columns * patch) * width + index % columns * patch  # (B, K)
+    offset = torch.arange(patch + 2 * radius, device=index.device)
+    position = (offset[:, None] * width + offset)[..., None] + corner.flatten()  # (p + 2r, p + 2r, B * K)
+    return features.flatten(0, 2)[position]
+
+
+class _PackedDepthwise(torch.autograd.Function):
+    """The depthwise convolution with ``ops.depthwise``'s backward pass; keeps visible sites, never a map."""
+
+    @staticmethod
+    def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+        ctx.save_for_backward(sites, weight)
+        ctx.grid = grid
+        return gather(depthwise_reference(scatter(sites, grid), weight, bias), grid.visible_cells, grid.patch)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        sites, weight = ctx.saved_tensors
+        grid, grad_sites, grad_weight = ctx.grid, None, None
+        if ctx.needs_input_grad[0]:
+            grad_map = input_gradient(scatter(grad, grid), weight)
+            grad_sites = gather(grad_map, grid.visible_cells, grid.patch)
+        if ctx.needs_input_grad[1]:
+            tiles = grad.reshape(-1, grid.patch, grid.patch, grad.shape[-1]).permute(1, 2, 0, 3)  # (p, p, B * K, C)
+            grad_weight = weight_gradient(windows(sites, grid, weight.shape[-1] // 2), tiles)
+        return grad_sites, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None, None
+
+
 class Packed(Execution):
     """The default of pretraining; no value of a hidden site is ever computed by a per-site layer."""
 
@@ -59,6 +98,10 @@ class Packed(Execution):
         return sites, Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
+        if is_faster(sites, conv):
+            sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
+            with torch.autocast(sites.device.type, enabled=False):
+                return _PackedDepthwise.apply(sites, weight, bias, grid)
         return gather(conv(scatter(sites, grid)), grid.visible_cells, grid.patch)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:

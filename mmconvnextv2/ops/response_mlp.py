@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..layers import statistics_dtype
 from ..response_norms import response_scale
+from .depthwise import cast_for_autocast
 
 
 def response_mlp(x: Tensor,
@@ -46,12 +47,8 @@ def response_mlp(x: Tensor,
     Raises:
         RuntimeError: By torch, when a second derivative is asked for; use :func:`response_mlp_reference` for it.
     """
-    tensors = (x, weight1, bias1, gamma, beta, weight2, bias2)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        tensors = tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
-    with torch.autocast(device, enabled=False):
+    tensors = cast_for_autocast(x, weight1, bias1, gamma, beta, weight2, bias2)
+    with torch.autocast(x.device.type, enabled=False):
         return _ResponseMLP.apply(*tensors, counted, eps)
 
 

@@ -1,0 +1,122 @@
+"""Depthwise convolution on the CPU with a backward pass of its own; stride 1, odd kernel, padding that keeps the size.
+
+oneDNN takes several times longer for the weight gradient than for the convolution, and computes it again for the bias.
+The weight gradient correlates windows of the input with tiles of the output's gradient: here it is a convolution too,
+with a group for each tile and channel, and the input gradient one with the mirrored kernel.
+Letters: B images, C channels, H and W sites, k the kernel's side, t a tile's side, N tiles.
+"""
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..layers import statistics_dtype
+
+LARGEST_TILE = 32  # sites along a side; larger ones save no time, and smaller ones read their borders more often
+
+
+def depthwise(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Convolve each channel of a channels-last map; equal to :func:`depthwise_reference`.
+
+    Args:
+        features (Tensor): (B, C, H, W).
+        weight (Tensor): (C, 1, k, k), k odd.
+        bias (Tensor, optional): (C, ).
+
+    Returns:
+        Tensor: (B, C, H, W), channels-last.
+
+    Raises:
+        RuntimeError: By torch, when a second derivative is asked for; use :func:`depthwise_reference` for it.
+    """
+    features, weight, bias = cast_for_autocast(features, weight, bias)
+    with torch.autocast(features.device.type, enabled=False):
+        return _Depthwise.apply(features, weight, bias)
+
+
+def depthwise_reference(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Compute :func:`depthwise` with torch's convolution; any derivative."""
+    return F.conv2d(features, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+
+def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether :func:`depthwise` may take a layer's place and saves time: on the CPU, where gradients are wanted, for a
+    plain depthwise layer that nothing watches."""
+    wants_gradients = torch.is_grad_enabled() and (features.requires_grad or conv.weight.requires_grad)
+    side = conv.kernel_size[0]
+    plain = (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and side % 2
+             and conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2)
+             and conv.stride == conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
+    watched = conv._forward_hooks or conv._forward_pre_hooks or torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return features.device.type == 'cpu' and wants_gradients and bool(plain) and not watched
+
+
+def cast_for_autocast(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    """Return the tensors in autocast's dtype where it is on for the first one's device, else as they are."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient (B, C, H, W) of the input from that of the output."""
+    return depthwise_reference(grad, weight.flip(2, 3), None)
+
+
+def weight_gradient(windows: Tensor, grads: Tensor) -> Tensor:
+    """Correlate windows of the input with tiles of the output's gradient, and sum over the tiles.
+
+    Args:
+        windows (Tensor): Each tile's sites and those within (k - 1) / 2 of it, (t + k - 1, t + k - 1, N, C).
+        grads (Tensor): (t, t, N, C).
+
+    Returns:
+        Tensor: (C, 1, k, k).
+    """
+    channels = grads.shape[-1]
+    inputs = windows.flatten(2)[None].permute(0, 3, 1, 2)  # (1, N * C, t + k - 1, t + k - 1), channels-last
+    kernels = grads.flatten(2).permute(2, 0, 1)[:, None]  # (N * C, 1, t, t)
+    products = F.conv2d(inputs, kernels, groups=len(kernels))[0].permute(1, 2, 0)  # (k, k, N * C)
+    total = products.unflatten(2, (-1, channels)).sum(2, dtype=statistics_dtype(grads.dtype))  # (k, k, C)
+    return total.to(grads.dtype).permute(2, 0, 1)[:, None]
+
+
+def bias_gradient(grad_sites: Tensor) -> Tensor:
+    """Sum the gradient (..., C) over all sites."""
+    return grad_sites.flatten(0, -2).sum(0)
+
+
+def _tiles(features: Tensor, grad: Tensor, side: int) -> Tuple[Tensor, Tensor]:
+    """Cut a map and its output's gradient, both (B, H, W, C), into what :func:`weight_gradient` takes."""
+    sizes = features.shape[1:3]
+    tile = max(-(-size // -(-size // LARGEST_TILE)) for size in sizes)
+    counts = [-(-size // tile) for size in sizes]
+    below, right = (count * tile - size for count, size in zip(counts, sizes))
+    radius = side // 2
+    features = F.pad(features, (0, 0, radius, radius + right, radius, radius + below))
+    grad = F.pad(grad, (0, 0, 0, right, 0, below))
+    windows = features.unfold(1, tile + side - 1, tile).unfold(2, tile + side - 1, tile)  # (B, rows, columns, C, ., .)
+    windows = windows.permute(4, 5, 0, 1, 2, 3).flatten(2, 4)
+    grads = grad.unflatten(2, (counts[1], tile)).unflatten(1, (counts[0], tile)).permute(2, 4, 0, 1, 3, 5).flatten(2, 4)
+    return windows, grads
+
+
+class _Depthwise(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        return depthwise_reference(features, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        features, weight = ctx.saved_tensors
+        grad_features = input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        features, grad = features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
+        grad_weight = weight_gradient(*_tiles(features, grad, weight.shape[-1])) if ctx.needs_input_grad[1] else None
+        return grad_features, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None
