@@ -1,0 +1,7 @@
+"""Look into the features of models: ``python tools/analyze_features.py --help`` shows examples."""
+from mmconvnextv2.analysis.feature_tool import parse_args
+from mmconvnextv2.command import run_tool
+
+if __name__ == '__main__':
+    args = parse_args()
+    run_tool(args.run, args)
