@@ -14,13 +14,13 @@ class Panel(NamedTuple):
 
 
 def plot_over_depth(curves: Dict[str, Curve], ylabel: str, path: str) -> None:
-    """Draw a curve a model over normalised depth."""
+    """Draw a curve a model over normalised depth; values are not negative."""
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
     for label, (depths, values) in curves.items():
         axes.plot(depths, values, marker='o', markersize=3.5, label=label)
-    axes.set(xlabel='normalised depth', ylabel=ylabel, xlim=(-0.02, 1.02))
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    highest = max(max(values) for _, values in curves.values())
+    axes.set(xlabel='normalised depth', ylabel=ylabel, xlim=(-0.02, 1.02), ylim=(0, 1.05 * highest or 1))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -2,7 +2,7 @@
 import argparse
 import csv
 import os
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -190,7 +190,7 @@ def read_distances(path: str) -> Dict[str, List[Distance]]:
     return measured
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Read the command line of ``tools/analyze_features.py``."""
     parser = argparse.ArgumentParser(
         description='Look into the features of models as the ConvNeXt V2 paper does (arXiv 2301.00808).',
@@ -217,7 +217,7 @@ def parse_args() -> argparse.Namespace:
                                                                      'blocks give out (figure 7)')
     selectivity.add_argument('folder', help='labelled pictures, a folder a class')
     selectivity.add_argument('--per-class', type=_positive, help='pictures of a class at most, drawn (default all)')
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> argparse.ArgumentParser:
