@@ -230,10 +230,19 @@ def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> ar
     parser.add_argument('--size', type=int, default=224, help='pixels of the square crop (default 224)')
     parser.add_argument('--batch-size', type=_positive, default=32, help='(default 32)')
     parser.add_argument('--num-workers', type=int, default=0, help='processes that read pictures (default 0)')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='(default: a GPU)')
+    parser.add_argument('--device', type=_device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='cpu or cuda (default: a GPU if there is one)')
     parser.add_argument('--seed', type=int, default=0, help='of the pictures drawn (default 0)')
     parser.add_argument('--traceback', action='store_true', help='show where an error was found')
     return parser
+
+
+def _device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f'{text} cannot be used: {error}') from error
+    return text
 
 
 def _positive(text: str) -> int:

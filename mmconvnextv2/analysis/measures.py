@@ -65,7 +65,12 @@ def count_dead_and_saturated(features: Tensor, tolerance: float = 0.05) -> Tuple
 
     Returns:
         tuple[Tensor, Tensor]: Bool, (B, C) each: dead, saturated.
+
+    Raises:
+        ValueError: If the tolerance is out of its range.
     """
+    if not 0 < tolerance < 1:
+        raise ValueError(f'--tolerance {tolerance}: expected a share in (0, 1)')
     values = features.double()
     peak = values.abs().amax(1)  # (B, C)
     dead = peak <= tolerance * peak.mean(1, keepdim=True)

@@ -38,8 +38,8 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: Op
         path (str): Local path, ``http(s)://`` or another of mmengine's file backends.
         weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights beside it; see
             :func:`unwrap`. Defaults to ``'default'``.
-        grn (str, optional): ``'drop'`` loads weights with a response norm into a model without one, ``'add'`` weights
-            without into a model whose GRN starts as the identity; the log warns. Defaults to None: both must agree.
+        grn (str, optional): ``'drop'`` loads weights with GRN into a model without, ``'add'`` weights without into a
+            model whose GRN starts as the identity; the log warns. Defaults to None: both must agree.
 
     Raises:
         ValueError: If a weight other than an output norm is missing, left over or of a wrong shape, or there is nothing
@@ -78,7 +78,10 @@ def _changed_grn(change: Optional[str], loaded: Dict[str, Tensor], wanted: Dict[
     if change == 'add' and (in_file or not in_model):
         raise ValueError(f"grn='add': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
                          "response_norm=dict(type='GRN') for the model, and leave grn out where the file has it")
-    odd = [key for key in in_model if not key.endswith(('.gamma', '.beta')) or wanted[key].any()]
+    other = [key for key in in_file + in_model if not key.endswith(('.grn.gamma', '.grn.beta'))]
+    if other:
+        raise ValueError(f'grn={change!r} changes GRN alone, and {some(other)} is of another response norm')
+    odd = [key for key in in_model if wanted[key].any()]
     if odd:
         raise ValueError(f"grn='add' starts as the identity, which {some(odd)} is not: set "
                          "response_norm=dict(type='GRN') for the model, newly built")

@@ -195,14 +195,18 @@ def test_choice_of_pictures(place):
     assert [Path(file).parent.name for file in files] == ['a', 'a', 'b', 'b']
 
 
-def test_mistakes_end_in_one_line(place):
-    """The tool itself says in one line what is wrong, and its help shows examples."""
-    tool = [sys.executable, str(ROOT / 'tools' / 'analyze_features.py')]
-    result = subprocess.run([*tool, 'maps', str(place / 'nowhere'), '--model', 'a', 'atto', 'random'],
+def test_mistakes_end_in_one_line(place, capsys):
+    """The tool itself says in one line what is wrong; arguments are checked at once, and the help shows examples."""
+    tool = str(ROOT / 'tools' / 'analyze_features.py')
+    result = subprocess.run([sys.executable, tool, 'maps', str(place / 'nowhere'), '--model', 'a', 'atto', 'random'],
                             capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr == f'error: {place}/nowhere does not exist\n'
     with pytest.raises(SystemExit):
-        parse_args(['distance', 'pictures'])
+        parse_args(['distance', 'pictures', '--model', 'a', 'atto', 'random', '--device', 'gpu'])
+    assert 'argument --device: gpu cannot be used' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_args(['maps', '--help'])
+    assert 'python tools/analyze_features.py maps dog.jpg cat.jpg --model' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('given, message', [
@@ -214,6 +218,7 @@ def test_mistakes_end_in_one_line(place):
     (['--model', 'a', 'timm:convnext_atto', 'WEIGHTS'], 'does not fit ConvNeXt: .* are missing or of a wrong shape'),
     (['--model', 'a', 'WEIGHTS', '--blocks', '5', '1'], '--blocks 5: the model has the blocks 0 to 4'),
     (['--model', 'a', 'WEIGHTS', '--blocks', 'stages.9.9'], '--blocks stages.9.9'),
+    (['--model', 'a', 'WEIGHTS', '--tolerance', '1'], r'--tolerance 1.0: expected a share in \(0, 1\)'),
     (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: give a multiple of 32'),
     (['--model', 'a', 'timm:vit_tiny_patch16_224', 'random', '--size', '64'], 'a refuses pictures of 64x64 pixels'),
 ])

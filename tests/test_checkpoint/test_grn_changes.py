@@ -106,7 +106,8 @@ def test_other_norms_are_carried_over(tmp_path, images, warnings, norm):
     (None, None, 'drop', "grn='drop': the file has 0 .* leave grn out"),
     (GRN, GRN, 'add', "grn='add': the file has 10 weights of GRN and the model 10; .* leave grn out"),
     (None, None, 'add', "grn='add': the file has 0 .*set response_norm=dict\\(type='GRN'\\)"),
-    (None, dict(type='SE'), 'add', "grn='add' starts as the identity, which stages.0.0.grn.mlp.0.weight,"),
+    (None, dict(type='SE'), 'add', "grn='add' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another response"),
+    (dict(type='SE'), None, 'drop', "grn='drop' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another resp"),
     (None, dict(type='GRN', residual=False), 'add', "grn='add' starts as the identity, which stages.0.0.grn.gamma,"),
     (GRN, None, 'remove', "grn='remove' is unknown: choose from .*'drop', 'add'"),
 ])
