@@ -19,7 +19,7 @@ def hide(sites: Tensor, counted: Optional[Tensor], value: float = 0.) -> Tensor:
 
 
 def mean_over_sites(sites: Tensor, counted: Optional[Tensor] = None) -> Tensor:
-    """Average counted sites, of float32 at least: (B, N, C) to (B, 1, C) in the input's dtype."""
+    """Average counted sites, summed in float32 at least: (B, N, C) to (B, 1, C) in the input's dtype."""
     if counted is None:
         return sites.mean(1, keepdim=True)
     total = hide(sites, counted).sum(1, keepdim=True, dtype=statistics_dtype(sites.dtype))
