@@ -37,7 +37,7 @@ optim_wrapper = dict(
     type='BF16OptimWrapper',
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=1.0),
-    optimizer=dict(type='AdamW', lr=1.5e-4 * base_batch / 256, betas=(0.9, 0.95), weight_decay=0.05))
+    optimizer=dict(type='AdamW', lr=1.5e-4 * base_batch / 256, betas=(0.9, 0.95), weight_decay=0.05, fused=True))
 auto_scale_lr = dict(base_batch_size=base_batch)
 
 num_epochs = 800

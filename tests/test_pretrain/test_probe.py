@@ -161,6 +161,7 @@ def run(folder, labelled, work_dir, hooks):
         'train_dataloader.persistent_workers': False, 'train_dataloader.dataset.pipeline.1.scale': SIZE,
         'default_hooks.checkpoint.interval': 1, 'model.backbone.drop_path_rate': 0.5, 'optim_wrapper.optimizer.lr': 0.1,
         'model.backbone.frozen_stages': 1})
+    cfg.experiment_name = f'probe_{work_dir.name}'  # equal ones would share the list of checkpoints to keep
     cfg.custom_hooks = hooks
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
     cfg.model.backbone.arch, cfg.model.neck.channels = NARROW, 12
