@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..ops.depthwise import (bias_gradient, cast_for_autocast, depthwise_reference, input_gradient, is_faster,
-                             weight_gradient)
+from ..ops.autocast import cast_for_autocast, without_autocast
+from ..ops.depthwise import bias_gradient, depthwise_reference, input_gradient, is_faster, weight_gradient
 from .base import CELL, Execution, Grid, map_to_sites
 
 
@@ -100,7 +100,7 @@ class Packed(Execution):
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
         if is_faster(sites, conv):
             sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
-            with torch.autocast(sites.device.type, enabled=False):
+            with without_autocast(sites.device):
                 return _PackedDepthwise.apply(sites, weight, bias, grid)
         return gather(conv(scatter(sites, grid)), grid.visible_cells, grid.patch)
 

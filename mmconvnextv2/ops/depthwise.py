@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..layers import statistics_dtype
+from .autocast import cast_for_autocast, without_autocast
 
 LARGEST_TILE = 32  # sites along a side; larger ones save no time, and smaller ones read their borders more often
 
@@ -32,7 +33,7 @@ def depthwise(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tenso
         RuntimeError: By torch, when a second derivative is asked for; use :func:`depthwise_reference` for it.
     """
     features, weight, bias = cast_for_autocast(features, weight, bias)
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features.device):
         return _Depthwise.apply(features, weight, bias)
 
 
@@ -51,15 +52,6 @@ def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
              and conv.stride == conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
     watched = conv._forward_hooks or conv._forward_pre_hooks or torch.jit.is_tracing() or torch.compiler.is_exporting()
     return features.device.type == 'cpu' and wants_gradients and bool(plain) and not watched
-
-
-def cast_for_autocast(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
-    """Return the tensors in autocast's dtype where it is on for the first one's device, else as they are."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..layers import statistics_dtype
 from ..response_norms import response_scale
-from .depthwise import cast_for_autocast
+from .autocast import cast_for_autocast, without_autocast
 
 
 def response_mlp(x: Tensor,
@@ -48,7 +48,7 @@ def response_mlp(x: Tensor,
         RuntimeError: By torch, when a second derivative is asked for; use :func:`response_mlp_reference` for it.
     """
     tensors = cast_for_autocast(x, weight1, bias1, gamma, beta, weight2, bias2)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         return _ResponseMLP.apply(*tensors, counted, eps)
 
 

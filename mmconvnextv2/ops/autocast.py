@@ -1,0 +1,21 @@
+"""Autocast for operations with a backward pass of their own: cast once on entry, then switch it off."""
+from contextlib import AbstractContextManager, nullcontext
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+
+def cast_for_autocast(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    """Return the tensors in autocast's dtype where it is on for the first one's device, else as they are."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Switch autocast off for a device; ``meta`` and others know none."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
