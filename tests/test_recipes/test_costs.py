@@ -66,8 +66,8 @@ def test_parts_add_up():
 
 def test_command():
     """The tool prints the table with the totals."""
-    run = subprocess.run([sys.executable, 'tools/get_flops.py', f'configs/{UPERNET.format("a")}', '--shape', '64', '64'],
-                         cwd=ROOT, capture_output=True, text=True, timeout=200)
+    command = [sys.executable, 'tools/get_flops.py', f'configs/{UPERNET.format("a")}', '--shape', '64', '64']
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert run.returncode == 0 and run.stdout.splitlines()[-1].startswith('total')
 
 
