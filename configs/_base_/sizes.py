@@ -1,5 +1,7 @@
 # Everything that depends on the size of ConvNeXt V2 (arXiv 2301.00808, tables 9 to 13; official weight URLs).
 # detection, segmentation: chosen inside the sweeps of appendices A.3 and A.4; larger models drop more paths.
+# in22k, from22k: the released im22k files have gone through both steps, so the second starts from a run of the first.
+# Tables 12 and 13 do not say how blocks share a decay step: as in each size's classification recipe.
 weights = 'https://dl.fbaipublicfiles.com/convnext/convnextv2/'
 sizes = dict(
     atto=dict(
@@ -43,6 +45,10 @@ sizes = dict(
         classification=dict(
             lr=0.0008, weight_decay=0.3, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.1,
             epochs=600, warmup=0, smoothing=0.2, mixup=0.5, cutmix=0.5),
+        in22k=dict(decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.0),
+        from22k=dict(
+            decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.1, epochs=90,
+            checkpoint='work_dirs/convnextv2-n_fcmae-ft_in22k-224/epoch_90.pth'),
         fcmae=weights + 'pt_only/convnextv2_nano_1k_224_fcmae.pt',
         im1k=weights + 'im1k/convnextv2_nano_1k_224_ema.pt',
         im22k_224=weights + 'im22k/convnextv2_nano_22k_224_ema.pt',
@@ -56,6 +62,10 @@ sizes = dict(
         classification=dict(
             lr=0.0032, weight_decay=0.05, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.2,
             epochs=300, warmup=40, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        in22k=dict(decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.0),
+        from22k=dict(
+            decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.1, epochs=90,
+            checkpoint='work_dirs/convnextv2-t_fcmae-ft_in22k-224/epoch_90.pth'),
         fcmae=weights + 'pt_only/convnextv2_tiny_1k_224_fcmae.pt',
         im1k=weights + 'im1k/convnextv2_tiny_1k_224_ema.pt',
         im22k_224=weights + 'im22k/convnextv2_tiny_22k_224_ema.pt',
@@ -69,6 +79,11 @@ sizes = dict(
         classification=dict(
             lr=0.0025, weight_decay=0.05, decay_rate=0.6, decay_type='group_wise', drop_path_rate=0.1,
             epochs=100, warmup=20, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        supervised=dict(drop_path_rate=0.5),
+        in22k=dict(decay_rate=0.8, decay_type='group_wise', drop_path_rate=0.1),
+        from22k=dict(
+            decay_rate=0.8, decay_type='group_wise', drop_path_rate=0.2, epochs=30,
+            checkpoint='work_dirs/convnextv2-b_fcmae-ft_in22k-224/epoch_90.pth'),
         fcmae=weights + 'pt_only/convnextv2_base_1k_224_fcmae.pt',
         im1k=weights + 'im1k/convnextv2_base_1k_224_ema.pt',
         im22k_224=weights + 'im22k/convnextv2_base_22k_224_ema.pt',
@@ -82,6 +97,10 @@ sizes = dict(
         classification=dict(
             lr=0.0025, weight_decay=0.05, decay_rate=0.6, decay_type='group_wise', drop_path_rate=0.2,
             epochs=100, warmup=20, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        in22k=dict(decay_rate=0.8, decay_type='group_wise', drop_path_rate=0.1),
+        from22k=dict(
+            decay_rate=0.8, decay_type='group_wise', drop_path_rate=0.3, epochs=30,
+            checkpoint='work_dirs/convnextv2-l_fcmae-ft_in22k-224/epoch_90.pth'),
         fcmae=weights + 'pt_only/convnextv2_large_1k_224_fcmae.pt',
         im1k=weights + 'im1k/convnextv2_large_1k_224_ema.pt',
         im22k_224=weights + 'im22k/convnextv2_large_22k_224_ema.pt',
@@ -95,6 +114,10 @@ sizes = dict(
         classification=dict(
             lr=0.005, weight_decay=0.05, decay_rate=0.75, decay_type='layer_wise', drop_path_rate=0.3,
             epochs=50, warmup=10, smoothing=0.1, mixup=0.8, cutmix=1.0),
+        in22k=dict(decay_rate=0.8, decay_type='layer_wise', drop_path_rate=0.3),
+        from22k=dict(
+            decay_rate=0.85, decay_type='layer_wise', drop_path_rate=0.5, epochs=30,
+            checkpoint='work_dirs/convnextv2-h_fcmae-ft_in22k-224/epoch_90.pth'),
         fcmae=weights + 'pt_only/convnextv2_huge_1k_224_fcmae.pt',
         im1k=weights + 'im1k/convnextv2_huge_1k_224_ema.pt',
         im22k_384=weights + 'im22k/convnextv2_huge_22k_384_ema.pt',

@@ -10,9 +10,9 @@ optim_wrapper = dict(
     optimizer=dict(lr=recipe.lr, weight_decay=recipe.weight_decay),
     paramwise_cfg=dict(decay_rate=recipe.decay_rate, decay_type=recipe.decay_type))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=recipe.warmup, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=True, end=recipe.warmup, convert_to_iter_based=True),
     dict(
         type='CosineAnnealingLR', eta_min_ratio=1e-6 / recipe.lr, by_epoch=True, begin=recipe.warmup,
-        T_max=recipe.epochs - recipe.warmup, end=recipe.epochs, convert_to_iter_based=True)
+        end=recipe.epochs, convert_to_iter_based=True)
 ]
 train_cfg = dict(max_epochs=recipe.epochs)

@@ -12,6 +12,6 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(
         type='CosineAnnealingLR', eta_min_ratio=1e-6 / recipe.lr, by_epoch=True, begin=recipe.warmup,
-        T_max=recipe.epochs - recipe.warmup, end=recipe.epochs, convert_to_iter_based=True)
+        end=recipe.epochs, convert_to_iter_based=True)
 ]
 train_cfg = dict(max_epochs=recipe.epochs)

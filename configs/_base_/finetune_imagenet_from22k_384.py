@@ -1,0 +1,12 @@
+# The same at 384 pixels; from 384 on, test pictures are warped to the square, not cropped (official fine-tuning code).
+_base_ = './finetune_imagenet_from22k_224.py'
+train_pipeline = _base_.train_pipeline
+train_pipeline[1] = dict(_base_.train_pipeline[1], scale=384)
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

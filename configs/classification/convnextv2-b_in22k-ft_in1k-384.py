@@ -1,0 +1,9 @@
+_base_ = '../_base_/finetune_imagenet_from22k_384.py'
+# Published: 87.7 top-1 (README of the official repository).
+size = _base_.sizes.base
+recipe = size.from22k
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=recipe.drop_path_rate, init_cfg=dict(checkpoint=recipe.checkpoint)),
+    head=dict(in_channels=size.channels[3]))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=recipe.decay_rate, decay_type=recipe.decay_type))
+train_cfg = dict(max_epochs=recipe.epochs)
