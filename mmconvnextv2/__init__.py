@@ -9,10 +9,12 @@ check_versions()
 
 from .backbone import ARCHS, ConvNeXtV2, ConvNeXtV2Block  # noqa: E402
 from .checkpoint import ConvNeXtV2Pretrained  # noqa: E402
+from .faults import FiniteLossHook, PreemptionHook  # noqa: E402
 from .optim_wrapper import BF16OptimWrapper, FP16OptimWrapper  # noqa: E402
 from .response_norms import GRN  # noqa: E402
+from .safe_saving import VerifiedCheckpointHook  # noqa: E402
 
 __all__ = [
-    'ARCHS', 'BF16OptimWrapper', 'ConvNeXtV2', 'ConvNeXtV2Block', 'ConvNeXtV2Pretrained', 'FP16OptimWrapper', 'GRN',
-    '__version__'
+    'ARCHS', 'BF16OptimWrapper', 'ConvNeXtV2', 'ConvNeXtV2Block', 'ConvNeXtV2Pretrained', 'FP16OptimWrapper',
+    'FiniteLossHook', 'GRN', 'PreemptionHook', 'VerifiedCheckpointHook', '__version__'
 ]

@@ -7,6 +7,7 @@ where it cannot run.
 import os
 from argparse import ArgumentParser, Namespace
 from copy import deepcopy
+from datetime import timedelta
 from importlib import import_module
 from typing import Optional, Sequence
 
@@ -118,7 +119,8 @@ def revert_sync_batch_norm(cfg: Config) -> None:
 def _join_on_cpu(cfg: Config) -> None:
     """Join the processes here, and wrap the model without devices: mmengine would ask for CUDA in both places."""
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=seconds))
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
                    find_unused_parameters=cfg.get('find_unused_parameters', False))
     cfg.setdefault('model_wrapper_cfg', ConfigDict(wrapper))

@@ -18,6 +18,7 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 
 from .backbone import ConvNeXtV2Block
+from .safe_saving import ATOMIC
 
 
 @STRATEGIES.register_module()
@@ -82,7 +83,7 @@ class FSDP2Strategy(DDPStrategy):
             seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine_version=mmengine.__version__)
         if callback is not None:
             callback(checkpoint)
-        save_checkpoint(checkpoint, filename)
+        save_checkpoint(checkpoint, filename, backend_args=ATOMIC)
 
     def load_checkpoint(self, filename: str, *, map_location='cpu', **kwargs) -> dict:
         """Read a checkpoint of the ordinary layout, always to the CPU: a GPU may not hold it whole."""

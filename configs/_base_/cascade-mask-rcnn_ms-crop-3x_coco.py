@@ -55,3 +55,7 @@ train_pipeline = [
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))
 auto_scale_lr = dict(base_batch_size=16)
+default_hooks = dict(
+    checkpoint=dict(type='VerifiedCheckpointHook'),
+    preemption=dict(type='PreemptionHook'),
+    finite_loss=dict(type='FiniteLossHook'))

@@ -35,3 +35,7 @@ train_pipeline = [
     dict(type='PackDetInputs')
 ]
 train_dataloader = dict(batch_size=4, num_workers=4, dataset=dict(pipeline=train_pipeline))
+default_hooks = dict(
+    checkpoint=dict(type='VerifiedCheckpointHook'),
+    preemption=dict(type='PreemptionHook'),
+    finite_loss=dict(type='FiniteLossHook'))

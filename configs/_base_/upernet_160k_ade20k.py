@@ -44,3 +44,7 @@ tta_pipeline = [
             [dict(type='PackSegInputs')],
         ])
 ]
+default_hooks = dict(
+    checkpoint=dict(type='VerifiedCheckpointHook'),
+    preemption=dict(type='PreemptionHook'),
+    finite_loss=dict(type='FiniteLossHook'))

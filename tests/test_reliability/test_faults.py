@@ -1,0 +1,185 @@
+"""Real faults on real runs: what is left on the disk, and what is said."""
+import os
+import resource
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+from real_runs import PER_EPOCH, assert_same_weights, draw_pictures, last, make_config, start, train, wait_for
+
+from mmconvnextv2 import FiniteLossHook, PreemptionHook
+from mmconvnextv2.safe_saving import PART, AtomicBackend
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    return draw_pictures(tmp_path_factory.mktemp('data') / 'pictures')
+
+
+@pytest.fixture(scope='module')
+def quiet(pictures, tmp_path_factory):
+    """The last checkpoint of an undisturbed run."""
+    folder = tmp_path_factory.mktemp('quiet')
+    train(make_config(pictures, folder))
+    return last(folder)
+
+
+def put_large(path, byte):
+    AtomicBackend().put(bytes([byte]) * 2**27, path)
+
+
+def test_kill_while_writing_leaves_the_file_before(tmp_path):
+    """SIGKILL in the middle of writing leaves the earlier content whole, and the next writing succeeds."""
+    path = tmp_path / 'a.pth'
+    AtomicBackend().put(b'before', path)
+    process = start(put_large, str(path), 7, log=tmp_path / 'log')
+    wait_for((tmp_path / f'a.pth{PART}').exists, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert path.read_bytes() == b'before' and (tmp_path / f'a.pth{PART}').exists()
+    AtomicBackend().put(b'after', path)
+    assert path.read_bytes() == b'after' and sorted(tmp_path.iterdir()) == [path, tmp_path / 'log']
+
+
+def test_killed_runs_resume_to_the_quiet_weights(pictures, quiet, tmp_path):
+    """A run that is killed by SIGKILL at several moments always has a loadable last checkpoint, never more files than
+    it should keep and one, and ends with the bits of the quiet run."""
+    for number in range(4):
+        process = start(train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.01)), number > 0,
+                        log=tmp_path / 'log')
+        begun = number * 2 + 2
+        wait_for(lambda: any(tmp_path.glob(f'iter_{begun}.pth*')), process)
+        time.sleep(0.01 * number)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert begun - 1 <= last(tmp_path)['meta']['iter'] <= begun + 2
+    train(make_config(pictures, tmp_path), True)
+    assert_same_weights(last(tmp_path), quiet)
+    assert len(list(tmp_path.glob('*.pth'))) == 2 and not list(tmp_path.glob(f'*{PART}'))
+
+
+@pytest.mark.parametrize('workers', (0, 2))
+def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
+    """SIGTERM to every process of the run, workers too, saves within two seconds and ends with status 143 and one line;
+    the resumed run ends with the bits of the quiet one."""
+    options = {'train_dataloader.num_workers': workers, 'default_hooks.checkpoint.interval': 100}
+    process = start(train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.05), **options), log=tmp_path / 'log')
+    wait_for(lambda: any(tmp_path.rglob('scalars.json')) or 'Checkpoints will' in read(tmp_path), process)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 143, read(tmp_path)
+    assert time.monotonic() - begin < 10
+    assert 'interrupted.pth after iteration' in read(tmp_path) and 'Traceback' not in read(tmp_path)
+    assert 0 < last(tmp_path)['meta']['iter'] < 4 * PER_EPOCH
+    train(make_config(pictures, tmp_path, **options), True)
+    assert_same_weights(last(tmp_path), quiet)
+
+
+def read(folder):
+    return (folder / 'log').read_text() if (folder / 'log').exists() else ''
+
+
+@contextmanager
+def small_disk(folder, kind, size):
+    """A real file system of a few kilobytes, or a limit on the size of files."""
+    folder.mkdir()
+    if kind == 'limit':
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    elif subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', folder]).returncode:
+        pytest.skip('mounting a file system needs root')
+    try:
+        yield
+    finally:
+        if kind == 'limit':
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        else:
+            subprocess.run(['umount', '-l', folder], check=True)
+
+
+@pytest.mark.parametrize('kind', ('file system', 'limit'))
+def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(pictures, tmp_path, kind):
+    """When the disk is full the run ends with one line, and what last_checkpoint points to can be loaded."""
+    whole = tmp_path / 'whole'
+    train(make_config(pictures, whole, epochs=1))
+    size = max(path.stat().st_size for path in whole.glob('*.pth'))
+    with small_disk(tmp_path / 'disk', kind, int(size * (2.5 if kind == 'file system' else 0.9))):
+        if kind == 'limit':
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            train(make_config(pictures, tmp_path / 'disk', epochs=1))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * 0.9), resource.RLIM_INFINITY))
+        with pytest.raises(SystemExit) as stop:
+            train(make_config(pictures, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),
+                  kind == 'limit')
+        assert stop.value.code.startswith('error: cannot write') and 'make room' in stop.value.code
+        assert '\n' not in stop.value.code
+        assert last(tmp_path / 'disk')['state_dict'] and not list((tmp_path / 'disk').glob(f'*{PART}'))
+
+
+def test_killed_worker_is_one_line(pictures, tmp_path):
+    """A data loader's worker that is killed ends the run with one line, and the last checkpoint can be loaded."""
+    options = {'train_dataloader.num_workers': 1}
+    with pytest.raises(SystemExit, match='a process that reads data died.*num_workers.*--resume'):
+        train(make_config(pictures, tmp_path, dawdle=dict(kill_at='05.png', seconds=0.1), **options))
+
+
+def test_not_a_number_stops_and_names_the_pictures(pictures, tmp_path):
+    """A picture of NaN stops the run with its name before anything of it is saved."""
+    with pytest.raises(SystemExit, match='stopped at iteration.*loss nan .*05.png.*max_skips'):
+        train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png')))
+    if (tmp_path / 'last_checkpoint').exists():
+        assert all(value.isfinite().all() for value in last(tmp_path)['state_dict'].values())
+
+
+def test_skipped_updates_change_nothing(pictures, tmp_path):
+    """With ``max_skips`` the weights and moments after a bad update are, bit for bit, those before it, and one bad
+    update more than allowed stops the run, a resumed one too."""
+    options = {'default_hooks.finite_loss.max_skips': 2, 'default_hooks.checkpoint.max_keep_ckpts': -1}
+    with pytest.raises(SystemExit, match='stopped at iteration'):
+        train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png'), **options))
+    checkpoints = [torch.load(path, weights_only=True) for path in sorted(
+        tmp_path.glob('iter_*.pth'), key=lambda path: int(path.stem[5:]))]
+    equal = [torch.equal(one['state_dict']['head.pred.weight'], other['state_dict']['head.pred.weight'])
+             and torch.equal(one['optimizer']['state'][0]['exp_avg'], other['optimizer']['state'][0]['exp_avg'])
+             for one, other in zip(checkpoints, checkpoints[1:])]
+    skips = [one['message_hub']['runtime_info'].get('num_skipped_updates', 0) for one in checkpoints]
+    assert equal == [before != after for before, after in zip(skips, skips[1:])] and skips[-1] == 2
+    with pytest.raises(SystemExit, match='stopped at iteration'):
+        train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png'), **options), True)
+
+
+def hang(rank, pictures, work_dir, meeting):
+    """Train in one of two processes, of which the second sleeps in the middle of the second iteration."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
+    torch.distributed.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=2,
+                                         timeout=torch.distributed.distributed_c10d.timedelta(seconds=3))
+    cfg = make_config(pictures, work_dir, dawdle=dict(seconds=0 if rank == 0 else 600))
+    cfg.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)))
+    train(cfg)
+
+
+def test_hung_process_is_noticed(pictures, tmp_path):
+    """When one process hangs, the other ends within the group's time limit and says so in one line."""
+    processes = [start(hang, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', log=tmp_path / f'log{rank}')
+                 for rank in (0, 1)]
+    processes[0].join(60)
+    said = (tmp_path / 'log0').read_text()
+    processes[1].kill()
+    assert processes[0].exitcode == 1, said
+    assert 'error: process 0 waited in vain for another one' in said and 'env_cfg.dist_cfg.timeout' in said
+
+
+def test_hooks_refuse_bad_arguments():
+    """Unknown signals, intervals and counts are named."""
+    with pytest.raises(ValueError, match="signals=.*'SIGNOPE'"):
+        PreemptionHook(signals=('SIGNOPE', ))
+    with pytest.raises(ValueError, match='interval=0'):
+        PreemptionHook(interval=0)
+    with pytest.raises(ValueError, match='max_skips=-1'):
+        FiniteLossHook(max_skips=-1)
