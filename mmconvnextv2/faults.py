@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from .safe_saving import ATOMIC, point_to
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SILENT = ('Timed out waiting', 'timeout', 'Connection closed by peer', 'Connection reset by peer', 'Broken pipe',
           'Watchdog caught collective operation')
+UNREADABLE = re.compile(r'failed to load image: (\S+)')  # an assertion of mmcv's
 INTERRUPTED = 'interrupted.pth'
 
 
@@ -35,9 +37,14 @@ def explain_fault(error: BaseException) -> Optional[str]:
     """
     text = ' '.join(str(error).split())
     if isinstance(error, OSError) and error.errno in FULL:
-        return f'the disk is full ({error.strerror}). Checkpoints are whole: make room, then go on with --resume'
+        return f'the disk is full ({error.strerror}). Checkpoints are whole: make room, go on with --resume'
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
+    picture = UNREADABLE.search(text)
+    if picture:
+        return f'{picture[1]} cannot be read as a picture: replace it, or take it out of the data'
+    if '!buf.empty()' in text:
+        return 'a picture has no bytes: `find FOLDER -size 0` names it; replace it, or take it out of the data'
     if 'DataLoader worker' in text and ('exited unexpectedly' in text or 'is killed by signal' in text):
         return (f'{text.split(". ")[0].rstrip(".")}: a process that reads data died. The machine may lack memory: lower '
                 'train_dataloader.num_workers, then go on with --resume')
@@ -191,7 +198,7 @@ class FiniteLossHook(Hook):
         Raises:
             RuntimeError: If it is one too many.
         """
-        loss = float((outputs or {}).get('loss', 0.))
+        loss = float(torch.as_tensor((outputs or {}).get('loss', 0.)).detach())
         if not math.isfinite(loss):
             self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(picture_names(data_batch))}')
             print_log(f'iteration {runner.iter + 1}: {self._bad[-1]}', 'current', logging.ERROR)
