@@ -9,6 +9,7 @@ from typing import Callable, Optional
 import torch.distributed as dist
 
 from .faults import explain_fault
+from .typos import explain_typo
 
 # A traceback's last entry when a `raise` statement of this package made the error: file, statement, message
 STATED = re.compile(r'File "([^"]+)", line \d+, in [^\n]*\n\s+raise (?:ValueError|FileNotFoundError|RuntimeError)\('
@@ -42,4 +43,4 @@ def stated_mistake(error: Optional[BaseException]) -> Optional[str]:
         return ' '.join(match[2].split())
     if isinstance(error, OSError) and error.filename:
         return f'{error.filename}: {error.strerror}'
-    return explain_fault(error) or stated_mistake(error.__cause__ or error.__context__)
+    return explain_fault(error) or explain_typo(error) or stated_mistake(error.__cause__ or error.__context__)

@@ -37,7 +37,7 @@ def explain_fault(error: BaseException) -> Optional[str]:
     """
     text = ' '.join(str(error).split())
     if isinstance(error, OSError) and error.errno in FULL:
-        return f'the disk is full ({error.strerror}). Checkpoints are whole: make room, go on with --resume'
+        return f'the disk is full ({error.strerror}). Checkpoints are whole: make room, --resume goes on'
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
     picture = UNREADABLE.search(text)

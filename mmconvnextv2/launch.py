@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
 from .data_checks import check_data, inner_datasets
 from .safe_loading import allow_mmengine_checkpoints
+from .typos import check_overrides
 
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
@@ -78,6 +79,7 @@ def load_config(args: Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     cfg.launcher = args.launcher
+    check_overrides(cfg, args.cfg_options)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     name = os.path.splitext(os.path.basename(args.config))[0]

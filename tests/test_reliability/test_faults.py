@@ -106,12 +106,12 @@ def small_disk(folder, kind, size):
 def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(pictures, tmp_path, kind):
     """When the disk is full the run ends with one line, and what last_checkpoint points to can be loaded."""
     whole = tmp_path / 'whole'
-    train(make_config(pictures, whole, epochs=1))
+    train(make_config(pictures, whole, epochs=2))
     size = max(path.stat().st_size for path in whole.glob('*.pth'))
     with small_disk(tmp_path / 'disk', kind, int(size * (2.5 if kind == 'file system' else 0.9))):
         if kind == 'limit':
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            train(make_config(pictures, tmp_path / 'disk', epochs=1))
+            train(make_config(pictures, tmp_path / 'disk', epochs=2))
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * 0.9), resource.RLIM_INFINITY))
         with pytest.raises(SystemExit) as stop:
             train(make_config(pictures, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),

@@ -1,0 +1,71 @@
+"""What a misspelt key, class or override was meant to be.
+
+mmengine shows a traceback for the first two, and takes a misspelt override for a new key without a word.
+"""
+import difflib
+import inspect
+import re
+from importlib import import_module
+from typing import Dict, Iterable, List, Optional
+
+import mmengine.registry
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+UNKNOWN_KEY = re.compile(r"class `(\w+)` in (\S+)\.py: .*unexpected keyword argument '(\w+)'")
+UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w.-]*::([\w ]+) registry')
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> Optional[str]:
+    """Return the known name that is most like a given one, None when none is."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
+
+
+def explain_typo(error: BaseException) -> Optional[str]:
+    """Return one line for a key that a class of a config does not know, or a class that no registry knows."""
+    text = ' '.join(str(error).split())
+    key, kind = UNKNOWN_KEY.search(text), UNKNOWN_TYPE.search(text)
+    if isinstance(error, TypeError) and key:
+        known = list_arguments(getattr(import_module(key[2].replace('/', '.')), key[1], object))
+        return f'{key[1]} has no argument {key[3]!r}{_did_you_mean(key[3], known)}; it has {", ".join(known)}'
+    if isinstance(error, KeyError) and kind:
+        return (f'type={kind[1]!r} is not registered as {kind[2]}{_did_you_mean(kind[1], list_types(kind[2]))}; '
+                'see also custom_imports and default_scope')
+    return None
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    meant = nearest(name, known)
+    return f', did you mean {meant!r}?' if meant else ''
+
+
+def list_arguments(kind: type) -> List[str]:
+    """List the arguments of a class, and of its bases as far as it hands ``**kwargs`` on."""
+    names: Dict[str, None] = {}
+    for owner in inspect.getmro(kind):
+        parameters = inspect.signature(owner.__init__).parameters.values() if '__init__' in vars(owner) else ()
+        plain = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+        names.update(dict.fromkeys(plain[1:]))
+        if parameters and not any(one.kind == one.VAR_KEYWORD for one in parameters):
+            break
+    return list(names)
+
+
+def list_types(name: str) -> List[str]:
+    """List the classes of a registry, such as ``'model'``, and of its children."""
+    roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry) and one.name == name]
+    registries = [*roots, *(child for root in roots for child in root.children.values())]
+    return sorted({kind for registry in registries for kind in registry.module_dict})
+
+
+def check_overrides(cfg: Config, options: Optional[dict]) -> None:
+    """Refuse an override whose first name is not in the config but much like one that is.
+
+    Raises:
+        ValueError: Naming both.
+    """
+    for option in options or {}:
+        name = option.split('.')[0]
+        meant = nearest(name, cfg.keys(), cutoff=0.8) if name not in cfg else None
+        if meant:
+            raise ValueError(f'--cfg-options {option}: the config has no {name!r}, did you mean {meant!r}?')
