@@ -1,0 +1,17 @@
+# UperNet on your own pictures and label PNGs: copy this file, set classes and folder; README.md here shows each step.
+_base_ = '../upernet/upernet_convnextv2-t_160k_ade20k-512x512.py'
+classes = ('road', 'building', 'tree')  # labels 0, 1, 2 in the PNGs; the only place where they are counted
+data_root = 'data/own'  # images/{train,val}/NAME.jpg and labels/{train,val}/NAME.png
+model = dict(decode_head=dict(num_classes=len(classes)), auxiliary_head=dict(num_classes=len(classes)))
+labels, pack = dict(type='LoadAnnotations'), dict(type='PackSegInputs')  # ADE20K's own shift labels by one
+train_pipeline = [_base_.train_pipeline[0], labels, *_base_.train_pipeline[2:]]
+test_pipeline = [*_base_.test_pipeline[:2], labels, pack]
+own = dict(type='BaseSegDataset', data_root=data_root, metainfo=dict(classes=classes), img_suffix='.jpg',
+           seg_map_suffix='.png', _delete_=True)
+train_dataloader = dict(dataset=dict(
+    pipeline=train_pipeline, data_prefix=dict(img_path='images/train', seg_map_path='labels/train'), **own))
+val_dataloader = dict(dataset=dict(
+    pipeline=test_pipeline, data_prefix=dict(img_path='images/val', seg_map_path='labels/val'), **own))
+test_dataloader = val_dataloader
+tta_pipeline = [_base_.tta_pipeline[0], {**_base_.tta_pipeline[1], 'transforms': [
+    *_base_.tta_pipeline[1].transforms[:2], [labels], [pack]]}]
