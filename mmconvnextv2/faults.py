@@ -46,8 +46,8 @@ def explain_fault(error: BaseException) -> Optional[str]:
     if '!buf.empty()' in text:
         return 'a picture has no bytes: `find FOLDER -size 0` names it; replace it, or take it out of the data'
     if 'DataLoader worker' in text and ('exited unexpectedly' in text or 'is killed by signal' in text):
-        return (f'{text.split(". ")[0].rstrip(".")}: a process that reads data died. The machine may lack memory: lower '
-                'train_dataloader.num_workers, then go on with --resume')
+        return (f'{text.split(". ")[0].rstrip(".")}: a process that reads data died. The machine may lack memory: '
+                'lower train_dataloader.num_workers, then go on with --resume')
     if isinstance(error, RuntimeError) and is_distributed() and any(sign in text for sign in SILENT):
         return (f'process {get_rank()} waited in vain for another one, which died or hangs (the limit is '
                 f'env_cfg.dist_cfg.timeout, in seconds): see its log, then go on with --resume. {text}')

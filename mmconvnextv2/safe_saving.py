@@ -47,8 +47,8 @@ class AtomicBackend(LocalBackend):
         except OSError as error:
             part.unlink(missing_ok=True)
             raise RuntimeError(
-                f'cannot write {target} ({len(obj) / 2**20:.1f} MiB): {error.strerror}, {_free(target.parent)} MiB free.'
-                ' Earlier checkpoints are untouched: make room, then go on with --resume') from error
+                f'cannot write {target} ({len(obj) / 2**20:.1f} MiB): {error.strerror}, {_free(target.parent)} MiB are '
+                'free. Earlier checkpoints are untouched: make room, then go on with --resume') from error
         if not whole:
             part.unlink()
             raise RuntimeError(f'{target} came back from the disk with other bytes than were written: the disk is '

@@ -3,7 +3,8 @@ _base_ = [
     './sizes.py', 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/default_runtime.py', './coco_schedule.py'
 ]
-custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 num_classes = 80
 bbox_head = [
     dict(
@@ -52,7 +53,7 @@ train_pipeline = [
         transforms=[[dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)], crop]),
     dict(type='PackDetInputs')
 ]
-train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=2, dataset=dict(type='CheckedCocoDataset', pipeline=train_pipeline))
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))
 auto_scale_lr = dict(base_batch_size=16)
 default_hooks = dict(

@@ -3,7 +3,8 @@ _base_ = [
     './sizes.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/default_runtime.py', './coco_schedule.py'
 ]
-custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 image_size = (1024, 1024)
 # One switch each: with_cp=True recomputes blocks; compile=True at top level; frozen_stages=N.
 model = dict(
@@ -34,7 +35,7 @@ train_pipeline = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
-train_dataloader = dict(batch_size=4, num_workers=4, dataset=dict(pipeline=train_pipeline))
+train_dataloader = dict(batch_size=4, num_workers=4, dataset=dict(type='CheckedCocoDataset', pipeline=train_pipeline))
 default_hooks = dict(
     checkpoint=dict(type='VerifiedCheckpointHook'),
     preemption=dict(type='PreemptionHook'),

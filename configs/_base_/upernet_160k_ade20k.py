@@ -3,7 +3,7 @@ _base_ = [
     './sizes.py', 'mmseg::_base_/models/upernet_convnext.py', 'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py'
 ]
-custom_imports = dict(imports=['mmconvnextv2'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.datasets.labels'], allow_failed_imports=False)
 num_classes = 150
 crop_size = (512, 512)
 model = dict(
@@ -30,7 +30,11 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-train_dataloader = dict(batch_size=2)
+train_pipeline = [
+    _base_.train_pipeline[0], dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True),
+    *_base_.train_pipeline[2:]
+]
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 # The paper's multi-scale test: five ratios of 2048x512, each with its mirror image.
 tta_ratios = [0.75, 0.875, 1.0, 1.125, 1.25]
 tta_pipeline = [

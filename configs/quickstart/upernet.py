@@ -12,7 +12,7 @@ model = dict(
     auxiliary_head=dict(in_channels=_base_.sizes.atto.channels[2], channels=64, num_classes=num_classes),
     test_cfg=dict(_delete_=True, mode='whole'))
 train_pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='LoadImageFromFile'), dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True),
     dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
 test_pipeline = [
     dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True), dict(type='PackSegInputs')]

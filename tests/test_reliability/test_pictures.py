@@ -47,7 +47,7 @@ READ = {  # file name: (content, what is read, in RGB)
     'grey with alpha.png': (encode(COLOUR.convert('LA'), 'PNG'), np.repeat(GREY[..., None], 3, 2)),
     'alpha.png': (encode(COLOUR.convert('RGBA'), 'PNG'), PIXELS),
     'palette.png': (encode(COLOUR.quantize(9), 'PNG'), np.asarray(COLOUR.quantize(9).convert('RGB'))),
-    'one bit.png': (encode(COLOUR.convert('1'), 'PNG'), np.where(np.asarray(COLOUR.convert('1'))[..., None], 255, [0] * 3)),
+    'one bit.png': (encode(COLOUR.convert('1'), 'PNG'), np.asarray(COLOUR.convert('1').convert('RGB'))),
     'sixteen bits.png': (deep(PIXELS[..., ::-1]), PIXELS),
     'sixteen bits grey.png': (deep(GREY), np.repeat(GREY[..., None], 3, 2)),
     'cmyk.tif': (encode(COLOUR.convert('CMYK'), 'TIFF'), PIXELS),
@@ -60,7 +60,7 @@ SKIPPED = {
     'cut.jpg': encode(COLOUR, 'JPEG')[:-200], 'cut.png': encode(COLOUR, 'PNG')[:-3000],
     'cut.bmp': encode(COLOUR, 'BMP')[:-3000], 'cut.webp': encode(COLOUR, 'WEBP')[:-200],
     'cut.tif': encode(COLOUR, 'TIFF')[:-3000], 'cut.ppm': encode(COLOUR, 'PPM')[:-3000], 'empty.jpg': b'',
-    'text.png': b'<html>not found</html>', 'floats.tif': encode(Image.fromarray(PIXELS[..., 0] / np.float32(9)), 'TIFF'),
+    'text.png': b'<html>', 'floats.tif': encode(Image.fromarray(PIXELS[..., 0] / np.float32(9)), 'TIFF'),
     'huge.png': announce(2**20, 2**20),
 }
 

@@ -1,0 +1,62 @@
+"""Label pictures of semantic segmentation, checked as they are read, for MMSegmentation.
+
+mmseg turns labels above 255 into others without a word, goes on with labels of another size than their picture, and
+leaves values that are no class to the loss, which names no file.
+"""
+import mmcv
+import numpy as np
+from mmengine import fileio
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import TRANSFORMS
+
+IGNORED = 255
+
+
+@TRANSFORMS.register_module()
+class LoadCheckedLabels(LoadAnnotations):
+    """mmseg's ``LoadAnnotations``, which refuses labels that mean nothing.
+
+    Args:
+        num_classes (int): Of the model; labels are below it, after ``reduce_zero_label``, or 255 for ignored.
+        kwargs: See mmseg's ``LoadAnnotations``.
+
+    Raises:
+        ValueError: While reading, naming the file, if labels are out of range, of another size than the picture, or in
+            colour.
+    """
+
+    def __init__(self, num_classes: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+
+    def _load_seg_map(self, results: dict) -> None:
+        path = results['seg_map_path']
+        labels = mmcv.imfrombytes(
+            fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend)
+        labels = labels.squeeze()
+        if labels.ndim != 2:
+            raise ValueError(f'{path} has shape {labels.shape}: expected one channel, a class index a pixel; '
+                             'colours of a palette are no labels')
+        if labels.shape != tuple(results['img_shape'][:2]):
+            raise ValueError(f"{path} has {labels.shape} rows and columns, its picture {results['img_path']} has "
+                             f"{tuple(results['img_shape'][:2])}: labels and picture must have one size")
+        reduces = results['reduce_zero_label'] if self.reduce_zero_label is None else self.reduce_zero_label
+        mapped = results.get('label_map') or {}
+        if not mapped:
+            self._check_range(labels, int(reduces), path)
+        labels = labels.astype(np.uint8)
+        labels = np.where(labels == IGNORED, labels, labels - np.uint8(reduces))  # 0 becomes 255
+        reduced = labels.copy()
+        for old, new in mapped.items():
+            labels[reduced == old] = new
+        results['gt_seg_map'] = labels
+        results['seg_fields'].append('gt_seg_map')
+
+    def _check_range(self, labels: np.ndarray, first: int, path: str) -> None:
+        last = self.num_classes + first - 1
+        wrong = labels[(labels > last) & (labels != IGNORED)]
+        if wrong.size or labels.min(initial=0) < 0:
+            found = sorted({int(value) for value in np.unique(wrong)} or {int(labels.min())})
+            raise ValueError(f'{path} has labels {found[:5]} at {wrong.size} pixels: expected 0 to {last}, or '
+                             f'{IGNORED} for ignored' + (', where 0 is ignored too' if first else '')
+                             + '. Mend the file, or set num_classes and metainfo.classes')

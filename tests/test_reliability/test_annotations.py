@@ -1,0 +1,131 @@
+"""Odd annotations of detection and segmentation: each is used, left out and counted, or refused with its place."""
+import json
+
+import mmdet.utils
+import mmseg.utils
+import numpy as np
+import pytest
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
+from PIL import Image
+
+from mmconvnextv2.datasets.coco import CheckedCocoDataset
+from mmconvnextv2.datasets.labels import LoadCheckedLabels
+
+mmdet.utils.register_all_modules(init_default_scope=False)
+mmseg.utils.register_all_modules(init_default_scope=False)
+SQUARE = [[4., 4., 20., 4., 20., 20., 4., 20.]]
+
+
+def annotation(number, **changes):
+    item = dict(id=number, image_id=1, category_id=7, bbox=[4, 4, 16, 16], area=256, iscrowd=0, segmentation=SQUARE)
+    return {key: value for key, value in {**item, **changes}.items() if value != 'missing'}
+
+
+def content(*annotations):
+    return dict(
+        categories=[dict(id=7, name='cat'), dict(id=90, name='dog')], annotations=list(annotations),
+        images=[dict(id=one, file_name=f'{one}.png', height=32, width=48) for one in (1, 2)])
+
+
+def load(folder, text, **options):
+    (folder / 'a.json').write_text(text if isinstance(text, str) else json.dumps(text))
+    for number in (1, 2):
+        Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(folder / f'{number}.png')
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+                dict(type='PackDetInputs', meta_keys=('img_id', ))]
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return CheckedCocoDataset(
+            ann_file=str(folder / 'a.json'), data_prefix=dict(img=str(folder)), pipeline=pipeline,
+            metainfo=dict(classes=('cat', 'dog')), filter_cfg=dict(filter_empty_gt=True, min_size=1), **options)
+
+
+RLE = dict(size=[32, 48], counts=[132, 16, 16, 16, 32 * 48 - 180])
+
+
+@pytest.mark.parametrize('changes, num_used, num_ignored', [
+    (dict(), 2, 0), (dict(segmentation=RLE), 2, 0), (dict(category_id=90), 2, 0), (dict(iscrowd=1), 1, 1),
+    (dict(bbox=[30, 20, 40, 40]), 2, 0), (dict(bbox=[100, 4, 9, 9]), 1, 0), (dict(bbox=[-30, 4, 20, 9]), 1, 0),
+    (dict(bbox=[4, 4, 0.5, 9]), 1, 0), (dict(bbox=[4, 4, -3, 9]), 1, 0), (dict(area=0), 1, 0),
+    (dict(segmentation=[]), 1, 0), (dict(segmentation='missing'), 1, 0), (dict(segmentation=[[1., 2.]]), 1, 1),
+    (dict(iscrowd='missing'), 2, 0), (dict(category_id=8), 1, 0), (dict(image_id=5), 1, 0),
+], ids=['good', 'RLE', 'gap in ids', 'crowd', 'partly outside', 'right of it', 'left of it', 'thin', 'negative',
+        'no area', 'empty polygons', 'no mask', 'two numbers', 'no iscrowd', 'unknown class', 'no such picture'])
+def test_odd_instances(tmp_path, changes, num_used, num_ignored):
+    """Beside a good instance, an odd one is learnt from, ignored or left out as the table says, and the rest stays."""
+    dataset = load(tmp_path, content(annotation(1), annotation(2, **changes)))
+    sample = dataset[0]['data_samples']
+    assert len(sample.gt_instances) == num_used and len(sample.ignored_instances) == num_ignored
+    assert np.array_equal(sample.gt_instances.masks.masks[0].nonzero()[0][[0, -1]], [4, 19])
+    if num_used == 2 and 'category_id' in changes:
+        assert sample.gt_instances.labels.tolist() == [0, 1]
+    assert len(pseudo_collate([dataset[0]])['inputs']) == 1
+
+
+def test_pictures_without_annotations(tmp_path):
+    """A picture without annotations is left out, one with crowds alone stays; a file that leaves none is refused."""
+    dataset = load(tmp_path, content(annotation(1, iscrowd=1)))
+    assert len(dataset) == 1 and len(dataset[0]['data_samples'].ignored_instances) == 1
+    with pytest.raises(ValueError, match=r"a.json: none of its 2 pictures has an .* classes \('cat', 'dog'"):
+        load(tmp_path, content())
+    assert len(load(tmp_path, content(), test_mode=True)) == 2
+
+
+@pytest.mark.parametrize('part, changes, said', [
+    *(('annotations', {key: 'missing'}, rf"annotations\[0\] .*lacks \['{key}'\]")
+      for key in ('image_id', 'category_id', 'bbox', 'area')),
+    ('annotations', dict(bbox=[1, 2, 3]), r'annotations\[0\] \(id 1\) has bbox=\[1, 2, 3\]'),
+    ('annotations', dict(bbox='none'), "has bbox='none'"),
+    *(('images', {key: 'missing'}, rf"images\[0\] .*lacks \['{key}'\]")
+      for key in ('id', 'file_name', 'height', 'width')),
+    *(('categories', {key: 'missing'}, rf"categories\[0\] .*lacks \['{key}'\]") for key in ('id', 'name')),
+])
+def test_missing_fields_are_named(tmp_path, part, changes, said):
+    """A missing or misshapen field is refused with file, place, id and field, where mmdet shows a KeyError."""
+    whole = content(annotation(1))
+    item = {**whole[part][0], **changes}
+    whole[part][0] = {key: value for key, value in item.items() if value != 'missing'}
+    with pytest.raises(ValueError, match=f'a.json: .*{said}'):
+        load(tmp_path, whole)
+
+
+@pytest.mark.parametrize('text, said', [
+    ('{"images": [', 'no JSON .*cut short'), ('[]', 'found a list'), ('{}', "no list 'categories'"),
+    (json.dumps({**content(), 'annotations': None}), "no list 'annotations'"),
+    (json.dumps(content(annotation(1), annotation(1))), '2 annotations have id 1'),
+])
+def test_files_that_are_no_coco_are_refused(tmp_path, text, said):
+    """A cut file, another kind of JSON and ids that occur twice are refused with the file's name."""
+    with pytest.raises(ValueError, match=f'a.json: .*{said}'):
+        load(tmp_path, text)
+
+
+def labels(folder, pixels, **options):
+    Image.fromarray(pixels).save(folder / 'labels.png')
+    loader = LoadCheckedLabels(num_classes=10, **options)
+    results = dict(seg_map_path=str(folder / 'labels.png'), img_path='picture.jpg', img_shape=(4, 6), seg_fields=[],
+                   reduce_zero_label=options.get('reduce_zero_label', False))
+    return loader.transform(results)['gt_seg_map']
+
+
+@pytest.mark.parametrize('reduces', (True, False))
+def test_labels_are_those_of_mmseg(tmp_path, reduces):
+    """Good labels come bit for bit as mmseg reads them, 0 and 255 included."""
+    from mmseg.datasets.transforms import LoadAnnotations
+    pixels = np.random.default_rng(0).integers(0, 10, (4, 6)).astype(np.uint8)
+    pixels[0, :3] = (0, 255, 9 + reduces)
+    expected = dict(seg_map_path=str(tmp_path / 'labels.png'), seg_fields=[], reduce_zero_label=reduces)
+    found = labels(tmp_path, pixels, reduce_zero_label=reduces)
+    assert np.array_equal(found, LoadAnnotations(reduce_zero_label=reduces).transform(expected)['gt_seg_map'])
+
+
+@pytest.mark.parametrize('pixels, said', [
+    (np.full((4, 6), 11, np.uint8), r'labels \[11\] at 24 pixels: expected 0 to 9'),
+    (np.full((4, 6), 300, np.uint16), r'labels \[300\] at 24 pixels'),
+    (np.zeros((6, 4), np.uint8), r'\(6, 4\) rows and columns, its picture picture.jpg has \(4, 6\)'),
+    (np.zeros((4, 6, 3), np.uint8), r'shape \(4, 6, 3\): expected one channel'),
+], ids=['out of range', '16 bits', 'turned', 'colour'])
+def test_bad_labels_are_refused(tmp_path, pixels, said):
+    """Labels out of range, above 255, of another size or in colour are refused with the file and what was found."""
+    with pytest.raises(ValueError, match=f'labels.png has {said}'):
+        labels(tmp_path, pixels)
