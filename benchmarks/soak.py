@@ -79,7 +79,7 @@ def run_disturbed(args, moments):
         found = work_dir / 'last_checkpoint'
         iteration = load_file(found.read_text())['meta']['iter'] if found.exists() else 0
         kills.append((number.name, round(seconds, 1), iteration))
-        print(f'{number.name} after {seconds:.1f} s, status {process.returncode}, goes on at iteration {iteration}')
+        print(f'{number.name} after {seconds:.1f} s, status {process.returncode}, at iteration {iteration}', flush=True)
 
 
 def differences(one, other):
@@ -105,7 +105,7 @@ def main():
     if not (args.folder / 'data').exists():
         make_embedded(str(args.folder / 'data'), EmbeddedSpec(unlabelled=args.pictures, train=1, val=1))
     seconds, samples = run_quietly(args)
-    print(f'the quiet run took {seconds:.0f} s')
+    print(f'the quiet run took {seconds:.0f} s', flush=True)
     kills = run_disturbed(args, random.Random(args.seed))
     quiet, killed = (load_file((args.folder / run / 'last_checkpoint').read_text()) for run in ('quiet', 'killed'))
     steady = samples[len(samples) // 4:] or samples

@@ -55,11 +55,18 @@ def explain_fault(error: BaseException) -> Optional[str]:
 
 
 def deaf_worker(initialise: Optional[Callable], worker: int) -> None:
-    """Start a data loader's worker that ignores SIGTERM: a cluster may send it to every process, and the main one needs
-    its workers until the checkpoint is written. A worker ends with the main process in any case."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Start a data loader's worker that takes SIGTERM from its parent alone: a cluster may send it to every process,
+    and the main one needs its workers until the checkpoint is written."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
     if initialise is not None:
         initialise(worker)
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @HOOKS.register_module()

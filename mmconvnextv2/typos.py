@@ -5,14 +5,14 @@ mmengine shows a traceback for the first two, and takes a misspelt override for 
 import difflib
 import inspect
 import re
-from importlib import import_module
+import traceback
 from typing import Dict, Iterable, List, Optional
 
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-UNKNOWN_KEY = re.compile(r"class `(\w+)` in (\S+)\.py: .*unexpected keyword argument '(\w+)'")
+UNKNOWN_KEY = re.compile(r"__init__\(\) got an unexpected keyword argument '(\w+)'")
 UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w.-]*::([\w ]+) registry')
 
 
@@ -25,13 +25,21 @@ def explain_typo(error: BaseException) -> Optional[str]:
     """Return one line for a key that a class of a config does not know, or a class that no registry knows."""
     text = ' '.join(str(error).split())
     key, kind = UNKNOWN_KEY.search(text), UNKNOWN_TYPE.search(text)
-    if isinstance(error, TypeError) and key:
-        known = list_arguments(getattr(import_module(key[2].replace('/', '.')), key[1], object))
-        return f'{key[1]} has no argument {key[3]!r}{_did_you_mean(key[3], known)}; it has {", ".join(known)}'
+    built = _class_being_built(error)
+    if isinstance(error, TypeError) and key and built is not None:
+        known = list_arguments(built)
+        return f'{built.__name__} has no argument {key[1]!r}{_did_you_mean(key[1], known)}; it has {", ".join(known)}'
     if isinstance(error, KeyError) and kind:
         return (f'type={kind[1]!r} is not registered as {kind[2]}{_did_you_mean(kind[1], list_types(kind[2]))}; '
                 'see also custom_imports and default_scope')
     return None
+
+
+def _class_being_built(error: BaseException) -> Optional[type]:
+    """Return the class that mmengine was building last; the error itself may come from a base of it."""
+    built = [frame.f_locals.get('obj_cls') for frame, _ in traceback.walk_tb(error.__traceback__)
+             if frame.f_code.co_name == 'build_from_cfg']
+    return built[-1] if built and inspect.isclass(built[-1]) else None
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -23,9 +23,9 @@ class CheckedCocoDataset(CocoDataset):
     """mmdet's ``CocoDataset`` with an answer to every odd annotation.
 
     Left out and counted in the log: boxes wholly outside their picture or thinner than a pixel, areas of zero, other
-    classes, and with ``needs_masks`` instances without polygons or RLE. Annotations of no picture of the file are passed
-    over. Crowds are ignored in training and evaluation. Category ids may have gaps. Pictures without annotations are
-    left out by ``filter_cfg``.
+    classes, and with ``needs_masks`` instances without polygons or RLE. Annotations of no picture of the file are
+    passed over. Crowds are ignored in training and evaluation. Category ids may have gaps. Pictures without annotations
+    are left out by ``filter_cfg``.
 
     Args:
         needs_masks (bool): Whether the model learns masks. Defaults to True.

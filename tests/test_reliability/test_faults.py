@@ -65,7 +65,8 @@ def test_killed_runs_resume_to_the_quiet_weights(pictures, quiet, tmp_path):
 def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
     """SIGTERM to every process of the run, workers too, saves within two seconds and ends with status 143 and one line;
     the resumed run ends with the bits of the quiet one."""
-    options = {'train_dataloader.num_workers': workers, 'default_hooks.checkpoint.interval': 100}
+    options = {'train_dataloader.num_workers': workers, 'train_dataloader.persistent_workers': workers > 0,
+               'default_hooks.checkpoint.interval': 100}
     process = start(train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.05), **options), log=tmp_path / 'log')
     wait_for(lambda: any(tmp_path.rglob('scalars.json')) or 'Checkpoints will' in read(tmp_path), process)
     time.sleep(0.5)
@@ -76,7 +77,9 @@ def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
     assert time.monotonic() - begin < 10
     assert 'interrupted.pth after iteration' in read(tmp_path) and 'Traceback' not in read(tmp_path)
     assert 0 < last(tmp_path)['meta']['iter'] < 4 * PER_EPOCH
-    train(make_config(pictures, tmp_path, **options), True)
+    process = start(train, make_config(pictures, tmp_path, **options), True, log=tmp_path / 'log')
+    process.join(60)  # ends by itself, its persistent workers too
+    assert process.exitcode == 0, read(tmp_path)
     assert_same_weights(last(tmp_path), quiet)
 
 
