@@ -61,8 +61,8 @@ def list_arguments(kind: type) -> List[str]:
 
 def list_types(name: str) -> List[str]:
     """List the classes of a registry, such as ``'model'``, and of its children."""
-    roots = [one for one in vars(mmengine.registry).values() if isinstance(one, Registry) and one.name == name]
-    registries = [*roots, *(child for root in roots for child in root.children.values())]
+    families = [(one, *one.children.values()) for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
+    registries = [one for family in families if name in [member.name for member in family] for one in family]
     return sorted({kind for registry in registries for kind in registry.module_dict})
 
 

@@ -6,7 +6,7 @@ from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 
 from mmconvnextv2.command import run_tool, stated_mistake
 from mmconvnextv2.faults import explain_fault
-from mmconvnextv2.pretrain import FCMAEHead
+from mmconvnextv2.pretrain import FCMAEHead, UnlabelledImages
 from mmconvnextv2.typos import check_overrides, list_arguments
 
 
@@ -24,7 +24,7 @@ def said(build):
     (MODELS, dict(type='FCMAEDecoder', chanels=4), "'chanels', did you mean 'channels'"),
     (TRANSFORMS, dict(type='DrawVisibleCells', maskratio=0.6), "'maskratio', did you mean 'mask_ratio'"),
     (TRANSFORMS, dict(type='LoadPicture', channel=3), "'channel', did you mean 'channels'"),
-    (DATASETS, dict(type='UnlabelledImages', data_rot='x'), "'data_rot', did you mean 'data_root'"),
+    (DATASETS, dict(type='UnlabelledImages', data_root='x', lazy=True), "'lazy', did you mean 'lazy_init'"),
     (MODELS, dict(type='ConvNextV2'), "'ConvNextV2' is not registered as model, did you mean 'ConvNeXtV2'"),
     (TRANSFORMS, dict(type='DrawVisibleCell'), "did you mean 'DrawVisibleCells'"),
     (OPTIM_WRAPPERS, dict(type='BF16OptimWraper'), "did you mean 'BF16OptimWrapper'"),
@@ -38,7 +38,7 @@ def test_key_like_no_other_lists_all():
     """A key that is like none lists the arguments, those of base classes too."""
     message = said(lambda: MODELS.build(dict(type='FCMAEHead', zzz=1)))
     assert 'did you mean' not in message and all(name in message for name in list_arguments(FCMAEHead))
-    assert {'norm_pix', 'init_cfg'} <= set(list_arguments(FCMAEHead))
+    assert {'max_corrupt_share', 'with_label', 'lazy_init'} <= set(list_arguments(UnlabelledImages))
 
 
 def test_misspelt_override_is_refused():
