@@ -133,6 +133,23 @@ def test_command_line(tools, tmp_path, task):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('task', ['fcmae', 'upernet'])
+def test_switches(tools, tmp_path, task):
+    """Compiled, recomputing its blocks and with frozen stages, each one override away, a model trains a step: the frozen
+    stages stay and others move."""
+    start = ConvNeXtV2(tools.arch).state_dict()
+    torch.save(start, tmp_path / 'start.pth')
+    tools.train(task, tmp_path / 'run', 'compile.backend=aot_eager', 'model.backbone.with_cp=True',
+                'model.backbone.frozen_stages=2', 'model.backbone.init_cfg.type=ConvNeXtV2Pretrained',
+                f'model.backbone.init_cfg.checkpoint={tmp_path / "start.pth"}')
+    saved = load_file(tools.last(tmp_path / 'run', task))['state_dict']
+    moved = {name for name, value in start.items()
+             if f'backbone.{name}' in saved and not torch.equal(saved[f'backbone.{name}'], value)}
+    assert moved and all(name.startswith(('stages.2', 'stages.3', 'downsample_layers.2', 'downsample_layers.3', 'norm'))
+                         for name in moved)
+
+
+@pytest.mark.slow
 def test_two_processes_train_and_test(tools, tmp_path):
     """dist_train.sh and dist_test.sh share the work between two processes on the CPU, and print the metric once."""
     environment = {**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', 'PORT': '29517',
