@@ -1,9 +1,9 @@
-# make quickstart | test | minkowski | lint | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | minkowski | lint | audit | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
-.PHONY: env quickstart test minkowski lint
+.PHONY: env quickstart test minkowski lint audit
 env:
 	@$(SETUP)
 
@@ -19,3 +19,8 @@ minkowski:
 lint: env
 	@"$(VENV)/bin/python" -m flake8 mmconvnextv2 tools tests configs benchmarks
 	@"$(VENV)/bin/python" -m isort --check-only mmconvnextv2 tools tests configs benchmarks
+
+# Known vulnerabilities of the locked packages; needs the network, and is no part of the tests.
+audit: env
+	@"$(PYTHON)" -m venv "$(VENV)/audit" && "$(VENV)/audit/bin/pip" install -q pip-audit
+	@"$(VENV)/audit/bin/pip-audit" --no-deps --disable-pip -r requirements/lock.txt

@@ -25,7 +25,7 @@ from .safe_saving import ATOMIC, point_to
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SILENT = ('Timed out waiting', 'timeout', 'Connection closed by peer', 'Connection reset by peer', 'Broken pipe',
           'Watchdog caught collective operation')
-UNREADABLE = re.compile(r'failed to load image: (\S+)')  # an assertion of mmcv's
+UNREADABLE = re.compile(r'failed to load image: (.+)')  # an assertion of mmcv's
 INTERRUPTED = 'interrupted.pth'
 
 
@@ -40,9 +40,9 @@ def explain_fault(error: BaseException) -> Optional[str]:
         return f'the disk is full ({error.strerror}). Checkpoints are whole: make room, --resume goes on'
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
-    picture = UNREADABLE.search(text)
-    if picture:
-        return f'{picture[1]} cannot be read as a picture: replace it, or take it out of the data'
+    pictures = UNREADABLE.findall(str(error))
+    if pictures:  # the last, after the source lines of a worker's traceback
+        return f'{pictures[-1].strip()} cannot be read as a picture: replace it, or take it out of the data'
     if '!buf.empty()' in text:
         return 'a picture has no bytes: `find FOLDER -size 0` names it; replace it, or take it out of the data'
     if 'DataLoader worker' in text and ('exited unexpectedly' in text or 'is killed by signal' in text):

@@ -1,5 +1,6 @@
 """Odd annotations of detection and segmentation: each is used, left out and counted, or refused with its place."""
 import json
+from argparse import Namespace
 
 import mmdet.utils
 import mmseg.utils
@@ -8,7 +9,9 @@ import pytest
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from mmconvnextv2.command import run_tool
 from mmconvnextv2.datasets.coco import CheckedCocoDataset
 from mmconvnextv2.datasets.labels import LoadCheckedLabels
 
@@ -98,6 +101,17 @@ def test_files_that_are_no_coco_are_refused(tmp_path, text, said):
     """A cut file, another kind of JSON and ids that occur twice are refused with the file's name."""
     with pytest.raises(ValueError, match=f'a.json: .*{said}'):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize('content_of, said', [(b'text', r'/1.png cannot be read as a picture'), (b'', 'has no bytes')])
+@pytest.mark.parametrize('workers', (0, 1))
+def test_unreadable_pictures_of_detection_are_one_line(tmp_path, content_of, said, workers):
+    """A damaged or empty picture ends the command with one line, from a data loader's worker too."""
+    dataset = load(tmp_path, content(annotation(1)))
+    (tmp_path / '1.png').write_bytes(content_of)
+    loader = DataLoader(dataset, num_workers=workers, collate_fn=pseudo_collate)
+    with pytest.raises(SystemExit, match=f'^error: .*{said}'):
+        run_tool(lambda args: list(loader), Namespace(traceback=False))
 
 
 def labels(folder, pixels, **options):
