@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 import torch
@@ -83,6 +84,9 @@ def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
     assert_same_weights(last(tmp_path), quiet)
 
 
+OPTIONS_OF_TWO = {'train_dataloader.batch_size': 2, 'default_hooks.preemption.interval': 2}
+
+
 def read(folder):
     return (folder / 'log').read_text() if (folder / 'log').exists() else ''
 
@@ -156,12 +160,12 @@ def test_skipped_updates_change_nothing(pictures, tmp_path):
         train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png'), **options), True)
 
 
-def hang(rank, pictures, work_dir, meeting):
-    """Train in one of two processes, of which the second sleeps in the middle of the second iteration."""
+def train_in_two(rank, pictures, work_dir, meeting, seconds):
+    """Train in one of two processes, each of which takes its own seconds a picture."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     torch.distributed.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=2,
-                                         timeout=torch.distributed.distributed_c10d.timedelta(seconds=3))
-    cfg = make_config(pictures, work_dir, dawdle=dict(seconds=0 if rank == 0 else 600))
+                                         timeout=timedelta(seconds=3))
+    cfg = make_config(pictures, work_dir, dawdle=dict(seconds=seconds), **OPTIONS_OF_TWO)
     cfg.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=dict(
         type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)))
     train(cfg)
@@ -169,13 +173,26 @@ def hang(rank, pictures, work_dir, meeting):
 
 def test_hung_process_is_noticed(pictures, tmp_path):
     """When one process hangs, the other ends within the group's time limit and says so in one line."""
-    processes = [start(hang, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', log=tmp_path / f'log{rank}')
-                 for rank in (0, 1)]
+    processes = [start(train_in_two, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', rank * 600.,
+                       log=tmp_path / f'log{rank}') for rank in (0, 1)]
     processes[0].join(60)
     said = (tmp_path / 'log0').read_text()
     processes[1].kill()
     assert processes[0].exitcode == 1, said
     assert 'error: process 0 waited in vain for another one' in said and 'env_cfg.dist_cfg.timeout' in said
+
+
+def test_sigterm_to_one_of_two_ends_both(pictures, tmp_path):
+    """SIGTERM to one process of two makes both end with status 143 at the same iteration, and saves once."""
+    processes = [start(train_in_two, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', 0.05,
+                       log=tmp_path / f'log{rank}') for rank in (0, 1)]
+    wait_for(lambda: any((tmp_path / 'work').glob('iter_*.pth')), processes[1])
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [143, 143], (tmp_path / 'log0').read_text()[-2000:]
+    assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('interrupted.pth')
+    assert last(tmp_path / 'work')['meta']['iter'] % 2 == 0
 
 
 def test_hooks_refuse_bad_arguments():
