@@ -82,6 +82,21 @@ def test_page_tells_what_the_runs_logged(work_dir):
     assert not re.search(r'https?://|<script|<link', page)
 
 
+def test_feature_distances_are_drawn(work_dir, tmp_path, monkeypatch):
+    """--distance draws the table of tools/analyze_features.py, a curve a model over depth; another table is refused."""
+    table = tmp_path / 'distance.csv'
+    table.write_text('model,block,depth,channels,distance,deviation,pictures\n'
+                     'GRN,a,0.0,8,0.25,0.1,4\nGRN,b,1.0,8,0.5,0.1,4\nV1,a,1.0,8,0.125,0.1,4\n')
+    drawn = {}
+    monkeypatch.setattr('mmconvnextv2.analysis.run_report.Report.curves',
+                        lambda self, curves, caption, **labels: drawn.update(curves))
+    assert 'Feature diversity' in page_of(work_dir, '--distance', str(table))
+    assert drawn['GRN'] == ([0., 1.], [0.25, 0.5]) and drawn['V1'] == ([1.], [0.125])
+    table.write_text('a,b\n')
+    with pytest.raises(SystemExit, match='is no distance.csv'):
+        page_of(work_dir, '--distance', str(table))
+
+
 def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
     """Of the iterations that both runs logged, the resumed run's are drawn; time is that of training alone, and rates
     are drawn for each depth."""

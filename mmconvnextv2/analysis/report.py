@@ -97,7 +97,8 @@ class Report:
         self.parts.append(
             f'<figure><div class="small">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
 
-    def curves(self, curves: Dict[str, Tuple[Sequence, Sequence]], caption: str, ylabel: str = 'loss') -> None:
+    def curves(self, curves: Dict[str, Tuple[Sequence, Sequence]], caption: str, ylabel: str = 'loss',
+               xlabel: str = 'iteration') -> None:
         """Draw named (steps, values) curves in one plot; nothing without curves."""
         if not curves:
             return
@@ -105,7 +106,7 @@ class Report:
         axes = figure.subplots()
         for name, (steps, values) in curves.items():
             axes.plot(steps, values, label=name)
-        axes.set(xlabel='iteration', ylabel=ylabel)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(alpha=0.3)
         axes.legend()
         buffer = io.BytesIO()

@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from ..pictures import list_pictures
 from ..safe_loading import load_file
+from .feature_tool import read_distances
 from .report import Report
 
 Curves = Dict[str, Tuple[List[float], List[float]]]
@@ -27,6 +28,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--out', help='the page; default WORK_DIR/report.html')
     parser.add_argument('--pictures', nargs='+', default=[],
                         help='more pictures or folders of them, such as that of tools/test.py --show-dir')
+    parser.add_argument('--distance', metavar='CSV', help='feature distances, of tools/analyze_features.py distance')
     parser.add_argument('--num-pictures', type=int, default=12, help='most pictures a section; default 12')
     parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
     return parser.parse_args(argv)
@@ -186,6 +188,12 @@ def report_run(args: Namespace) -> None:
         report.curves(curves_of(training, ['grad_norm']), 'Norm of the gradient', ylabel='norm')
         add_learning_rates(report, training, work_dir)
     add_pictures(report, runs, args.pictures, args.num_pictures)
+    if args.distance:
+        report.heading('Feature diversity')
+        curves = {label: ([one.depth for one in distances], [one.distance for one in distances])
+                  for label, distances in read_distances(args.distance).items()}
+        report.curves(curves, 'Mean cosine distance between channels over normalised depth: 0 where all are alike',
+                      ylabel='distance', xlabel='normalised depth')
     if environment_of(log):
         report.heading('Environment')
         report.code(environment_of(log))
