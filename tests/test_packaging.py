@@ -30,7 +30,7 @@ def test_wheel_carries_every_config_and_tool(site):
     """Each config and tool of the clone is a real file of the wheel, byte for byte."""
     carried = site / 'mmconvnextv2' / '.mim'
     for name in ('configs', 'tools'):
-        files = [path for path in (ROOT / name).rglob('*') if path.suffix in ('.py', '.sh')]
+        files = [path for path in (ROOT / name).rglob('*') if path.suffix in ('.py', '.sh', '.yml')]
         assert len(files) > 4
         for path in files:
             assert (carried / path.relative_to(ROOT)).read_bytes() == path.read_bytes()

@@ -40,7 +40,7 @@ def starts_from_its_size(backbone):
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
-def test_leaf_builds(leaf):
+def test_leaf_builds(leaf, indexed):
     """The model builds, its heads read the backbone's widths, its size is the published one, the leaf is short."""
     assert len(leaf.read_text().splitlines()) <= 25
     cfg = Config.fromfile(str(leaf))
@@ -56,6 +56,11 @@ def test_leaf_builds(leaf):
     channels = list(ARCHS[cfg.model.backbone.arch]['channels'])
     reader = {'mmdet': cfg.model.get('neck'), 'mmseg': cfg.model.get('decode_head')}.get(cfg.default_scope)
     assert (reader or {}).get('in_channels', channels) == channels
+    count, metadata = sum(parameter.numel() for parameter in model.parameters()), indexed[
+        f'configs/{leaf.parent.name}/{leaf.name}']['Metadata']
+    assert (metadata['Parameters'], metadata['Batch Size']) == (count, cfg.auto_scale_lr.base_batch_size)
+    assert metadata.get('Epochs', metadata.get('Iterations')) in (
+        cfg.train_cfg.get('max_epochs'), cfg.train_cfg.get('max_iters'))
     if leaf.stem in PUBLISHED:
-        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        millions = count / 1e6
         assert abs(millions - PUBLISHED[leaf.stem]) <= max(0.01 * PUBLISHED[leaf.stem], 0.05)

@@ -1,0 +1,70 @@
+"""``model-index.yml`` and the metafiles tell the truth about every recipe."""
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.hub import get_config
+
+from mmconvnextv2.analysis.costs import build_on_meta, count_parameters
+from mmconvnextv2.launch import load_config, parse_test_args
+
+ROOT = Path(__file__).parents[2]
+NO_RECIPES = {'_base_', 'custom', 'quickstart'}  # parts, worked examples and the embedded demonstration
+FOLDERS = sorted({path.parent.name for path in (ROOT / 'configs').glob('*/*.py')} - NO_RECIPES)
+RECIPES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / 'configs' / folder).glob('*.py'))
+BUILT_ELSEWHERE = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')  # compared by test_every_leaf.py
+SOURCE = re.compile(r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt-V2)(, (table|section) [\d.]+[a-f]?)?'
+                    r'(, after fine-tuning)?')
+METRICS = {'Top 1 Accuracy': 'top-1', 'box AP': 'box AP', 'mask AP': 'mask AP', 'mIoU (multi-scale)': 'mIoU'}
+
+
+def results(entry):
+    return entry['Results'] or []
+
+
+def test_every_recipe_is_indexed_once(metafiles, indexed):
+    """Recipes and entries are the same set; each is in its own folder's metafile, under its file's name."""
+    assert sorted(metafiles) == [f'configs/{folder}/metafile.yml' for folder in FOLDERS]
+    assert sorted(indexed) == RECIPES
+    assert sum(len(content['Models']) for content in metafiles.values()) == len(RECIPES)
+    for path, content in metafiles.items():
+        collection, = content['Collections']
+        assert (ROOT / collection['README']).is_file()
+        for entry in content['Models']:
+            assert Path(entry['Config']).parent == Path(path).parent and Path(entry['Config']).stem == entry['Name']
+            assert entry['In Collection'] == collection['Name']
+
+
+def test_results_are_published_ones(indexed):
+    """No number is ours: each names its source, stands in the leaf or the table of recipes, and no weights are ours."""
+    table = (ROOT / 'configs' / 'README.md').read_text().splitlines()
+    listed = 0
+    for path, entry in indexed.items():
+        assert 'Weights' not in entry
+        row = next((line for line in table if f'({path[len("configs/"):]})' in line and line.count('|') > 4), '')
+        for result in results(entry):
+            (metric, value), = result['Metrics'].items()
+            assert metric in METRICS and SOURCE.fullmatch(result['Source']), path
+            assert f'| {value}' in row or f' {value} {METRICS[metric]}' in row, (path, row)
+            assert result['Source'].split(', ')[1] in row if ', table' in result['Source'] else row, path
+            assert str(value) in (ROOT / path).read_text() or 'after fine-tuning' in result['Source'], path
+            listed += 1
+    assert listed > 50
+
+
+@pytest.mark.parametrize('path', [path for path in RECIPES if path.split('/')[1] not in BUILT_ELSEWHERE])
+def test_metadata_is_the_model_s(indexed, path):
+    """Parameters, epochs and batch of an entry are those of the model and the schedule that its config builds."""
+    cfg, metadata = load_config(parse_test_args([str(ROOT / path), 'none'])), indexed[path]['Metadata']
+    assert metadata['Parameters'] == count_parameters(build_on_meta(cfg))
+    assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
+    assert metadata.get('Epochs') == cfg.train_cfg.get('max_epochs')
+    assert metadata.get('Iterations') == cfg.train_cfg.get('max_iters')
+
+
+def test_recipe_by_name(monkeypatch):
+    """MMEngine finds a recipe by the package's name, as it finds those of OpenMMLab's packages."""
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmconvnextv2', 'mmconvnextv2')
+    cfg = get_config('mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py')
+    assert cfg.model.backbone.arch == 'huge' and cfg.train_pipeline[1].scale == 512
