@@ -1,4 +1,4 @@
-# Mask R-CNN-Atto learns eight COCO pictures by heart: narrow heads, small pictures, no augmentation, fp32, from scratch.
+# Mask R-CNN-Atto learns eight COCO pictures by heart: narrow heads, small pictures, no augmentation, fp32, no weights.
 _base_ = '../../configs/mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py'
 num_iters = 150
 channels, norm = 96, dict(type='BN')

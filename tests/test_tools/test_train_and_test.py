@@ -135,7 +135,7 @@ def test_command_line(tools, tmp_path, task):
 @pytest.mark.slow
 @pytest.mark.parametrize('task', ['fcmae', 'upernet'])
 def test_switches(tools, tmp_path, task):
-    """Compiled, recomputing its blocks and with frozen stages, each one override away, a model trains a step: the frozen
+    """Compiled, recomputing its blocks and with frozen stages, each an override away, a model trains a step: the frozen
     stages stay and others move."""
     start = ConvNeXtV2(tools.arch).state_dict()
     torch.save(start, tmp_path / 'start.pth')
