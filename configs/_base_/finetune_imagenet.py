@@ -30,7 +30,10 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=0.9, decay_type='layer_wise'))
 auto_scale_lr = dict(enable=False, base_batch_size=1024)
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+default_hooks = dict(
+    checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3),
+    preemption=dict(type='PreemptionHook'),
+    finite_loss=dict(type='FiniteLossHook'))
 
 # RandAugment (9, 0.5): two operations of strength 9 +- 0.5 out of 10. Fills are BGR, as pictures are read.
 train_pipeline = [
