@@ -3,8 +3,6 @@ import re
 from pathlib import Path
 
 import pytest
-from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.hub import get_config
 
 from mmconvnextv2.analysis.costs import build_on_meta, count_parameters
 from mmconvnextv2.launch import load_config, parse_test_args
@@ -63,8 +61,9 @@ def test_metadata_is_the_model_s(indexed, path):
     assert metadata.get('Iterations') == cfg.train_cfg.get('max_iters')
 
 
-def test_recipe_by_name(monkeypatch):
-    """MMEngine finds a recipe by the package's name, as it finds those of OpenMMLab's packages."""
-    monkeypatch.setitem(MODULE2PACKAGE, 'mmconvnextv2', 'mmconvnextv2')
-    cfg = get_config('mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py')
-    assert cfg.model.backbone.arch == 'huge' and cfg.train_pipeline[1].scale == 512
+def test_recipe_by_name(tmp_path):
+    """The tools take a config of the user's that starts from a recipe by the package's name, wherever it lies."""
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py'\n"
+                                      'train_cfg = dict(max_epochs=3)\n')
+    cfg = load_config(parse_test_args([str(tmp_path / 'mine.py'), 'none']))
+    assert cfg.model.backbone.arch == 'huge' and cfg.train_pipeline[1].scale == 512 and cfg.train_cfg.max_epochs == 3
