@@ -65,8 +65,12 @@ class Machine:
 
     def start(self, *arguments, python='python3.11', **environment):
         environment = {'PATH': str(self.tools), 'PYTHON': str(python), 'HOME': str(self.home), **environment}
-        return subprocess.Popen(['bash', SCRIPT, self.venv, *arguments], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background deaf
+        try:
+            return subprocess.Popen(['bash', SCRIPT, self.venv, *arguments], env=environment, text=True,
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        finally:
+            signal.signal(signal.SIGINT, heard)
 
     def run(self, *arguments, **kwargs):
         process = self.start(*arguments, **kwargs)

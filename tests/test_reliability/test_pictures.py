@@ -1,6 +1,8 @@
 """Every odd picture has one answer in pretraining: it is read as told here, or skipped and counted."""
 import io
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -121,20 +123,21 @@ def test_any_cut_or_flipped_bytes_are_read_or_skipped(tmp_path_factory, form, da
     assert 'whole.png' in read and (not cut or set(read) == {'whole.png'})
 
 
-def test_folder_that_may_not_be_read_is_named(tmp_path):
+def test_folder_that_may_not_be_read_is_named():
     """A folder without permission to read it, and a link that leads nowhere, are not passed over in silence."""
-    (tmp_path / 'a').mkdir()
-    (tmp_path / 'a' / 'lost.png').symlink_to(tmp_path / 'nowhere.png')
-    assert load(tmp_path)[1]._corrupt.sum() <= 1
-    (tmp_path / 'closed').mkdir(mode=0)
     user = os.geteuid()
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        os.chmod(folder, 0o755)
-    try:
-        if user == 0:
-            os.seteuid(65534)
-        with pytest.raises((PermissionError, ValueError), match='closed'):
-            UnlabelledImages(str(tmp_path), PIPELINE)
-    finally:
-        os.seteuid(user)
-        os.chmod(tmp_path / 'closed', 0o700)
+    with TemporaryDirectory() as name:  # pytest's own folders are closed to other users
+        os.chmod(name, 0o755)
+        folder = Path(name)
+        (folder / 'a').mkdir()
+        (folder / 'a' / 'lost.png').symlink_to(folder / 'nowhere.png')
+        assert load(folder)[1]._corrupt.sum() <= 1
+        (folder / 'closed').mkdir(mode=0)
+        try:
+            if user == 0:
+                os.seteuid(65534)
+            with pytest.raises((PermissionError, ValueError), match='closed'):
+                UnlabelledImages(name, PIPELINE)
+        finally:
+            os.seteuid(user)
+            os.chmod(folder / 'closed', 0o700)
