@@ -46,7 +46,8 @@ def test_cascade_trains_and_is_evaluated(tmp_path):
     make_embedded(str(tmp_path / 'data'), EmbeddedSpec(unlabelled=1, train=4, val=2, size=64))
     config = tmp_path / 'cascade.py'
     config.write_text(f"_base_ = '{LEAF}'\ndata_root = '{tmp_path}/data/coco/'\n{NARROW}")
-    run_tool(train, parse_train_args([str(config), '--work-dir', str(tmp_path / 'run')]))
+    run_tool(train, parse_train_args([str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options',
+                                      f'visualizer.name={tmp_path}']))  # mmengine keeps visualizers by name
     lines = next((tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text().splitlines()
     logged = {key: value for line in lines for key, value in json.loads(line).items()}
     for stage in range(3):

@@ -1,5 +1,7 @@
 """``model-index.yml`` and the metafiles tell the truth about every recipe."""
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,8 +64,16 @@ def test_metadata_is_the_model_s(indexed, path):
 
 
 def test_recipe_by_name(tmp_path):
-    """The tools take a config of the user's that starts from a recipe by the package's name, wherever it lies."""
+    """Where the package is installed, the tools take a config that starts from a recipe by the package's name."""
+    info = tmp_path / 'mmconvnextv2-0.1.0.dist-info'  # as a wheel lies; mmengine does not find editable installs
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: mmconvnextv2\nVersion: 0.1.0\n')
+    (tmp_path / 'mmconvnextv2').symlink_to(ROOT / 'mmconvnextv2')
     (tmp_path / 'mine.py').write_text("_base_ = 'mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py'\n"
                                       'train_cfg = dict(max_epochs=3)\n')
-    cfg = load_config(parse_test_args([str(tmp_path / 'mine.py'), 'none']))
-    assert cfg.model.backbone.arch == 'huge' and cfg.train_pipeline[1].scale == 512 and cfg.train_cfg.max_epochs == 3
+    code = (f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+            'from mmconvnextv2.launch import load_config, parse_test_args\n'
+            f"cfg = load_config(parse_test_args([{str(tmp_path / 'mine.py')!r}, 'none']))\n"
+            'print(cfg.model.backbone.arch, cfg.train_pipeline[1].scale, cfg.train_cfg.max_epochs)')
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout == 'huge 512 3\n', run.stderr

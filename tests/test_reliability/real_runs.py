@@ -66,9 +66,14 @@ def make_config(pictures, work_dir, epochs=4, dawdle=None, **options):
 
 
 def train(cfg, resume=False):
-    """Train as ``tools/train.py`` does, its ending included."""
+    """Train as ``tools/train.py`` does, its ending included, in one thread: the number of threads changes last bits."""
     cfg.resume = resume
-    run_tool(lambda args: build_runner(cfg, whole=True).train(), type('Arguments', (), dict(traceback=False)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run_tool(lambda args: build_runner(cfg, whole=True).train(), type('Arguments', (), dict(traceback=False)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def start(function, *arguments, log):
