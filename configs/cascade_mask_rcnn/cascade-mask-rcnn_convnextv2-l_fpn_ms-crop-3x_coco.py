@@ -1,6 +1,7 @@
 _base_ = '../_base_/cascade-mask-rcnn_ms-crop-3x_coco.py'
 # Published: none for V2; learning rate, decay and drop path are those of ConvNeXt V1's L config.
 size = _base_.sizes.large
+# Starts from raw FCMAE weights; checkpoint=size.im1k starts from fine-tuned ones.
 model = dict(
     backbone=dict(arch='large', drop_path_rate=0.7, init_cfg=dict(checkpoint=size.fcmae)),
     neck=dict(in_channels=size.channels))
