@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..layers import statistics_dtype
+from ..layers import hide, statistics_dtype
 from ..response_norms import response_scale
 from .autocast import cast_for_autocast, without_autocast
+from .grn import add_product, channel_norm, response_of, scale_backward
 
 
 def response_mlp(x: Tensor,
@@ -67,14 +68,6 @@ def response_mlp_reference(x: Tensor,
     return F.linear(torch.addcmul(beta, activation, scale.to(activation.dtype)), weight2, bias2)
 
 
-def _norm(activation: Tensor, counted: Optional[Tensor]) -> Tensor:
-    """Return the L2 norm of each channel over counted sites, (B, 1, D), in the dtype of statistics."""
-    if counted is not None:
-        activation = torch.where(counted, activation, activation.new_zeros(()))
-    dtype = statistics_dtype(activation.dtype)
-    return torch.linalg.vector_norm(activation, dim=1, keepdim=True, dtype=dtype)
-
-
 def _folds(x: Tensor) -> bool:
     """Whether an image has more sites than channels, so that a scaled weight is smaller than a scaled activation."""
     return x.shape[1] > x.shape[2]
@@ -87,9 +80,8 @@ class _ResponseMLP(torch.autograd.Function):
                 bias2: Tensor, counted: Optional[Tensor], eps: float) -> Tensor:
         h = F.linear(x, weight1, bias1)  # (B, N, D)
         activation = F.gelu(h)
-        norm = _norm(activation, counted)  # (B, 1, D)
-        scale = 1 + gamma * (norm / (norm.mean(-1, keepdim=True) + eps))
-        scale = scale.to(x.dtype)
+        norm = channel_norm(activation, counted)  # (B, 1, D)
+        scale = (1 + gamma * response_of(norm, eps)).to(x.dtype)
         ctx.save_for_backward(x, h, norm, weight1, gamma, beta, weight2, counted)
         ctx.eps = eps
         offset = torch.addmv(bias2, weight2, beta)  # (C, ), GRN's beta through the second linear
@@ -101,9 +93,7 @@ class _ResponseMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         x, h, norm, weight1, gamma, beta, weight2, counted = ctx.saved_tensors
-        mean = norm.mean(-1, keepdim=True) + ctx.eps
-        response = norm / mean  # (B, 1, D)
-        scale = (1 + gamma * response).to(x.dtype)
+        scale = (1 + gamma * response_of(norm, ctx.eps)).to(x.dtype)  # (B, 1, D)
         activation = F.gelu(h)
         grad = grad.contiguous()
         grad_activation, grad_weight2, grad_scale = _second_linear_backward(grad, activation, scale, weight2)
@@ -111,29 +101,14 @@ class _ResponseMLP(torch.autograd.Function):
         grad_weight2 = torch.addr(grad_weight2, grad_bias2, beta)
         grad_beta = weight2.t().mv(grad_bias2)
 
-        grad_gamma = (grad_scale * response).sum((0, 1))
-        grad_response = grad_scale * gamma
-        grad_norm = (grad_response - (grad_response * response).mean(-1, keepdim=True)) / mean
-        factor = torch.where(norm > 0, grad_norm / norm, norm.new_zeros(()))  # (B, 1, D)
-        if counted is not None:
-            activation = torch.where(counted, activation, activation.new_zeros(()))
-        grad_h = torch.ops.aten.gelu_backward(_add_product(grad_activation, activation, factor), h)  # (B, N, D)
+        grad_gamma, factor = scale_backward(grad_scale, norm, gamma, ctx.eps)
+        grad_activation = add_product(grad_activation, hide(activation, counted), factor)
+        grad_h = torch.ops.aten.gelu_backward(grad_activation, h)  # (B, N, D)
 
         flat = grad_h.flatten(0, 1)
         grad_x = (flat @ weight1).view_as(x)
         grad_weight1 = flat.t() @ x.flatten(0, 1)
-        return (grad_x, grad_weight1, flat.sum(0), grad_gamma.to(gamma.dtype), grad_beta, grad_weight2, grad_bias2,
-                None, None)
-
-
-def _add_product(grad: Tensor, activation: Tensor, factor: Tensor) -> Tensor:
-    """Add ``activation * factor`` to ``grad``; both of shape (B, N, D) are overwritten, ``factor`` is (B, 1, D).
-
-    The factor falls with the number of sites, below what float16 can hold.
-    """
-    if grad.dtype == torch.float16:
-        return grad.add_(activation.mul_(factor))  # multiplied in the factor's float32
-    return grad.addcmul_(activation, factor.to(grad.dtype))
+        return grad_x, grad_weight1, flat.sum(0), grad_gamma, grad_beta, grad_weight2, grad_bias2, None, None
 
 
 def _second_linear_backward(grad: Tensor, activation: Tensor, scale: Tensor,

@@ -1,0 +1,103 @@
+"""GRN (arXiv 2301.00808, section 3.4) as one differentiable operation, and the derivative of its normalisation.
+
+Eager code keeps a float32 copy of half-precision features for the norm's derivative, and a copy with zeros where sites
+do not count; this keeps the features as they came and the norms of an image. The formula itself is
+``response_norms``'s. Letters: x (B, N, C) features, n = norm / mean norm the response (B, 1, C), s = 1 + gamma * n the
+scale.
+"""
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..layers import hide, statistics_dtype
+from ..response_norms import NORMALIZATIONS, response_scale
+from .autocast import without_autocast
+
+response_of = NORMALIZATIONS['x/sum']  # norms (B, 1, C) and eps to responses (B, 1, C)
+
+
+def grn(x: Tensor, gamma: Tensor, beta: Tensor, counted: Optional[Tensor] = None, eps: float = 1e-6) -> Tensor:
+    """Apply GRN with its residual, ``x * (1 + gamma * n) + beta``; equal to :func:`grn_reference`.
+
+    Norms, responses and scales are computed in float32 for half precision, under autocast too.
+
+    Args:
+        x (Tensor): Sites, (B, N, C).
+        gamma (Tensor): (C, ).
+        beta (Tensor): (C, ).
+        counted (Tensor, optional): Bool, (B, N, 1), True where a site takes part in the norm. Defaults to None, all.
+        eps (float): Added to the mean norm over channels. Defaults to 1e-6.
+
+    Returns:
+        Tensor: (B, N, C), in x's dtype.
+
+    Raises:
+        RuntimeError: By torch, when a second derivative is asked for; use :func:`grn_reference` for it.
+    """
+    with without_autocast(x.device):
+        return _GRN.apply(x, gamma, beta, counted, eps)
+
+
+def grn_reference(x: Tensor,
+                  gamma: Tensor,
+                  beta: Tensor,
+                  counted: Optional[Tensor] = None,
+                  eps: float = 1e-6) -> Tensor:
+    """Compute :func:`grn` operation by operation; any derivative."""
+    scale = 1 + gamma * response_scale(x, counted, eps)  # (B, 1, C)
+    return torch.addcmul(beta.to(x.dtype), x, scale.to(x.dtype))
+
+
+def channel_norm(features: Tensor, counted: Optional[Tensor]) -> Tensor:
+    """Return the L2 norm of each channel of (B, N, C) over counted sites, (B, 1, C), in the dtype of statistics."""
+    dtype = statistics_dtype(features.dtype)
+    return torch.linalg.vector_norm(hide(features, counted), dim=1, keepdim=True, dtype=dtype)
+
+
+def scale_backward(grad_scale: Tensor, norm: Tensor, gamma: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
+    """Differentiate the scale ``1 + gamma * norm / (mean norm + eps)``, all (B, 1, C).
+
+    Returns:
+        tuple[Tensor]: The gradient of gamma, (C, ), and the factor (B, 1, C) by which a counted site's features enter
+        their own gradient: a norm's derivative is ``x / norm``, taken as 0 where a channel is 0 at every site.
+    """
+    response = response_of(norm, eps)
+    grad_response = grad_scale * gamma
+    mean = norm.mean(-1, keepdim=True) + eps
+    grad_norm = (grad_response - (grad_response * response).mean(-1, keepdim=True)) / mean
+    factor = torch.where(norm > 0, grad_norm / norm, norm.new_zeros(()))
+    return (grad_scale * response).sum((0, 1)).to(gamma.dtype), factor
+
+
+def add_product(grad: Tensor, features: Tensor, factor: Tensor) -> Tensor:
+    """Add ``features * factor`` to ``grad``; both of shape (B, N, C) are overwritten, ``factor`` is (B, 1, C).
+
+    The factor falls with the number of sites, below what float16 can hold.
+    """
+    if grad.dtype == torch.float16:
+        return grad.add_(features.mul_(factor))  # multiplied in the factor's float32
+    return grad.addcmul_(features, factor.to(grad.dtype))
+
+
+class _GRN(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, counted: Optional[Tensor], eps: float) -> Tensor:
+        norm = channel_norm(x, counted)
+        ctx.save_for_backward(x, norm, gamma, beta, counted)
+        ctx.eps = eps
+        scale = 1 + gamma * response_of(norm, eps)
+        return torch.addcmul(beta.to(x.dtype), x, scale.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        x, norm, gamma, beta, counted = ctx.saved_tensors
+        grad_scale = (grad.to(norm.dtype) * x).sum(1, keepdim=True)  # (B, 1, C)
+        grad_gamma, factor = scale_backward(grad_scale, norm, gamma, ctx.eps)
+        scale = 1 + gamma * response_of(norm, ctx.eps)
+        grad_x = torch.addcmul(grad * scale, hide(x, counted), factor).to(x.dtype)
+        grad_beta = grad.sum((0, 1), dtype=norm.dtype).to(beta.dtype)
+        return grad_x, grad_gamma, grad_beta, None, None
