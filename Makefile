@@ -1,9 +1,9 @@
-# make quickstart | test | minkowski | lint | audit | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | benchmark | minkowski | lint | audit | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
-.PHONY: env quickstart test minkowski lint audit
+.PHONY: env quickstart test benchmark minkowski lint audit
 env:
 	@$(SETUP)
 
@@ -12,6 +12,10 @@ quickstart: env
 
 test: env
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
+
+# Tables of speed and memory beside the peers, about half an hour: benchmarks/speed.md
+benchmark: minkowski
+	@"$(VENV)/bin/python" benchmarks/speed.py
 
 minkowski:
 	@$(SETUP) minkowski

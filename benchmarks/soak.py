@@ -2,10 +2,10 @@
 
     python benchmarks/soak.py --minutes 60 --folder work_dirs/soak
 
-The quiet run comes first, on the embedded pictures, and tells how many iterations fit into the time. Then the same run
-is killed (SIGKILL, now and then SIGTERM) after a random time between ``--every`` / 2 and ``--every`` * 3 / 2 seconds,
-and resumed. It ends with status 1 unless weights and moments are the same bits, every checkpoint found was whole, and
-the resident memory of the quiet run's second half stayed below 1.1 times that of its first.
+Both runs go side by side on the embedded pictures. The killed one is sent a signal (SIGKILL, now and then SIGTERM)
+after a random time between ``--every`` / 2 and ``--every`` * 3 / 2 seconds, and resumed; after ``--minutes`` it is left
+alone. The command ends with status 1 unless weights and moments are the same bits, every checkpoint found was whole,
+and the resident memory of the quiet run's second half stayed below 1.1 times that of its first.
 """
 import argparse
 import json
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -104,9 +105,10 @@ def main():
     args = parser.parse_args()
     if not (args.folder / 'data').exists():
         make_embedded(str(args.folder / 'data'), EmbeddedSpec(unlabelled=args.pictures, train=1, val=1))
-    seconds, samples = run_quietly(args)
-    print(f'the quiet run took {seconds:.0f} s', flush=True)
-    kills = run_disturbed(args, random.Random(args.seed))
+    with ThreadPoolExecutor() as pool:
+        quiet = pool.submit(run_quietly, args)
+        kills = run_disturbed(args, random.Random(args.seed))
+    seconds, samples = quiet.result()
     quiet, killed = (load_file((args.folder / run / 'last_checkpoint').read_text()) for run in ('quiet', 'killed'))
     steady = samples[len(samples) // 4:] or samples
     first, second = (max(half) for half in (steady[:len(steady) // 2 + 1], steady[len(steady) // 2:]))

@@ -1,0 +1,188 @@
+"""What `speed.py` compares: our models and their peers on the same pictures, masks and, where there can be, weights.
+
+Weights are drawn so that no parameter is zero (GRN at its start is the identity) and every layer keeps the variance.
+"""
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+import torch
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.models.backbones import ConvNeXt
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.backbone import ARCHS, ConvNeXtV2Block
+from mmconvnextv2.checkpoint import from_canonical
+from mmconvnextv2.pretrain import FCMAE
+from mmconvnextv2.pretrain.masking import num_visible
+
+CELL = 32
+
+
+@dataclass
+class Contestant:
+    """A model and what it does in one forward; ``output`` is compared where weights are equal."""
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    output: Callable[[], Tensor] = None
+
+    def __post_init__(self):
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-8, fused=True)
+
+    @torch.no_grad()
+    def forward(self):
+        return self.loss()
+
+    def forward_backward(self):
+        self.loss().backward()
+        self.model.zero_grad()
+
+    def step(self):
+        self.loss().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def draw_weights(model, seed=0):
+    """Draw every parameter from a seed; the order is that of the names."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in sorted(model.named_parameters()):
+        with torch.no_grad():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn * parameter[0].numel()**-0.5 if parameter.ndim > 1 else
+                            drawn * 0.3 + name.endswith('norm.weight'))
+    return model
+
+
+def pictures(batch, side, device):
+    images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
+    return images.to(device, memory_format=torch.channels_last)
+
+
+def samples(batch, side, mask_ratio):
+    """Draw masks as the pipeline packs them."""
+    random, cells = np.random.default_rng(1), (side // CELL)**2
+    return [DataSample(metainfo=dict(visible_cells=np.sort(
+        random.permutation(cells)[:num_visible(cells, mask_ratio)]))) for _ in range(batch)]
+
+
+def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
+    """FCMAE of a size; ``fused=False`` runs its blocks layer by layer, as torch's own operations."""
+    model = draw_weights(FCMAE(
+        backbone=dict(type='ConvNeXtV2', arch=size, out_indices=(3, ), out_norm=False),
+        neck=dict(type='FCMAEDecoder'), head=dict(type='FCMAEHead'), execution=execution)).to(device).train()
+    if not fused:
+        unfuse(model)
+    images, masks = pictures(batch, side, device), samples(batch, side, mask_ratio)
+
+    def loss():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return model.loss(images, masks)['loss']
+    return Contestant(model, loss, loss)
+
+
+def unfuse(model):
+    """Run every block's layers one by one."""
+    for block in model.modules():
+        if isinstance(block, ConvNeXtV2Block):
+            block.fused = False
+
+
+def spark(batch, side, device, bf16=False):
+    """mmpretrain's SparK of ConvNeXt V2-T, as its recipe builds it; it draws its own masks, at the same ratio."""
+    config = get_config('mmpretrain::spark/spark_sparse-convnextv2-tiny_16xb256-amp-coslr-800e_in1k.py').model
+    config.input_size = side
+    config.backbone.drop_path_rate = 0.
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(config).to(device)
+    images = pictures(batch, side, device)
+
+    def loss():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return model.loss(images, None)['loss']
+    return Contestant(model.train(), loss)
+
+
+def backbones(size, batch, side, device, bf16=False):
+    """Three backbones with the same weights. Ours comes as each peer has it: mmpretrain's has norms on its outputs,
+    timm's has none."""
+    weights = draw_weights(ConvNeXtV2(size)).state_dict()
+    plain = {name: value for name, value in weights.items() if not name.startswith('norm')}
+    ours, bare = ConvNeXtV2(size), ConvNeXtV2(size, out_norm=False)
+    ours.load_state_dict(weights)
+    bare.load_state_dict(plain)
+    peer = ConvNeXt(size if size in ConvNeXt.arch_settings else dict(ARCHS[size]), use_grn=True,
+                    layer_scale_init_value=0., out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+    peer.load_state_dict(weights)
+    models = {'ours': ours, 'mmpretrain': peer, 'ours, no output norms': bare, 'timm': timm_backbone(size, plain)}
+    images = pictures(batch, side, device)
+    for model in models.values():
+        model.to(device, memory_format=torch.channels_last).train()  # mmpretrain's returns None
+    return {name: _dense(model, images, bf16) for name, model in models.items()}
+
+
+def timm_backbone(size, weights):
+    """timm's feature extractor with canonical weights."""
+    import timm
+    model = timm.create_model(f'convnextv2_{size}', features_only=True)
+    shapes = model.state_dict()  # small sizes have 1x1 convolutions for linears
+    for name, value in from_canonical(weights, 'timm').items():
+        name = name.replace('stages.', 'stages_', 1).replace('stem.', 'stem_', 1)
+        shapes[name] = value.view_as(shapes[name])
+    model.load_state_dict(shapes)
+    return model
+
+
+def _dense(model, images, bf16):
+    def output():
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model(images)
+    return Contestant(model, lambda: sum(one.float().square().mean() for one in output()), output)
+
+
+def downstream(config, batch, side, device, backbone='ours'):
+    """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn pictures."""
+    from mmconvnextv2.launch import load_config, parse_train_args, revert_sync_batch_norm
+    cfg = load_config(parse_train_args([config]))
+    revert_sync_batch_norm(cfg)
+    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        data = (_segmentation if cfg.default_scope == 'mmseg' else _detection)(batch, side)
+    if backbone == 'mmpretrain':
+        weights = model.backbone.state_dict()
+        model.backbone = ConvNeXt(cfg.model.backbone.arch, use_grn=True, layer_scale_init_value=0.,
+                                  out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+        model.backbone.load_state_dict(weights)
+    draw_weights(model.backbone)
+    model.to(device)
+    model.train()
+
+    def loss():
+        torch.manual_seed(0)  # boxes are sampled
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            inputs = model.data_preprocessor(data, training=True)
+            return model.parse_losses(model(**inputs, mode='loss'))[0]
+    return Contestant(model, loss, loss)
+
+
+def _detection(batch, side):
+    from mmdet.testing import demo_mm_inputs
+    return demo_mm_inputs(batch, image_shapes=[(3, side, side)] * batch, num_items=[8] * batch, num_classes=80,
+                          with_mask=True)
+
+
+def _segmentation(batch, side):
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    random = torch.Generator().manual_seed(1)
+    inputs = [torch.randint(256, (3, side, side), generator=random, dtype=torch.uint8) for _ in range(batch)]
+    labels = [torch.randint(150, (1, side, side), generator=random) for _ in range(batch)]
+    meta = dict(img_shape=(side, side), ori_shape=(side, side))
+    return dict(inputs=inputs, data_samples=[
+        SegDataSample(gt_sem_seg=PixelData(data=label), metainfo=meta) for label in labels])

@@ -1,0 +1,283 @@
+"""Measure seconds, bytes kept for backward and peak memory of our models beside their peers; write benchmarks/speed.md.
+
+    python benchmarks/speed.py                                   # every table, or: make benchmark
+    python benchmarks/speed.py --only loader --pictures DIR      # one table anew, the others stay
+
+Contestants take turns in one process, and a ratio compares neighbouring turns: its median, and in brackets the least
+and the most. Outputs, losses and weights that should be equal are compared before anything is timed. Each table runs in
+a process of its own, and so does each contestant for its peak memory.
+"""
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from measure import machine, peak_bytes, race, ratio, saved_bytes
+
+PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain', 'timm', 'MinkowskiEngine')
+MIB = 2**20
+
+
+def fcmae_contest(size, args, batch=None):
+    """Return the executions of FCMAE, ours first."""
+    from contestants import fcmae
+    setting = dict(batch=batch or args.batch, side=224, mask_ratio=0.6, device=args.device, bf16=args.bf16)
+    return {'packed': fcmae(size, 'packed', True, **setting),
+            'masked, same operations': fcmae(size, 'masked', True, **setting),
+            'masked, layer by layer': fcmae(size, 'masked', False, **setting)}
+
+
+def spark_contest(size, args):
+    from contestants import fcmae, spark
+    return {'packed': fcmae(size, 'packed', True, args.batch, 224, 0.6, args.device, args.bf16),
+            'SparK (mmpretrain)': spark(args.batch, 224, args.device, args.bf16)}
+
+
+def minkowski_contest(size, args):
+    from contestants import fcmae
+    setting = dict(fused=True, batch=4, side=224, mask_ratio=0.6, device=args.device)
+    return {'packed': fcmae(size, 'packed', **setting), 'minkowski': fcmae(size, 'minkowski', **setting)}
+
+
+def backbone_contest(size, args):
+    from contestants import backbones
+    return backbones(size, args.dense_batch, args.dense_side, args.device, args.bf16)
+
+
+def downstream_contest(config, args):
+    from contestants import downstream
+    return {one: downstream(config, 1, args.dense_side, args.device, one) for one in ('ours', 'mmpretrain')}
+
+
+CONTESTS = {'fcmae': fcmae_contest, 'spark': spark_contest, 'minkowski': minkowski_contest,
+            'backbone': backbone_contest, 'downstream': downstream_contest}
+
+
+def check_equal(contest, names, tolerance):
+    """Raise unless the named contestants return the same, relative to the norm; return the largest difference."""
+    first, *others = [[one.double() for one in _flat(contest[name].output())] for name in names]
+    worst = max(((own - other).norm() / own.norm()).item()
+                for outputs in others for own, other in zip(first, outputs))
+    if not worst < tolerance:
+        raise SystemExit(f'{names} differ by {worst:.1e}, more than {tolerance}: nothing was timed')
+    return worst
+
+
+@torch.no_grad()
+def _flat(output):
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+def rows(contest, kind, args, pairs, own_peak=None):
+    """Race the contestants and return table rows.
+
+    Args:
+        contest (dict): name: Contestant.
+        kind (str): Method that is timed: ``forward``, ``forward_backward`` or ``step``.
+        args (Namespace): ``rounds`` and ``device``.
+        pairs (dict): name: the contestant that its ratios are taken to.
+        own_peak (dict, optional): name: bytes.
+    """
+    seconds = race({name: getattr(one, kind) for name, one in contest.items()}, args.rounds, args.device)
+    kept = {name: saved_bytes(one.loss, one.model) for name, one in contest.items()} if kind != 'forward' else {}
+    lines = []
+    for name, times in seconds.items():
+        own = pairs.get(name, name)
+        cells = [name, f'{statistics.median(times):.3f}']
+        cells.append('' if own == name else '{:.2f} ({:.2f} to {:.2f})'.format(*ratio(times, seconds[own])))
+        if kept:
+            cells += [f'{kept[name] / MIB:.0f}', '' if own == name else f'{kept[own] / kept[name]:.3f}']
+        if own_peak:
+            cells.append(f'{own_peak[name] / MIB:.0f}')
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return lines
+
+
+def table(header, lines):
+    return '\n'.join([f'| {" | ".join(header)} |', '|---' * len(header) + '|', *lines, ''])
+
+
+TIMES = ['', 's', 'times longer than ours']
+MEMORY = ['kept for backward, MiB', 'ours / theirs']
+
+
+def peaks(contest, size, kind, args):
+    """Measure each contestant's peak in a process of its own."""
+    found = {}
+    for name in CONTESTS[contest](size, args):
+        command = [sys.executable, __file__, *args.given, '--peak', contest, size, kind, name]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[name] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def write_fcmae(args):
+    """A whole FCMAE step, packed against masked."""
+    text = [f'Forward, backward and AdamW step; batch {args.batch} of 224 pixels, mask ratio 0.6. Peak: what three '
+            'steps take on top of model and pictures.\n']
+    for size in args.sizes:
+        peak = peaks('fcmae', size, 'step', args)
+        contest = fcmae_contest(size, args)
+        difference = check_equal(contest, list(contest), 1e-2 if args.bf16 else 1e-5)
+        text.append(f'{size}; losses differ by {difference:.0e}:\n')
+        pairs = dict.fromkeys(contest, 'packed')
+        text.append(table([*TIMES, *MEMORY, 'peak, MiB'], rows(contest, 'step', args, pairs, peak)))
+    return '\n'.join(text)
+
+
+def write_spark(args):
+    """A pretraining step of ConvNeXt V2-T, FCMAE against mmpretrain's SparK."""
+    contest = spark_contest('tiny', args)
+    pairs = dict.fromkeys(contest, 'packed')
+    return (f'The same pictures, batch {args.batch} of 224 pixels, mask ratio 0.6, AdamW for both. SparK is another '
+            'method: dense, with a UNet decoder over four stages.\n\n'
+            + table([*TIMES, *MEMORY], rows(contest, 'step', args, pairs)))
+
+
+def write_minkowski(args):
+    """A whole FCMAE step, Atto, batch 4, against MinkowskiEngine."""
+    contest = minkowski_contest('atto', args)
+    difference = check_equal(contest, list(contest), 1e-5)
+    pairs = dict.fromkeys(contest, 'packed')
+    return (f'`execution=\'minkowski\'` is the same model with MinkowskiEngine\'s kernels; losses differ by '
+            f'{difference:.0e}. float32, 224 pixels, mask ratio 0.6.\n\n'
+            + table([*TIMES, *MEMORY], rows(contest, 'step', args, pairs)))
+
+
+def write_backbone(args):
+    """The dense backbone beside mmpretrain's and timm's, the same weights."""
+    text = [f'ConvNeXt V2-T, batch {args.dense_batch} of {args.dense_side} pixels, four maps. Ours twice, with the '
+            'norms that mmpretrain puts on its outputs, and without, as timm.\n']
+    pairs = {'mmpretrain': 'ours', 'timm': 'ours, no output norms'}
+    for args.bf16 in (False, True):
+        contest = backbone_contest('tiny', args)
+        tolerance = 0.05 if args.bf16 else 1e-4
+        worst = max(check_equal(contest, pair, tolerance) for pair in pairs.items())
+        text.append(f'{"bfloat16 autocast" if args.bf16 else "float32"}; maps differ by {worst:.0e}. Forward:\n')
+        text.append(table(TIMES, rows(contest, 'forward', args, pairs)))
+        text.append('Forward and backward:\n')
+        text.append(table([*TIMES, *MEMORY], rows(contest, 'forward_backward', args, pairs)))
+    return '\n'.join(text)
+
+
+def write_downstream(args):
+    """Whole training steps of recipes, with our backbone and mmpretrain's."""
+    text = [f'One picture of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), Tiny, AdamW; heads '
+            'as in the recipes. The same weights in both; the first losses are compared.\n']
+    for title, config in (('Mask R-CNN', 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'),
+                          ('UperNet', 'configs/upernet/upernet_convnextv2-t_160k_ade20k-512x512.py')):
+        contest = downstream_contest(config, args)
+        difference = check_equal(contest, list(contest), 1e-3)
+        text.append(f'{title}; losses differ by {difference:.0e}:\n')
+        text.append(table([*TIMES, *MEMORY], rows(contest, 'step', args, {'mmpretrain': 'ours'})))
+    return '\n'.join(text)
+
+
+def write_scaling(args):
+    """An FCMAE step by batch, resolution, mask ratio and size, packed against masked."""
+    from contestants import fcmae
+    base = dict(size='atto', batch=8, side=224, mask_ratio=0.6)
+    changes = [{}, *(dict(batch=one) for one in (1, 2, 32)), *(dict(side=one) for one in (160, 320, 448)),
+               *(dict(mask_ratio=one) for one in (0.3, 0.75, 0.9)), *(dict(size=one) for one in ('pico', 'tiny'))]
+    lines = []
+    for change in changes:
+        setting = {**base, **change}
+        contest = {one: fcmae(execution=one, fused=True, device=args.device, bf16=args.bf16, **setting)
+                   for one in ('packed', 'masked')}
+        check_equal(contest, list(contest), 1e-2 if args.bf16 else 1e-5)
+        seconds = race({name: one.step for name, one in contest.items()}, args.rounds, args.device)
+        kept = {name: saved_bytes(one.loss, one.model) for name, one in contest.items()}
+        lines.append('| {size} | {batch} | {side} | {mask_ratio} '.format(**setting)
+                     + f'| {1000 * statistics.median(seconds["packed"]) / setting["batch"]:.1f} '
+                     + '| {:.2f} ({:.2f} to {:.2f}) '.format(*ratio(seconds['masked'], seconds['packed']))
+                     + f'| {kept["packed"] / MIB / setting["batch"]:.1f} | {kept["packed"] / kept["masked"]:.3f} |')
+    header = ['size', 'batch', 'pixels', 'mask ratio', 'ms a picture', 'masked takes times longer',
+              'kept for backward, MiB a picture', 'ours / masked']
+    return 'Packed, beside masked with the same operations; losses equal.\n\n' + table(header, lines)
+
+
+def write_loader(args):
+    """Pictures a second of the FCMAE pipeline, one core, beside torchvision's reading of the same folder."""
+    from loader import pipelines
+    count, steps = pipelines(args.pictures)
+    seconds = race(steps, args.rounds, torch.device('cpu'))
+    ours = next(iter(seconds))
+    lines = [f'| {name} | {count / statistics.median(times):.0f} | '
+             + ('' if name == ours else '{:.2f} ({:.2f} to {:.2f})'.format(*ratio(times, seconds[ours]))) + ' |'
+             for name, times in seconds.items()]
+    where = 'the folder given' if args.pictures else 'drawn pictures of 256 pixels'
+    return (f'{count} JPEG pictures of {where}: read, crop to 224 pixels (bicubic), flip; one process, one thread.\n\n'
+            + table(['', 'pictures a second', 'times longer than ours'], lines))
+
+
+SECTIONS = {'fcmae': write_fcmae, 'spark': write_spark, 'minkowski': write_minkowski, 'backbone': write_backbone,
+            'downstream': write_downstream, 'scaling': write_scaling, 'loader': write_loader}
+
+
+def write_section(name, args):
+    """Run one table in this process, and put it into its place in the file."""
+    hardware = machine(args.device, PACKAGES)
+    body = SECTIONS[name](args)
+    title = SECTIONS[name].__doc__.splitlines()[0].rstrip('.')
+    part = f'## {title}\n\n<!-- {name} -->\n{hardware}; {args.rounds} rounds.\n\n{body}'
+    parts = read_parts(args.out)
+    parts[name] = part
+    order = [one for one in SECTIONS if one in parts]
+    Path(args.out).write_text(HEAD + '\n' + '\n'.join(parts[one] for one in order))
+    print(part)
+
+
+HEAD = '''# Speed and memory beside the peers
+
+Written by `make benchmark` (`benchmarks/speed.py`, which says how). Ratios are medians over rounds in which contestants
+took turns, in brackets the least and the most; other work on the same machine widens them.
+'''
+
+
+def read_parts(path):
+    """Return the tables of an earlier run by name."""
+    text = Path(path).read_text() if Path(path).exists() else ''
+    parts = {}
+    for part in text.split('\n## ')[1:]:
+        parts[part.split('<!-- ')[1].split(' -->')[0]] = '## ' + part.rstrip('\n') + '\n'
+    return parts
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', choices=SECTIONS, default=list(SECTIONS), help='tables; default all')
+    parser.add_argument('--sizes', nargs='+', default=['tiny', 'base'], help='of the first table')
+    parser.add_argument('--batch', type=int, default=8, help='of pretraining steps')
+    parser.add_argument('--dense-batch', type=int, default=2)
+    parser.add_argument('--dense-side', type=int, default=512, help='pixels')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16 where a table does not say')
+    parser.add_argument('--device', type=torch.device,
+                        default=torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    parser.add_argument('--pictures', help='folder of JPEGs for the loader; drawn ones without it')
+    parser.add_argument('--out', default='benchmarks/speed.md')
+    parser.add_argument('--peak', nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.given = ['--batch', str(args.batch), '--device', str(args.device)] + ['--bf16'] * args.bf16
+    return args
+
+
+def main():
+    args = parse_args()
+    if args.peak:
+        contest, size, kind, name = args.peak
+        one = CONTESTS[contest](size, args).pop(name)
+        print(peak_bytes(getattr(one, kind), args.device))
+    elif len(args.only) == 1:
+        write_section(args.only[0], args)
+    else:
+        for name in args.only:
+            rest = [one for one in sys.argv[1:] if one not in ('--only', *SECTIONS)]
+            subprocess.run([sys.executable, __file__, *rest, '--only', name], check=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,64 @@
+"""The measuring behind the benchmark tables."""
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    yield
+    for name in ('contestants', 'loader', 'measure', 'speed'):
+        sys.modules.pop(name, None)
+
+
+def test_contestants_take_turns(benchmarks):
+    """A race warms everyone up, then gives each a turn a round, and ratios pair turns of the same round."""
+    from measure import race, ratio
+    calls = []
+    seconds = race({name: lambda name=name: calls.append(name) for name in 'ab'}, 3, torch.device('cpu'))
+    assert calls == ['a', 'b'] * 4
+    assert [len(one) for one in seconds.values()] == [3, 3]
+    assert ratio([2., 9., 8.], [1., 3., 8.]) == (2., 1., 3.)
+
+
+def test_saved_bytes_are_counted_once(benchmarks):
+    """Weights are left out, and a storage that two operations keep, or keep as two views, counts once."""
+    from measure import saved_bytes
+    linear = nn.Linear(4, 8)
+    x = torch.randn(5, 4, requires_grad=True)
+
+    def function():
+        y = linear(x)  # keeps x: 5 * 4
+        return (y * y[:, :]).sum()  # keeps y twice: 5 * 8
+    assert saved_bytes(function, linear) == 4 * (5 * 4 + 5 * 8)
+
+
+def test_peers_have_our_weights(benchmarks):
+    """The peers' backbones compute the maps of ours, and a changed weight is found out."""
+    from contestants import backbones
+    from speed import check_equal
+    contest = backbones('atto', 1, 64, torch.device('cpu'))
+    pairs = (('ours', 'mmpretrain'), ('ours, no output norms', 'timm'))
+    for pair in pairs:
+        assert check_equal(contest, pair, 1e-4) > 0
+    for name in ('ours', 'timm'):
+        with torch.no_grad():
+            next(one for key, one in contest[name].model.named_parameters() if 'grn' in key)[:] += 1
+    for pair in pairs:
+        with pytest.raises(SystemExit, match='nothing was timed'):
+            check_equal(contest, pair, 1e-4)
+
+
+def test_one_table_leaves_the_others(benchmarks, tmp_path):
+    """The file's tables are read back by name, whole."""
+    from speed import HEAD, read_parts
+    parts = {'fcmae': '## One\n\n<!-- fcmae -->\na\n\n| b |\n', 'loader': '## Two\n\n<!-- loader -->\nc\n'}
+    path = tmp_path / 'speed.md'
+    path.write_text(HEAD + '\n' + '\n'.join(parts.values()))
+    assert read_parts(path) == parts
