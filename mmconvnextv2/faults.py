@@ -173,9 +173,10 @@ def picture_names(batch: Any) -> List[str]:
 class FiniteLossHook(Hook):
     """Stop at a loss or gradient that is NaN or infinite, or skip a set number of such updates; name the pictures.
 
-    A bad update changes neither weights nor moments: before the optimizer steps, gradients that are not finite are
-    taken away, after which torch's optimizers leave everything as it is. Under fp16 the loss scaler does so. No
-    checkpoint is written between a bad update and the end of the run.
+    A bad update changes neither weights nor moments. A fused optimizer is told on the device, without waiting, that a
+    gradient is not finite (torch's ``found_inf``), and leaves everything as it is; from another one the gradients are
+    taken away before it steps, for which the host waits. Under fp16 the loss scaler does so. No checkpoint is written
+    between a bad update and the end of the run.
 
     Args:
         max_skips (int): Updates that may be skipped in the whole run, resumed ones included. Defaults to 0: stop at the
@@ -191,13 +192,15 @@ class FiniteLossHook(Hook):
             raise ValueError(f'max_skips={max_skips} of FiniteLossHook: expected 0 or more')
         self.max_skips = max_skips
         self._num_skips = 0
-        self._dropped = False
+        self._found = None  # whether the step of this iteration met a bad gradient
         self._bad = []
 
     def before_train(self, runner) -> None:
         """Look at gradients before each step."""
         self._num_skips = runner.message_hub.runtime_info.get('num_skipped_updates', 0)
-        runner.optim_wrapper.optimizer.register_step_pre_hook(self._drop_bad_gradients)
+        optimizer = runner.optim_wrapper.optimizer
+        optimizer.register_step_pre_hook(self._look_at_gradients)
+        optimizer.register_step_post_hook(self._forget)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Name the pictures of a bad loss; count a bad update.
@@ -209,9 +212,10 @@ class FiniteLossHook(Hook):
         if not math.isfinite(loss):
             self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(picture_names(data_batch))}')
             print_log(f'iteration {runner.iter + 1}: {self._bad[-1]}', 'current', logging.ERROR)
-        if not self._dropped and not (self._bad and runner.optim_wrapper.should_update()):
+        skipped, self._found = self._found is not None and bool(self._found), None
+        if not skipped and not (self._bad and runner.optim_wrapper.should_update()):
             return
-        found, self._bad, self._dropped = '; '.join(self._bad) or 'gradients that are not finite', [], False
+        found, self._bad = '; '.join(self._bad) or 'gradients that are not finite', []
         self._num_skips += 1
         runner.message_hub.update_info('num_skipped_updates', self._num_skips)
         if self._num_skips > self.max_skips:
@@ -221,20 +225,28 @@ class FiniteLossHook(Hook):
         print_log(f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: '
                   f'{found}', 'current', logging.WARNING)
 
-    def _drop_bad_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Take the gradients away when one of them is not finite; those under a loss scaler are its own concern."""
+    def _look_at_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Keep the step from doing anything when a gradient is not finite; a loss scaler has its own way."""
         if getattr(optimizer, 'found_inf', None) is not None:
             return
         parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
                       if parameter.grad is not None]
-        if not parameters or _finite([parameter.grad for parameter in parameters]):
+        if not parameters:
             return
-        self._dropped = True
-        for parameter in parameters:
-            parameter.grad = None
+        self._found = _not_finite([parameter.grad for parameter in parameters])
+        if optimizer.defaults.get('fused'):
+            optimizer.found_inf = self._found.float()
+        elif self._found:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def _forget(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._found is not None and optimizer.defaults.get('fused'):
+            del optimizer.found_inf
 
 
-def _finite(gradients: List[Tensor]) -> bool:
+def _not_finite(gradients: List[Tensor]) -> Tensor:
+    """Return whether any element of all gradients is NaN or infinite, a bool scalar on their device."""
     norm = torch.nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
-    return bool(torch.isfinite(norm))
+    return ~torch.isfinite(norm)
