@@ -1,0 +1,224 @@
+"""What is exported of a model: pixels in, maps or logits out, in operations that every runtime has.
+
+The mean and standard deviation of the data preprocessor are part of a graph. Its model is a copy in which the blocks run
+layer by layer, because one fused operation would hide GRN, and in which pooling to a fixed number of cells is a product
+of matrices, because the ONNX exporter of torch 2.11 writes a graph for it that is wrong at other sizes than the traced
+one. With half precision the layers compute in float16; inputs, outputs, normalisation and GRN's sums stay float32.
+"""
+import os
+from copy import deepcopy
+from typing import Any, Dict, NamedTuple, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from ..backbone import ConvNeXtV2, ConvNeXtV2Block
+from ..checkpoint import check_weights, load_backbone, unwrap
+from ..safe_loading import load_file
+from ..version import __version__
+
+SMALLEST = 64  # pixels along a side; torch.export takes a map with a single row for a special case
+
+
+class CellAverage(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two products with matrices of shares, for maps of any size; sums in float32.
+
+    Args:
+        output_size (int): Cells along a side.
+    """
+
+    def __init__(self, output_size: int) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Average a map (B, C, H, W) to cells (B, C, n, n)."""
+        rows, columns = (self._shares(size, features_BCHW.device) for size in features_BCHW.shape[2:])
+        return (rows @ features_BCHW.float() @ columns.T).to(features_BCHW.dtype)
+
+    def _shares(self, size: int, device: torch.device) -> Tensor:
+        """Return the share of each of ``size`` sites in each cell, (n, size); cells overlap where n is no divisor."""
+        cell, site = torch.arange(self.output_size, device=device)[:, None], torch.arange(size, device=device)
+        first, end = cell * size // self.output_size, ((cell + 1) * size + self.output_size - 1) // self.output_size
+        return ((site >= first) & (site < end)).float() / (end - first)
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Copy a model for export: to evaluate only, blocks layer by layer, pooling as :class:`CellAverage`."""
+    model = revert_sync_batchnorm(deepcopy(model)).eval().requires_grad_(False)
+    for module in list(model.modules()):
+        if isinstance(module, ConvNeXtV2Block):
+            module.fused = False
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
+                setattr(module, name, CellAverage(child.output_size))
+    return model
+
+
+class PixelGraph(nn.Module):
+    """A model behind the normalisation of its pixels.
+
+    Args:
+        model (nn.Module): Is copied; see :func:`plain_copy`.
+        mean (Sequence[float]): Of each channel, in pixel values.
+        std (Sequence[float]): Of each channel.
+        half (bool): Compute in float16. Defaults to False.
+    """
+
+    def __init__(self, model: nn.Module, mean: Tuple[float, ...], std: Tuple[float, ...], half: bool = False) -> None:
+        super().__init__()
+        self.dtype = torch.float16 if half else torch.float32
+        self.model = plain_copy(model).to(self.dtype)
+        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Compute float32 outputs, in the order of :attr:`output_names`, of float32 pixels (B, C, H, W), 0 to 255."""
+        outputs = self.run(((images - self.mean) / self.std).to(self.dtype))
+        return tuple(output.float() for output in outputs)
+
+    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
+        """Run the model on normalised pictures."""
+        raise NotImplementedError
+
+    @property
+    def output_names(self) -> Tuple[str, ...]:
+        """A name an output."""
+        raise NotImplementedError
+
+    @property
+    def backbone(self) -> ConvNeXtV2:
+        """The model's backbone."""
+        return self.model.backbone
+
+
+class BackboneGraph(PixelGraph):
+    """Maps (B, C, H / s, W / s), named ``stride4`` to ``stride32``; ``features`` (B, C) of a classifier's backbone."""
+
+    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
+        return self.model(images)
+
+    @property
+    def output_names(self) -> Tuple[str, ...]:
+        if self.model.gap_before_final_norm:
+            return tuple(f'features{stage}' for stage in self.model.out_indices)
+        return tuple(f'stride{4 << stage}' for stage in self.model.out_indices)
+
+    @property
+    def backbone(self) -> ConvNeXtV2:
+        return self.model
+
+
+class SegmentorGraph(PixelGraph):
+    """Logits (B, classes, H, W) of a picture as a whole; the sliding window of ``test_cfg`` is the caller's."""
+
+    output_names = ('logits', )
+
+    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
+        logits = self.model(images, mode='tensor')
+        return F.interpolate(logits, images.shape[2:], mode='bilinear', align_corners=self.model.align_corners),
+
+
+class ClassifierGraph(PixelGraph):
+    """Logits (B, classes)."""
+
+    output_names = ('logits', )
+
+    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
+        return self.model(images, mode='tensor'),
+
+
+WHOLE = {'segmentor': ('mmseg', 'EncoderDecoder', SegmentorGraph),
+         'classifier': ('mmpretrain', 'ImageClassifier', ClassifierGraph)}
+PARTS = ('backbone', *WHOLE)
+
+
+class Exported(NamedTuple):
+    """A graph, the same in float32 to compare with, and what a reader of the file must know, as text."""
+    graph: PixelGraph
+    reference: PixelGraph
+    facts: Dict[str, Any]
+
+
+def default_part(cfg: Config) -> str:
+    """Return the whole model for a config of ``WHOLE``, else the backbone."""
+    kinds = {(scope, kind): part for part, (scope, kind, _) in WHOLE.items()}
+    return kinds.get((cfg.default_scope, cfg.model.type), 'backbone')
+
+
+def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weights: str = 'default') -> Exported:
+    """Build the part of a config's model that is to be exported, with a checkpoint's weights.
+
+    Args:
+        cfg (Config): Of any recipe; its ``default_scope`` is imported.
+        checkpoint (str): Path or URL of a checkpoint that the config trained; for the backbone, of any layout.
+        part (str): One of ``PARTS``.
+        half (bool): Compute in float16. Defaults to False.
+        weights (str): See :func:`mmconvnextv2.checkpoint.unwrap`. Defaults to ``'default'``.
+
+    Raises:
+        ValueError: If the config has no such part, or the checkpoint is of another model.
+    """
+    cfg = Config(dict(model=cfg.model, scope=cfg.default_scope, file=cfg.filename,
+                      preprocessor=cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}))  # a copy
+    if cfg.model.backbone.type != 'ConvNeXtV2':
+        raise ValueError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
+    cfg.model.backbone.init_cfg = None
+    kind, content = BackboneGraph, load_file(checkpoint)
+    if part == 'backbone':
+        model = MODELS.build(cfg.model.backbone)
+        load_backbone(model, checkpoint, weights)
+    else:
+        scope, name, kind = WHOLE[part]
+        if (cfg.scope, cfg.model.type) != (scope, name):
+            raise ValueError(f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
+                             f'{cfg.scope}: use --part backbone')
+        model = _build_whole(cfg, unwrap(content, weights), checkpoint)
+    channels = cfg.model.backbone.get('in_channels', 3)
+    mean, std = (tuple(cfg.preprocessor.get(key) or [neutral] * channels) for key, neutral in (('mean', 0.), ('std', 1.)))
+    reference = kind(model, mean, std)
+    graph = kind(model, mean, std, half) if half else reference
+    return Exported(graph, reference, dict(
+        config=os.path.basename(cfg.file), part=part, classes=class_names(content), mean=mean, std=std,
+        precision=str(graph.dtype).partition('.')[2], mmconvnextv2=__version__,
+        input=f'{_channel_order(cfg.preprocessor, channels)}, float32 pixels 0 to 255, sides of {SMALLEST} and more'))
+
+
+def _build_whole(cfg: Config, weights: Dict[str, Tensor], source: str) -> nn.Module:
+    with DefaultScope.overwrite_default_scope(cfg.scope):
+        model = MODELS.build(cfg.model)
+    check_weights(model, weights, source)
+    state = {name.removeprefix('module.'): value for name, value in weights.items()}
+    missing, _ = model.load_state_dict(state, strict=False)
+    if missing:  # running statistics
+        raise ValueError(f'the checkpoint {source} lacks {len(missing)} buffers, {", ".join(missing[:3])}: give one '
+                         'that this config trained')
+    if cfg.scope == 'mmseg' and not isinstance(_try(model, cfg.model.backbone.get('in_channels', 3)), Tensor):
+        raise ValueError(f'{type(model.decode_head).__name__} does not turn maps into logits: use --part backbone')
+    return model
+
+
+@torch.no_grad()
+def _try(model: nn.Module, channels: int) -> Any:
+    """Return a segmentor's output; None if its head needs more than maps."""
+    try:
+        return plain_copy(model)(torch.zeros(1, channels, SMALLEST, SMALLEST), mode='tensor')
+    except TypeError:
+        return None
+
+
+def class_names(content: dict) -> Tuple[str, ...]:
+    """Return the class names that mmengine wrote into a checkpoint; none for other files."""
+    meta = content.get('meta')
+    classes = meta.get('dataset_meta', {}).get('classes') if isinstance(meta, dict) else None
+    return tuple(map(str, classes or ()))
+
+
+def _channel_order(preprocessor: dict, channels: int) -> str:
+    if channels != 3:
+        return f'{channels} channels as in training'
+    return 'RGB' if preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb') else 'BGR'

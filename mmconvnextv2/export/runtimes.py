@@ -1,0 +1,116 @@
+"""ONNX files and ``torch.export`` programs, each compared with PyTorch before it takes its place.
+
+Batch, height and width are free in both. A file stands under its name only after it has computed what the model does, at
+two sizes and two batches.
+"""
+import json
+import os
+import tempfile
+import warnings
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Callable, Iterator, List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .graphs import SMALLEST, Exported, PixelGraph
+
+TRACED = (2, 96, 128)  # batch, height and width of the example; all different, so that none is taken for another
+OPSET = 18
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2}  # of the largest value of a float32 output
+Runner = Callable[[Tensor], Sequence[Tensor]]
+
+
+def need(*packages: str) -> None:
+    """Raise ``ValueError`` that says how to get packages that are absent."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ValueError(f'{", ".join(missing)} not installed: pip install "mmconvnextv2[export]"')
+
+
+def export_onnx(exported: Exported, target: str, size: Tuple[int, int]) -> List[str]:
+    """Write an ONNX file, one file unless its weights exceed 1.5 GB, with the facts as metadata.
+
+    Args:
+        exported (Exported): See :func:`mmconvnextv2.export.graphs.read_graph`.
+        target (str): The file to write; ``.data`` beside it holds the weights of a large model.
+        size (tuple[int, int]): Height and width of the first check, in pixels.
+
+    Returns:
+        list[str]: A line a check.
+
+    Raises:
+        ValueError: If a package is absent, the model cannot be exported, or outputs differ too much.
+    """
+    need('onnx', 'onnxruntime', 'onnxscript')
+    with _partial(target) as partial, warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        program = _traced(lambda images: torch.onnx.export(
+            exported.graph, (images, ), dynamo=True, opset_version=OPSET, verbose=False, input_names=['images'],
+            output_names=list(exported.graph.output_names),
+            dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'}, )), exported.graph)
+        program.model.metadata_props.update({name: _as_text(fact) for name, fact in exported.facts.items()})
+        program.save(partial)
+        return list(compare(exported, _onnx_runner(partial), size))
+
+
+def export_program(exported: Exported, target: str, size: Tuple[int, int]) -> List[str]:
+    """Write a program for ``torch.export.load``, with the facts as its extra file ``facts.json``; see
+    :func:`export_onnx`."""
+    free = torch.export.Dim.DYNAMIC
+    with _partial(target) as partial:
+        program = _traced(lambda images: torch.export.export(
+            exported.graph, (images, ), dynamic_shapes=({0: free, 2: free, 3: free}, )), exported.graph)
+        torch.export.save(program, partial, extra_files={'facts.json': json.dumps(exported.facts)})
+        return list(compare(exported, torch.export.load(partial).module(), size))
+
+
+def compare(exported: Exported, run: Runner, size: Tuple[int, int]) -> Iterator[str]:
+    """Compare a written file with the float32 model, at a size and at a smaller, odd one.
+
+    Raises:
+        ValueError: If the largest difference is beyond ``TOLERANCE``, or an output is no number.
+    """
+    graph, limit = exported.reference, TOLERANCE[exported.graph.dtype]
+    for batch, height, width in ((2, *size), (1, max(size[1] // 2, SMALLEST) + 5, max(size[0] // 2, SMALLEST) + 13)):
+        images = torch.rand(batch, graph.backbone.in_channels, height, width,
+                            generator=torch.Generator().manual_seed(0)) * 255
+        with torch.no_grad():
+            pairs = list(zip(graph(images), run(images), strict=True))
+        differences = [float((found - wanted).abs().max() / wanted.abs().max()) for wanted, found in pairs]
+        worst = max(differences, key=lambda one: (one != one, one))  # NaN counts as the largest
+        if not worst <= limit:
+            raise ValueError(f'outputs for {batch}x{height}x{width} pixels differ from PyTorch\'s by {worst:.1e} of '
+                             f'the largest value, allowed are {limit:.0e}: nothing was written'
+                             + ('; try without --half' if exported.graph.dtype == torch.float16 else ''))
+        yield f'{batch} x {height} x {width} pixels: differs from PyTorch by {worst:.1e} of the largest value'
+
+
+@contextmanager
+def _partial(target: str) -> Iterator[str]:
+    """Give a path to write to; what was written takes the target's place if nothing is raised."""
+    home, name = os.path.split(os.path.abspath(target))
+    with tempfile.TemporaryDirectory(dir=home, prefix='.export-') as folder:
+        yield os.path.join(folder, name)
+        for written in os.listdir(folder):
+            os.replace(os.path.join(folder, written), os.path.join(home, written))
+
+
+def _traced(export: Callable[[Tensor], object], graph: PixelGraph) -> object:
+    batch, height, width = TRACED
+    try:
+        return export(torch.rand(batch, graph.backbone.in_channels, height, width) * 255)
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.Unsupported) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f'torch {torch.__version__} cannot export this model: {reason}') from error
+
+
+def _onnx_runner(path: str) -> Runner:
+    import onnxruntime
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return lambda images: list(map(torch.from_numpy, session.run(None, {'images': images.numpy()})))
+
+
+def _as_text(fact: object) -> str:
+    return fact if isinstance(fact, str) else json.dumps(fact)
