@@ -1,0 +1,146 @@
+"""Kernels of ``ops.hidden``: GELU with what comes before and after it, in one pass over (B, N, D).
+
+A program sees BLOCK channels of ROWS sites of one image, TILE sites at a time. Sums over sites leave as one partial
+sum a program, (B, chunks, D), which torch adds up: no atomics, so that runs repeat to the bit.
+"""
+from typing import Optional, Tuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...layers import statistics_dtype
+
+MOST_ROWS, TILE, BLOCK = 256, 32, 64
+
+
+@triton.jit
+def gelu_of(h):
+    return 0.5 * h * (1 + tl.math.erf(h * 0.7071067811865476))  # 1 / sqrt(2)
+
+
+@triton.jit
+def gelu_slope(h):
+    density = 0.3989422804014327 * tl.exp(-0.5 * h * h)  # 1 / sqrt(2 pi)
+    return 0.5 * (1 + tl.math.erf(h * 0.7071067811865476)) + h * density
+
+
+@triton.jit
+def find_tile(step, num_sites, channels, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the places of a tile in (B, N), (TILE, 1), whether they are sites, and the same for (B, N, D)."""
+    site = (tl.program_id(0) * ROWS + step * TILE + tl.arange(0, TILE))[:, None]
+    channel = (tl.program_id(2) * BLOCK + tl.arange(0, BLOCK))[None]
+    row = tl.program_id(1).to(tl.int64) * num_sites + site
+    return row, site < num_sites, row * channels + channel, (site < num_sites) & (channel < channels)
+
+
+@triton.jit
+def load_vector(vector, channels, BLOCK: tl.constexpr):
+    """Load the program's image and channels of a vector (B, 1, D)."""
+    channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    return tl.load(vector + tl.program_id(1) * channels + channel, mask=channel < channels, other=0.)[None]
+
+
+@triton.jit
+def store_partial(total, partial, channels, BLOCK: tl.constexpr):
+    """Store the sum over a program's sites to its place in (B, chunks, D)."""
+    channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    chunk = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(partial + chunk * channels + channel, tl.sum(total, 0), mask=channel < channels)
+
+
+@triton.jit
+def norm_kernel(h, counted, activation, partial, num_sites, channels, COUNTED: tl.constexpr, KEEP: tl.constexpr,
+                ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    ACC: tl.constexpr = partial.dtype.element_ty
+    total = tl.zeros((TILE, BLOCK), ACC)
+    for step in range(ROWS // TILE):
+        row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
+        a = gelu_of(tl.load(h + offsets, mask=mask, other=0.).to(ACC)).to(h.dtype.element_ty)
+        if KEEP:
+            tl.store(activation + offsets, a, mask=mask)
+        if COUNTED:
+            a = tl.where(tl.load(counted + row, mask=is_site, other=0), a, 0.)
+        total += a.to(ACC) * a.to(ACC)
+    store_partial(total, partial, channels, BLOCK)
+
+
+@triton.jit
+def scaled_kernel(h, scale, grad, output, partial, num_sites, channels, GRADIENT: tl.constexpr, ROWS: tl.constexpr,
+                  TILE: tl.constexpr, BLOCK: tl.constexpr):
+    ACC: tl.constexpr = partial.dtype.element_ty
+    s = load_vector(scale, channels, BLOCK).to(ACC)
+    total = tl.zeros((TILE, BLOCK), ACC)
+    for step in range(ROWS // TILE):
+        row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
+        a = gelu_of(tl.load(h + offsets, mask=mask, other=0.).to(ACC))
+        tl.store(output + offsets, (a * s).to(output.dtype.element_ty), mask=mask)
+        if GRADIENT:
+            total += a * tl.load(grad + offsets, mask=mask, other=0.).to(ACC)
+    if GRADIENT:
+        store_partial(total, partial, channels, BLOCK)
+
+
+@triton.jit
+def gradient_kernel(h, counted, scale, factor, grad, partial, num_sites, channels, COUNTED: tl.constexpr,
+                    SCALED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
+    ACC: tl.constexpr = partial.dtype.element_ty
+    f = load_vector(factor, channels, BLOCK).to(ACC)
+    if SCALED:
+        s = load_vector(scale, channels, BLOCK).to(ACC)
+    total = tl.zeros((TILE, BLOCK), ACC)
+    for step in range(ROWS // TILE):
+        row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
+        values = tl.load(h + offsets, mask=mask, other=0.).to(ACC)
+        through_norm = gelu_of(values) * f
+        if COUNTED:
+            shown = tl.load(counted + row, mask=is_site, other=0)
+            through_norm = tl.where(shown, through_norm, 0.)
+        through_product = tl.load(grad + offsets, mask=mask, other=0.).to(ACC)
+        if SCALED:
+            through_product *= s
+        grad_h = (through_product + through_norm) * gelu_slope(values)
+        tl.store(grad + offsets, grad_h.to(grad.dtype.element_ty), mask=mask)
+        total += grad_h
+    store_partial(total, partial, channels, BLOCK)
+
+
+def norm(h: Tensor, counted: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+    """See ``ops.hidden.gelu_norm``."""
+    activation = torch.empty_like(h) if keep else h.new_empty(0)
+    partial = _launch(norm_kernel, h, counted, activation, COUNTED=counted is not None, KEEP=keep)
+    return activation, partial.sum(1, keepdim=True).sqrt()
+
+
+def scaled(h: Tensor, scale: Tensor) -> Tensor:
+    """See ``ops.hidden.gelu_scaled``."""
+    output = torch.empty_like(h)
+    _launch(scaled_kernel, h, scale.contiguous(), None, output, GRADIENT=False)
+    return output
+
+
+def scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> Tuple[Tensor, Tensor]:
+    """See ``ops.hidden.gelu_scaled_with_gradient``."""
+    output = torch.empty_like(h)
+    partial = _launch(scaled_kernel, h, scale.contiguous(), grad.contiguous(), output, GRADIENT=True)
+    return output, partial.sum(1, keepdim=True)
+
+
+def gradient(h: Tensor, counted: Optional[Tensor], scale: Optional[Tensor], factor: Tensor, grad: Tensor) -> Tensor:
+    """See ``ops.hidden.gelu_gradient``."""
+    partial = _launch(gradient_kernel, h, counted, scale, factor.contiguous(), grad, COUNTED=counted is not None,
+                      SCALED=scale is not None)
+    return partial.sum((0, 1)).to(h.dtype)
+
+
+def _launch(kernel, h: Tensor, *tensors: Optional[Tensor], **flags: bool) -> Tensor:
+    """Run a kernel on all of h and return its partial sums, (B, chunks, D)."""
+    batch, num_sites, channels = h.shape
+    rows = min(MOST_ROWS, TILE * triton.next_power_of_2(triton.cdiv(num_sites, TILE)))
+    chunks = triton.cdiv(num_sites, rows)
+    partial = h.new_empty(batch, chunks, channels, dtype=statistics_dtype(h.dtype))
+    with torch.cuda.device_of(h):  # Triton launches on the current device
+        kernel[chunks, batch, triton.cdiv(channels, BLOCK)](
+            h, *tensors, partial, num_sites, channels, **flags, ROWS=rows, TILE=TILE, BLOCK=BLOCK)
+    return partial

@@ -1,0 +1,110 @@
+"""What ``test_kernels.py`` runs in an interpreter of its own: every Triton kernel against torch's operations.
+
+On the CPU through Triton's interpreter, which Triton chooses when it is imported; on a GPU compiled. Shapes are no
+multiples of a kernel's tiles.
+"""
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmconvnextv2.ops import plain, response_mlp, response_mlp_reference
+from mmconvnextv2.ops.dispatch import INTERPRETED, uses_kernels
+from mmconvnextv2.ops.hidden import Hidden, KernelHidden
+from mmconvnextv2.ops.kernels import gelu
+
+DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
+TOLERANCE = {torch.float64: dict(rtol=1e-9, atol=1e-9), torch.float32: dict(rtol=1e-4, atol=1e-4)}
+
+
+def draw(*shape, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(len(shape) + sum(shape))
+    return torch.randn(shape, generator=generator, dtype=dtype).to(DEVICE).requires_grad_()
+
+
+def assert_gradients(ours, theirs, inputs, **tolerance):
+    """Compare two outputs and their gradients."""
+    torch.testing.assert_close(ours, theirs, **tolerance)
+    noise = draw(*theirs.shape, dtype=theirs.dtype).detach()
+    wanted = torch.autograd.grad(theirs, inputs, noise)
+    for one, other in zip(torch.autograd.grad(ours, inputs, noise), wanted, strict=True):
+        torch.testing.assert_close(one, other, **tolerance)
+
+
+def some_sites(batch, num_sites):
+    return (torch.arange(batch * num_sites, device=DEVICE) % 3 != 1).view(batch, num_sites, 1)
+
+
+def test_kernels_serve_this_device():
+    """Kernels run here, except inside ``plain()``."""
+    assert uses_kernels(draw(1)) and uses_kernels(draw(1).bfloat16()) and not uses_kernels(torch.zeros(1).long())
+    with plain():
+        assert not uses_kernels(draw(1))
+
+
+@pytest.mark.parametrize('masked, rows, dtype', [(False, 32, torch.float64), (True, 64, torch.float32)])
+def test_passes_over_hidden_features(masked, rows, dtype, monkeypatch):
+    """Norms, products and gradients of several programs' sites and channels, or of one program's several tiles, equal
+    autograd's."""
+    monkeypatch.setattr(gelu, 'MOST_ROWS', rows)
+    h, scale, factor = draw(2, 40, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype)
+    counted = some_sites(2, 40) if masked else None
+    shown = 1. if counted is None else counted
+    activation = F.gelu(h)
+    hidden, again = KernelHidden(h.detach(), counted), KernelHidden(h.detach(), counted)
+    norm = (activation * shown).square().sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(hidden.norm(keep=masked), norm, **TOLERANCE[dtype])
+    torch.testing.assert_close(hidden.activation(), activation, **TOLERANCE[dtype])
+    torch.testing.assert_close(hidden.scaled(scale), activation * scale, **TOLERANCE[dtype])
+
+    noise = draw(*h.shape, dtype=dtype).detach()
+    objective = (noise * activation * scale).sum() + (shown * activation.square() * factor / 2).sum()
+    grad_h, grad_scale = torch.autograd.grad(objective, (h, scale))
+    scaled, found_scale = again.scaled_with_gradient(noise, scale.detach())
+    torch.testing.assert_close(scaled, activation * scale, **TOLERANCE[dtype])
+    torch.testing.assert_close(found_scale, grad_scale, **TOLERANCE[dtype])
+    scaled_noise = noise * scale.detach()
+    for grad, given in ((noise.clone(), scale.detach()), (scaled_noise, None)):
+        found, total = again.gradient(grad, given, factor.detach())
+        torch.testing.assert_close(found, grad_h, **TOLERANCE[dtype])
+        torch.testing.assert_close(total, grad_h.sum((0, 1)), **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_passes(dtype):
+    """In half precision the kernels stay as near to float64 as torch's operations do, which round more often; the
+    interpreter cuts bits off where a GPU rounds to bfloat16."""
+    inputs = [draw(2, 40, 24), draw(24, 2, 40).permute(1, 2, 0), draw(2, 1, 24)]
+    inputs = [tensor.detach().to(dtype) for tensor in inputs]
+
+    def run(passes, h, grad, scale):
+        hidden, factor = passes(h, some_sites(2, 40)), draw(2, 1, 24).detach()
+        found = [hidden.norm(keep=True), *hidden.scaled_with_gradient(grad.contiguous(), scale)]
+        return [*found, *hidden.gradient(grad.clone(memory_format=torch.contiguous_format), scale, factor)]
+
+    exact = run(Hidden, *(tensor.double() for tensor in inputs))
+    slack = 8 if INTERPRETED and dtype == torch.bfloat16 else 1.2
+    for ours, theirs, wanted in zip(run(KernelHidden, *inputs), run(Hidden, *inputs), exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        error, allowed = ((found.double() - wanted).norm() for found in (ours, theirs))
+        assert error <= slack * allowed + 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize('shape, masked', itertools.product(((2, 19, 6), (2, 5, 18)), (False, True)))
+def test_response_mlp(shape, masked):
+    """Values and all seven gradients equal the reference's, folded or not, all sites counted or some."""
+    channels = shape[-1]
+    shapes = [shape, (4 * channels, channels), (4 * channels, ), (4 * channels, ), (4 * channels, ),
+              (channels, 4 * channels), (channels, )]
+    inputs = [draw(*shape, dtype=torch.float64) for shape in shapes]
+    counted = some_sites(*shape[:2])[:1].expand(shape[0], -1, -1) if masked else None
+    assert_gradients(response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted), inputs,
+                     **TOLERANCE[torch.float64])
+
+
+def test_sums_repeat_to_the_bit():
+    """Two calls give the same bits: no sum depends on the order in which programs finish."""
+    inputs = [draw(1, 70, 8), draw(32, 8), draw(32), draw(32), draw(32), draw(8, 32), draw(8)]
+    first, second = (torch.autograd.grad(response_mlp(*inputs).square().sum(), inputs) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second))
