@@ -1,9 +1,9 @@
-# make quickstart | test | benchmark | minkowski | lint | audit | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | benchmark | minkowski | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
-.PHONY: env quickstart test benchmark minkowski lint audit
+.PHONY: env quickstart test benchmark minkowski lint audit docs
 env:
 	@$(SETUP)
 
@@ -28,3 +28,10 @@ lint: env
 audit: env
 	@"$(PYTHON)" -m venv "$(VENV)/audit" && "$(VENV)/audit/bin/pip" install -q pip-audit
 	@"$(VENV)/audit/bin/pip-audit" --no-deps --disable-pip -r requirements/lock.txt
+
+# The site, into work_dirs/site; its tools have an environment of their own, and need nothing of the other one.
+docs:
+	@"$(PYTHON)" -m venv "$(VENV)-docs"
+	@"$(VENV)-docs/bin/python" -m pip install -q --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@NO_MKDOCS_2_WARNING=1 "$(VENV)-docs/bin/mkdocs" build --quiet --strict
+	@echo "work_dirs/site/index.html"
