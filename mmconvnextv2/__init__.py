@@ -11,10 +11,13 @@ from .backbone import ARCHS, ConvNeXtV2, ConvNeXtV2Block  # noqa: E402
 from .checkpoint import ConvNeXtV2Pretrained  # noqa: E402
 from .faults import FiniteLossHook, PreemptionHook  # noqa: E402
 from .optim_wrapper import BF16OptimWrapper, FP16OptimWrapper  # noqa: E402
+from .recipes import read_config, register_names  # noqa: E402
 from .response_norms import GRN  # noqa: E402
 from .safe_saving import VerifiedCheckpointHook  # noqa: E402
 
+register_names()
+
 __all__ = [
     'ARCHS', 'BF16OptimWrapper', 'ConvNeXtV2', 'ConvNeXtV2Block', 'ConvNeXtV2Pretrained', 'FP16OptimWrapper',
-    'FiniteLossHook', 'GRN', 'PreemptionHook', 'VerifiedCheckpointHook', '__version__'
+    'FiniteLossHook', 'GRN', 'PreemptionHook', 'VerifiedCheckpointHook', '__version__', 'read_config'
 ]

@@ -13,7 +13,6 @@ from typing import Optional, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
@@ -21,6 +20,7 @@ from mmengine.runner import Runner
 
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
 from .data_checks import check_data, inner_datasets
+from .recipes import read_config
 from .safe_loading import allow_mmengine_checkpoints
 from .typos import check_overrides
 
@@ -75,9 +75,8 @@ def load_config(args: Namespace) -> Config:
     """
     if not os.path.isfile(args.config):
         raise ValueError(f'config={args.config!r} does not exist; `ls configs/*` lists the recipes.')
-    MODULE2PACKAGE.setdefault('mmconvnextv2', 'mmconvnextv2')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     check_overrides(cfg, args.cfg_options)
     if args.cfg_options:

@@ -7,7 +7,6 @@ from copy import deepcopy
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from torch import Tensor
@@ -17,6 +16,7 @@ from .checkpoint.conversion import list_problems, read_layout, write_layout
 from .checkpoint.layouts import PRETRAINING
 from .checkpoint.moments import (convert_moments, read_moments, read_official_training, write_moments,
                                  write_official_training)
+from .recipes import read_config
 
 
 class Recipe(NamedTuple):
@@ -35,7 +35,7 @@ def read_recipe(config: str, options: Optional[Dict[str, Any]] = None) -> Recipe
         config (str): The config that trains, or will go on.
         options (dict, optional): Overrides, as ``--cfg-options``. Defaults to None.
     """
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     cfg.merge_from_dict(options or {})
     optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}  # its precision is not part of the state
     optim_wrapper = {key: value for key, value in optim_wrapper.items() if key not in ('loss_scale', 'dtype')}

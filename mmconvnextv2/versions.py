@@ -1,6 +1,10 @@
-"""Which versions of the stack work; a wrong one is refused in one sentence, an absent package is fine."""
+"""Which versions of the stack work; a wrong one is refused in one sentence, an absent package is fine.
+
+Upstream's packages have forks that are maintained for newer torch: other distributions of the same modules, of which an
+environment can hold one.
+"""
 from importlib import metadata
-from typing import Iterator
+from typing import Iterator, Optional
 
 from packaging.version import Version
 
@@ -13,16 +17,29 @@ WORKING = {
     'mmsegmentation': ('1.2.2', '2'),
     'mmpretrain': ('1.2.0', '2'),
 }
+# upstream's distribution: the fork's
+FORKS = {
+    'mmengine': 'onedl-mmengine',
+    'mmcv': 'onedl-mmcv',
+    'mmdet': 'onedl-mmdetection',
+    'mmsegmentation': 'onedl-mmsegmentation',
+    'mmpretrain': 'onedl-mmpretrain',
+}
+
+
+def installed_version(distribution: str) -> Optional[str]:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def wrong_versions() -> Iterator[str]:
     """Yield a sentence for each installed package of the stack whose version is not known to work."""
     for name, (first, bound) in WORKING.items():
-        try:
-            found = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-        if not Version(first) <= Version(found) < Version(bound):
+        found = installed_version(name)
+        if found and not Version(first) <= Version(found) < Version(bound):
             yield f'{name} {found} is installed, mmconvnextv2 works with {name} >= {first}, < {bound}'
 
 

@@ -6,13 +6,13 @@ from types import ModuleType
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
 from ..backbone import ARCHS, ConvNeXtV2
 from ..checkpoint import detect_dialect, from_canonical, load_backbone, read_arch, read_backbone, to_canonical, unwrap
+from ..recipes import read_config
 from ..safe_loading import load_file
 
 IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and deviation of RGB, 0 to 255
@@ -118,7 +118,7 @@ def _draw(model: nn.Module) -> None:
 
 
 def _load_config(path: str, weights: str) -> Tuple[nn.Module, Sequence[float], Sequence[float]]:
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     backbone = cfg.get('model', {}).get('backbone')
     if backbone is None:
         raise ValueError(f'{path} has no model.backbone')

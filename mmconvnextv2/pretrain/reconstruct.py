@@ -2,7 +2,6 @@
 from typing import Sequence
 
 import torch
-from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
@@ -10,6 +9,7 @@ from PIL import Image
 
 from ..checkpoint import unwrap
 from ..pictures import list_pictures
+from ..recipes import read_config
 from ..safe_loading import load_file
 from .data import seeded
 from .hooks import draw_reconstructions
@@ -27,7 +27,7 @@ def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: s
         num_images (int): Defaults to 8.
         seed (int): Of crops and masks. Defaults to 0.
     """
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     pipeline_cfg = cfg.train_dataloader.dataset.pipeline
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(cfg.model).eval()
