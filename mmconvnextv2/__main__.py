@@ -1,0 +1,25 @@
+"""``python -m mmconvnextv2 TOOL ...`` runs a file of ``tools/`` by its name, also where only the wheel is installed."""
+import runpy
+import sys
+from pathlib import Path
+
+TOOLS = Path(__file__).parent / '.mim' / 'tools'
+
+
+def main() -> None:
+    """Run the tool that the first argument names with the other arguments."""
+    tools = {path.stem: str(path) for path in sorted(TOOLS.glob('*.py'))}
+    name = sys.argv[1] if len(sys.argv) > 1 else '--help'
+    usage = ('usage: python -m mmconvnextv2 TOOL [ARGUMENTS]\n'
+             f'TOOL is one of {", ".join(tools)}; TOOL --help tells its arguments.')
+    if name in ('-h', '--help'):
+        print(usage)
+    elif name not in tools:
+        sys.exit(f'{usage}\nerror: there is no tool {name!r}')
+    else:
+        sys.argv = [tools[name], *sys.argv[2:]]
+        runpy.run_path(tools[name], run_name='__main__')
+
+
+if __name__ == '__main__':
+    main()
