@@ -51,9 +51,9 @@ def convert_file(source: str, target: str, layout: str, force: bool = False, pre
     if pretraining:
         convert = _pretraining_converter(dialect, layout)
     else:
-        layout = _variant(layout, to_canonical(found))
-        convert = _classifier_converter(layout) if classifier else _backbone_converter(layout)
-    converted = {name: _whole(value) for name, value in convert(found).items()}
+        layout = layout_variant(layout, to_canonical(found))
+        convert = classifier_converter(layout) if classifier else backbone_converter(layout)
+    converted = {name: whole(value) for name, value in convert(found).items()}
     write_atomically({WRAPPERS[layout]: converted} if layout in WRAPPERS else converted, converted, target)
     return '\n'.join([f'{source} ({dialect}) -> {target} ({layout})', *_tell(found, convert)])
 
@@ -106,12 +106,12 @@ def _pretraining_converter(dialect: str, layout: str) -> Callable[[dict], dict]:
     raise ValueError(f'--pretraining converts between canonical and official-sparse, not from {dialect} to {layout}')
 
 
-def _classifier_converter(layout: str) -> Callable[[dict], dict]:
+def classifier_converter(layout: str) -> Callable[[dict], dict]:
     """Return a function from a classifier of any layout to one of this one."""
     return lambda weights: classifier_from_canonical(classifier_to_canonical(weights), layout)
 
 
-def _backbone_converter(layout: str) -> Callable[[dict], dict]:
+def backbone_converter(layout: str) -> Callable[[dict], dict]:
     """Return a function from any layout to this one, which leaves output norms out where it has no place for them."""
     places = {rule.canonical for rule in DIALECTS.get(layout, ())}
 
@@ -123,7 +123,7 @@ def _backbone_converter(layout: str) -> Callable[[dict], dict]:
     return convert
 
 
-def _variant(layout: str, weights: Dict[str, Tensor]) -> str:
+def layout_variant(layout: str, weights: Dict[str, Tensor]) -> str:
     """Return the layout's variant for these weights: timm's atto to nano, narrower than 96 channels, hold their linears
     as 1x1 convolutions; Hugging Face's classifiers have one output norm, its backbones one a map."""
     if layout == 'timm' and read_arch(weights)[1][0] < 96:
@@ -154,7 +154,7 @@ def write_atomically(content: dict, weights: Dict[str, Tensor], target: str) -> 
             os.remove(partial)
 
 
-def _whole(value: Tensor) -> Tensor:
+def whole(value: Tensor) -> Tensor:
     """Return a contiguous tensor that owns its memory, and no more than it needs."""
     value = value.detach().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
@@ -200,7 +200,7 @@ def check_conversion(source: str, target: str, weights: str = 'default') -> str:
                          f'{", ".join(lost[:10])}')
     images = torch.randn(2, expected['downsample_layers.0.0.weight'].shape[1], 64, 96,
                          generator=torch.Generator().manual_seed(0))
-    theirs, ours = (run(_backbone_converter(detect_dialect(file))(file), images) for file in (before, after))
+    theirs, ours = (run(backbone_converter(detect_dialect(file))(file), images) for file in (before, after))
     difference = max(_difference(one, other) for one, other in zip(theirs[1:], ours[1:]) if None not in (one, other))
     libraries = f'{detect_dialect(before)} ({theirs.library}) and {detect_dialect(after)} ({ours.library})'
     if difference > TOLERANCE:

@@ -137,6 +137,23 @@ WHOLE = {'segmentor': ('mmseg', 'EncoderDecoder', SegmentorGraph),
 PARTS = ('backbone', *WHOLE)
 
 
+class Pixels(NamedTuple):
+    """What a model wants pictures to be: the order of channels, and the mean and standard deviation of each."""
+    channel_order: str
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+
+
+def read_pixels(cfg: Config) -> Pixels:
+    """Read a config's data preprocessor; without mean and deviation pictures stay as they are."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    channels = cfg.model.backbone.get('in_channels', 3)
+    mean, std = (tuple(preprocessor.get(key) or [neutral] * channels) for key, neutral in (('mean', 0.), ('std', 1.)))
+    if channels != 3:
+        return Pixels(f'{channels} channels as in training', mean, std)
+    return Pixels('RGB' if preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb') else 'BGR', mean, std)
+
+
 class Exported(NamedTuple):
     """A graph, the same in float32 to compare with, and what a reader of the file must know, as text."""
     graph: PixelGraph
@@ -163,8 +180,7 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
     Raises:
         ValueError: If the config has no such part, or the checkpoint is of another model.
     """
-    cfg = Config(dict(model=cfg.model, scope=cfg.default_scope, file=cfg.filename,
-                      preprocessor=cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}))  # a copy
+    pixels, cfg = read_pixels(cfg), Config(dict(model=cfg.model, scope=cfg.default_scope, file=cfg.filename))  # a copy
     if cfg.model.backbone.type != 'ConvNeXtV2':
         raise ValueError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
     cfg.model.backbone.init_cfg = None
@@ -178,14 +194,12 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
             raise ValueError(f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
                              f'{cfg.scope}: use --part backbone')
         model = _build_whole(cfg, unwrap(content, weights), checkpoint)
-    channels = cfg.model.backbone.get('in_channels', 3)
-    mean, std = (tuple(cfg.preprocessor.get(key) or [neutral] * channels) for key, neutral in (('mean', 0.), ('std', 1.)))
-    reference = kind(model, mean, std)
-    graph = kind(model, mean, std, half) if half else reference
+    reference = kind(model, pixels.mean, pixels.std)
+    graph = kind(model, pixels.mean, pixels.std, half) if half else reference
     return Exported(graph, reference, dict(
-        config=os.path.basename(cfg.file), part=part, classes=class_names(content), mean=mean, std=std,
+        config=os.path.basename(cfg.file), part=part, classes=class_names(content), mean=pixels.mean, std=pixels.std,
         precision=str(graph.dtype).partition('.')[2], mmconvnextv2=__version__,
-        input=f'{_channel_order(cfg.preprocessor, channels)}, float32 pixels 0 to 255, sides of {SMALLEST} and more'))
+        input=f'{pixels.channel_order}, float32 pixels 0 to 255, sides of {SMALLEST} and more'))
 
 
 def _build_whole(cfg: Config, weights: Dict[str, Tensor], source: str) -> nn.Module:
@@ -217,8 +231,3 @@ def class_names(content: dict) -> Tuple[str, ...]:
     classes = meta.get('dataset_meta', {}).get('classes') if isinstance(meta, dict) else None
     return tuple(map(str, classes or ()))
 
-
-def _channel_order(preprocessor: dict, channels: int) -> str:
-    if channels != 3:
-        return f'{channels} channels as in training'
-    return 'RGB' if preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb') else 'BGR'

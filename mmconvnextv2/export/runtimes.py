@@ -44,7 +44,7 @@ def export_onnx(exported: Exported, target: str, size: Tuple[int, int]) -> List[
         ValueError: If a package is absent, the model cannot be exported, or outputs differ too much.
     """
     need('onnx', 'onnxruntime', 'onnxscript')
-    with _partial(target) as partial, warnings.catch_warnings():
+    with replaced_when_done(target) as partial, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program = _traced(lambda images: torch.onnx.export(
             exported.graph, (images, ), dynamo=True, opset_version=OPSET, verbose=False, input_names=['images'],
@@ -59,7 +59,7 @@ def export_program(exported: Exported, target: str, size: Tuple[int, int]) -> Li
     """Write a program for ``torch.export.load``, with the facts as its extra file ``facts.json``; see
     :func:`export_onnx`."""
     free = torch.export.Dim.DYNAMIC
-    with _partial(target) as partial:
+    with replaced_when_done(target) as partial:
         program = _traced(lambda images: torch.export.export(
             exported.graph, (images, ), dynamic_shapes=({0: free, 2: free, 3: free}, )), exported.graph)
         torch.export.save(program, partial, extra_files={'facts.json': json.dumps(exported.facts)})
@@ -88,7 +88,7 @@ def compare(exported: Exported, run: Runner, size: Tuple[int, int]) -> Iterator[
 
 
 @contextmanager
-def _partial(target: str) -> Iterator[str]:
+def replaced_when_done(target: str) -> Iterator[str]:
     """Give a path to write to; what was written takes the target's place if nothing is raised."""
     home, name = os.path.split(os.path.abspath(target))
     with tempfile.TemporaryDirectory(dir=home, prefix='.export-') as folder:

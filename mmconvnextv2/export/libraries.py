@@ -1,0 +1,303 @@
+"""Weights as other libraries keep them: Hugging Face folders, timm's files, safetensors; each with a model card.
+
+Names and shapes are the business of ``mmconvnextv2.checkpoint``. What is written is loaded by its library, and its
+outputs compared with ``ConvNeXtV2``'s, before it takes its place; some versions of transformers compute another GRN.
+"""
+import os
+import tempfile
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import ARCHS, ConvNeXtV2
+from ..checkpoint import classifier_to_canonical, detect_dialect, read_arch, to_canonical, unwrap
+from ..convert import backbone_converter, classifier_converter, layout_variant, whole, write_atomically
+from ..safe_loading import load_file
+from .graphs import class_names
+from .model_card import Card, write_card
+from .runtimes import need, replaced_when_done
+
+TOLERANCE = 1e-4  # of the largest value
+
+
+class Source(NamedTuple):
+    """What a checkpoint of any layout holds.
+
+    Args:
+        state_dict (dict): As it was found.
+        weights (dict): Of the backbone in the canonical layout.
+        classifier (dict, optional): The whole classifier in the canonical layout, None without a head.
+        classes (tuple[str]): Names of the classes, if the file tells them.
+    """
+    state_dict: Dict[str, Tensor]
+    weights: Dict[str, Tensor]
+    classifier: Optional[Dict[str, Tensor]]
+    classes: Tuple[str, ...]
+
+    @property
+    def arch(self) -> Dict[str, List[int]]:
+        """``depths`` and ``channels``."""
+        return dict(zip(('depths', 'channels'), read_arch(self.weights)))
+
+    @property
+    def arch_name(self) -> Optional[str]:
+        """The key of ``ARCHS``, None for another architecture."""
+        arch = {key: tuple(value) for key, value in self.arch.items()}
+        return next((name for name, known in ARCHS.items() if known == arch), None)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the pictures."""
+        return self.weights['downsample_layers.0.0.weight'].shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Of the classifier, 0 without."""
+        return len(self.classifier['head.fc.bias']) if self.classifier else 0
+
+    @property
+    def normed_stages(self) -> List[int]:
+        """Stages with an output norm: all that a detector reads, the last of a classifier."""
+        return [stage for stage in range(4) if f'norm{stage}.weight' in self.weights]
+
+    @property
+    def facts(self) -> Dict[str, str]:
+        """Rows for a model card."""
+        depths, channels = (', '.join(map(str, value)) for value in self.arch.values())
+        count = sum(value.numel() for value in (self.classifier or self.weights).values())
+        facts = {'architecture': f'{self.arch_name or "own"}, depths {depths}, channels {channels}',
+                 'parameters': f'{count / 1e6:.2f} M'}
+        return {**facts, 'classes': str(self.num_classes)} if self.classifier else facts
+
+    def convert(self, layout: str) -> Dict[str, Tensor]:
+        """Return the classifier, or else the backbone with a final norm, the identity if it has none, in a layout."""
+        if self.classifier:
+            converted = classifier_converter(layout)(self.classifier)
+        else:
+            last = self.weights['downsample_layers.3.1.bias']
+            norm = {'norm3.weight': torch.ones_like(last), 'norm3.bias': torch.zeros_like(last)}
+            converted = backbone_converter(layout)({**norm, **self.weights})
+        return {name: whole(value) for name, value in converted.items()}
+
+
+def read_source(checkpoint: str, weights: str = 'default') -> Source:
+    """Read a checkpoint.
+
+    Args:
+        checkpoint (str): Path or URL.
+        weights (str): See :func:`mmconvnextv2.checkpoint.unwrap`. Defaults to ``'default'``.
+
+    Raises:
+        ValueError: If it cannot be read, or holds no whole backbone.
+    """
+    content = load_file(checkpoint)
+    found = unwrap(content, weights)
+    backbone = to_canonical(found)
+    try:
+        classifier = classifier_to_canonical(found)
+    except ValueError:  # the backbone is whole, so what is missing is a head
+        classifier = None
+    return Source(found, backbone, classifier, class_names(content))
+
+
+@torch.no_grad()
+def our_maps(source: Source, images: Tensor) -> Tuple[Tensor, ...]:
+    """Return the maps of all stages with an output norm."""
+    model = ConvNeXtV2(source.arch, source.in_channels, source.normed_stages).eval()
+    model.load_state_dict(source.weights)
+    return model(images)
+
+
+@torch.no_grad()
+def our_outputs(source: Source, images: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the last map without its norm, and the logits, or else the normalised mean over sites."""
+    model = ConvNeXtV2(source.arch, source.in_channels, out_indices=(3, ), out_norm=False).eval()
+    weights = {name: value for name, value in source.weights.items() if not name.startswith('norm')}
+    model.load_state_dict(weights)
+    last_map, = model(images)
+    features = F.layer_norm(last_map.mean((2, 3)), last_map.shape[1:2], source.weights.get('norm3.weight'),
+                            source.weights.get('norm3.bias'), eps=1e-6)
+    head = source.classifier
+    return last_map, F.linear(features, head['head.fc.weight'], head['head.fc.bias']) if head else features
+
+
+def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) -> str:
+    """Compare our outputs with a library's, and say what was found.
+
+    Raises:
+        ValueError: If they differ by more than ``TOLERANCE``.
+    """
+    library = f'{library} {version(library)}'
+    worst = max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(wanted, found, strict=True))
+    if not worst <= TOLERANCE:
+        raise ValueError(f'{library} computes something else from these weights, {worst:.1e} of the largest value away: '
+                         'nothing was written; use another version of it')
+    return f'{library} loads it, and computes what ConvNeXtV2 does but for {worst:.1e} of the largest value'
+
+
+def export_hugging_face(source: Source, folder: str, card: Card, size: int = 224) -> str:
+    """Write a folder for transformers' ``from_pretrained``.
+
+    A classifier becomes ``ConvNextV2ForImageClassification``; a backbone with a norm a map, of a detector or segmentor,
+    ``ConvNextV2Backbone``; any other ``ConvNextV2Model``.
+
+    Args:
+        source (Source): See :func:`read_source`.
+        folder (str): The folder to make.
+        card (Card): What the model card tells.
+        size (int): Pixels along a side, for the picture processor. Defaults to 224.
+
+    Returns:
+        str: What was written and found.
+
+    Raises:
+        ValueError: If the folder is in use, transformers is absent or computes something else, or there is no GRN.
+    """
+    need('transformers', 'huggingface_hub')
+    _need_grn(source)
+    model = _hugging_face_model(source)
+    name, images = type(model).__name__, _pictures(source)
+    with new_folder(folder) as partial:
+        model.save_pretrained(partial)
+        _save_processor(source, card, size, partial)
+        with torch.no_grad():
+            found = type(model).from_pretrained(partial).eval()(images, output_hidden_states=True)
+        if 'feature_maps' in found:
+            report = check_same(our_maps(source, images), found.feature_maps, 'transformers')
+        else:
+            features = found.logits if source.classifier else found.pooler_output
+            report = check_same(our_outputs(source, images), (found.hidden_states[-1], features), 'transformers')
+        write_card(os.path.join(partial, 'README.md'), os.path.basename(os.path.abspath(folder)), card, 'transformers',
+                   source.facts, f'from transformers import {name}\n\nmodel = {name}.from_pretrained({folder!r})',
+                   bool(source.classifier))
+    return f'{folder}: {name}; {report}'
+
+
+def _hugging_face_model(source: Source) -> nn.Module:
+    from transformers import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model
+    layout = layout_variant('huggingface', source.weights)
+    arguments = dict(num_channels=source.in_channels, depths=source.arch['depths'],
+                     hidden_sizes=source.arch['channels'], layer_norm_eps=1e-6)
+    if source.classifier:
+        kind, names = ConvNextV2ForImageClassification, source.classes
+        if len(names) != source.num_classes:
+            names = [f'LABEL_{label}' for label in range(source.num_classes)]
+        arguments.update(id2label=dict(enumerate(names)), label2id={name: label for label, name in enumerate(names)})
+    elif layout == 'huggingface-backbone':
+        kind = ConvNextV2Backbone
+        arguments['out_features'] = [f'stage{stage + 1}' for stage in source.normed_stages]
+    else:
+        kind = ConvNextV2Model
+    model = kind(ConvNextV2Config(**arguments))
+    model.load_state_dict(source.convert(layout))
+    return model
+
+
+def _save_processor(source: Source, card: Card, size: int, folder: str) -> None:
+    """Write the picture processor's file; there is none for pictures with other channels than three."""
+    if source.in_channels == 3:
+        from transformers import ConvNextImageProcessor
+        mean, std = ([value / 255 for value in values] for values in (card.pixels.mean, card.pixels.std))
+        processor = ConvNextImageProcessor(size=dict(shortest_edge=size), resample=3, image_mean=mean, image_std=std)
+        processor.save_pretrained(folder)
+
+
+def export_timm(source: Source, target: str, card: Card) -> str:
+    """Write a file for ``timm.create_model(..., checkpoint_path=...)``, and its model card as ``.md`` beside it.
+
+    Args:
+        source (Source): See :func:`read_source`.
+        target (str): The ``.safetensors`` file to write.
+        card (Card): What the model card tells.
+
+    Returns:
+        str: What was written and found.
+
+    Raises:
+        ValueError: If timm is absent or computes something else, or there is no GRN.
+    """
+    need('timm', 'huggingface_hub')
+    from timm import create_model
+    _need_grn(source)
+    layout = layout_variant('timm', source.weights)
+    name = f'convnextv2_{source.arch_name or ("atto" if layout == "timm-conv" else "tiny")}'
+    arguments = dict(num_classes=source.num_classes)
+    if source.arch_name is None:
+        arguments.update(depths=source.arch['depths'], dims=source.arch['channels'])
+    if source.in_channels != 3:
+        arguments['in_chans'] = source.in_channels
+    images = _pictures(source)
+    with replaced_when_done(target) as partial:
+        write_atomically({}, source.convert(layout), partial)
+        model = create_model(name, checkpoint_path=partial, **arguments).eval()
+        with torch.no_grad():
+            report = check_same(our_outputs(source, images), (model.forward_features(images), model(images)), 'timm')
+        call = ', '.join([repr(name), f'checkpoint_path={target!r}', *(f'{key}={value}' for key, value in
+                                                                      arguments.items())])
+        write_card(f'{os.path.splitext(partial)[0]}.md', os.path.basename(target), card, 'timm', source.facts,
+                   f'import timm\n\nmodel = timm.create_model({call})', bool(source.classifier))
+    return f'{target}: {name}; {report}'
+
+
+def export_safetensors(source: Source, folder: str, card: Card) -> str:
+    """Write ``model.safetensors`` in the canonical layout, the whole model if the file has that layout, and a card.
+
+    Args:
+        source (Source): See :func:`read_source`.
+        folder (str): The folder to make.
+        card (Card): What the model card tells.
+
+    Returns:
+        str: What was written and found.
+
+    Raises:
+        ValueError: If the folder is in use.
+    """
+    need('safetensors', 'huggingface_hub')
+    is_ours = detect_dialect(source.state_dict) == 'canonical'
+    weights = source.state_dict if is_ours else source.classifier or source.weights
+    weights = {name: whole(value) for name, value in weights.items()
+               if isinstance(value, Tensor) and not name.startswith('data_preprocessor.')}
+    with new_folder(folder) as partial:
+        path = os.path.join(partial, 'model.safetensors')
+        write_atomically({}, weights, path)
+        back = load_file(path)
+        if back.keys() != weights.keys() or not all(torch.equal(back[name], weights[name]) for name in weights):
+            raise ValueError(f'{folder}: the file does not hold what was written to it')
+        write_card(os.path.join(partial, 'README.md'), os.path.basename(os.path.abspath(folder)), card, 'mmconvnextv2',
+                   source.facts, "init_cfg = dict(type='ConvNeXtV2Pretrained', checkpoint="
+                   f'{os.path.join(folder, "model.safetensors")!r})  # of the backbone', bool(source.classifier))
+    return f'{folder}: {len(weights)} weights, read back with the same bits'
+
+
+def _need_grn(source: Source) -> None:
+    if not any(name.endswith('.grn.gamma') for name in source.weights):
+        raise ValueError('these weights have no GRN, and the ConvNeXt V2 of timm and transformers has: '
+                         'tools/convert_checkpoint.py writes them without a library around')
+
+
+def _pictures(source: Source) -> Tensor:
+    return torch.randn(2, source.in_channels, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@contextmanager
+def new_folder(folder: str) -> Iterator[str]:
+    """Give a folder to write to, which takes its name if nothing is raised.
+
+    Raises:
+        ValueError: If there is something under that name.
+    """
+    home, name = os.path.split(os.path.abspath(folder))
+    if os.path.lexists(folder):
+        raise ValueError(f'{folder} exists: choose another name, or remove it')
+    if not os.path.isdir(home):
+        raise ValueError(f'the folder of {folder} does not exist: make it, or choose another')
+    with tempfile.TemporaryDirectory(dir=home, prefix='.export-') as work:
+        partial = os.path.join(work, name)
+        os.mkdir(partial)
+        yield partial
+        os.rename(partial, folder)

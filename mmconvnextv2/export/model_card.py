@@ -1,0 +1,54 @@
+"""The model card beside exported weights, a README.md as model hubs read it."""
+from typing import Dict, NamedTuple, Optional
+
+from ..checkpoint import LICENCE
+from .graphs import Pixels
+
+TASKS = {True: 'image-classification', False: 'image-feature-extraction'}  # by whether there is a classifier
+
+
+class Card(NamedTuple):
+    """What the user tells of a model.
+
+    Args:
+        license (str): An identifier such as ``'cc-by-nc-4.0'``.
+        config (str, optional): Name of the config that trained it. Defaults to None.
+        metrics (dict): Values by name, as text. Defaults to none.
+        pixels (Pixels): What pictures must be. Defaults to RGB with ImageNet's mean and standard deviation.
+    """
+    license: str
+    config: Optional[str] = None
+    metrics: Dict[str, str] = {}
+    pixels: Pixels = Pixels('RGB', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str, str], usage: str,
+               is_classifier: bool) -> None:
+    """Write a model card.
+
+    Args:
+        path (str): The file.
+        title (str): Its heading.
+        card (Card): What the user tells.
+        library (str): That loads the weights.
+        facts (dict): Rows of the first table, which the card's are added to.
+        usage (str): Python that loads the weights.
+        is_classifier (bool): Decides the task that hubs list the model under.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+    data = ModelCardData(license=card.license, library_name=library, pipeline_tag=TASKS[is_classifier],
+                         tags=['convnextv2', 'mmconvnextv2'])
+    order, *numbers = card.pixels
+    mean, std = (', '.join(f'{value:g}' for value in values) for values in numbers)
+    facts = {**facts, 'pictures': f'{order}, mean {mean}, standard deviation {std} of 0 to 255', 'trained by': card.config or 'not told'}
+    parts = [f'# {title}', 'ConvNeXt V2 (arXiv 2301.00808), exported by mmconvnextv2.', _table('', '', facts)]
+    if card.metrics:
+        parts.append('## Metrics\n\n' + _table('metric', 'value', card.metrics))
+    parts.append(f'## How to load\n\n```python\n{usage}\n```')
+    parts.append(f'## Licence\n\n{card.license}. {LICENCE} This holds for weights that were trained from them, too.')
+    text = '\n\n'.join(parts)
+    ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text}\n').save(path)
+
+
+def _table(left: str, right: str, rows: Dict[str, str]) -> str:
+    return '\n'.join([f'| {left} | {right} |', '|---|---|', *(f'| {key} | {value} |' for key, value in rows.items())])
