@@ -140,7 +140,8 @@ def _file_kind(path: str) -> str:
         head = file.read(64)
     if head.startswith(b'PK\x03\x04'):
         return 'zip'
-    if head.startswith(b'\x80'):
+    fits = head[8:9] == b'{' and 8 + int.from_bytes(head[:8], 'little') <= size
+    if head.startswith(b'\x80') and not fits:  # a safetensors header of 128, 384, .. bytes begins so too
         return 'pickle'
     if head[8:9] == b'{':
         _check_safetensors_header(path, head, size)

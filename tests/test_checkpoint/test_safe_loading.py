@@ -194,6 +194,16 @@ def test_safetensors(tmp_path):
     assert torch.equal(load_file(path)['weight'], weights['weight'])
 
 
+@pytest.mark.parametrize('length', [128, 384, 640])
+def test_safetensors_that_begin_as_a_pickle(tmp_path, length):
+    """A header whose length has the lowest byte 0x80, a pickle's first, is read as safetensors all the same."""
+    header = json.dumps(dict(weight=dict(dtype='F32', shape=[2], data_offsets=[0, 8]))).encode().ljust(length)
+    path = tmp_path / 'odd.safetensors'
+    path.write_bytes(struct.pack('<Q', length) + header + struct.pack('<2f', 1.5, -2))
+    assert path.read_bytes()[0] == 0x80
+    assert load_file(str(path))['weight'].tolist() == [1.5, -2]
+
+
 MMENGINE = '''
 import sys, torch
 from mmengine.runner import load_checkpoint
