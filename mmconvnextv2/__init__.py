@@ -14,10 +14,12 @@ from .optim_wrapper import BF16OptimWrapper, FP16OptimWrapper  # noqa: E402
 from .recipes import read_config, register_names  # noqa: E402
 from .response_norms import GRN  # noqa: E402
 from .safe_saving import VerifiedCheckpointHook  # noqa: E402
+from .train_options import BestScoreStoppingHook, CompileBackboneHook  # noqa: E402
 
 register_names()
 
 __all__ = [
-    'ARCHS', 'BF16OptimWrapper', 'ConvNeXtV2', 'ConvNeXtV2Block', 'ConvNeXtV2Pretrained', 'FP16OptimWrapper',
-    'FiniteLossHook', 'GRN', 'PreemptionHook', 'VerifiedCheckpointHook', '__version__', 'read_config'
+    'ARCHS', 'BF16OptimWrapper', 'BestScoreStoppingHook', 'CompileBackboneHook', 'ConvNeXtV2', 'ConvNeXtV2Block',
+    'ConvNeXtV2Pretrained', 'FP16OptimWrapper', 'FiniteLossHook', 'GRN', 'PreemptionHook', 'VerifiedCheckpointHook',
+    '__version__', 'read_config'
 ]

@@ -22,6 +22,7 @@ from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
 from .data_checks import check_data, inner_datasets
 from .recipes import read_config
 from .safe_loading import allow_mmengine_checkpoints
+from .train_options import add_train_options, apply_train_options
 from .typos import check_overrides
 
 VISUALIZATION_HOOKS = dict(
@@ -47,6 +48,7 @@ def parse_train_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--resume', nargs='?', const='auto', help='a checkpoint, or nothing for the latest of work-dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    add_train_options(parser)
     _add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -153,11 +155,13 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
 
 
 def apply_train_args(cfg: Config, args: Namespace) -> None:
-    """Carry ``--amp``, ``--auto-scale-lr`` and ``--resume`` into the config.
+    """Carry ``--amp``, ``--auto-scale-lr``, ``--resume`` and the flags of ``train_options.py`` into the config.
 
     Raises:
-        ValueError: If the config lacks ``auto_scale_lr.base_batch_size``, or the checkpoint does not exist.
+        ValueError: If the config lacks ``auto_scale_lr.base_batch_size``, or the checkpoint does not exist; see also
+            :func:`~mmconvnextv2.train_options.apply_train_options`.
     """
+    apply_train_options(cfg, args)
     if args.amp:
         cfg.optim_wrapper.type = 'BF16OptimWrapper'
         cfg.optim_wrapper.pop('loss_scale', None)
