@@ -2,9 +2,12 @@
 
 Every line is found by using the part, a forward, a compiled operation, an import, and not by its version alone.
 """
+import os
 import platform
+import subprocess
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
+from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Optional
 
 import torch
@@ -12,12 +15,14 @@ import torch
 from .backbone import ConvNeXtV2
 from .execution import EXECUTIONS
 from .execution.minkowski import import_minkowski_engine
-from .versions import WORKING
+from .ops.dispatch import HAS_TRITON, uses_kernels
+from .version import __version__
+from .versions import FORKS, WORKING, installed_version
 
 USED_FOR = {'mmcv': 'detection, segmentation and FCMAE', 'mmdet': 'detection', 'mmsegmentation': 'segmentation',
             'mmpretrain': 'FCMAE and classification'}
-FORKS = {'mmengine': 'onedl-mmengine', 'mmcv': 'onedl-mmcv', 'mmdet': 'onedl-mmdetection',
-         'mmsegmentation': 'onedl-mmsegmentation', 'mmpretrain': 'onedl-mmpretrain'}
+MODULES = {'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmpretrain': 'mmpretrain'}
+HOME = Path(__file__).parent
 
 
 class Finding(NamedTuple):
@@ -35,14 +40,6 @@ class Finding(NamedTuple):
     is_problem: bool = False
 
 
-def version_of(distribution: str) -> Optional[str]:
-    """Return the installed version of a distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def tried(name: str, action: Callable[[], str], advice: str) -> Finding:
     """Run ``action``; its text is what was found, an exception a problem."""
     try:
@@ -52,24 +49,57 @@ def tried(name: str, action: Callable[[], str], advice: str) -> Finding:
 
 
 def find_packages() -> Iterator[Finding]:
-    """Look at the stack's packages and at forks that overwrite them."""
+    """Look at the stack's packages, at forks that overwrite them, and at mixtures of both."""
     for name in WORKING:
-        found, fork = version_of(name), version_of(FORKS.get(name, name)) if name in FORKS else None
+        found, fork = installed_version(name), installed_version(FORKS[name]) if name in FORKS else None
         if found and fork:
             yield Finding(name, f'{found}, and {FORKS[name]} {fork}', 'both write the same files: pip uninstall one of '
                           'them, then install the other with --force-reinstall --no-deps', is_problem=True)
         elif found or fork:
             yield Finding(name, found or f'{FORKS[name]} {fork}')
         else:
-            needed = USED_FOR.get(name, 'everything')
-            yield Finding(name, 'not installed', f'needed for {needed}; `make env` installs it')
+            yield _missing(name)
+    yield from find_mixture()
+
+
+def _missing(name: str) -> Finding:
+    lite = installed_version('mmcv-lite') if name == 'mmcv' else None
+    if lite:
+        return Finding(name, f'mmcv-lite {lite}', 'has no compiled operations, which detection needs: `make env` '
+                       'builds them')
+    return Finding(name, 'not installed', f'needed for {USED_FOR.get(name, "everything")}; `make env` installs it')
+
+
+def find_mixture() -> Iterator[Finding]:
+    """Tell when some packages are upstream's and others the forks': each family is tested with itself alone."""
+    upstream = [name for name in FORKS if installed_version(name)]
+    forks = [fork for name, fork in FORKS.items() if name not in upstream and installed_version(fork)]
+    if upstream and forks:
+        yield Finding('mixed packages', f'{", ".join(upstream)} of upstream with {", ".join(forks)}',
+                      'they were not made for each other: pip uninstall one side, then install its packages of the '
+                      'other side', is_problem=True)
+
+
+def find_imports() -> Iterator[Finding]:
+    """Import what is installed; the packages refuse each other's versions there."""
+    for name, module in MODULES.items():
+        if installed_version(name) or installed_version(FORKS[name]):
+            yield tried(f'import {module}', lambda: f'{import_module(module).__version__} works',
+                        'its message says which version it wants: reinstall the set of requirements/lock.txt')
+
+
+def find_recipes() -> Iterator[Finding]:
+    """Count the configs and tools that travel in the package."""
+    configs, tools = (len(list((HOME / '.mim' / kind).rglob('*.py'))) for kind in ('configs', 'tools'))
+    missing = None if configs and tools else 'the package is incomplete: pip install --force-reinstall mmconvnextv2'
+    yield Finding('mmconvnextv2', f'{__version__} at {HOME}, {configs} configs, {tools} tools', missing,
+                  is_problem=missing is not None)
 
 
 def find_devices() -> Iterator[Finding]:
     """Look at CUDA devices, and whether bf16 works on them."""
     if not torch.cuda.is_available():
-        advice = None if torch.version.cuda is None else 'with a GPU in the machine: check its driver with nvidia-smi'
-        yield Finding('CUDA', f'no device (torch built for CUDA {torch.version.cuda})', advice)
+        yield _no_device()
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -78,16 +108,33 @@ def find_devices() -> Iterator[Finding]:
         yield Finding(f'cuda:{index}', f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {half}')
 
 
+def _no_device() -> Finding:
+    found = f'no device for torch, built for CUDA {torch.version.cuda}'
+    if not _lists_gpu():
+        return Finding('CUDA', found, 'the machine shows no GPU either; with one in it, check its driver')
+    if os.environ.get('CUDA_VISIBLE_DEVICES') is not None:
+        return Finding('CUDA', found, f'CUDA_VISIBLE_DEVICES={os.environ["CUDA_VISIBLE_DEVICES"]!r} hides the GPU')
+    return Finding('CUDA', found, 'nvidia-smi shows a GPU: install a torch built for CUDA that its driver supports',
+                   is_problem=True)
+
+
+def _lists_gpu() -> bool:
+    try:
+        return 'GPU' in subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def find_operations() -> Iterator[Finding]:
     """Use mmcv's compiled operations on the CPU and, where there is one, on a GPU; import the optional engines."""
-    if version_of('mmcv') or version_of(FORKS['mmcv']):
+    if installed_version('mmcv') or installed_version(FORKS['mmcv']):
         yield tried('mmcv operations, CPU', lambda: _suppress('cpu'),
                     'mmcv has no compiled operations, or those of another torch: reinstall it, or make the environment '
                     'anew with `make env`')
         if torch.cuda.is_available():
             yield tried('mmcv operations, CUDA', lambda: _suppress('cuda'),
                         'mmcv was built for the CPU alone: FORCE_CUDA=1 make env, with the CUDA toolkit of torch')
-    if version_of('MinkowskiEngine'):
+    if installed_version('MinkowskiEngine'):
         yield tried('MinkowskiEngine', lambda: import_minkowski_engine().__version__, '`make minkowski` builds it anew')
     else:
         yield Finding('MinkowskiEngine', 'not installed', 'only for execution=minkowski; `make minkowski` installs it')
@@ -102,11 +149,21 @@ def _suppress(device: str) -> str:
     return 'work'
 
 
+def find_kernels() -> Iterator[Finding]:
+    """Tell on which devices the fused operations run as kernels."""
+    devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
+    served = [device for device in devices if uses_kernels(torch.zeros(1, device=device))]
+    advice = None
+    if 'cuda' in set(devices) - set(served):
+        advice = 'unset MMCONVNEXTV2_KERNELS' if HAS_TRITON else 'pip install triton makes CUDA faster'
+    yield Finding('fused kernels', f'on {", ".join(served)}' if served else "none: torch's own operations", advice)
+
+
 def find_executions() -> Iterator[Finding]:
     """Run a narrow backbone forward and backward in every execution and on every kind of device."""
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         for name, execution in EXECUTIONS.items():
-            if name == 'minkowski' and (device == 'cuda' or not version_of('MinkowskiEngine')):
+            if name == 'minkowski' and (device == 'cuda' or not installed_version('MinkowskiEngine')):
                 continue
             yield tried(f'execution={name}, {device}', lambda: _step(device, execution.masks, name), 'please report it')
 
@@ -122,9 +179,12 @@ def _step(device: str, masks: bool, execution: str) -> str:
 def findings() -> Iterator[Finding]:
     """Yield everything, quickest first."""
     yield Finding('Python', f'{platform.python_version()} at {sys.executable}')
+    yield from find_recipes()
     yield from find_packages()
+    yield from find_imports()
     yield from find_devices()
     yield from find_operations()
+    yield from find_kernels()
     yield from find_executions()
 
 

@@ -12,7 +12,7 @@ from mmconvnextv2.execution import EXECUTIONS
 def run_doctor(folder):
     """Run the command with ``folder`` in front of the installed packages."""
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get('PYTHONPATH')])])
-    return subprocess.run([sys.executable, '-m', 'mmconvnextv2.doctor'], capture_output=True, text=True, timeout=120,
+    return subprocess.run([sys.executable, '-m', 'mmconvnextv2.doctor'], capture_output=True, text=True, timeout=600,
                           env={**os.environ, 'PYTHONPATH': path, 'CUDA_VISIBLE_DEVICES': ''})
 
 
@@ -60,3 +60,75 @@ def test_broken_execution_is_a_problem(monkeypatch):
     bad = {name for name, finding in found.items() if finding.is_problem}
     assert 'execution=packed, cpu' in bad and 'no kernel image' in found['execution=packed, cpu'].found
     assert not found['execution=masked, cpu'].is_problem
+
+
+def problems(findings):
+    return {finding.name: finding for finding in findings if finding.is_problem}
+
+
+def test_packages_of_both_families(monkeypatch):
+    """Upstream's mmdet on the fork's mmcv and mmengine is a problem that names all three; either alone is none."""
+    forks = {fork: '9' for fork in doctor.FORKS.values()}
+    mixed = {'torch': '2.11.0', 'mmdet': '3.3.0', 'onedl-mmcv': '2.3.6', 'onedl-mmengine': '0.10.12'}
+    for installed, expected in ((mixed, ['mixed packages']), (forks, []), (dict.fromkeys(doctor.FORKS, '9'), [])):
+        monkeypatch.setattr(doctor, 'installed_version', installed.get)
+        found = problems(doctor.find_packages())
+        assert list(found) == expected
+    monkeypatch.setattr(doctor, 'installed_version', mixed.get)
+    text = problems(doctor.find_packages())['mixed packages'].found
+    assert text == 'mmdet of upstream with onedl-mmengine, onedl-mmcv'
+
+
+def test_mmcv_without_operations_is_named(monkeypatch):
+    """mmcv-lite serves as mmcv, and the report says what it lacks."""
+    monkeypatch.setattr(doctor, 'installed_version', {'mmcv-lite': '2.1.0'}.get)
+    found = {finding.name: finding for finding in doctor.find_packages()}['mmcv']
+    assert found.found == 'mmcv-lite 2.1.0' and 'compiled operations' in found.advice and not found.is_problem
+
+
+def test_package_that_refuses_another_is_a_problem(tmp_path, monkeypatch):
+    """A package whose import fails is named with its own message."""
+    (tmp_path / 'mmdet').mkdir()
+    (tmp_path / 'mmdet' / '__init__.py').write_text("raise AssertionError('MMCV==2.3.6 is used but incompatible')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'mmdet']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(doctor, 'installed_version', {'mmdet': '3.3.0'}.get)
+    [found] = doctor.find_imports()
+    assert found.is_problem and found.found == 'AssertionError: MMCV==2.3.6 is used but incompatible'
+
+
+def test_mmcv_for_the_cpu_beside_a_gpu_is_a_problem(monkeypatch):
+    """Where a GPU is present mmcv has to serve it too: an operation that fails there is a problem with its remedy."""
+    pytest.importorskip('mmcv', reason='needs mmcv: make env')
+    if doctor.torch.cuda.is_available():
+        pytest.skip('there is a GPU: the healthy environment shows that it is used')
+    monkeypatch.setattr(doctor.torch.cuda, 'is_available', lambda: True)
+    found = problems(doctor.find_operations())
+    assert list(found) == ['mmcv operations, CUDA']
+    assert 'FORCE_CUDA=1 make env' in found['mmcv operations, CUDA'].advice
+
+
+@pytest.mark.parametrize('hidden', [True, False])
+def test_gpu_that_torch_does_not_see(tmp_path, monkeypatch, hidden):
+    """A GPU that the driver lists and torch does not see is a problem, unless the user hid it."""
+    if doctor.torch.cuda.is_available():
+        pytest.skip('torch sees a GPU')
+    (tmp_path / 'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: one"\n')
+    (tmp_path / 'nvidia-smi').chmod(0o755)
+    monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if hidden:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    [found] = doctor.find_devices()
+    assert found.is_problem is not hidden
+    assert ('CUDA_VISIBLE_DEVICES' if hidden else 'install a torch') in found.advice
+
+
+def test_package_without_recipes_is_a_problem(tmp_path, monkeypatch):
+    """The configs and tools that the package carries are counted; a package without them is incomplete."""
+    [whole] = doctor.find_recipes()
+    configs = len([path for path in (doctor.HOME.parent / 'configs').rglob('*.py')])
+    assert not whole.is_problem and f'{configs} configs' in whole.found
+    monkeypatch.setattr(doctor, 'HOME', tmp_path)
+    assert list(problems(doctor.find_recipes())) == ['mmconvnextv2']
