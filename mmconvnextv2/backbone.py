@@ -80,8 +80,9 @@ class ConvNeXtV2Block(nn.Module):
         layer_scale_init_value (float): LayerScale (ConvNeXt V1) is present when positive. Defaults to 0.
 
     Attributes:
-        fused (bool): Whether linear, GELU, GRN and linear run as one operation that keeps less memory. Set it to
-            False to run them one by one; a forward hook on one of them does so too.
+        fused (bool): Whether linear, GELU, GRN and linear run as one operation that keeps less memory, and on a GPU
+            the convolution and its norm. Set it to False to run them one by one; a forward hook on one of them does
+            so too.
     """
 
     fused = True
@@ -102,7 +103,10 @@ class ConvNeXtV2Block(nn.Module):
 
     def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Return sites of the same shape (B, N, C)."""
-        branch = self.norm(execution.depthwise(sites, grid, self.depthwise_conv))
+        if self.fused:
+            branch = execution.depthwise_norm(sites, grid, self.depthwise_conv, self.norm)
+        else:
+            branch = self.norm(execution.depthwise(sites, grid, self.depthwise_conv))
         branch = self._fused_mlp(branch, grid) if self._can_fuse() else self._plain_mlp(branch, grid, execution)
         if self.gamma is not None:
             branch = branch * self.gamma

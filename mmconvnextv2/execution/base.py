@@ -24,12 +24,15 @@ class Grid:
         visible_cells (Tensor, optional): Long, (B, K), raster indices of each image's visible 32x32-pixel cells in
             ascending order. None: no masking.
         counted (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
+        places (Tensor, optional): Where each cell stands among the visible ones, made once a step for kernels that
+            look for neighbours there; see :func:`mmconvnextv2.ops.neighbours.places_of`.
     """
     height: int
     width: int
     stride: int
     visible_cells: Optional[Tensor] = None
     counted: Optional[Tensor] = None
+    places: Optional[Tensor] = None
 
     @property
     def patch(self) -> int:
@@ -54,6 +57,10 @@ class Execution:
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
         """Convolve each channel of sites (B, N, C) over its neighbours."""
         raise NotImplementedError
+
+    def depthwise_norm(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+        """Normalise the result of :meth:`depthwise`, site by site."""
+        return norm(self.depthwise(sites, grid, conv))
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         """Run a 2x2 convolution of stride 2: sites (B, N, Cin) to (B, N', Cout) and the next grid."""

@@ -39,6 +39,9 @@ class Masked(Dense):
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
         return super().depthwise(hide(sites, grid.counted), grid, conv)
 
+    def depthwise_norm(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+        return super().depthwise_norm(hide(sites, grid.counted), grid, conv, norm)
+
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         sites, grid = super().downsample(hide(sites, grid.counted), grid, conv)
         counted = visible_sites(grid.visible_cells, grid.height, grid.width, grid.stride)

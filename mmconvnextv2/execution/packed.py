@@ -2,7 +2,7 @@
 
 Site order: cells in ascending raster order, then raster order inside the cell. Pointwise work and per-image sums touch
 visible sites only and need nothing from this file. Downsampling never leaves its cell. Only the depthwise convolution
-needs neighbours, which it finds in a map that is zero elsewhere.
+needs neighbours, which it finds in a map that is zero elsewhere, or as a Triton kernel through an index of cells.
 Suffixes: B images, K cells, p sites along a cell's side, h and w cells along the picture's sides.
 """
 from dataclasses import replace
@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from ..ops.autocast import cast_for_autocast, without_autocast
 from ..ops.depthwise import bias_gradient, depthwise_reference, input_gradient, is_faster, weight_gradient
+from ..ops.dispatch import uses_kernels
+from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, places_of, serves
 from .base import CELL, Execution, Grid, map_to_sites
 
 
@@ -62,6 +64,14 @@ def windows(sites: Tensor, grid: Grid, radius: int) -> Tensor:
     return features.flatten(0, 2)[position]
 
 
+def geometry(grid: Grid) -> Geometry:
+    """Tell kernels where visible sites are."""
+    places = grid.places
+    if places is None:
+        places = places_of(grid.visible_cells, (grid.height // grid.patch) * (grid.width // grid.patch))
+    return Geometry(grid.height, grid.width, grid.patch, grid.visible_cells.contiguous(), places)
+
+
 class _PackedDepthwise(torch.autograd.Function):
     """The depthwise convolution with ``ops.depthwise``'s backward pass; keeps visible sites, never a map."""
 
@@ -95,14 +105,23 @@ class Packed(Execution):
         cells = gather(images, visible_cells, CELL).unflatten(1, (-1, CELL, CELL))  # (B, K, 32, 32, Cin)
         pictures = cells.flatten(0, 1).permute(0, 3, 1, 2)  # (B * K, Cin, 32, 32)
         sites = map_to_sites(stem(pictures)).reshape(len(images), -1, stem.out_channels)  # (B, K * 8 * 8, C)
-        return sites, Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells)
+        num_cells = (height // CELL) * (width // CELL)
+        places = places_of(visible_cells, num_cells) if uses_kernels(images) else None
+        return sites, Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, places=places)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
+        if serves(sites, conv):
+            return depthwise_sites(sites, conv, geometry(grid))
         if is_faster(sites, conv):
             sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
             with without_autocast(sites.device):
                 return _PackedDepthwise.apply(sites, weight, bias, grid)
         return gather(conv(scatter(sites, grid)), grid.visible_cells, grid.patch)
+
+    def depthwise_norm(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+        if serves(sites, conv, norm):
+            return depthwise_norm_sites(sites, conv, norm, geometry(grid))
+        return super().depthwise_norm(sites, grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         patch = grid.patch

@@ -42,16 +42,21 @@ def depthwise_reference(features: Tensor, weight: Tensor, bias: Optional[Tensor]
     return F.conv2d(features, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
 
-def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether :func:`depthwise` may take a layer's place and saves time: on the CPU, where gradients are wanted, for a
-    plain depthwise layer that nothing watches."""
-    wants_gradients = torch.is_grad_enabled() and (features.requires_grad or conv.weight.requires_grad)
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether an operation may take a layer's place: a depthwise one of stride 1 that keeps the size, and that nothing
+    watches."""
     side = conv.kernel_size[0]
-    plain = (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and side % 2
+    stock = (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and side % 2
              and conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2)
              and conv.stride == conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
     watched = conv._forward_hooks or conv._forward_pre_hooks or torch.jit.is_tracing() or torch.compiler.is_exporting()
-    return features.device.type == 'cpu' and wants_gradients and bool(plain) and not watched
+    return bool(stock) and not watched
+
+
+def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether :func:`depthwise` may take a layer's place and saves time: on the CPU, where gradients are wanted."""
+    wants_gradients = torch.is_grad_enabled() and (features.requires_grad or conv.weight.requires_grad)
+    return features.device.type == 'cpu' and wants_gradients and is_plain(conv)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:

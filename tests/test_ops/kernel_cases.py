@@ -8,11 +8,17 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from mmconvnextv2.execution.base import Grid
+from mmconvnextv2.execution.dense import Dense
+from mmconvnextv2.execution.packed import Packed
+from mmconvnextv2.layers import LayerNorm
 from mmconvnextv2.ops import plain, response_mlp, response_mlp_reference
 from mmconvnextv2.ops.dispatch import INTERPRETED, uses_kernels
 from mmconvnextv2.ops.hidden import Hidden, KernelHidden
 from mmconvnextv2.ops.kernels import gelu
+from mmconvnextv2.ops.neighbours import serves
 
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 TOLERANCE = {torch.float64: dict(rtol=1e-9, atol=1e-9), torch.float32: dict(rtol=1e-4, atol=1e-4)}
@@ -108,3 +114,54 @@ def test_sums_repeat_to_the_bit():
     inputs = [draw(1, 70, 8), draw(32, 8), draw(32), draw(32), draw(32), draw(8, 32), draw(8)]
     first, second = (torch.autograd.grad(response_mlp(*inputs).square().sum(), inputs) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second))
+
+
+CELLS = torch.tensor([[0, 1, 4, 8, 9, 14], [2, 3, 5, 6, 7, 12]], device=DEVICE)  # of 3 x 5, neighbours and at borders
+
+
+def make_map(height, width):
+    return Dense(), Grid(height, width, 4), height * width
+
+
+def make_cells(patch, num_cells=6):
+    grid = Grid(3 * patch, 5 * patch, 32 // patch, visible_cells=CELLS[:, :num_cells])
+    return Packed(), grid, num_cells * patch**2
+
+
+def make_layers(channels, side, bias=True):
+    conv = nn.Conv2d(channels, channels, side, padding=side // 2, groups=channels, bias=bias)
+    norm = LayerNorm(channels)
+    for parameter in (*conv.parameters(), *norm.parameters()):
+        parameter.data = draw(*parameter.shape, dtype=torch.float64).detach()
+    return conv, norm
+
+
+@pytest.mark.parametrize('walk, side, channels, bias', [
+    (make_map(5, 3), 3, 66, True), (make_map(3, 4), 7, 5, False), (make_cells(8, num_cells=2), 3, 3, True),
+    (make_cells(4, num_cells=3), 7, 3, False), (make_cells(2), 5, 34, True), (make_cells(1), 3, 3, True)])
+def test_depthwise(walk, side, channels, bias):
+    """Convolution, norm of its result and all gradients equal torch's, on whole maps and on visible sites."""
+    execution, grid, num_sites = walk
+    conv, norm = make_layers(channels, side, bias)
+    sites = draw(2, num_sites, channels, dtype=torch.float64)
+    assert serves(sites, conv, norm)
+    normed = execution.depthwise_norm(sites, grid, conv, norm)
+    with plain():
+        theirs = norm(execution.depthwise(sites, grid, conv))
+    assert_gradients(normed, theirs, [sites, *conv.parameters(), *norm.parameters()], **TOLERANCE[torch.float64])
+    with torch.no_grad():
+        torch.testing.assert_close(norm(execution.depthwise(sites, grid, conv)), theirs, **TOLERANCE[torch.float64])
+
+
+def test_depthwise_without_norm():
+    """Without a norm gradients are torch's too, those that are wanted alone; inference gives the bits of training."""
+    execution, grid, num_sites = make_cells(2)
+    conv, norm = make_layers(3, 3)
+    conv.weight.requires_grad_(False)
+    sites = draw(2, num_sites, 3, dtype=torch.float64)
+    with plain():
+        theirs = execution.depthwise(sites, grid, conv)
+    assert_gradients(execution.depthwise(sites, grid, conv), theirs, [sites, conv.bias], **TOLERANCE[torch.float64])
+    normed = execution.depthwise_norm(sites, grid, conv, norm)
+    with torch.no_grad():
+        assert torch.equal(execution.depthwise_norm(sites, grid, conv, norm), normed)
