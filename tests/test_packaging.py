@@ -2,11 +2,14 @@
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.versions import WORKING
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,3 +57,71 @@ def test_config_of_the_wheel_builds_outside_the_clone(site, tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     count = sum(parameter.numel() for parameter in ConvNeXtV2('atto').parameters())
     assert run.stdout.split() == [str(site / 'mmconvnextv2'), str(count)]
+
+
+def test_wheel_carries_every_document_of_the_configs(site):
+    """The pages that lie beside the configs travel with them."""
+    pages = list((ROOT / 'configs').rglob('*.md'))
+    assert len(pages) > 1
+    for page in pages:
+        assert (site / 'mmconvnextv2' / '.mim' / page.relative_to(ROOT)).read_bytes() == page.read_bytes()
+
+
+def test_requirements_are_the_versions_that_work(site):
+    """What the extras ask for is what the package accepts when it is imported, bound for bound."""
+    distribution, = metadata.distributions(path=[str(site)])
+    asked = {}
+    for requirement in map(Requirement, distribution.requires):
+        if requirement.name in WORKING:
+            asked.setdefault(requirement.name, set()).add(str(requirement.specifier))
+    assert asked == {name: {f'<{bound},>={first}'} for name, (first, bound) in WORKING.items()}
+    extras = {'det': 'mmdet', 'seg': 'mmsegmentation', 'pretrain': 'mmpretrain', 'minkowski': 'MinkowskiEngine',
+              'dev': 'pytest'}
+    for extra, name in extras.items():
+        assert any(requirement.name == name and requirement.marker and requirement.marker.evaluate({'extra': extra})
+                   for requirement in map(Requirement, distribution.requires)), extra
+
+
+def test_names_of_configs_are_unique():
+    """``mim train mmconvnextv2 NAME`` finds a recipe by its file's name, so no two recipes have the same."""
+    names = [path.name for path in (ROOT / 'configs').rglob('*.py') if path.parent.name not in ('_base_', 'quickstart')]
+    assert len(names) == len(set(names)) > 50
+
+
+RECIPES = ('mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py', 'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py',
+           'fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py', 'quickstart/upernet.py',
+           'classification/convnextv2-a_fcmae-ft_in1k-224.py')
+COMPARE = '''
+import sys
+from mmengine.config import Config
+from mmconvnextv2 import read_config
+home, recipes = sys.argv[1], sys.argv[2:]
+for number, name in enumerate(recipes):
+    open(f'{number}.py', 'w').write(f"_base_ = 'mmconvnextv2::{name}'")
+    mine, recipe = read_config(f'{number}.py'), Config.fromfile(f'{home}/.mim/configs/{name}')
+    assert mine._cfg_dict == recipe._cfg_dict, name
+print('equal', len(recipes))
+'''
+
+
+@pytest.mark.parametrize('kind', ['wheel', 'editable'])
+def test_config_that_starts_from_a_recipe_is_the_recipe(site, tmp_path, kind):
+    """Outside the clone a config whose only line names a recipe of the package equals it, scopes of types included,
+    from a wheel and from an editable install alike."""
+    home = site / 'mmconvnextv2' if kind == 'wheel' else ROOT / 'mmconvnextv2'
+    run = subprocess.run([sys.executable, '-c', COMPARE, str(home), *RECIPES], cwd=tmp_path, capture_output=True,
+                         text=True, env={'PYTHONPATH': str(home.parent), 'PATH': '/usr/bin:/bin'})
+    assert run.stdout == f'equal {len(RECIPES)}\n', run.stderr[-2000:]
+
+
+def test_tools_of_the_wheel_run_by_name(site, tmp_path):
+    """``python -m mmconvnextv2 TOOL`` runs the tool with its arguments, lists the tools, and refuses other names."""
+    def run(*arguments):
+        return subprocess.run([sys.executable, '-m', 'mmconvnextv2', *arguments], cwd=tmp_path, capture_output=True,
+                              text=True, env={'PYTHONPATH': str(site), 'PATH': '/usr/bin:/bin'})
+    listed = run().stdout
+    assert all(path.stem in listed for path in (ROOT / 'tools').glob('*.py'))
+    wrong = run('trian')
+    assert wrong.returncode == 1 and "no tool 'trian'" in wrong.stderr
+    mistaken = run('train', 'absent.py')
+    assert mistaken.returncode == 1 and mistaken.stderr.splitlines()[-1].startswith("error: config='absent.py'")

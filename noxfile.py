@@ -1,0 +1,99 @@
+"""The package in other environments than the tested one: ``nox -l`` lists the sessions, ``nox -s wheel`` runs one.
+
+Sessions on CPython 3.11 borrow what ``make env`` installed, through links, so that torch is not fetched and mmcv not
+built again; VENV names its place as it does for make. What a session tests is installed in an environment of its own.
+"""
+import os
+import tempfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+VENV = Path(os.environ.get('VENV', ROOT / '.venv'))
+OURS = ('mmconvnextv2', '__editable__')
+UPSTREAM = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
+FORKS = ('onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2', 'onedl-mmpretrain==1.3.6')
+# Tests of the backbone, its executions, weights, pretraining and recipes; the rest tests set-up, packaging and tools
+PORTABLE = ('test_backbone.py', 'test_backbone_contract.py', 'test_layers.py', 'test_layer_decay.py',
+            'test_response_norms.py', 'test_versions.py', 'test_execution', 'test_checkpoint', 'test_pretrain')
+# Those of them that need neither mmdet nor mmseg
+BARE = [f'tests/{name}' for name in PORTABLE if name not in ('test_checkpoint', 'test_versions.py')]
+
+nox.options.sessions = ['wheel', 'mim', 'upstream']
+nox.options.error_on_missing_interpreters = True
+
+
+def borrow(session: nox.Session, without: tuple = ()) -> None:
+    """Let the session import what ``make env`` installed, but for packages whose names begin with ``without``."""
+    site, links = VENV / 'lib' / 'python3.11' / 'site-packages', Path(session.create_tmp()).resolve() / 'borrowed'
+    if not (VENV / '.lock').exists():
+        session.error(f'{VENV} is not there: make env')
+    links.mkdir(exist_ok=True)
+    for old in links.iterdir():
+        old.unlink()
+    for path in site.iterdir():
+        if path.suffix != '.pth' and not path.name.lower().startswith((*OURS, 'pip', *without)):
+            (links / path.name).symlink_to(path)
+    own = Path(session.virtualenv.location) / 'lib' / 'python3.11' / 'site-packages'
+    (own / 'borrowed.pth').write_text(f'{links}\n')  # behind the session's own packages
+
+
+def install_wheel(session: nox.Session) -> None:
+    """Build the wheel and install it alone."""
+    dist = Path(session.create_tmp()).resolve() / 'dist'
+    session.run('python', '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', str(dist), str(ROOT))
+    wheel, = dist.glob('*.whl')
+    session.install('--no-deps', '--force-reinstall', str(wheel))
+
+
+def tell_story(session: nox.Session, *options: str) -> None:
+    """Run tests/wheel_story.py in an empty folder outside the clone."""
+    with tempfile.TemporaryDirectory() as folder:
+        session.run('python', str(ROOT / 'tests' / 'wheel_story.py'), folder, *options)
+
+
+@nox.session(python='3.11')
+def wheel(session: nox.Session) -> None:
+    """Install the wheel; inherit a config from it, train, test, predict, convert."""
+    borrow(session)
+    install_wheel(session)
+    tell_story(session, *session.posargs)
+
+
+@nox.session(python='3.11')
+def mim(session: nox.Session) -> None:
+    """The same through mim, which wants an environment of its own: it pins an old setuptools, requests and rich."""
+    session.install('openmim==0.3.9')
+    borrow(session, ('setuptools', '_distutils_hack', 'requests', 'rich', 'tqdm'))
+    install_wheel(session)
+    tell_story(session, '--mim', *session.posargs)
+
+
+@nox.session(python='3.11')
+def upstream(session: nox.Session) -> None:
+    """The tests on the locked set, with what is in the clone."""
+    borrow(session)
+    session.env['PYTHONPATH'] = str(ROOT)
+    session.run('python', '-m', 'pytest', *(session.posargs or ['-n', '2', '--dist', 'loadfile']))
+
+
+@nox.session(python='3.11')
+def forks(session: nox.Session) -> None:
+    """The portable tests on the OneDL forks, mmcv built from source: 10 minutes and more on two cores."""
+    borrow(session, UPSTREAM)
+    session.install('--no-deps', '--no-build-isolation', 'onedl-mmengine==0.10.12')
+    session.install('--no-deps', '--no-build-isolation', 'onedl-mmcv==2.3.6',
+                    env={'MMCV_WITH_OPS': '1', 'FORCE_CUDA': os.environ.get('FORCE_CUDA', '0')})
+    session.install('--no-deps', '--no-build-isolation', *FORKS)
+    session.env['PYTHONPATH'] = str(ROOT)
+    session.run('python', '-m', 'mmconvnextv2.doctor')
+    session.run('python', '-m', 'pytest', *(session.posargs or [f'tests/{name}' for name in PORTABLE]))
+
+
+@nox.session(python=['3.10', '3.12'])
+def bare(session: nox.Session) -> None:
+    """Another Python, everything fetched: the tests that need neither mmdet, mmseg nor compiled operations."""
+    session.install('torch==2.11.0', 'torchvision==0.26.0', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0', 'pytest',
+                    'hypothesis', 'safetensors', 'timm', 'transformers<5', str(ROOT))
+    session.run('python', '-m', 'pytest', *(session.posargs or BARE))
