@@ -5,6 +5,7 @@ and the class count before a long start, in loading checkpoints through an exact
 where it cannot run.
 """
 import os
+import subprocess
 from argparse import ArgumentParser, Namespace
 from copy import deepcopy
 from datetime import timedelta
@@ -115,18 +116,30 @@ def revert_sync_batch_norm(cfg: Config) -> None:
     if cfg.launcher != 'none' and backend == 'nccl':
         cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
         print_log('no CUDA device: env_cfg.dist_cfg.backend is gloo', logger='current')
-    if cfg.launcher == 'pytorch' and not torch.cuda.is_available():
+    if cfg.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():
         _join_on_cpu(cfg)
 
 
 def _join_on_cpu(cfg: Config) -> None:
     """Join the processes here, and wrap the model without devices: mmengine would ask for CUDA in both places."""
     if not torch.distributed.is_initialized():
+        if cfg.launcher == 'slurm':
+            _read_slurm()
         seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=seconds))
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
                    find_unused_parameters=cfg.get('find_unused_parameters', False))
     cfg.setdefault('model_wrapper_cfg', ConfigDict(wrapper))
+
+
+def _read_slurm() -> None:
+    """Tell torch what srun told this task, as mmengine does on a GPU; the first host of the job is where all meet."""
+    for name, told in (('RANK', 'PROCID'), ('WORLD_SIZE', 'NTASKS'), ('LOCAL_RANK', 'LOCALID')):
+        os.environ[name] = os.environ[f'SLURM_{told}']
+    if 'MASTER_ADDR' not in os.environ:
+        hosts = subprocess.check_output(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], text=True)
+        os.environ['MASTER_ADDR'] = hosts.split()[0]
+    os.environ.setdefault('MASTER_PORT', '29500')
 
 
 def _replace_type(node, old: str, new: str) -> int:

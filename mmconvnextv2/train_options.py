@@ -12,9 +12,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.registry import HOOKS, VISBACKENDS
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.visualization import WandbVisBackend
 
 from .typos import nearest
 
@@ -47,7 +46,7 @@ def apply_train_options(cfg: Config, args: Namespace) -> None:
     if args.tensorboard:
         add_tracker(cfg, '--tensorboard', 'TensorboardVisBackend', 'tensorboard')
     if args.wandb:
-        add_tracker(cfg, '--wandb', 'FinishedWandbVisBackend', 'wandb')
+        add_tracker(cfg, '--wandb', 'WandbVisBackend', 'wandb')
     if args.ema is not None:
         average_weights(cfg, args.ema)
     if args.early_stop:
@@ -127,16 +126,6 @@ def _add_hook(cfg: Config, **hook) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), ConfigDict(hook)]
 
 
-@VISBACKENDS.register_module()
-class FinishedWandbVisBackend(WandbVisBackend):
-    """mmengine's backend for Weights & Biases, closed by ``finish``: the packages of today have no ``join``."""
-
-    def close(self) -> None:
-        """Write what is not yet written, and end the run."""
-        if hasattr(self, '_wandb'):
-            self._wandb.finish()
-
-
 @HOOKS.register_module()
 class CompileBackboneHook(Hook):
     """Compile ``model.backbone`` in place before training, so that names in checkpoints stay.
@@ -210,5 +199,4 @@ def find_metric(name: str, known: List[str]) -> str:
         return found[0]
     meant = nearest(name, known)
     hint = f'did you mean {meant!r}? ' if meant else ''
-    raise ValueError(f'metric {name!r}: {hint}the evaluation gives {", ".join(known)}. --resume goes on from the last '
-                     'checkpoint.')
+    raise ValueError(f'metric {name!r}: {hint}there is {", ".join(known)}.')

@@ -1,0 +1,224 @@
+"""The flags of ``tools/train.py`` that switch on trackers, weight averaging, early stopping and compilation."""
+import json
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS, METRICS
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mmconvnextv2.launch import apply_train_args, parse_train_args
+from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.train_options import add_tracker, find_metric
+
+ROOT = Path(__file__).parents[2]
+EVERY_ITERATION = 'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1', 'train_cfg.val_interval=1'
+
+
+@METRICS.register_module()
+class DictatedScore(BaseMetric):
+    """The scores that the test wants, one an evaluation."""
+
+    def __init__(self, scores):
+        super().__init__()
+        self.scores = iter(scores)
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {'dictated/mIoU': next(self.scores)}
+
+
+@HOOKS.register_module()
+class RecordRawWeights(Hook):
+    """Copies of the trained weights after each iteration, taken before anything averages them."""
+
+    priority = 'VERY_HIGH'
+    raw = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.raw.append({name: value.detach().clone() for name, value in runner.model.named_parameters()})
+
+
+def logged(work_dir):
+    """Read the last run's logged dicts."""
+    path = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_tensorboard_holds_what_is_logged(tools, tmp_path):
+    """TensorBoard's own reader finds each iteration's loss and the evaluation's mIoU of scalars.json in the events,
+    beside which scalars.json is still written."""
+    tools.train('upernet', tmp_path, 'train_cfg.max_iters=2', *EVERY_ITERATION, arguments=['--tensorboard'])
+    events = EventAccumulator(str(next(tmp_path.rglob('events.out*')).parent))
+    events.Reload()
+    for key in ('loss', 'mIoU'):
+        wanted = [(entry['step'], entry[key]) for entry in logged(tmp_path) if key in entry]
+        found = [(event.step, event.value) for event in events.Scalars(key)]
+        assert len(found) == 2 and [step for step, _ in found] == [step for step, _ in wanted]
+        torch.testing.assert_close([value for _, value in found], [value for _, value in wanted])
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain', None])
+def test_a_tracker_joins_those_there_are(scope):
+    """Whatever visualizer a scope has, and where it has none, a tracker is added once and the others stay."""
+    cfg = Config(dict(visualizer=dict(type=f'{scope}.Some', line_width=3)) if scope else {})
+    for _ in range(2):
+        add_tracker(cfg, '--tensorboard', 'TensorboardVisBackend', 'tensorboard')
+    assert [one['type'] for one in cfg.visualizer.vis_backends] == ['LocalVisBackend', 'TensorboardVisBackend']
+    assert cfg.visualizer.get('line_width') == (3 if scope else None)
+
+
+@pytest.mark.skipif(find_spec('wandb') is not None, reason='wandb is installed')
+def test_wandb_is_asked_for(tools, tmp_path):
+    """Without the package the run ends in one line that says how to install it, before anything is built."""
+    with pytest.raises(SystemExit, match="^error: --wandb needs the package 'wandb': pip install wandb$"):
+        tools.train('upernet', tmp_path, arguments=['--wandb'])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(find_spec('wandb') is None, reason='wandb is not installed')
+def test_wandb_offline(tools, tmp_path):
+    """With WANDB_MODE=offline the loss of scalars.json is in the run's own file, without the network."""
+    run = subprocess.run(
+        [sys.executable, 'tools/train.py', tools.configs['upernet'], '--wandb', '--work-dir', str(tmp_path),
+         '--cfg-options', *tools.options('upernet')], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, 'WANDB_MODE': 'offline', 'OMP_NUM_THREADS': '1'})
+    assert run.returncode == 0, run.stderr[-2000:]
+    content = next(tmp_path.rglob('*.wandb')).read_bytes()
+    loss = next(entry['loss'] for entry in logged(tmp_path) if 'loss' in entry)
+    assert b'loss' in content and repr(loss).encode() in content
+
+
+def average(raw, momentum, start=None):
+    """Return the moving average from its definition; it begins at the first weights."""
+    means = start or {name: value.double() for name, value in raw[0].items()}
+    for weights in raw[0 if start else 1:]:
+        means = {name: (1 - momentum) * mean + momentum * weights[name].double() for name, mean in means.items()}
+    return means
+
+
+def test_ema_is_the_average_of_the_weights(tools, tmp_path):
+    """With --ema 0.25 a checkpoint holds, as the model's weights, 0.75 of the last average and 0.25 of the newest
+    weights, and the newest beside them; a resumed run goes on from both, and tools/test.py finds the mIoU that training
+    found."""
+    options = ['param_scheduler=None', *EVERY_ITERATION, 'default_hooks.recorder.type=RecordRawWeights']
+    RecordRawWeights.raw.clear()
+    tools.train('upernet', tmp_path, *options, 'train_cfg.max_iters=3', arguments=['--ema', '0.25'])
+    tools.train('upernet', tmp_path, *options, 'train_cfg.max_iters=4', arguments=['--ema', '0.25', '--resume'])
+    raw = RecordRawWeights.raw
+    assert len(raw) == 4
+    content = load_file(tmp_path / 'iter_4.pth')
+    for name, mean in average(raw, 0.25).items():
+        torch.testing.assert_close(content['state_dict'][name].double(), mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(content['ema_state_dict'][f'module.{name}'], raw[-1][name], rtol=0, atol=0)
+    assert any((raw[-1][name] - raw[0][name]).abs().max() > 1e-4 for name in raw[0])
+    tools.test('upernet', tmp_path / 'iter_4.pth', tmp_path / 'test')
+    tested = json.loads(next((tmp_path / 'test').glob('*/*.json')).read_text().splitlines()[-1])
+    assert tested['mIoU'] == [entry['mIoU'] for entry in logged(tmp_path) if 'mIoU' in entry][-1]
+
+
+def test_ema_counts_optimizer_steps(tools):
+    """Accumulated forwards make one average, a recipe's own average is changed and not doubled, and a decay in place of
+    the momentum is refused with the right number."""
+
+    def hooks(*arguments, **options):
+        cfg = Config(dict(optim_wrapper=dict(accumulative_counts=4), **options))
+        apply_train_args(cfg, parse_train_args(['a.py', *arguments]))
+        return cfg.custom_hooks
+
+    hook, = hooks('--ema')
+    assert (hook.type, hook.momentum, hook.interval) == ('EMAHook', 1e-4, 4)
+    own, = hooks('--ema', '0.001', custom_hooks=[dict(type='EMAHook', momentum=1e-4, begin_iter=7)])
+    assert own == dict(type='EMAHook', momentum=0.001, begin_iter=7)
+    with pytest.raises(ValueError, match='--ema=0.999: .* for a decay of 0.999 give 0.001'):
+        hooks('--ema', '0.999')
+    with pytest.raises(ValueError, match='FSDP2Strategy'):
+        hooks('--ema', strategy=dict(type='FSDP2Strategy'))
+
+
+def dictate(*scores):
+    return ('val_evaluator._delete_=True', 'val_evaluator.type=DictatedScore',
+            f'val_evaluator.scores=[{",".join(map(str, scores))}]')
+
+
+def validations(work_dir):
+    return [entry['dictated/mIoU'] for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
+            for entry in map(json.loads, path.read_text().splitlines()) if 'dictated/mIoU' in entry]
+
+
+def test_early_stop(tools, tmp_path):
+    """Training ends after two evaluations in a row that are not above the best; the smallest gain starts the count
+    anew, an equal score does not; and the best score is remembered over a resumed run."""
+    tools.train('upernet', tmp_path / 'a', *dictate(10., 9., 10.0001, 10.0001, 3., 99.), 'train_cfg.max_iters=6',
+                *EVERY_ITERATION, arguments=['--early-stop', 'mIoU', '2'])
+    assert validations(tmp_path / 'a') == [10., 9., 10.0001, 10.0001, 3.]
+    tools.train('upernet', tmp_path / 'b', *dictate(50., 60.), 'train_cfg.max_iters=2', *EVERY_ITERATION,
+                arguments=['--early-stop', 'mIoU', '2'])
+    tools.train('upernet', tmp_path / 'b', *dictate(40., 45., 99.), 'train_cfg.max_iters=6', *EVERY_ITERATION,
+                arguments=['--early-stop', 'mIoU', '2', '--resume'])
+    assert validations(tmp_path / 'b') == [50., 60., 40., 45.]
+
+
+def test_early_stop_explains(tools, tmp_path):
+    """A metric that the evaluation does not give, one without a known direction, a wrong patience and a config without
+    an evaluation each end in one line that says what to do."""
+    for task, arguments, message in (
+            ('upernet', ['mIou'], "metric 'mIou': did you mean 'mIoU'\\? there is aAcc, mIoU, mAcc"),
+            ('upernet', ['sharpness'], "early stopping on 'sharpness': names with .*rule='greater'"),
+            ('upernet', ['mIoU', 'soon'], '--early-stop mIoU soon: give METRIC, or METRIC PATIENCE'),
+            ('fcmae', ['loss'], '--early-stop loss: the config has no evaluation')):
+        with pytest.raises(SystemExit, match=f'^error: {message}'):
+            tools.train(task, tmp_path, arguments=['--early-stop', *arguments])
+
+
+def test_metrics_are_found_by_their_last_part():
+    """A full name wins over a last part; a last part that several metrics share is refused."""
+    assert find_metric('bbox_mAP', ['coco/bbox_mAP', 'coco/segm_mAP']) == 'coco/bbox_mAP'
+    assert find_metric('top1', ['top1', 'accuracy/top1']) == 'top1'
+    with pytest.raises(ValueError, match='a/top1, b/top1'):
+        find_metric('top1', ['a/top1', 'b/top1'])
+
+
+COMPILED = []
+
+
+@torch._dynamo.register_backend
+def remembering(graph, inputs):
+    """Run a graph as it is, and remember what it computes with."""
+    COMPILED.append({node.target for node in graph.graph.nodes if node.op == 'call_function'})
+    return graph.forward
+
+
+@pytest.mark.parametrize('task', ['fcmae', 'upernet'])
+def test_compiled_backbone_learns_the_same(tools, trained, tmp_path, task):
+    """With --compile the backend gets graphs of the backbone and none with a loss; the first loss and the names in the
+    checkpoint are those of the plain run."""
+    COMPILED.clear()
+    torch._dynamo.reset()
+    tools.train(task, tmp_path, 'default_hooks.logger.interval=1', arguments=['--compile', 'remembering'])
+    assert any(torch.nn.functional.linear in graph or torch._C._nn.linear in graph for graph in COMPILED)
+    assert not any('loss' in str(target) or 'cross_entropy' in str(target) for graph in COMPILED for target in graph)
+    plain, compiled = (load_file(tools.last(folder, task))['state_dict'] for folder in (trained(task), tmp_path))
+    assert plain.keys() == compiled.keys()
+    losses = [[entry['loss'] for entry in logged(folder) if 'loss' in entry][0] for folder in (trained(task), tmp_path)]
+    assert math.isclose(*losses, rel_tol=1e-4)
+    torch._dynamo.reset()
+
+
+def test_compile_explains():
+    """An unknown backend, and a config that compiles the whole model, are refused."""
+    for compiled, arguments, message in (
+            (None, ['--compile', 'fastest'], "--compile='fastest': torch.compile has the backends .*inductor"),
+            (True, ['--compile'], 'compile=True of the config')):
+        with pytest.raises(ValueError, match=message):
+            apply_train_args(Config(dict(compile=compiled)), parse_train_args(['a.py', *arguments]))
