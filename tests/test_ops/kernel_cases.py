@@ -9,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from mmconvnextv2.backbone import ConvNeXtV2Block
 from mmconvnextv2.execution.base import Grid
 from mmconvnextv2.execution.dense import Dense
 from mmconvnextv2.execution.packed import Packed
 from mmconvnextv2.layers import LayerNorm
-from mmconvnextv2.ops import plain, response_mlp, response_mlp_reference
+from mmconvnextv2.ops import hidden, neighbours, plain, response_mlp, response_mlp_reference
 from mmconvnextv2.ops.dispatch import INTERPRETED, uses_kernels
 from mmconvnextv2.ops.hidden import Hidden, KernelHidden
 from mmconvnextv2.ops.kernels import gelu
@@ -58,11 +60,11 @@ def test_passes_over_hidden_features(masked, rows, dtype, monkeypatch):
     counted = some_sites(2, 40) if masked else None
     shown = 1. if counted is None else counted
     activation = F.gelu(h)
-    hidden, again = KernelHidden(h.detach(), counted), KernelHidden(h.detach(), counted)
+    passes, again = KernelHidden(h.detach(), counted), KernelHidden(h.detach(), counted)
     norm = (activation * shown).square().sum(1, keepdim=True).sqrt()
-    torch.testing.assert_close(hidden.norm(keep=masked), norm, **TOLERANCE[dtype])
-    torch.testing.assert_close(hidden.activation(), activation, **TOLERANCE[dtype])
-    torch.testing.assert_close(hidden.scaled(scale), activation * scale, **TOLERANCE[dtype])
+    torch.testing.assert_close(passes.norm(keep=masked), norm, **TOLERANCE[dtype])
+    torch.testing.assert_close(passes.activation(), activation, **TOLERANCE[dtype])
+    torch.testing.assert_close(passes.scaled(scale), activation * scale, **TOLERANCE[dtype])
 
     noise = draw(*h.shape, dtype=dtype).detach()
     objective = (noise * activation * scale).sum() + (shown * activation.square() * factor / 2).sum()
@@ -84,10 +86,10 @@ def test_half_precision_passes(dtype):
     inputs = [draw(2, 40, 24), draw(24, 2, 40).permute(1, 2, 0), draw(2, 1, 24)]
     inputs = [tensor.detach().to(dtype) for tensor in inputs]
 
-    def run(passes, h, grad, scale):
-        hidden, factor = passes(h, some_sites(2, 40)), draw(2, 1, 24).detach()
-        found = [hidden.norm(keep=True), *hidden.scaled_with_gradient(grad.contiguous(), scale)]
-        return [*found, *hidden.gradient(grad.clone(memory_format=torch.contiguous_format), scale, factor)]
+    def run(kind, h, grad, scale):
+        passes, factor = kind(h, some_sites(2, 40)), draw(2, 1, 24).detach()
+        found = [passes.norm(keep=True), *passes.scaled_with_gradient(grad.contiguous(), scale)]
+        return [*found, *passes.gradient(grad.clone(memory_format=torch.contiguous_format), scale, factor)]
 
     exact = run(Hidden, *(tensor.double() for tensor in inputs))
     slack = 8 if INTERPRETED and dtype == torch.bfloat16 else 1.2
@@ -165,3 +167,91 @@ def test_depthwise_without_norm():
     normed = execution.depthwise_norm(sites, grid, conv, norm)
     with torch.no_grad():
         assert torch.equal(execution.depthwise_norm(sites, grid, conv, norm), normed)
+
+
+def make_block(channels):
+    block = ConvNeXtV2Block(channels).double()
+    for parameter in block.parameters():
+        parameter.data = draw(*parameter.shape, dtype=torch.float64).detach() / 2
+    return block.to(DEVICE)
+
+
+@pytest.mark.parametrize('walk', [make_cells(1), make_map(2, 3)])
+@pytest.mark.parametrize('how', ['eager', 'compiled', 'recomputed'])
+def test_block(walk, how):
+    """A whole block through kernels, compiled as one graph and computed again too, equals the plain one."""
+    execution, grid, num_sites = walk
+    block, sites = make_block(3), draw(2, num_sites, 3, dtype=torch.float64)
+    with plain():
+        theirs = block(sites, grid, execution)
+    run = torch.compile(block, backend='aot_eager', fullgraph=True) if how == 'compiled' else block
+    if how == 'recomputed':
+        ours = checkpoint(run, sites, grid, execution, use_reentrant=False)
+    else:
+        ours = run(sites, grid, execution)
+    assert_gradients(ours, theirs, [sites, *block.parameters()], **TOLERANCE[torch.float64])
+
+
+def test_second_derivatives_are_refused():
+    """A derivative of the gradient raises."""
+    execution, grid, num_sites = make_cells(1)
+    conv, norm = make_layers(3, 3)
+    sites = draw(2, num_sites, 3, dtype=torch.float64)
+    for output in (execution.depthwise(sites, grid, conv), execution.depthwise_norm(sites, grid, conv, norm)):
+        [first] = torch.autograd.grad(output.square().sum(), sites, create_graph=True)
+        with pytest.raises(RuntimeError, match='once_differentiable'):
+            first.sum().backward()
+
+
+def test_hooks_fire():
+    """What kernels may not replace runs as it is: a layer with a hook fires, and gives the same."""
+    execution, grid, num_sites = make_cells(1)
+    block, seen = make_block(3), []
+    sites = draw(2, num_sites, 3, dtype=torch.float64)
+    with torch.no_grad():
+        expected = block(sites, grid, execution)
+        for layer in (block.depthwise_conv, block.norm, block.grn):
+            layer.register_forward_hook(lambda module, args, output: seen.append(module))
+        torch.testing.assert_close(block(sites, grid, execution), expected, **TOLERANCE[torch.float64])
+    assert seen == [block.depthwise_conv, block.norm, block.grn]
+
+
+def test_autocast():
+    """Under autocast a block's branch is half precision, parameters get float32 gradients, and both are near those of
+    float64."""
+    execution, grid, num_sites = make_cells(1)
+    block, sites = make_block(4), draw(2, num_sites, 4, dtype=torch.float64)
+    with plain():
+        theirs = block(sites, grid, execution)
+    exact = torch.autograd.grad(theirs, [sites, *block.parameters()], torch.ones_like(theirs))
+    block, sites = block.float(), sites.detach().float().requires_grad_()
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        branch = execution.depthwise_norm(sites, grid, block.depthwise_conv, block.norm)
+        ours = block(sites, grid, execution)
+    assert branch.dtype == torch.bfloat16 and ours.dtype == torch.float32
+    found = torch.autograd.grad(ours, [sites, *block.parameters()], torch.ones_like(ours))
+    for one, other in zip([ours, *found], [theirs, *exact], strict=True):
+        assert one.dtype == torch.float32
+        assert (one.double() - other).norm() < 0.05 * other.norm()
+
+
+def test_operators_keep_their_contracts():
+    """Schemas say what is overwritten, and shapes and dtypes without values are those with them."""
+    def tensors(*shapes):
+        return [draw(*shape).detach() for shape in shapes]
+
+    wide, vector, counted = (2, 5, 6), (2, 1, 6), some_sites(2, 5)
+    h, grad, scale, factor = tensors(wide, wide, vector, vector)
+    geometry = (2, 3, 0, None, None)
+    sites, weight, bias, norm_weight, norm_bias, mean, rstd = tensors((1, 6, 4), (4, 1, 3, 3), (4, ), (4, ), (4, ),
+                                                                      (1, 6), (1, 6))
+    checks = [(hidden.gelu_norm, (h, counted, True)), (hidden.gelu_norm, (h, None, False)),
+              (hidden.gelu_scaled, (h, scale)), (hidden.gelu_scaled_with_gradient, (h, scale, grad)),
+              (hidden.gelu_gradient, (h, counted, scale, factor, grad)),
+              (neighbours.site_depthwise, (sites, weight, bias, *geometry)),
+              (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, True, *geometry)),
+              (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, False, *geometry)),
+              (neighbours.site_depthwise_gradients, (sites, sites.clone(), 3, *geometry)),
+              (neighbours.layer_norm_gradients, (sites, sites.clone(), mean, rstd, norm_weight))]
+    for operator, arguments in checks:
+        torch.library.opcheck(operator, arguments, test_utils=('test_schema', 'test_faketensor'))
