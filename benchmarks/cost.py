@@ -1,0 +1,206 @@
+"""Work out what FCMAE pretraining of base and huge costs on 8 and 64 GPUs; prints the tables of docs/scale.md.
+
+    python benchmarks/cost.py --pictures DIR
+
+Counted, exactly and without a GPU, on tensors that hold no data: parameters, the multiply-adds of a whole training step
+(packed execution, mask ratio 0.6, 224 pixels) and the bytes that autograd keeps for the backward pass under bfloat16
+autocast. Measured on the folder given: the mean size of a picture's file, and how many the FCMAE pipeline reads in a
+second of one core's time. Assumed: how many operations a second a GPU sustains.
+"""
+import argparse
+import contextlib
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from loader import pipelines
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmpretrain.structures import DataSample
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mmconvnextv2.analysis.costs import count_parameters, multiply_adds
+from mmconvnextv2.backbone import ConvNeXtV2Block
+from mmconvnextv2.pretrain.masking import num_visible
+
+CONFIG = 'configs/fcmae/fcmae_convnextv2-{}_64xb64-1600e_in1k.py'
+IMAGENET, EPOCHS, BATCH, A_GPU = 1_281_167, 1600, 4096, 64  # pictures, of the released weights, effective, at a time
+SUSTAINED = (50, 100, 200, 400)  # assumed, 10^12 operations a second and GPU
+GPUS = (8, 64)
+GIB = 2**30
+
+
+class Counted(NamedTuple):
+    """What a model needs; elements, multiply-adds and bytes."""
+    parameters: int
+    block: int  # elements of the largest part that FSDP2 gathers at a time
+    forward: float  # multiply-adds a picture
+    step: float  # the same, forward and backward
+    fixed: int  # bytes kept for backward whatever the batch
+    kept: int  # bytes kept for backward a picture
+    recomputed: int  # the same with model.backbone.with_cp=True
+
+
+def build(size, with_cp=False, arch=None):
+    """Build the recipe's model; inside ``FakeTensorMode`` it takes no memory."""
+    cfg = Config.fromfile(CONFIG.format(size))
+    cfg.model.backbone.update(with_cp=with_cp, **(dict(arch=arch) if arch else {}))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(cfg.model).train()
+
+
+def draw_batch(batch, side=224):
+    """Return pictures, and samples with the visible cells that the recipe would draw."""
+    cells = (side // 32)**2
+    samples = [DataSample() for _ in range(batch)]
+    for sample in samples:
+        sample.set_metainfo(dict(visible_cells=np.arange(num_visible(cells, 0.6))))
+    return torch.randn(batch, 3, side, side), samples
+
+
+def count_kept(model, batch, bf16=True):
+    """Count the bytes that autograd keeps for backward, a storage once, parameters left out."""
+    known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept = []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            known.add(storage._cdata)
+            kept.append(storage)  # so that no address is used twice
+        return tensor
+
+    cast = torch.autocast('cpu', torch.bfloat16) if bf16 else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+        loss = model.loss(*draw_batch(batch))['loss']
+    del loss
+    return sum(storage.nbytes() for storage in kept)
+
+
+def count_work(model):
+    """Return the multiply-adds of one picture's forward, and of forward and backward."""
+    pictures = draw_batch(1)
+    _, forward = multiply_adds(model.loss, *pictures)
+
+    def step():
+        with torch.enable_grad():
+            model.loss(*pictures)['loss'].backward()
+
+    return forward, multiply_adds(step)[1]
+
+
+def count(size, arch=None):
+    """Count one size; see :class:`Counted`."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build(size, arch=arch)
+        blocks = [count_parameters(module) for module in model.modules() if isinstance(module, ConvNeXtV2Block)]
+        rest = count_parameters(model) - sum(blocks)
+        forward, step = count_work(model)
+        one, two = (count_kept(model, batch) for batch in (1, 2))
+        saving = build(size, with_cp=True, arch=arch)
+        recomputed = count_kept(saving, 2) - count_kept(saving, 1)
+    return Counted(count_parameters(model), max(*blocks, rest), forward, step, 2 * one - two, two - one, recomputed)
+
+
+def measure(folder, rounds=3):
+    """Return the number of pictures, their files' mean bytes, and pictures a second of one core's time (the best of
+    some rounds: it does not count the time in which other work had the core)."""
+    from pathlib import Path
+    number, steps = pipelines(folder)
+    sizes = [path.stat().st_size for path in Path(folder).rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg')]
+    read, seconds = steps['FCMAE pipeline'], []
+    for _ in range(rounds):
+        started = time.process_time()
+        read()
+        seconds.append(time.process_time() - started)
+    return len(sizes), sum(sizes) / len(sizes), number / min(seconds)
+
+
+def memory(counted, gpus, sharded, recompute=False):
+    """Return bytes a GPU: weights, gradients, AdamW's two moments, what communication holds, what backward needs.
+
+    DDP keeps a second copy of the gradients in its buckets. FSDP2 has a part of everything, and holds the part that it
+    works on and the next one whole, with the gradients of one.
+    """
+    state = 16 * counted.parameters
+    state = state / gpus + 3 * 4 * counted.block if sharded else state + 4 * counted.parameters
+    return state + counted.fixed + A_GPU * (counted.recomputed if recompute else counted.kept)
+
+
+def table(header, rows):
+    return '\n'.join([f'| {" | ".join(header)} |', '|---' * len(header) + '|',
+                      *(f'| {" | ".join(map(str, row))} |' for row in rows)])
+
+
+def counted_table(sizes):
+    """What was counted."""
+    rows = [[size, f'{one.parameters / 1e6:.1f}', f'{one.forward / 1e9:.2f}', f'{one.step / 1e9:.2f}',
+             f'{one.kept / 2**20:.1f}', f'{one.recomputed / 2**20:.1f}', f'{one.fixed / 2**20:.0f}']
+            for size, one in sizes.items()]
+    return table(['', 'parameters, M', 'multiply-adds of a forward, G a picture', 'of a training step',
+                  'kept for backward, MiB a picture', 'with `with_cp`', 'whatever the batch, MiB'], rows)
+
+
+def memory_table(sizes):
+    """GiB a GPU, by what is counted."""
+    rows = []
+    for size, one in sizes.items():
+        cells = [memory(one, gpus, sharded, recompute) for sharded, gpus in ((False, 1), (True, 8), (True, 64))
+                 for recompute in (False, True)]
+        rows.append([size, *(f'{cell / GIB:.1f}' for cell in cells)])
+    saving = 'with `with_cp`'
+    return table(['', 'DDP', saving, 'FSDP2, 8 GPUs', saving, 'FSDP2, 64 GPUs', saving], rows)
+
+
+def hours_table(sizes, mean_bytes, rate):
+    """Hours, and what the loader and the network have to do, by what a GPU is assumed to sustain."""
+    rows = []
+    for size, one in sizes.items():
+        for gpus in GPUS:
+            whole = (gpus - 1) / gpus * 4 * one.parameters  # bytes of one all-gather or reduce-scatter, in a ring
+            for speed in SUSTAINED:
+                a_gpu = speed * 1e12 / (2 * one.step)  # pictures a second
+                updates = gpus * a_gpu / BATCH  # a second
+                rows.append([size, gpus, speed, f'{EPOCHS * IMAGENET / (gpus * a_gpu) / 3600:.1f}', f'{a_gpu:.0f}',
+                             f'{a_gpu / rate:.1f}', f'{gpus * a_gpu * mean_bytes / 2**20:.0f}',
+                             f'{2 * whole * updates / 1e9:.2f}', f'{3 * whole * a_gpu / A_GPU / 1e9:.2f}'])
+    return table(['', 'GPUs', 'sustained by a GPU (assumed), 10^12 a second', 'hours', 'pictures a second and GPU',
+                  'cores a GPU that read them', 'MiB a second from disk, all', 'GB a second that a GPU sends, DDP',
+                  'FSDP2'], rows)
+
+
+def published_check():
+    """Say what the paper's own hours mean: 800 epochs of Base in 7.7 hours on 256 TPU v3 cores, by masked maps."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build('base')
+        model.execution = 'masked'
+        _, step = count_work(model)
+    speed = 800 * IMAGENET * 2 * step / (7.7 * 3600 * 256)
+    return (f'Published: 7.7 hours for 800 epochs of Base on 256 TPU v3 cores, all sites computed ({step / 1e9:.1f} G '
+            f'multiply-adds a step and picture, counted): {speed / 1e12:.1f} * 10^12 operations a second and core.')
+
+
+def floor_table(rate, workers=(8, 16)):
+    """Hours that reading alone takes, whatever the model."""
+    rows = [[gpus, count, f'{count * rate:.0f}', f'{EPOCHS * IMAGENET / (gpus * count * rate) / 3600:.1f}']
+            for gpus in GPUS for count in workers]
+    return table(['GPUs', 'cores a GPU', 'pictures a second and GPU', 'hours at least'], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--sizes', nargs='+', default=['base', 'huge'])
+    parser.add_argument('--pictures', required=True, help='folder of JPEGs like those of the training')
+    args = parser.parse_args()
+    number, mean_bytes, rate = measure(args.pictures)
+    sizes = {size: count(size) for size in args.sizes}
+    print(f'Counted (batch of {A_GPU} a GPU below):\n\n{counted_table(sizes)}\n')
+    print(f'Measured: {number} pictures of {mean_bytes / 1024:.1f} KiB on average; {rate:.0f} a second of one core\'s '
+          f'time.\n\nGiB a GPU, counted:\n\n{memory_table(sizes)}\n')
+    print(f'{EPOCHS} epochs of ImageNet-1K, effective batch {BATCH}:\n\n{hours_table(sizes, mean_bytes, rate)}\n\n'
+          f'Reading alone:\n\n{floor_table(rate)}\n\n{published_check()}')
+
+
+if __name__ == '__main__':
+    main()

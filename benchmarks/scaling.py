@@ -1,0 +1,122 @@
+"""Measure FCMAE with one and two processes: pictures a second, peak memory a process; write benchmarks/scaling.md.
+
+    python benchmarks/scaling.py                    # about five minutes on two quiet cores
+    python benchmarks/scaling.py --rounds 1 --steps 5 --size atto
+
+Processes of one thread each train the shipped recipe's model by gloo on pictures of their own; one process and two take
+turns, so that other work on the machine meets both. Nothing is read from disk.
+"""
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from measure import machine
+from torch import nn
+
+MIB = 2**20
+PACKAGES = ('torch', 'mmengine', 'mmpretrain')
+
+
+class Loss(nn.Module):
+    """DDP wraps ``forward``."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, samples):
+        return self.model.loss(images, samples)['loss']
+
+
+def work(args):
+    """Train in one process of a group; the first writes what all of them needed."""
+    from cost import build, draw_batch
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo')
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(Loss(build(args.size)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    images, samples = draw_batch(args.batch, args.side)
+    seconds = []
+    for _ in range(args.warm_up + args.steps):
+        dist.barrier()
+        started = time.perf_counter()
+        model(images, samples).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        dist.barrier()
+        seconds.append(time.perf_counter() - started)
+    peaks = [None] * dist.get_world_size()
+    dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if dist.get_rank() == 0:
+        Path(args.worker).write_text(json.dumps(dict(seconds=seconds[args.warm_up:], peaks=peaks)))
+    dist.destroy_process_group()
+
+
+def run(processes, args):
+    """Start a group of processes and return the seconds of its steps and the peaks of its processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, 'result.json')
+        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}',
+                   __file__, *sys.argv[1:], '--worker', str(result)]
+        subprocess.run(command, check=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
+        return json.loads(result.read_text())
+
+
+def report(found, args):
+    """Return the table: medians over all steps of all rounds, and the range of the rounds' medians."""
+    rows, alone = [], None
+    for processes, runs in found.items():
+        rates = [processes * args.batch / statistics.median(one['seconds']) for one in runs]
+        rate = statistics.median(rates)
+        alone = alone or rate
+        peaks = [peak / MIB for one in runs for peak in one['peaks']]
+        rows.append(f'| {processes} | {rate:.2f} ({min(rates):.2f} to {max(rates):.2f}) | '
+                    f'{100 * rate / alone / processes:.0f} % | {statistics.median(peaks):.0f} |')
+    return '\n'.join(['| processes | pictures a second | of one process\'s, a process | peak resident MiB a process |',
+                      '|---|---|---|---|', *rows])
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', default='tiny')
+    parser.add_argument('--batch', type=int, default=8, help='pictures a process')
+    parser.add_argument('--side', type=int, default=224, help='pixels')
+    parser.add_argument('--steps', type=int, default=15, help='timed in each turn')
+    parser.add_argument('--warm-up', type=int, default=3)
+    parser.add_argument('--rounds', type=int, default=4, help='turns of each number of processes')
+    parser.add_argument('--out', default='benchmarks/scaling.md')
+    parser.add_argument('--worker', help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.worker:
+        work(args)
+        return
+    torch.set_num_threads(1)
+    hardware = machine(torch.device('cpu'), PACKAGES).replace('1 threads', 'one thread a process')
+    found = {1: [], 2: []}
+    for _ in range(args.rounds):
+        for processes, runs in found.items():
+            runs.append(run(processes, args))
+    text = (f'# One and two processes\n\nWritten by `benchmarks/scaling.py` on {hardware}.\nFCMAE, {args.size}, '
+            f'packed, float32, {args.batch} pictures of {args.side} pixels a process: forward, backward with DDP over '
+            f'gloo, AdamW step; {args.rounds} turns of {args.steps} steps each, alternating. In brackets the least '
+            f'and the most of the turns.\n\n{report(found, args)}\n')
+    Path(args.out).write_text(text)
+    print(text)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,93 @@
+"""What each process of several gets, and the counts behind the cost page."""
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from fcmae_runs import BATCH, draw_pictures, in_processes, make_config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+
+import mmconvnextv2.pretrain  # noqa: F401, registers the data set
+
+ROOT = Path(__file__).parents[2]
+DEPTHS, WIDTHS = (1, 2, 3, 1), (8, 16, 24, 40)
+
+
+@pytest.fixture
+def cost(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+    import cost
+    yield cost
+    for name in ('cost', 'loader', 'measure'):
+        sys.modules.pop(name, None)
+
+
+def read_batches(pictures, folder, batch):
+    """Return, a batch of an epoch, the picture numbers and the visible cells that this process gets."""
+    cfg = make_config(pictures, folder, batch)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    return [[(one.sample_idx, tuple(one.visible_cells)) for one in content['data_samples']] for content in loader]
+
+
+def write_batches(pictures, folder, batch):
+    torch.save(read_batches(pictures, folder, batch), folder / f'{dist.get_rank()}.pth')
+
+
+@pytest.mark.slow
+def test_processes_share_each_batch(tmp_path):
+    """Two processes with half the batch each read, step by step, halves of the batch of one process: the same pictures
+    with the same masks, none twice, and each process as many steps."""
+    pictures = draw_pictures(tmp_path / 'pictures', 3 * BATCH + 1)
+    wanted = read_batches(pictures, tmp_path, BATCH)
+    in_processes(write_batches, pictures, tmp_path, BATCH // 2, folder=tmp_path)
+    shares = [torch.load(tmp_path / f'{rank}.pth', weights_only=False) for rank in range(2)]
+    assert len(wanted) == 3 and [len(share) for share in shares] == [3, 3]
+    for whole, *halves in zip(wanted, *shares):
+        assert [len(half) for half in halves] == [BATCH // 2] * 2
+        assert sorted(sum(halves, [])) == sorted(whole) and len(set(whole)) == BATCH
+
+
+def test_multiply_adds_of_a_step(cost):
+    """A forward's multiply-adds are those of every matrix product over visible sites, of the decoder over all cells and
+    the prediction of hidden ones, plus the depthwise convolutions; backward makes it three times as many, but for the
+    gradient of the picture."""
+    counted = cost.count('atto', arch=dict(depths=DEPTHS, channels=WIDTHS))
+    visible, cells = 19, 49
+    sites = [visible * side**2 for side in (8, 4, 2, 1)]
+    products = sites[0] * 48 * WIDTHS[0]
+    products += sum(sites[stage] * 4 * WIDTHS[stage - 1] * WIDTHS[stage] for stage in (1, 2, 3))
+    products += sum(depth * 8 * width**2 * number for depth, width, number in zip(DEPTHS, WIDTHS, sites))
+    products += cells * (WIDTHS[-1] * 512 + 8 * 512**2)
+    depthwise = 49 * (sum(depth * width * number for depth, width, number in zip(DEPTHS, WIDTHS, sites)) + cells * 512)
+    predicted = [number * 512 * 3072 for number in (cells - visible, cells)]  # of hidden cells, or of all
+    assert any(0.9 * depthwise <= counted.forward - products - one <= 3 * depthwise for one in predicted)
+    assert 2.9 < counted.step / counted.forward <= 3
+
+
+def test_bytes_kept_are_those_of_a_real_step(cost):
+    """Counted on tensors without data, what backward keeps is what a real forward keeps, in float32 and under autocast;
+    recomputing blocks keeps less."""
+    from measure import saved_bytes
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    arch = dict(depths=DEPTHS, channels=WIDTHS)
+    model, pictures = cost.build('atto', arch=arch), cost.draw_batch(2)
+    for bf16 in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            wanted = saved_bytes(lambda: model.loss(*pictures)['loss'], model)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            found = cost.count_kept(cost.build('atto', arch=arch), 2, bf16)
+        assert found == pytest.approx(wanted, rel=1e-3)
+    counted = cost.count('atto', arch=arch)
+    assert counted.recomputed < counted.kept
+
+
+def test_the_page_holds_what_is_counted(cost):
+    """The row of Base in docs/scale.md is what the script counts today, to 3 %."""
+    row = re.search(r'^\| base \|.*$', (ROOT / 'docs' / 'scale.md').read_text(), re.MULTILINE)[0]
+    written, found = ([float(cell) for cell in text.split('|')[2:-1]] for text in
+                      (row, cost.counted_table(dict(base=cost.count('base'))).splitlines()[-1]))
+    assert len(written) == 6 and written == pytest.approx(found, rel=0.03)
