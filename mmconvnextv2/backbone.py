@@ -17,6 +17,7 @@ from .execution import Execution, Grid, check_images, get_execution
 from .layer_decay import layer_depth
 from .layers import DropPath, LayerNorm, mean_over_sites
 from .ops import response_mlp
+from .ops.dispatch import is_exported
 from .response_norms import GRN, build_response_norm
 
 ARCHS = {
@@ -129,7 +130,7 @@ class ConvNeXtV2Block(nn.Module):
         layers = (self.pointwise_conv1, self.grn, self.pointwise_conv2)
         stock = tuple(type(layer) for layer in layers) == (nn.Linear, GRN, nn.Linear) and self.grn.is_published
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers if layer is not None)
-        return self.fused and stock and not hooked and not torch.jit.is_tracing() and not torch.compiler.is_exporting()
+        return self.fused and stock and not hooked and not is_exported()
 
 
 class Stage(nn.Sequential):

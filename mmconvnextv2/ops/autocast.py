@@ -9,7 +9,7 @@ from torch import Tensor
 def cast_for_autocast(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
     """Return the tensors in autocast's dtype where it is on for the first one's device, else as they are."""
     device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if not _knows_autocast(device) or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
@@ -17,5 +17,9 @@ def cast_for_autocast(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Switch autocast off for a device; ``meta`` and others know none."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _knows_autocast(device.type) else nullcontext()
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot look into it
+def _knows_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

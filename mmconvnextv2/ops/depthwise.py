@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..layers import statistics_dtype
 from .autocast import cast_for_autocast, without_autocast
+from .dispatch import is_exported
 
 LARGEST_TILE = 32  # sites along a side; larger ones save no time, and smaller ones read their borders more often
 
@@ -49,14 +50,16 @@ def is_plain(conv: nn.Conv2d) -> bool:
     stock = (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and side % 2
              and conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2)
              and conv.stride == conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
-    watched = conv._forward_hooks or conv._forward_pre_hooks or torch.jit.is_tracing() or torch.compiler.is_exporting()
+    watched = conv._forward_hooks or conv._forward_pre_hooks or is_exported()
     return bool(stock) and not watched
 
 
 def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether :func:`depthwise` may take a layer's place and saves time: on the CPU, where gradients are wanted."""
+    """Whether :func:`depthwise` may take a layer's place and saves time: on the CPU, where gradients are wanted, and
+    not under torch.compile, which takes minutes over its tiles when sizes vary."""
     wants_gradients = torch.is_grad_enabled() and (features.requires_grad or conv.weight.requires_grad)
-    return features.device.type == 'cpu' and wants_gradients and is_plain(conv)
+    eager = features.device.type == 'cpu' and not torch.compiler.is_compiling()
+    return eager and wants_gradients and is_plain(conv)
 
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:

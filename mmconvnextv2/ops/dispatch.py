@@ -48,3 +48,14 @@ def plain() -> Iterator[None]:
         yield
     finally:
         _allowed = before
+
+
+def is_exported() -> bool:
+    """Whether the forward that runs is being recorded for export, where single layers and torch's own operations are
+    wanted; torch.compile is no export."""
+    return torch.jit.is_tracing() or _is_exporting()
+
+
+@torch.compiler.assume_constant_result  # torch.compile would take the answer to be yes
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
