@@ -69,8 +69,8 @@ def test_multiply_adds_of_a_step(cost):
 
 
 def test_bytes_kept_are_those_of_a_real_step(cost):
-    """Counted on tensors without data, what backward keeps is what a real forward keeps, in float32 and under autocast;
-    recomputing blocks keeps less."""
+    """Counted on tensors without data, what backward keeps is what a real forward keeps, to 1 %, in float32 and under
+    autocast; recomputing blocks keeps less."""
     from measure import saved_bytes
     from torch._subclasses.fake_tensor import FakeTensorMode
     arch = dict(depths=DEPTHS, channels=WIDTHS)
@@ -80,7 +80,7 @@ def test_bytes_kept_are_those_of_a_real_step(cost):
             wanted = saved_bytes(lambda: model.loss(*pictures)['loss'], model)
         with FakeTensorMode(allow_non_fake_inputs=True):
             found = cost.count_kept(cost.build('atto', arch=arch), 2, bf16)
-        assert found == pytest.approx(wanted, rel=1e-3)
+        assert found == pytest.approx(wanted, rel=0.01)
     counted = cost.count('atto', arch=arch)
     assert counted.recomputed < counted.kept
 

@@ -43,7 +43,7 @@ def start(command, environment, work_dir, tail):
 
 def finish(*started):
     for process, log in started:
-        assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+        assert process.wait(timeout=550) == 0, log.read_text()[-3000:]
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_two_nodes_are_two_processes(tools, environment, tmp_path):
     """dist_train.sh called on two nodes, and slurm_train.sh for two nodes, end with the weights, the moments and the
     schedule of dist_train.sh with two processes on one, to the last bit; one node alone writes, and each process
     trains its half: with one process the weights are others."""
-    tail = ['--cfg-options', *tools.options('fcmae', 'train_dataloader.batch_size=1', 'env_cfg.dist_cfg.timeout=120')]
+    tail = ['--cfg-options', *tools.options('fcmae', 'train_dataloader.batch_size=1', 'env_cfg.dist_cfg.timeout=300')]
     train, config = 'tools/dist_train.sh', tools.configs['fcmae']
     finish(start([train, config, '2'], {**environment, 'PORT': '29531'}, tmp_path / 'one', tail))
     nodes = {**environment, 'NNODES': '2', 'MASTER_ADDR': '127.0.0.1', 'PORT': '29532'}
