@@ -35,6 +35,9 @@ IN_REPOSITORY = re.compile(r'(?:tools|configs|mmconvnextv2|tests|docs|benchmarks
 OPTION = re.compile(r'[a-z_]\w*(?:\.\w+)+=\S+|compile=True|runner_type=\w+')
 SYSTEM = {'cd', 'ls', 'mkdir', 'pip', 'unzip'}  # of which only the first word is checked
 PYTHON = {'.venv/bin/python', 'python'}
+LAUNCHERS = {  # what a script starts, and which of its arguments it keeps
+    'tools/dist_train.sh': ('tools/train.py', [1]), 'tools/dist_test.sh': ('tools/test.py', [2]),
+    'tools/slurm_train.sh': ('tools/train.py', [0, 1])}
 NUMBER = re.compile(r'\d[\d.e+-]*')
 
 
@@ -97,9 +100,9 @@ def parse(monkeypatch):
 def check_tool(parse, tool, arguments):
     """The tool is there, takes these arguments, and its config and the overrides are such that it would start."""
     assert (ROOT / tool).is_file(), tool
-    if tool.endswith('.sh'):
-        check_tool(parse, 'tools/test.py' if 'test' in tool else 'tools/train.py',
-                   [word for number, word in enumerate(arguments) if number != (2 if 'test' in tool else 1)])
+    if tool in LAUNCHERS:
+        started, own = LAUNCHERS[tool]
+        check_tool(parse, started, [word for number, word in enumerate(arguments) if number not in own])
         return
     args = parse(ROOT / tool, arguments)
     for word in arguments:
@@ -306,7 +309,8 @@ def follow(path, monkeypatch, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('page, num_commands', [
-    ('index', 2), ('pretrain', 1), ('detect', 1), ('segment', 1), ('classify', 1), ('weights', 1)])
+    ('index', 2), ('pretrain', 1), ('detect', 1), ('segment', 1), ('classify', 1), ('weights', 1),
+    ('export', 1)])
 def test_page_does_what_it_says(page, num_commands, left_by_quickstart, monkeypatch, capfd):
     """On a small copy of what the quickstart leaves, a page's code and commands run, and print what the page shows."""
     monkeypatch.chdir(left_by_quickstart)
