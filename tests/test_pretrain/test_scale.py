@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fcmae_runs import BATCH, draw_pictures, in_processes, make_config
+from fcmae_runs import BATCH, assert_same, draw_pictures, in_processes, make_config, read, train
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -49,6 +49,32 @@ def test_processes_share_each_batch(tmp_path):
     for whole, *halves in zip(wanted, *shares):
         assert [len(half) for half in halves] == [BATCH // 2] * 2
         assert sorted(sum(halves, [])) == sorted(whole) and len(set(whole)) == BATCH
+
+
+DOUBLE = {'model.type': 'DoubleFCMAE', 'param_scheduler': None}
+
+
+def train_saving_memory(pictures, folder):
+    options = {**DOUBLE, 'model.backbone.with_cp': True, 'optim_wrapper.accumulative_counts': 2}
+    train(make_config(pictures, folder / 'ddp', BATCH // 4, **options))
+    options.update(runner_type='FlexibleRunner', strategy=dict(type='FSDP2Strategy'))
+    train(make_config(pictures, folder / 'fsdp', BATCH // 4, **options))
+
+
+@pytest.mark.slow
+def test_all_that_saves_memory_together(tmp_path):
+    """Two processes that recompute blocks and accumulate two quarters of the batch, replicated or sharded, end in the
+    weights and moments of one process that does none of it, to 1e-9 in float64."""
+    pictures = draw_pictures(tmp_path / 'pictures', 2 * BATCH)
+    in_processes(train_saving_memory, pictures, tmp_path, folder=tmp_path)
+    train(make_config(pictures, tmp_path / 'one', **DOUBLE))
+
+    def updated(name, iteration):
+        content = read(tmp_path / name, iteration)
+        return dict(weights=content['state_dict'], moments=content['optimizer']['state'])
+
+    for name in ('ddp', 'fsdp'):
+        assert_same(updated(name, 8), updated('one', 4), tolerance=1e-9)
 
 
 def test_multiply_adds_of_a_step(cost):
