@@ -41,14 +41,14 @@ def borrow(session: nox.Session, without: tuple = ()) -> None:
     (own / 'borrowed.pth').write_text(f'{links}\n')  # behind the session's own packages
 
 
-def install_wheel(session: nox.Session, *options: str) -> None:
+def install_wheel(session: nox.Session, *options: str, extras: str = '') -> None:
     """Build the wheel and install it."""
     shutil.rmtree(ROOT / 'build', ignore_errors=True)  # pip builds in place, and would pack files deleted since
     dist = Path(session.create_tmp()).resolve() / 'dist'
     shutil.rmtree(dist, ignore_errors=True)
     session.run('python', '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', str(dist), str(ROOT))
     wheel, = dist.glob('*.whl')
-    session.install(*options, str(wheel))
+    session.install(*options, f'{wheel}{extras}')
 
 
 def tell_story(session: nox.Session, *options: str) -> None:
@@ -99,6 +99,6 @@ def forks(session: nox.Session) -> None:
 @nox.session(python=['3.10', '3.12'])
 def bare(session: nox.Session) -> None:
     """Another Python, everything fetched: the tests that need neither mmdet, mmseg nor compiled operations."""
-    install_wheel(session, 'torch==2.11.0', 'torchvision==0.26.0', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0', 'pytest',
-                  'hypothesis', 'safetensors', 'timm', 'transformers<5')
+    install_wheel(session, 'torch==2.11.0', 'torchvision==0.26.0', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0',
+                  extras='[dev]')
     session.run('python', '-m', 'pytest', *(session.posargs or BARE))
