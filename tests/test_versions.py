@@ -4,8 +4,10 @@ import sys
 from importlib import metadata
 
 import pytest
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 
-from mmconvnextv2 import versions
+from mmconvnextv2 import recipes, versions
 
 
 def install_fake(folder, name, version):
@@ -47,3 +49,23 @@ def test_import_refuses_a_wrong_version(tmp_path):
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 1
     assert 'ImportError: mmpretrain 0.9.0 is installed, mmconvnextv2 works with mmpretrain >= 1.2.0' in result.stderr
+
+
+@pytest.mark.parametrize('installed, value', [
+    ({'onedl-mmsegmentation': '1.4.2'}, 'fork'),
+    ({'mmsegmentation': '1.2.2', 'onedl-mmsegmentation': '1.4.2'}, 'upstream')])
+def test_bases_of_the_fork_are_found(tmp_path, monkeypatch, installed, value):
+    """``mmseg::`` bases come from the fork's distribution where it is the only one, and otherwise from upstream's."""
+    for name, folder in (('onedl_mmsegmentation', 'fork'), ('mmsegmentation', 'upstream')):
+        configs = tmp_path / folder / 'mmseg' / '.mim' / 'configs' / '_base_'
+        configs.mkdir(parents=True)
+        (configs / 'own.py').write_text(f'origin = {folder!r}\n')
+        (configs.parents[1] / 'model-index.yml').write_text('Import: []\n')
+        install_fake(tmp_path / folder, name, '1.4.2')
+        (tmp_path / folder / f'{name}-1.4.2.dist-info' / 'top_level.txt').write_text('mmseg\n')
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    (tmp_path / 'mine.py').write_text("_base_ = 'mmseg::_base_/own.py'\n")
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    monkeypatch.setattr(recipes, 'installed_version', installed.get)
+    recipes.register_names()
+    assert Config.fromfile(str(tmp_path / 'mine.py')).origin == value
