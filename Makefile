@@ -21,8 +21,8 @@ minkowski:
 	@$(SETUP) minkowski
 
 lint: env
-	@"$(VENV)/bin/python" -m flake8 mmconvnextv2 tools tests configs benchmarks
-	@"$(VENV)/bin/python" -m isort --check-only mmconvnextv2 tools tests configs benchmarks
+	@"$(VENV)/bin/python" -m flake8 mmconvnextv2 tools tests configs benchmarks docs
+	@"$(VENV)/bin/python" -m isort --check-only mmconvnextv2 tools tests configs benchmarks docs
 
 # Known vulnerabilities of the locked packages; needs the network, and is no part of the tests.
 audit: env
