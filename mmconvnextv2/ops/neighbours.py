@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-from ..layers import statistics_dtype
+from ..layers import LayerNorm, statistics_dtype
 from .autocast import cast_for_autocast, without_autocast
 from .depthwise import is_plain
 from .dispatch import uses_kernels
@@ -41,9 +41,18 @@ def places_of(cells: Tensor, num_cells: int) -> Tensor:
 
 def serves(sites: Tensor, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> bool:
     """Whether kernels may take the place of a depthwise layer, and of the LayerNorm after it."""
-    stock = norm is None or isinstance(norm, nn.LayerNorm) and norm.bias is not None and norm.normalized_shape == (
-        conv.out_channels, ) and not norm._forward_hooks and not norm._forward_pre_hooks
-    return uses_kernels(sites) and is_plain(conv) and stock
+    return uses_kernels(sites) and _suits(sites, conv) and (norm is None or _is_plain_norm(norm, conv.out_channels))
+
+
+def _suits(sites: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether nothing is wrong or special about a layer; torch's convolution has words for what is wrong."""
+    same_dtype = sites.dtype == conv.weight.dtype or torch.is_autocast_enabled(sites.device.type)
+    return is_plain(conv) and same_dtype and sites.shape[-1] == conv.in_channels
+
+
+def _is_plain_norm(norm: nn.Module, channels: int) -> bool:
+    stock = type(norm) in (LayerNorm, nn.LayerNorm) and norm.normalized_shape == (channels, ) and norm.bias is not None
+    return stock and not norm._forward_hooks and not norm._forward_pre_hooks
 
 
 def depthwise_sites(sites: Tensor, conv: nn.Conv2d, geometry: Geometry) -> Tensor:
