@@ -40,7 +40,7 @@ class Masked(Dense):
         return super().depthwise(hide(sites, grid.counted), grid, conv)
 
     def depthwise_norm(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-        return super().depthwise_norm(hide(sites, grid.counted), grid, conv, norm)
+        return Dense().depthwise_norm(hide(sites, grid.counted), grid, conv, norm)  # which hides nothing again
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         sites, grid = super().downsample(hide(sites, grid.counted), grid, conv)

@@ -56,7 +56,7 @@ def is_plain(conv: nn.Conv2d) -> bool:
 
 def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
     """Whether :func:`depthwise` may take a layer's place and saves time: on the CPU, where gradients are wanted, and
-    not under torch.compile, which takes minutes over its tiles when sizes vary."""
+    not under torch.compile, which is slow to trace its tiles when sizes vary."""
     wants_gradients = torch.is_grad_enabled() and (features.requires_grad or conv.weight.requires_grad)
     eager = features.device.type == 'cpu' and not torch.compiler.is_compiling()
     return eager and wants_gradients and is_plain(conv)

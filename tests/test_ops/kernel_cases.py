@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmconvnextv2.backbone import ConvNeXtV2Block
 from mmconvnextv2.execution.base import Grid
@@ -167,6 +168,21 @@ def test_depthwise_without_norm():
     normed = execution.depthwise_norm(sites, grid, conv, norm)
     with torch.no_grad():
         assert torch.equal(execution.depthwise_norm(sites, grid, conv, norm), normed)
+
+
+def test_visible_sites_alone_are_kept():
+    """For the backward pass sites before and after the convolution are kept, two numbers a site, and no map; torch's
+    counter knows the multiplications."""
+    execution, grid, num_sites = make_cells(1, num_cells=2)
+    conv, norm = make_layers(3, 3)
+    sites, kept = draw(2, num_sites, 3, dtype=torch.float64), []
+    execution.depthwise_norm(sites, grid, conv, norm)  # the first run makes the operator known to the counter
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda tensor: tensor):
+        with FlopCounterMode(display=False) as counter:
+            execution.depthwise_norm(sites, grid, conv, norm)
+    wide, narrow = sites.numel(), 2 * num_sites
+    assert sorted(kept) == sorted([wide, wide, narrow, narrow, conv.weight.numel(), norm.weight.numel()])
+    assert counter.get_total_flops() == 2 * sites.numel() * 9
 
 
 def make_block(channels):
