@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent
 VENV = Path(os.environ.get('VENV', ROOT / '.venv'))
 OURS = ('mmconvnextv2', '__editable__')
 UPSTREAM = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
-FORKS = ('onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2', 'onedl-mmpretrain==1.3.6')
+FORKS = ('onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2', 'onedl-mmpretrain==1.3.6',
+         'imaug', 'imageio', 'lazy-loader', 'scikit-image', 'tifffile')  # what the fork's mmdet asks for besides
 # Tests of the backbone, its executions, weights and pretraining; those that need neither mmdet, mmseg nor mmcv.ops
 BARE = ['tests/test_backbone_contract.py', 'tests/test_layers.py', 'tests/test_layer_decay.py',
         'tests/test_response_norms.py', 'tests/test_execution', 'tests/test_checkpoint', 'tests/test_pretrain',
