@@ -1,9 +1,9 @@
-# make quickstart | test | benchmark | minkowski | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | benchmark | minkowski | export | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
-.PHONY: env quickstart test benchmark minkowski lint audit docs
+.PHONY: env quickstart test benchmark minkowski export lint audit docs
 env:
 	@$(SETUP)
 
@@ -17,8 +17,8 @@ test: env
 benchmark: minkowski
 	@"$(VENV)/bin/python" benchmarks/speed.py
 
-minkowski:
-	@$(SETUP) minkowski
+minkowski export:
+	@$(SETUP) $@
 
 lint: env
 	@"$(VENV)/bin/python" -m flake8 mmconvnextv2 tools tests configs benchmarks docs

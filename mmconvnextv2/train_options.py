@@ -130,6 +130,9 @@ def _add_hook(cfg: Config, **hook) -> None:
 class CompileBackboneHook(Hook):
     """Compile ``model.backbone`` in place before training, so that names in checkpoints stay.
 
+    Each size of pictures is compiled on its own, since inductor of torch 2.11 fails on graphs of any size; after
+    ``torch._dynamo.config.recompile_limit`` (8) of them, other sizes run uncompiled.
+
     Args:
         backend (str): One of ``torch.compiler.list_backends()``. Defaults to ``'inductor'``.
     """
@@ -140,7 +143,7 @@ class CompileBackboneHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Compile; the work is done at the first forward."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.backbone.compile(backend=self.backend)
+        model.backbone.compile(backend=self.backend, dynamic=False)
         runner.logger.info(f'the backbone is compiled by {self.backend}: the first iterations take longer')
 
 

@@ -10,7 +10,7 @@ from packaging.version import Version
 
 # distribution: (first version that works, first version that does not)
 WORKING = {
-    'torch': ('2.1', '3'),
+    'torch': ('2.6', '3'),
     'mmengine': ('0.10.4', '1'),
     'mmcv': ('2.1.0', '2.2.0'),
     'mmdet': ('3.3.0', '4'),

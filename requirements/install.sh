@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes (or completes) the tested environment:  requirements/install.sh VENV [minkowski]
+# Makes (or completes) the tested environment:  requirements/install.sh VENV [minkowski | export]
 # Reads requirements/lock.txt. PYTHON names the interpreter; FORCE_CUDA=1 builds mmcv with CUDA ops, FORCE_CUDA=0 never.
 # State in VENV: .mmconvnextv2 says that the folder is ours, .lock what is complete (the lock's hash and mmcv's ops),
 # .source the installed clone, .unfinished-STEP that a step was cut off and its files are not to be trusted.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-venv=${1:?usage: install.sh VENV [minkowski]}
+venv=${1:?usage: install.sh VENV [minkowski | export]}
 lock=$here/lock.txt
 python=${PYTHON:-python3}
 need_gib=12
@@ -168,6 +168,14 @@ install_minkowski() {
     say "MinkowskiEngine 0.5.4 is installed in $venv"
 }
 
+install_export() {
+    local list=$here/export.txt
+    ! cmp -s "$list" "$venv/.export" || return 0
+    install export "installing ONNX and its runtime" --no-deps -r "$list"
+    cp "$list" "$venv/.export"
+    say "ONNX files can be exported in $venv"
+}
+
 hash=$(sha256sum "$lock" | cut -c 1-16)
 made=$(cat "$venv/.lock" 2>/dev/null || true)
 ops=$(mmcv_ops)
@@ -189,4 +197,8 @@ if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
     install source "installing this package (editable)" --no-deps --no-build-isolation -e "$(dirname "$here")"
     dirname "$here" > "$venv/.source"
 fi
-if [ "${2:-}" = minkowski ]; then install_minkowski; fi
+case ${2:-} in
+    '') ;;
+    minkowski | export) "install_$2" ;;
+    *) fail "there is no optional part '$2', only minkowski and export" ;;
+esac

@@ -24,7 +24,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     _add_graph(commands.add_parser('onnx', help='ONNX of any batch, height and width'), '.onnx', export_onnx)
     _add_graph(commands.add_parser('program', help='a program for torch.export.load'), '.pt2', export_program)
     hugging_face = commands.add_parser('huggingface', help='a folder for transformers')
-    _add_library(hugging_face, 'DIR', lambda source, args: export_hugging_face(source, args.out, _card(args), args.size))
+    _add_library(hugging_face, 'DIR',
+                 lambda source, args: export_hugging_face(source, args.out, _card(args), args.size))
     hugging_face.add_argument('--size', type=int, default=224, help='pixels along a side of pictures; default 224')
     timm = commands.add_parser('timm', help='a file for timm.create_model')
     _add_library(timm, 'OUT.safetensors', _timm)
@@ -38,7 +39,8 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument('config', help='config file of any recipe')
     parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone of any layout')
     parser.add_argument('out', metavar=f'OUT{suffix}', help='the file to write')
-    parser.add_argument('--part', choices=PARTS, help='default: the whole of a segmentor or classifier, or the backbone')
+    parser.add_argument('--part', choices=PARTS,
+                        help='default: the whole of a segmentor or classifier, or the backbone')
     parser.add_argument('--size', type=int, nargs=2, default=(224, 288), metavar=('HEIGHT', 'WIDTH'),
                         help='pixels of the first of two checks; default 224 288. Any size can be run')
     parser.add_argument('--half', action='store_true', help='compute in float16')

@@ -1,9 +1,10 @@
 """What is exported of a model: pixels in, maps or logits out, in operations that every runtime has.
 
-The mean and standard deviation of the data preprocessor are part of a graph. Its model is a copy in which the blocks run
-layer by layer, because one fused operation would hide GRN, and in which pooling to a fixed number of cells is a product
-of matrices, because the ONNX exporter of torch 2.11 writes a graph for it that is wrong at other sizes than the traced
-one. With half precision the layers compute in float16; inputs, outputs, normalisation and GRN's sums stay float32.
+The mean and standard deviation of the data preprocessor are part of a graph. Its model is a copy in which the blocks
+run layer by layer, because one fused operation would hide GRN, and in which pooling to a fixed number of cells is a
+product of matrices, because the ONNX exporter of torch 2.11 writes a graph for it that is wrong at other sizes than the
+traced one. With half precision the layers compute in float16; inputs, outputs, normalisation and GRN's sums stay
+float32.
 """
 import os
 from copy import deepcopy
@@ -230,4 +231,3 @@ def class_names(content: dict) -> Tuple[str, ...]:
     meta = content.get('meta')
     classes = meta.get('dataset_meta', {}).get('classes') if isinstance(meta, dict) else None
     return tuple(map(str, classes or ()))
-

@@ -134,8 +134,8 @@ def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) 
     library = f'{library} {version(library)}'
     worst = max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(wanted, found, strict=True))
     if not worst <= TOLERANCE:
-        raise ValueError(f'{library} computes something else from these weights, {worst:.1e} of the largest value away: '
-                         'nothing was written; use another version of it')
+        raise ValueError(f'{library} computes something else from these weights, {worst:.1e} of the largest value '
+                         'away: nothing was written; use another version of it')
     return f'{library} loads it, and computes what ConvNeXtV2 does but for {worst:.1e} of the largest value'
 
 
@@ -236,8 +236,8 @@ def export_timm(source: Source, target: str, card: Card) -> str:
         model = create_model(name, checkpoint_path=partial, **arguments).eval()
         with torch.no_grad():
             report = check_same(our_outputs(source, images), (model.forward_features(images), model(images)), 'timm')
-        call = ', '.join([repr(name), f'checkpoint_path={target!r}', *(f'{key}={value}' for key, value in
-                                                                      arguments.items())])
+        told = [f'{key}={value}' for key, value in arguments.items()]
+        call = ', '.join([repr(name), f'checkpoint_path={target!r}', *told])
         write_card(f'{os.path.splitext(partial)[0]}.md', os.path.basename(target), card, 'timm', source.facts,
                    f'import timm\n\nmodel = timm.create_model({call})', bool(source.classifier))
     return f'{target}: {name}; {report}'

@@ -40,7 +40,8 @@ def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str,
                          tags=['convnextv2', 'mmconvnextv2'])
     order, *numbers = card.pixels
     mean, std = (', '.join(f'{value:g}' for value in values) for values in numbers)
-    facts = {**facts, 'pictures': f'{order}, mean {mean}, standard deviation {std} of 0 to 255', 'trained by': card.config or 'not told'}
+    facts = {**facts, 'pictures': f'{order}, mean {mean}, standard deviation {std} of 0 to 255',
+             'trained by': card.config or 'not told'}
     parts = [f'# {title}', 'ConvNeXt V2 (arXiv 2301.00808), exported by mmconvnextv2.', _table('', '', facts)]
     if card.metrics:
         parts.append('## Metrics\n\n' + _table('metric', 'value', card.metrics))

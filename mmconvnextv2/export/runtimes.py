@@ -1,7 +1,7 @@
 """ONNX files and ``torch.export`` programs, each compared with PyTorch before it takes its place.
 
-Batch, height and width are free in both. A file stands under its name only after it has computed what the model does, at
-two sizes and two batches.
+Batch, height and width are free in both. A file stands under its name only after it has computed what the model does,
+at two sizes and two batches.
 """
 import json
 import os
