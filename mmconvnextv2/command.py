@@ -1,4 +1,5 @@
 """How a command ends: one line for what the user can mend, a traceback for any other error."""
+import gc
 import os
 import re
 import sys
@@ -29,8 +30,9 @@ def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
         if message is None or args.traceback:
             raise
         sys.exit(f'error: {message}')
-    if dist.is_initialized():
-        dist.destroy_process_group()  # left to the interpreter's end, gloo's threads abort the process now and then
+    if dist.is_initialized():  # left to the interpreter's end, gloo's threads abort the process now and then
+        gc.collect()  # the wrapped model holds the group too
+        dist.destroy_process_group()
 
 
 def stated_mistake(error: Optional[BaseException]) -> Optional[str]:

@@ -225,6 +225,7 @@ class FiniteLossHook(Hook):
         print_log(f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: '
                   f'{found}', 'current', logging.WARNING)
 
+    @torch.compiler.disable  # a graph of a whole training step cannot set attributes of the optimizer
     def _look_at_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Keep the step from doing anything when a gradient is not finite; a loss scaler has its own way."""
         if getattr(optimizer, 'found_inf', None) is not None:
@@ -240,6 +241,7 @@ class FiniteLossHook(Hook):
             for parameter in parameters:
                 parameter.grad = None
 
+    @torch.compiler.disable
     def _forget(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._found is not None and optimizer.defaults.get('fused'):
             del optimizer.found_inf

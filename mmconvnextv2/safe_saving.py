@@ -15,6 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 PART = '.part'  # ends the name of a file that is being written
+OUTDATED = 'outdated_checkpoints'  # in a checkpoint, the files that it makes outdated
 CHUNK = 2**24
 ATOMIC = dict(backend='atomic')
 
@@ -114,8 +115,9 @@ class VerifiedCheckpointHook(CheckpointHook):
         super().__init__(*args, backend_args=backend_args, out_dir=out_dir, **kwargs)
 
     def before_train(self, runner) -> None:
-        """Settle the folder, and take away what a killed run was writing."""
+        """Settle the folder, and take away what a killed run was writing, or had yet to remove."""
         super().before_train(runner)
+        self._remove(runner.message_hub.runtime_info.get(OUTDATED, []))
         if isinstance(self.file_backend, AtomicBackend) and is_main_process():
             for part in Path(self.out_dir).glob('*' + PART):
                 part.unlink(missing_ok=True)
@@ -141,7 +143,9 @@ class VerifiedCheckpointHook(CheckpointHook):
         self.keep_ckpt_ids.append(step)
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         names = (self.filename_tmpl.format(old) for old in steps[:-self.max_keep_ckpts])
-        return [self.file_backend.join_path(self.out_dir, name) for name in names]
+        outdated = [self.file_backend.join_path(self.out_dir, name) for name in names]
+        runner.message_hub.update_info(OUTDATED, outdated)  # for a run that resumes after a kill before the removal
+        return outdated
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         """Save the best as mmengine does, and remove the best before it afterwards."""

@@ -12,7 +12,7 @@ import torch
 from real_runs import PER_EPOCH, assert_same_weights, draw_pictures, last, make_config, start, train, wait_for
 
 from mmconvnextv2 import FiniteLossHook, PreemptionHook
-from mmconvnextv2.safe_saving import PART, AtomicBackend
+from mmconvnextv2.safe_saving import PART, AtomicBackend, VerifiedCheckpointHook
 
 
 @pytest.fixture(scope='module')
@@ -60,6 +60,23 @@ def test_killed_runs_resume_to_the_quiet_weights(pictures, quiet, tmp_path):
     train(make_config(pictures, tmp_path), True)
     assert_same_weights(last(tmp_path), quiet)
     assert len(list(tmp_path.glob('*.pth'))) == 2 and not list(tmp_path.glob(f'*{PART}'))
+
+
+def train_until_a_removal(cfg):
+    """Die where the first outdated file would go."""
+    VerifiedCheckpointHook._remove = lambda hook, paths: paths and os.kill(os.getpid(), signal.SIGKILL)
+    train(cfg)
+
+
+def test_file_that_a_killed_run_had_yet_to_remove(pictures, quiet, tmp_path):
+    """A run killed between the newest checkpoint and the removal of the oldest leaves no file behind when resumed."""
+    process = start(train_until_a_removal, make_config(pictures, tmp_path), log=tmp_path / 'log')
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert {path.name for path in tmp_path.glob('*.pth')} == {'iter_1.pth', 'iter_2.pth', 'iter_3.pth'}
+    train(make_config(pictures, tmp_path), True)
+    assert {path.name for path in tmp_path.glob('*.pth')} == {'iter_11.pth', 'iter_12.pth'}
+    assert_same_weights(last(tmp_path), quiet)
 
 
 @pytest.mark.parametrize('workers', (0, 2))
