@@ -47,13 +47,13 @@ class Contestant:
 
 
 def draw_weights(model, seed=0):
-    """Draw every parameter from a seed; the order is that of the names."""
+    """Draw every parameter from a seed, in the order of their names."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
-        with torch.no_grad():
-            drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(drawn * parameter[0].numel()**-0.5 if parameter.ndim > 1 else
-                            drawn * 0.3 + name.endswith('norm.weight'))
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=parameter[0].numel()**-0.5, generator=generator)
+        else:
+            nn.init.normal_(parameter, mean=float(name.endswith('weight')), std=0.3, generator=generator)
     return model
 
 

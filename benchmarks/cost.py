@@ -8,21 +8,20 @@ autocast. Measured on the folder given: the mean size of a picture's file, and h
 second of one core's time. Assumed: how many operations a second a GPU sustains.
 """
 import argparse
-import contextlib
 import time
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from contestants import samples
 from loader import pipelines
+from measure import saved_bytes, table
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from mmpretrain.structures import DataSample
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmconvnextv2.analysis.costs import count_parameters, multiply_adds
 from mmconvnextv2.backbone import ConvNeXtV2Block
-from mmconvnextv2.pretrain.masking import num_visible
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-{}_64xb64-1600e_in1k.py'
 IMAGENET, EPOCHS, BATCH, A_GPU = 1_281_167, 1600, 4096, 64  # pictures, of the released weights, effective, at a time
@@ -51,31 +50,14 @@ def build(size, with_cp=False, arch=None):
 
 
 def draw_batch(batch, side=224):
-    """Return pictures, and samples with the visible cells that the recipe would draw."""
-    cells = (side // 32)**2
-    samples = [DataSample() for _ in range(batch)]
-    for sample in samples:
-        sample.set_metainfo(dict(visible_cells=np.arange(num_visible(cells, 0.6))))
-    return torch.randn(batch, 3, side, side), samples
+    """Return pictures, and samples with visible cells as the recipe would draw them."""
+    return torch.randn(batch, 3, side, side), samples(batch, side, 0.6)
 
 
 def count_kept(model, batch, bf16=True):
-    """Count the bytes that autograd keeps for backward, a storage once, parameters left out."""
-    known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept = []
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            known.add(storage._cdata)
-            kept.append(storage)  # so that no address is used twice
-        return tensor
-
-    cast = torch.autocast('cpu', torch.bfloat16) if bf16 else contextlib.nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
-        loss = model.loss(*draw_batch(batch))['loss']
-    del loss
-    return sum(storage.nbytes() for storage in kept)
+    """Count the bytes that autograd keeps for backward."""
+    with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+        return saved_bytes(lambda: model.loss(*draw_batch(batch))['loss'], model)
 
 
 def count_work(model):
@@ -106,7 +88,6 @@ def count(size, arch=None):
 def measure(folder, rounds=3):
     """Return the number of pictures, their files' mean bytes, and pictures a second of one core's time (the best of
     some rounds: it does not count the time in which other work had the core)."""
-    from pathlib import Path
     number, steps = pipelines(folder)
     sizes = [path.stat().st_size for path in Path(folder).rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg')]
     read, seconds = steps['FCMAE pipeline'], []
@@ -126,11 +107,6 @@ def memory(counted, gpus, sharded, recompute=False):
     state = 16 * counted.parameters
     state = state / gpus + 3 * 4 * counted.block if sharded else state + 4 * counted.parameters
     return state + counted.fixed + A_GPU * (counted.recomputed if recompute else counted.kept)
-
-
-def table(header, rows):
-    return '\n'.join([f'| {" | ".join(header)} |', '|---' * len(header) + '|',
-                      *(f'| {" | ".join(map(str, row))} |' for row in rows)])
 
 
 def counted_table(sizes):

@@ -51,20 +51,29 @@ def ratio(others, ours):
 
 
 def saved_bytes(function, model):
-    """Count the bytes that autograd keeps between forward and backward, a shared storage once, parameters left out."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    """Count the bytes that autograd keeps between forward and backward, a shared storage once, parameters left out.
+
+    Works on tensors without data, too.
+    """
+    known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept = []  # the storages themselves, so that no address is used twice
 
     def keep(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            known.add(storage.data_ptr())
+        if storage._cdata not in known:
+            known.add(storage._cdata)
             kept.append(storage)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        function()
+        result = function()
+    del result
     return sum(storage.nbytes() for storage in kept)
+
+
+def resident_bytes():
+    """Return what the process holds now."""
+    return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_bytes(step, device, steps=3):
@@ -76,13 +85,19 @@ def peak_bytes(step, device, steps=3):
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)
     else:
-        held = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+        held = resident_bytes()
     for _ in range(steps):
         step()
     wait(device)
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device) - held
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held
+
+
+def table(header, rows):
+    """Lay cells out as a Markdown table."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
 
 
 def machine(device, packages):

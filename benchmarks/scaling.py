@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from measure import machine
+from measure import machine, table
 from torch import nn
 
 MIB = 2**20
@@ -80,10 +80,9 @@ def report(found, args):
         rate = statistics.median(rates)
         alone = alone or rate
         peaks = [peak / MIB for one in runs for peak in one['peaks']]
-        rows.append(f'| {processes} | {rate:.2f} ({min(rates):.2f} to {max(rates):.2f}) | '
-                    f'{100 * rate / alone / processes:.0f} % | {statistics.median(peaks):.0f} |')
-    return '\n'.join(['| processes | pictures a second | of one process\'s, a process | peak resident MiB a process |',
-                      '|---|---|---|---|', *rows])
+        rows.append([processes, f'{rate:.2f} ({min(rates):.2f} to {max(rates):.2f})',
+                     f'{100 * rate / alone / processes:.0f} %', f'{statistics.median(peaks):.0f}'])
+    return table(['processes', 'pictures a second', "of one process's, a process", 'peak resident MiB a process'], rows)
 
 
 def parse_args():

@@ -8,52 +8,25 @@ and the most. Outputs, losses and weights that should be equal are compared befo
 a process of its own, and so does each contestant for its peak memory.
 """
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
-from measure import machine, peak_bytes, race, ratio, saved_bytes
+from measure import machine, peak_bytes, race, ratio, saved_bytes, table
 
 PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain', 'timm', 'MinkowskiEngine')
 MIB = 2**20
 
 
-def fcmae_contest(size, args, batch=None):
-    """Return the executions of FCMAE, ours first."""
+def fcmae_contest(size, args):
+    """Return the executions of FCMAE by name, ours first; models are built when they are asked for."""
     from contestants import fcmae
-    setting = dict(batch=batch or args.batch, side=224, mask_ratio=0.6, device=args.device, bf16=args.bf16)
-    return {'packed': fcmae(size, 'packed', True, **setting),
-            'masked, same operations': fcmae(size, 'masked', True, **setting),
-            'masked, layer by layer': fcmae(size, 'masked', False, **setting)}
-
-
-def spark_contest(size, args):
-    from contestants import fcmae, spark
-    return {'packed': fcmae(size, 'packed', True, args.batch, 224, 0.6, args.device, args.bf16),
-            'SparK (mmpretrain)': spark(args.batch, 224, args.device, args.bf16)}
-
-
-def minkowski_contest(size, args):
-    from contestants import fcmae
-    setting = dict(fused=True, batch=4, side=224, mask_ratio=0.6, device=args.device)
-    return {'packed': fcmae(size, 'packed', **setting), 'minkowski': fcmae(size, 'minkowski', **setting)}
-
-
-def backbone_contest(size, args):
-    from contestants import backbones
-    return backbones(size, args.dense_batch, args.dense_side, args.device, args.bf16)
-
-
-def downstream_contest(config, args):
-    from contestants import downstream
-    return {one: downstream(config, 1, args.dense_side, args.device, one) for one in ('ours', 'mmpretrain')}
-
-
-CONTESTS = {'fcmae': fcmae_contest, 'spark': spark_contest, 'minkowski': minkowski_contest,
-            'backbone': backbone_contest, 'downstream': downstream_contest}
+    setting = dict(batch=args.batch, side=224, mask_ratio=0.6, device=args.device, bf16=args.bf16)
+    return {'packed': lambda: fcmae(size, 'packed', True, **setting),
+            'masked, same operations': lambda: fcmae(size, 'masked', True, **setting),
+            'masked, layer by layer': lambda: fcmae(size, 'masked', False, **setting)}
 
 
 def check_equal(contest, names, tolerance):
@@ -66,13 +39,12 @@ def check_equal(contest, names, tolerance):
     return worst
 
 
-@torch.no_grad()
 def _flat(output):
-    return [output] if isinstance(output, torch.Tensor) else list(output)
+    return [one.detach() for one in ([output] if isinstance(output, torch.Tensor) else output)]
 
 
-def rows(contest, kind, args, pairs, own_peak=None):
-    """Race the contestants and return table rows.
+def contest_table(contest, kind, args, pairs, own_peak=None):
+    """Race the contestants and return their table.
 
     Args:
         contest (dict): name: Contestant.
@@ -83,34 +55,29 @@ def rows(contest, kind, args, pairs, own_peak=None):
     """
     seconds = race({name: getattr(one, kind) for name, one in contest.items()}, args.rounds, args.device)
     kept = {name: saved_bytes(one.loss, one.model) for name, one in contest.items()} if kind != 'forward' else {}
-    lines = []
+    header, rows = ['', 's', 'times longer than ours'], []
+    header += ['kept for backward, MiB', 'ours / theirs'] * bool(kept) + ['peak, MiB'] * bool(own_peak)
     for name, times in seconds.items():
         own = pairs.get(name, name)
-        cells = [name, f'{statistics.median(times):.3f}']
-        cells.append('' if own == name else '{:.2f} ({:.2f} to {:.2f})'.format(*ratio(times, seconds[own])))
+        rows.append([name, f'{statistics.median(times):.3f}', '' if own == name else spread(times, seconds[own])])
         if kept:
-            cells += [f'{kept[name] / MIB:.0f}', '' if own == name else f'{kept[own] / kept[name]:.3f}']
+            rows[-1] += [f'{kept[name] / MIB:.0f}', '' if own == name else f'{kept[own] / kept[name]:.3f}']
         if own_peak:
-            cells.append(f'{own_peak[name] / MIB:.0f}')
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return lines
+            rows[-1].append(f'{own_peak[name] / MIB:.0f}')
+    return table(header, rows) + '\n'
 
 
-def table(header, lines):
-    return '\n'.join([f'| {" | ".join(header)} |', '|---' * len(header) + '|', *lines, ''])
+def spread(others, ours):
+    return '{:.2f} ({:.2f} to {:.2f})'.format(*ratio(others, ours))
 
 
-TIMES = ['', 's', 'times longer than ours']
-MEMORY = ['kept for backward, MiB', 'ours / theirs']
-
-
-def peaks(contest, size, kind, args):
-    """Measure each contestant's peak in a process of its own."""
+def peaks(size, args):
+    """Measure the peak of each execution of FCMAE in a process of its own."""
     found = {}
-    for name in CONTESTS[contest](size, args):
-        command = [sys.executable, __file__, *args.given, '--peak', contest, size, kind, name]
+    for name in fcmae_contest(size, args):
+        command = [sys.executable, __file__, *args.given, '--peak', size, name]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[name] = json.loads(run.stdout.splitlines()[-1])
+        found[name] = int(run.stdout.splitlines()[-1])
     return found
 
 
@@ -119,60 +86,63 @@ def write_fcmae(args):
     text = [f'Forward, backward and AdamW step; batch {args.batch} of 224 pixels, mask ratio 0.6. Peak: what three '
             'steps take on top of model and pictures.\n']
     for size in args.sizes:
-        peak = peaks('fcmae', size, 'step', args)
-        contest = fcmae_contest(size, args)
+        peak = peaks(size, args)
+        contest = {name: build() for name, build in fcmae_contest(size, args).items()}
         difference = check_equal(contest, list(contest), 1e-2 if args.bf16 else 1e-5)
         text.append(f'{size}; losses differ by {difference:.0e}:\n')
         pairs = dict.fromkeys(contest, 'packed')
-        text.append(table([*TIMES, *MEMORY, 'peak, MiB'], rows(contest, 'step', args, pairs, peak)))
+        text.append(contest_table(contest, 'step', args, pairs, peak))
     return '\n'.join(text)
 
 
 def write_spark(args):
     """A pretraining step of ConvNeXt V2-T, FCMAE against mmpretrain's SparK."""
-    contest = spark_contest('tiny', args)
-    pairs = dict.fromkeys(contest, 'packed')
+    from contestants import fcmae, spark
+    contest = {'packed': fcmae('tiny', 'packed', True, args.batch, 224, 0.6, args.device, args.bf16),
+               'SparK (mmpretrain)': spark(args.batch, 224, args.device, args.bf16)}
     return (f'The same pictures, batch {args.batch} of 224 pixels, mask ratio 0.6, AdamW for both. SparK is another '
             'method: dense, with a UNet decoder over four stages.\n\n'
-            + table([*TIMES, *MEMORY], rows(contest, 'step', args, pairs)))
+            + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed')))
 
 
 def write_minkowski(args):
     """A whole FCMAE step, Atto, batch 4, against MinkowskiEngine."""
-    contest = minkowski_contest('atto', args)
+    from contestants import fcmae
+    contest = {execution: fcmae('atto', execution, True, 4, 224, 0.6, args.device)
+               for execution in ('packed', 'minkowski')}
     difference = check_equal(contest, list(contest), 1e-5)
-    pairs = dict.fromkeys(contest, 'packed')
     return (f'`execution=\'minkowski\'` is the same model with MinkowskiEngine\'s kernels; losses differ by '
             f'{difference:.0e}. float32, 224 pixels, mask ratio 0.6.\n\n'
-            + table([*TIMES, *MEMORY], rows(contest, 'step', args, pairs)))
+            + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed')))
 
 
 def write_backbone(args):
     """The dense backbone beside mmpretrain's and timm's, the same weights."""
+    from contestants import backbones
     text = [f'ConvNeXt V2-T, batch {args.dense_batch} of {args.dense_side} pixels, four maps. Ours twice, with the '
             'norms that mmpretrain puts on its outputs, and without, as timm.\n']
     pairs = {'mmpretrain': 'ours', 'timm': 'ours, no output norms'}
-    for args.bf16 in (False, True):
-        contest = backbone_contest('tiny', args)
-        tolerance = 0.05 if args.bf16 else 1e-4
-        worst = max(check_equal(contest, pair, tolerance) for pair in pairs.items())
-        text.append(f'{"bfloat16 autocast" if args.bf16 else "float32"}; maps differ by {worst:.0e}. Forward:\n')
-        text.append(table(TIMES, rows(contest, 'forward', args, pairs)))
+    for bf16 in (False, True):
+        contest = backbones('tiny', args.dense_batch, args.dense_side, args.device, bf16)
+        worst = max(check_equal(contest, pair, 0.05 if bf16 else 1e-4) for pair in pairs.items())
+        text.append(f'{"bfloat16 autocast" if bf16 else "float32"}; maps differ by {worst:.0e}. Forward:\n')
+        text.append(contest_table(contest, 'forward', args, pairs))
         text.append('Forward and backward:\n')
-        text.append(table([*TIMES, *MEMORY], rows(contest, 'forward_backward', args, pairs)))
+        text.append(contest_table(contest, 'forward_backward', args, pairs))
     return '\n'.join(text)
 
 
 def write_downstream(args):
     """Whole training steps of recipes, with our backbone and mmpretrain's."""
+    from contestants import downstream
     text = [f'One picture of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), Tiny, AdamW; heads '
             'as in the recipes. The same weights in both; the first losses are compared.\n']
     for title, config in (('Mask R-CNN', 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'),
                           ('UperNet', 'configs/upernet/upernet_convnextv2-t_160k_ade20k-512x512.py')):
-        contest = downstream_contest(config, args)
+        contest = {one: downstream(config, 1, args.dense_side, args.device, one) for one in ('ours', 'mmpretrain')}
         difference = check_equal(contest, list(contest), 1e-3)
         text.append(f'{title}; losses differ by {difference:.0e}:\n')
-        text.append(table([*TIMES, *MEMORY], rows(contest, 'step', args, {'mmpretrain': 'ours'})))
+        text.append(contest_table(contest, 'step', args, dict(mmpretrain='ours')))
     return '\n'.join(text)
 
 
@@ -182,7 +152,7 @@ def write_scaling(args):
     base = dict(size='atto', batch=8, side=224, mask_ratio=0.6)
     changes = [{}, *(dict(batch=one) for one in (1, 2, 32)), *(dict(side=one) for one in (160, 320, 448)),
                *(dict(mask_ratio=one) for one in (0.3, 0.75, 0.9)), *(dict(size=one) for one in ('pico', 'tiny'))]
-    lines = []
+    rows = []
     for change in changes:
         setting = {**base, **change}
         contest = {one: fcmae(execution=one, fused=True, device=args.device, bf16=args.bf16, **setting)
@@ -190,13 +160,12 @@ def write_scaling(args):
         check_equal(contest, list(contest), 1e-2 if args.bf16 else 1e-5)
         seconds = race({name: one.step for name, one in contest.items()}, args.rounds, args.device)
         kept = {name: saved_bytes(one.loss, one.model) for name, one in contest.items()}
-        lines.append('| {size} | {batch} | {side} | {mask_ratio} '.format(**setting)
-                     + f'| {1000 * statistics.median(seconds["packed"]) / setting["batch"]:.1f} '
-                     + '| {:.2f} ({:.2f} to {:.2f}) '.format(*ratio(seconds['masked'], seconds['packed']))
-                     + f'| {kept["packed"] / MIB / setting["batch"]:.1f} | {kept["packed"] / kept["masked"]:.3f} |')
+        rows.append([*setting.values(), f'{1000 * statistics.median(seconds["packed"]) / setting["batch"]:.1f}',
+                     spread(seconds['masked'], seconds['packed']), f'{kept["packed"] / MIB / setting["batch"]:.1f}',
+                     f'{kept["packed"] / kept["masked"]:.3f}'])
     header = ['size', 'batch', 'pixels', 'mask ratio', 'ms a picture', 'masked takes times longer',
               'kept for backward, MiB a picture', 'ours / masked']
-    return 'Packed, beside masked with the same operations; losses equal.\n\n' + table(header, lines)
+    return 'Packed, beside masked with the same operations; losses equal.\n\n' + table(header, rows) + '\n'
 
 
 def write_loader(args):
@@ -204,13 +173,12 @@ def write_loader(args):
     from loader import pipelines
     count, steps = pipelines(args.pictures)
     seconds = race(steps, args.rounds, torch.device('cpu'))
-    ours = next(iter(seconds))
-    lines = [f'| {name} | {count / statistics.median(times):.0f} | '
-             + ('' if name == ours else '{:.2f} ({:.2f} to {:.2f})'.format(*ratio(times, seconds[ours]))) + ' |'
-             for name, times in seconds.items()]
+    ours, theirs = seconds
+    rows = [[ours, f'{count / statistics.median(seconds[ours]):.0f}', ''],
+            [theirs, f'{count / statistics.median(seconds[theirs]):.0f}', spread(seconds[theirs], seconds[ours])]]
     where = 'the folder given' if args.pictures else 'drawn pictures of 256 pixels'
     return (f'{count} JPEG pictures of {where}: read, crop to 224 pixels (bicubic), flip; one process, one thread.\n\n'
-            + table(['', 'pictures a second', 'times longer than ours'], lines))
+            + table(['', 'pictures a second', 'times longer than ours'], rows) + '\n')
 
 
 SECTIONS = {'fcmae': write_fcmae, 'spark': write_spark, 'minkowski': write_minkowski, 'backbone': write_backbone,
@@ -259,7 +227,7 @@ def parse_args(argv=None):
                         default=torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     parser.add_argument('--pictures', help='folder of JPEGs for the loader; drawn ones without it')
     parser.add_argument('--out', default='benchmarks/speed.md')
-    parser.add_argument('--peak', nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.given = ['--batch', str(args.batch), '--device', str(args.device)] + ['--bf16'] * args.bf16
     return args
@@ -268,9 +236,8 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     if args.peak:
-        contest, size, kind, name = args.peak
-        one = CONTESTS[contest](size, args).pop(name)
-        print(peak_bytes(getattr(one, kind), args.device))
+        size, name = args.peak
+        print(peak_bytes(fcmae_contest(size, args)[name]().step, args.device))
     elif len(args.only) == 1:
         write_section(args.only[0], args)
     else:

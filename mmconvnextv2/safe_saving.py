@@ -117,7 +117,8 @@ class VerifiedCheckpointHook(CheckpointHook):
     def before_train(self, runner) -> None:
         """Settle the folder, and take away what a killed run was writing, or had yet to remove."""
         super().before_train(runner)
-        self._remove(runner.message_hub.runtime_info.get(OUTDATED, []))
+        outdated = runner.message_hub.runtime_info.get(OUTDATED, [])
+        self._remove([path for path in outdated if os.path.dirname(path) == self.out_dir])  # never of another folder
         if isinstance(self.file_backend, AtomicBackend) and is_main_process():
             for part in Path(self.out_dir).glob('*' + PART):
                 part.unlink(missing_ok=True)

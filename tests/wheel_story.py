@@ -87,26 +87,16 @@ def check_place(story: Story) -> None:
     assert not [path for path in home.rglob('*') if path.is_symlink()]
 
 
-def segment(story: Story) -> None:
-    """UperNet: trained, evaluated, its labels drawn."""
-    (story.folder / 'segment.py').write_text(SEGMENTATION)
-    story.train('segment.py')
-    scores = [line for line in story.test('segment.py', 'run/iter_4.pth').splitlines() if 'mIoU:' in line]
+def use(story: Story, config: str, text: str, checkpoint: str, score: str, pictures: str) -> None:
+    """A config is trained and evaluated, and its predictions for four pictures drawn."""
+    (story.folder / config).write_text(text)
+    story.train(config)
+    scores = [line for line in story.test(config, checkpoint).splitlines() if f'{score}:' in line]
     print(scores[-1].split('- ')[-1])
-    story.python('-m', 'mmconvnextv2', 'predict', 'segment.py', 'run/iter_4.pth',
-                 'work_dirs/quickstart/data/ade/images/validation', '--out', 'segmented')
-    assert len(list((story.folder / 'segmented' / 'labels').rglob('*.png'))) == 4
-
-
-def detect(story: Story) -> None:
-    """Mask R-CNN: trained, evaluated, its objects drawn. Needs mmcv's compiled operations."""
-    (story.folder / 'detect.py').write_text(DETECTION)
-    story.train('detect.py')
-    scores = [line for line in story.test('detect.py', 'run/epoch_1.pth').splitlines() if 'segm_mAP:' in line]
-    print(scores[-1].split('- ')[-1])
-    story.python('-m', 'mmconvnextv2', 'predict', 'detect.py', 'run/epoch_1.pth',
-                 'work_dirs/quickstart/data/coco/val2017', '--out', 'detected')
-    assert len(list((story.folder / 'detected' / 'drawn').rglob('*.*'))) == 4
+    out = f'{config}-predicted'
+    story.python('-m', 'mmconvnextv2', 'predict', config, checkpoint, f'work_dirs/quickstart/data/{pictures}', '--out',
+                 out)
+    assert len(list((story.folder / out / 'drawn').rglob('*.*'))) == 4
 
 
 def convert(story: Story) -> None:
@@ -120,12 +110,12 @@ def main() -> None:
     story = Story(Path(sys.argv[1]), '--mim' in sys.argv)
     check_place(story)
     story.python('-c', DATA)
-    segment(story)
+    use(story, 'segment.py', SEGMENTATION, 'run/iter_4.pth', 'mIoU', 'ade/images/validation')
     convert(story)
     if '--without-ops' in sys.argv:
         print('no detection: mmcv has no compiled operations here')
     else:
-        detect(story)
+        use(story, 'detect.py', DETECTION, 'run/epoch_1.pth', 'segm_mAP', 'coco/val2017')
     print('the story ended well')
 
 
