@@ -8,9 +8,11 @@ and the most. Outputs, losses and weights that should be equal are compared befo
 a process of its own, and so does each contestant for its peak memory.
 """
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -132,6 +134,18 @@ def write_backbone(args):
     return '\n'.join(text)
 
 
+def write_allocator(args):
+    """The same where the allocator keeps freed memory."""
+    environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': str(2**40), 'MALLOC_TRIM_THRESHOLD_': str(2**40)}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, *args.given, '--only', 'backbone', '--out', f'{folder}/backbone.md']
+        subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
+        body = read_parts(f'{folder}/backbone.md')['backbone'].split('\n\n', 2)[2]
+    return ('By default glibc gives memory above 32 MiB back to the system, and has it zeroed when it is asked for\n'
+            'again: peers, whose tensors are larger, pay more for that. Here `MALLOC_MMAP_THRESHOLD_` and\n'
+            '`MALLOC_TRIM_THRESHOLD_` are so high that it never does.\n\n' + body)
+
+
 def write_downstream(args):
     """Whole training steps of recipes, with our backbone and mmpretrain's."""
     from contestants import downstream
@@ -181,8 +195,10 @@ def write_loader(args):
             + table(['', 'pictures a second', 'times longer than ours'], rows) + '\n')
 
 
-SECTIONS = {'fcmae': write_fcmae, 'spark': write_spark, 'minkowski': write_minkowski, 'backbone': write_backbone,
-            'downstream': write_downstream, 'scaling': write_scaling, 'loader': write_loader}
+SECTIONS = {
+    'fcmae': write_fcmae, 'spark': write_spark, 'minkowski': write_minkowski, 'backbone': write_backbone,
+    'allocator': write_allocator, 'downstream': write_downstream, 'scaling': write_scaling, 'loader': write_loader
+}
 
 
 def write_section(name, args):
@@ -229,7 +245,9 @@ def parse_args(argv=None):
     parser.add_argument('--out', default='benchmarks/speed.md')
     parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    args.given = ['--batch', str(args.batch), '--device', str(args.device)] + ['--bf16'] * args.bf16
+    args.given = ['--batch', str(args.batch), '--dense-batch', str(args.dense_batch), '--dense-side',
+                  str(args.dense_side), '--rounds', str(args.rounds), '--device', str(args.device)]
+    args.given += ['--bf16'] * args.bf16
     return args
 
 

@@ -17,7 +17,7 @@ from .execution import Execution, Grid, check_images, get_execution
 from .layer_decay import layer_depth
 from .layers import DropPath, LayerNorm, mean_over_sites
 from .ops import response_mlp
-from .ops.dispatch import is_exported
+from .ops.dispatch import is_watched
 from .response_norms import GRN, build_response_norm
 
 ARCHS = {
@@ -129,8 +129,7 @@ class ConvNeXtV2Block(nn.Module):
         """Whether nothing needs to see the single layers: stock types, the published GRN, no hooks, no tracing."""
         layers = (self.pointwise_conv1, self.grn, self.pointwise_conv2)
         stock = tuple(type(layer) for layer in layers) == (nn.Linear, GRN, nn.Linear) and self.grn.is_published
-        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers if layer is not None)
-        return self.fused and stock and not hooked and not is_exported()
+        return self.fused and stock and not any(map(is_watched, layers))
 
 
 class Stage(nn.Sequential):

@@ -26,6 +26,7 @@ class Grid:
         counted (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
         places (Tensor, optional): Where each cell stands among the visible ones, made once a step for kernels that
             look for neighbours there; see :func:`mmconvnextv2.ops.neighbours.places_of`.
+        site_rows (tuple, optional): Where sites stand in the stage's maps, for the CPU; see ``packed.SiteRows``.
     """
     height: int
     width: int
@@ -33,6 +34,7 @@ class Grid:
     visible_cells: Optional[Tensor] = None
     counted: Optional[Tensor] = None
     places: Optional[Tensor] = None
+    site_rows: Optional[Tuple[Tensor, Tensor]] = None
 
     @property
     def patch(self) -> int:
@@ -41,7 +43,8 @@ class Grid:
 
     def halved(self, counted: Optional[Tensor] = None) -> 'Grid':
         """Return the next stage's grid."""
-        return replace(self, height=self.height // 2, width=self.width // 2, stride=self.stride * 2, counted=counted)
+        return replace(self, height=self.height // 2, width=self.width // 2, stride=self.stride * 2, counted=counted,
+                       site_rows=None)
 
 
 class Execution:

@@ -6,7 +6,7 @@ needs neighbours, which it finds in a map that is zero elsewhere, or as a Triton
 Suffixes: B images, K cells, p sites along a cell's side, h and w cells along the picture's sides.
 """
 from dataclasses import replace
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..ops.autocast import cast_for_autocast, without_autocast
-from ..ops.depthwise import bias_gradient, depthwise_reference, input_gradient, is_faster, weight_gradient
-from ..ops.dispatch import uses_kernels
+from ..ops.depthwise import bias_gradient, cut, depthwise_reference, input_gradient, is_faster, weight_gradient
+from ..ops.dispatch import is_watched, uses_kernels
 from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, places_of, serves
 from .base import CELL, Execution, Grid, map_to_sites
 
@@ -53,15 +53,70 @@ def scatter(sites: Tensor, grid: Grid) -> Tensor:
     return features.reshape(batch, grid.height, grid.width, channels).permute(0, 3, 1, 2)
 
 
-def windows(sites: Tensor, grid: Grid, radius: int) -> Tensor:
-    """Take each visible cell with the sites within ``radius`` of it: (p + 2r, p + 2r, B * K, C), zero where hidden."""
-    patch, index = grid.patch, grid.visible_cells
-    features = F.pad(scatter(sites, grid).permute(0, 2, 3, 1), (0, 0, radius, radius, radius, radius))
-    height, width, columns = *features.shape[1:3], grid.width // patch
-    corner = (_image_index(index) * height + index // columns * patch) * width + index % columns * patch  # (B, K)
-    offset = torch.arange(patch + 2 * radius, device=index.device)
-    position = (offset[:, None] * width + offset)[..., None] + corner.flatten()  # (p + 2r, p + 2r, B * K)
-    return features.flatten(0, 2)[position]
+class SiteRows(NamedTuple):
+    """Where visible sites stand in the maps of a stage, both flattened to rows of C values; made once a step.
+
+    Copying whole rows by these is several times faster on the CPU than indexing cells, and its gradient is not needed
+    where a backward pass is written out.
+
+    Args:
+        of_map (Tensor): Long, (B * N, ), the row of the maps (B * H * W, C) at which each site stands.
+        of_sites (Tensor): Long, (B * H * W, ), the row of the sites at which each place of the maps finds its own, and
+            B * N where it is hidden.
+    """
+    of_map: Tensor
+    of_sites: Tensor
+
+
+def rows_of(grid: Grid) -> SiteRows:
+    """Return the grid's rows, or make them."""
+    if grid.site_rows is not None:
+        return grid.site_rows
+    cells, patch = grid.visible_cells, grid.patch
+    number = torch.arange(len(cells) * grid.height * grid.width, device=cells.device)
+    split = number.view(len(cells), grid.height // patch, patch, grid.width // patch, patch, 1)
+    of_map = cells_of(split, cells).flatten()
+    order = torch.arange(len(of_map), device=cells.device)
+    return SiteRows(of_map, torch.full_like(number, len(of_map)).scatter(0, of_map, order))
+
+
+def with_rows(grid: Grid) -> Grid:
+    """Return the grid with its rows where :class:`_PackedDepthwise` will ask for them."""
+    wanted = grid.visible_cells.device.type == 'cpu' and grid.places is None
+    return replace(grid, site_rows=rows_of(grid) if wanted else None)
+
+
+def lay_out(sites: Tensor, index: Tensor) -> Tensor:
+    """Copy rows of sites (B, N, C) by an index that is B * N where there is none: its shape and C, zero there."""
+    rows = torch.cat([sites.flatten(0, 1), sites.new_zeros(1, sites.shape[-1])])
+    return rows.index_select(0, index.flatten()).view(*index.shape, -1)
+
+
+def lay_out_map(sites: Tensor, grid: Grid) -> Tensor:
+    """Do what :func:`scatter` does, without a gradient."""
+    index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
+    return lay_out(sites, index).permute(0, 3, 1, 2)
+
+
+def pick(features_BCHW: Tensor, grid: Grid) -> Tensor:
+    """Do what :func:`gather` does, without a gradient."""
+    rows = map_to_sites(features_BCHW).flatten(0, 1)
+    return rows.index_select(0, rows_of(grid).of_map).view(len(features_BCHW), -1, rows.shape[-1])
+
+
+def correlated(sites: Tensor, grad: Tensor, grid: Grid, side: int) -> Tuple[Tensor, Tensor]:
+    """Return what ``weight_gradient`` takes of sites and their output's gradient, both (B, N, C): a window and a tile
+    for each visible cell, or for the whole map where a cell is one site, for which its window would hold 49."""
+    patch, radius = grid.patch, side // 2
+    if patch == 1:
+        return cut(*(lay_out_map(one, grid).permute(0, 2, 3, 1) for one in (sites, grad)), side)
+    index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
+    index = F.pad(index, (radius, ) * 4, value=sites.shape[0] * sites.shape[1])
+    index = index.unfold(1, patch + 2 * radius, patch).unfold(2, patch + 2 * radius, patch)  # (B, h, w, p + 2r, p + 2r)
+    cells, columns = grid.visible_cells, grid.width // patch
+    index = index[_image_index(cells), cells // columns, cells % columns]  # (B, K, p + 2r, p + 2r)
+    tiles = grad.reshape(-1, patch, patch, grad.shape[-1]).permute(1, 2, 0, 3)  # (p, p, B * K, C)
+    return lay_out(sites, index.flatten(0, 1).permute(1, 2, 0)), tiles
 
 
 def geometry(grid: Grid) -> Geometry:
@@ -72,6 +127,14 @@ def geometry(grid: Grid) -> Geometry:
     return Geometry(grid.height, grid.width, grid.patch, grid.visible_cells.contiguous(), places)
 
 
+def join_patches(features: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Run a convolution whose stride is its side k as one matrix product: (B, H, W, C) to (B, H / k, W / k, Cout). Over
+    many small maps that is faster than a convolution."""
+    side = conv.kernel_size[0]
+    patches = features.unflatten(2, (-1, side)).unflatten(1, (-1, side)).transpose(2, 3).flatten(3)  # (.., k * k * C)
+    return F.linear(patches, conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
 class _PackedDepthwise(torch.autograd.Function):
     """The depthwise convolution with ``ops.depthwise``'s backward pass; keeps visible sites, never a map."""
 
@@ -79,7 +142,7 @@ class _PackedDepthwise(torch.autograd.Function):
     def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
         ctx.save_for_backward(sites, weight)
         ctx.grid = grid
-        return gather(depthwise_reference(scatter(sites, grid), weight, bias), grid.visible_cells, grid.patch)
+        return pick(depthwise_reference(lay_out_map(sites, grid), weight, bias), grid)
 
     @staticmethod
     @once_differentiable
@@ -87,11 +150,9 @@ class _PackedDepthwise(torch.autograd.Function):
         sites, weight = ctx.saved_tensors
         grid, grad_sites, grad_weight = ctx.grid, None, None
         if ctx.needs_input_grad[0]:
-            grad_map = input_gradient(scatter(grad, grid), weight)
-            grad_sites = gather(grad_map, grid.visible_cells, grid.patch)
+            grad_sites = pick(input_gradient(lay_out_map(grad, grid), weight), grid)
         if ctx.needs_input_grad[1]:
-            tiles = grad.reshape(-1, grid.patch, grid.patch, grad.shape[-1]).permute(1, 2, 0, 3)  # (p, p, B * K, C)
-            grad_weight = weight_gradient(windows(sites, grid, weight.shape[-1] // 2), tiles)
+            grad_weight = weight_gradient(*correlated(sites, grad, grid, weight.shape[-1]))
         return grad_sites, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None, None
 
 
@@ -107,7 +168,7 @@ class Packed(Execution):
         sites = map_to_sites(stem(pictures)).reshape(len(images), -1, stem.out_channels)  # (B, K * 8 * 8, C)
         num_cells = (height // CELL) * (width // CELL)
         places = places_of(visible_cells, num_cells) if uses_kernels(images) else None
-        return sites, Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, places=places)
+        return sites, with_rows(Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, places=places))
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
         if serves(sites, conv):
@@ -124,10 +185,12 @@ class Packed(Execution):
         return super().depthwise_norm(sites, grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
-        patch = grid.patch
-        cells = sites.reshape(-1, patch, patch, sites.shape[-1]).permute(0, 3, 1, 2)  # (B * K, C, p, p)
-        sites = map_to_sites(conv(cells)).reshape(len(sites), -1, conv.out_channels)
-        return sites, replace(grid.halved(), visible_cells=grid.visible_cells)
+        cells = sites.reshape(-1, grid.patch, grid.patch, sites.shape[-1])  # (B * K, p, p, C)
+        if type(conv) is nn.Conv2d and not is_watched(conv):
+            joined = join_patches(cells, conv)
+        else:
+            joined = conv(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return joined.reshape(len(sites), -1, conv.out_channels), with_rows(grid.halved())
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
         return scatter(sites, grid)

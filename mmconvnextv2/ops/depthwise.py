@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..layers import statistics_dtype
 from .autocast import cast_for_autocast, without_autocast
-from .dispatch import is_exported
+from .dispatch import is_watched
 
 LARGEST_TILE = 32  # sites along a side; larger ones save no time, and smaller ones read their borders more often
 
@@ -50,8 +50,7 @@ def is_plain(conv: nn.Conv2d) -> bool:
     stock = (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and side % 2
              and conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2)
              and conv.stride == conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
-    watched = conv._forward_hooks or conv._forward_pre_hooks or is_exported()
-    return bool(stock) and not watched
+    return bool(stock) and not is_watched(conv)
 
 
 def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
@@ -90,7 +89,7 @@ def bias_gradient(grad_sites: Tensor) -> Tensor:
     return grad_sites.flatten(0, -2).sum(0)
 
 
-def _tiles(features: Tensor, grad: Tensor, side: int) -> Tuple[Tensor, Tensor]:
+def cut(features: Tensor, grad: Tensor, side: int) -> Tuple[Tensor, Tensor]:
     """Cut a map and its output's gradient, both (B, H, W, C), into what :func:`weight_gradient` takes."""
     sizes = features.shape[1:3]
     tile = max(-(-size // -(-size // LARGEST_TILE)) for size in sizes)
@@ -118,5 +117,5 @@ class _Depthwise(torch.autograd.Function):
         features, weight = ctx.saved_tensors
         grad_features = input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
         features, grad = features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
-        grad_weight = weight_gradient(*_tiles(features, grad, weight.shape[-1])) if ctx.needs_input_grad[1] else None
+        grad_weight = weight_gradient(*cut(features, grad, weight.shape[-1])) if ctx.needs_input_grad[1] else None
         return grad_features, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None

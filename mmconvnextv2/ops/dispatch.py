@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -54,6 +54,11 @@ def is_exported() -> bool:
     """Whether the forward that runs is being recorded for export, where single layers and torch's own operations are
     wanted; torch.compile is no export."""
     return torch.jit.is_tracing() or _is_exporting()
+
+
+def is_watched(layer: nn.Module) -> bool:
+    """Whether a layer has to run as it is: it has forward hooks, or is being exported."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks) or is_exported()
 
 
 @torch.compiler.assume_constant_result  # torch.compile would take the answer to be yes

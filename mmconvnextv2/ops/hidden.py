@@ -4,7 +4,7 @@ On the CPU they are torch's operations, each a pass over memory. On CUDA Triton 
 several, and compute the activation anew where that saves one. Letters: h (B, N, D) before GELU, a = gelu(h), s GRN's
 scale (B, 1, D), f the factor (B, 1, D) of ``grn.scale_backward``.
 """
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +16,20 @@ from .grn import add_product, channel_norm
 
 
 class Hidden:
-    """Hidden features h (B, N, D), and which of their sites count in norms (B, N, 1)."""
+    """Hidden features h (B, N, D), and which of their sites count in norms (B, N, 1).
 
-    def __init__(self, h: Tensor, counted: Optional[Tensor]) -> None:
-        self.h, self.counted = h, counted
+    ``keeps`` tells whether a is kept from one pass to the next, or computed anew. Defaults to True.
+    """
+
+    def __init__(self, h: Tensor, counted: Optional[Tensor], keeps: bool = True) -> None:
+        self.h, self.counted, self.keeps = h, counted, keeps
         self._activation = None
 
     def activation(self) -> Tensor:
         """Return a."""
-        if self._activation is None:
-            self._activation = F.gelu(self.h)
-        return self._activation
+        activation = F.gelu(self.h) if self._activation is None else self._activation
+        self._activation = activation if self.keeps else None
+        return activation
 
     def norm(self, keep: bool) -> Tensor:
         """Return the norms of a, (B, 1, D); ``keep`` tells that :meth:`activation` is asked for next."""
@@ -53,12 +56,16 @@ class Hidden:
         return grad_h, grad_h.sum((0, 1))
 
 
+def join_norms(norms: Sequence[Tensor]) -> Tensor:
+    """Return the norms (B, 1, D) of features of which some norms are those of a part each."""
+    return norms[0] if len(norms) == 1 else torch.cat(norms, 1).square().sum(1, keepdim=True).sqrt()
+
+
 class KernelHidden(Hidden):
     """The same through Triton kernels, which keep sums in float32 and have no use for a copy of a."""
 
-    def __init__(self, h: Tensor, counted: Optional[Tensor]) -> None:
-        counted = None if counted is None else counted.expand(*h.shape[:2], 1).contiguous()
-        super().__init__(h.contiguous(), counted)
+    def __init__(self, h: Tensor, counted: Optional[Tensor], keeps: bool = True) -> None:
+        super().__init__(h.contiguous(), None if counted is None else counted.contiguous(), keeps)
 
     def norm(self, keep: bool) -> Tensor:
         activation, norm = gelu_norm(self.h, self.counted, keep)

@@ -13,7 +13,7 @@ from torch.library import custom_op
 from ..layers import LayerNorm, statistics_dtype
 from .autocast import cast_for_autocast, without_autocast
 from .depthwise import is_plain
-from .dispatch import uses_kernels
+from .dispatch import is_watched, uses_kernels
 
 
 class Geometry(NamedTuple):
@@ -52,7 +52,7 @@ def _suits(sites: Tensor, conv: nn.Conv2d) -> bool:
 
 def _is_plain_norm(norm: nn.Module, channels: int) -> bool:
     stock = type(norm) in (LayerNorm, nn.LayerNorm) and norm.normalized_shape == (channels, ) and norm.bias is not None
-    return stock and not norm._forward_hooks and not norm._forward_pre_hooks
+    return stock and not is_watched(norm)
 
 
 def depthwise_sites(sites: Tensor, conv: nn.Conv2d, geometry: Geometry) -> Tensor:

@@ -2,10 +2,11 @@
 
 Eager code keeps four tensors of 4C channels for the backward pass; this keeps one, the first linear's output, and
 computes the activation again. GRN's scale of an image is folded into the second linear's weight where an image has more
-sites than channels, so that no scaled copy of the activation is made. Letters: x (B, N, C) input, h and a (B, N, 4C)
-before and after GELU, n GRN's normalised response and s = 1 + gamma * n the scale (B, 1, 4C).
+sites than channels, so that no scaled copy of the activation is made. On the CPU it goes over hidden features piece by
+piece (``pieces_of``). Letters: x (B, N, C) input, h and a (B, N, D), D = 4C, before and after GELU, n GRN's normalised
+response and s = 1 + gamma * n the scale (B, 1, D).
 """
-from typing import Optional, Tuple, Type
+from typing import List, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,9 @@ from ..response_norms import response_scale
 from .autocast import cast_for_autocast, without_autocast
 from .dispatch import uses_kernels
 from .grn import response_of, scale_backward
-from .hidden import Hidden, KernelHidden
+from .hidden import Hidden, KernelHidden, join_norms
 
-SecondLinearGradients = Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]
+PIECE = 2**22  # hidden values: 16 MiB in float32; twice or half as many take longer
 
 
 def response_mlp(x: Tensor,
@@ -53,6 +54,7 @@ def response_mlp(x: Tensor,
         RuntimeError: By torch, when a second derivative is asked for; use :func:`response_mlp_reference` for it.
     """
     tensors = cast_for_autocast(x, weight1, bias1, gamma, beta, weight2, bias2)
+    counted = None if counted is None else counted.expand(*x.shape[:2], 1)
     with without_autocast(x.device):
         return _ResponseMLP.apply(*tensors, counted, eps, KernelHidden if uses_kernels(x) else Hidden)
 
@@ -72,9 +74,94 @@ def response_mlp_reference(x: Tensor,
     return F.linear(torch.addcmul(beta, activation, scale.to(activation.dtype)), weight2, bias2)
 
 
+def pieces_of(h: Tensor) -> List[Tuple[slice, List[slice]]]:
+    """Cut hidden features (B, N, D) into pieces: slices of images and, for each, slices of their sites.
+
+    On the CPU a piece holds at most ``PIECE`` values, several images or a part of one: temporary tensors of that size
+    stay in the caches, and are none of those for which the C library has the system zero new pages each time.
+    Elsewhere, and where torch.compile fuses passes, there is one piece.
+    """
+    batch, num_sites, channels = h.shape
+    if h.device.type != 'cpu' or torch.compiler.is_compiling():
+        return [(slice(None), [slice(None)])]
+    image = max(num_sites * channels, 1)
+    groups = -(-batch // max(PIECE // image, 1))
+    return [(images, _cut(num_sites, -(-image // PIECE))) for images in _cut(batch, groups)]
+
+
+def _cut(length: int, count: int) -> List[slice]:
+    """Cut a length into as many slices, equal but for the last, or fewer, but one at least."""
+    step = max(-(-length // max(count, 1)), 1)
+    return [slice(start, min(start + step, length)) for start in range(0, max(length, 1), step)]
+
+
+def _add(total: Optional[Tensor], term: Tensor) -> Tensor:
+    """Add a term to a sum over pieces, kept in float32 at least as soon as it has two; None is a sum of none."""
+    return term if total is None else total.to(statistics_dtype(term.dtype)).add_(term)
+
+
+class _Folded:
+    """The second linear on scaled features, ``a @ (weight2 * s).T`` of each image: where an image has more sites than
+    channels, a scaled weight is smaller than scaled features.
+
+    Args:
+        weight2 (Tensor): (C, D).
+        scale (Tensor): s, (B, 1, D).
+    """
+
+    def __init__(self, weight2: Tensor, scale: Tensor) -> None:
+        self.weight2, self.scale = weight2, scale
+        self.scaled_weight = weight2 * scale  # (B, C, D)
+
+    def apply(self, hidden: Hidden, offset: Tensor, out: Tensor) -> None:
+        """Write the output, ``offset`` (C, ) added, into ``out`` (B, N, C)."""
+        torch.baddbmm(offset, hidden.activation(), self.scaled_weight.transpose(1, 2), out=out)
+
+    def sums(self, hidden: Hidden, grad: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        """Return the gradients of ``weight2`` (C, D) and of s (B, 1, D) in the dtype of statistics, from that of the
+        output (B, N, C), and what :meth:`gradient` needs again."""
+        product = grad.transpose(1, 2) @ hidden.activation()  # (B, C, D)
+        grad_scale = (product.to(statistics_dtype(grad.dtype)) * self.weight2).sum(1, keepdim=True)
+        return (product * self.scale).sum(0), grad_scale, None
+
+    def gradient(self, hidden: Hidden, grad: Tensor, kept: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return the gradient of h (B, N, D), that through the norms (``factor``) included, and its sum (D, )."""
+        return hidden.gradient(grad @ self.scaled_weight, None, factor)
+
+
+class _Unfolded(_Folded):
+    """The same as ``(a * s) @ weight2.T``."""
+
+    def __init__(self, weight2: Tensor, scale: Tensor) -> None:
+        self.weight2, self.scale = weight2, scale
+
+    def apply(self, hidden: Hidden, offset: Tensor, out: Tensor) -> None:
+        torch.addmm(offset, hidden.scaled(self.scale).flatten(0, 1), self.weight2.t(), out=out.flatten(0, 1))
+
+    def sums(self, hidden: Hidden, grad: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        grad_scaled = grad @ self.weight2  # (B, N, D)
+        scaled, grad_scale = hidden.scaled_with_gradient(grad_scaled, self.scale)
+        return grad.flatten(0, 1).t() @ scaled.flatten(0, 1), grad_scale, grad_scaled
+
+    def gradient(self, hidden: Hidden, grad: Tensor, kept: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
+        return hidden.gradient(kept, self.scale, factor)
+
+
+def _second_linear(x: Tensor, weight2: Tensor, gamma: Tensor, norm: Tensor, eps: float) -> _Folded:
+    """Return the second linear of images whose norms (B, 1, D) are known."""
+    scale = (1 + gamma * response_of(norm, eps)).to(x.dtype)
+    return (_Folded if _folds(x) else _Unfolded)(weight2, scale)
+
+
 def _folds(x: Tensor) -> bool:
-    """Whether an image has more sites than channels, so that a scaled weight is smaller than a scaled activation."""
     return x.shape[1] > x.shape[2]
+
+
+def _hidden_of(passes: Type[Hidden], h: Tensor, counted: Optional[Tensor], images: slice,
+               sites: List[slice]) -> List[Hidden]:
+    """Return the hidden features of each part of some images."""
+    return [passes(h[images, part], None if counted is None else counted[images, part], keeps=len(sites) == 1)
+            for part in sites]
 
 
 class _ResponseMLP(torch.autograd.Function):
@@ -82,54 +169,43 @@ class _ResponseMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, gamma: Tensor, beta: Tensor, weight2: Tensor,
                 bias2: Tensor, counted: Optional[Tensor], eps: float, passes: Type[Hidden]) -> Tensor:
-        hidden = passes(F.linear(x, weight1, bias1), counted)  # (B, N, D)
-        norm = hidden.norm(keep=_folds(x))  # (B, 1, D)
-        scale = (1 + gamma * response_of(norm, eps)).to(x.dtype)
-        ctx.save_for_backward(x, hidden.h, norm, weight1, gamma, beta, weight2, counted)
-        ctx.eps, ctx.passes = eps, passes
+        h = x.new_empty(*x.shape[:2], len(weight1))  # (B, N, D)
+        y, norms = x.new_empty(x.shape), []
         offset = torch.addmv(bias2, weight2, beta)  # (C, ), GRN's beta through the second linear
-        if _folds(x):
-            return torch.baddbmm(offset, hidden.activation(), (weight2 * scale).transpose(1, 2))  # (B, N, C)
-        return F.linear(hidden.scaled(scale), weight2, offset)
+        for images, sites in pieces_of(h):
+            parts = _hidden_of(passes, h, counted, images, sites)
+            for part, hidden in zip(sites, parts):
+                torch.addmm(bias1, x[images, part].flatten(0, 1), weight1.t(), out=hidden.h.flatten(0, 1))
+            norm = join_norms([hidden.norm(keep=_folds(x)) for hidden in parts])  # (images, 1, D)
+            second = _second_linear(x, weight2, gamma, norm, eps)
+            for part, hidden in zip(sites, parts):
+                second.apply(hidden, offset, out=y[images, part])
+            norms.append(norm)
+        ctx.save_for_backward(x, h, torch.cat(norms), weight1, gamma, beta, weight2, counted)
+        ctx.eps, ctx.passes = eps, passes
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, h, norm, weight1, gamma, beta, weight2, counted = ctx.saved_tensors
-        hidden = ctx.passes(h, counted)
-        scale = (1 + gamma * response_of(norm, ctx.eps)).to(x.dtype)  # (B, 1, D)
-        grad = grad.contiguous()
-        second_linear = _folded_backward if _folds(x) else _unfolded_backward
-        grad_hidden, grad_weight2, grad_scale, scale = second_linear(grad, hidden, scale, weight2)
+        x, h, norms, weight1, gamma, beta, weight2, counted = ctx.saved_tensors
+        grad, grad_x = grad.contiguous(), x.new_empty(x.shape)
+        grad_weight1 = grad_bias1 = grad_gamma = grad_weight2 = None
+        for images, sites in pieces_of(h):
+            parts, kept, grad_scale = _hidden_of(ctx.passes, h, counted, images, sites), [], None
+            second = _second_linear(x, weight2, gamma, norms[images], ctx.eps)
+            for part, hidden in zip(sites, parts):
+                of_weight2, of_scale, again = second.sums(hidden, grad[images, part])
+                grad_weight2, grad_scale = _add(grad_weight2, of_weight2), _add(grad_scale, of_scale)
+                kept.append(again)
+            of_gamma, factor = scale_backward(grad_scale, norms[images], gamma, ctx.eps)
+            grad_gamma = _add(grad_gamma, of_gamma)
+            for part, hidden, again in zip(sites, parts, kept):
+                grad_h, of_bias1 = second.gradient(hidden, grad[images, part], again, factor)
+                grad_h, grad_bias1 = grad_h.flatten(0, 1), _add(grad_bias1, of_bias1)  # (images * part, D), (D, )
+                torch.mm(grad_h, weight1, out=grad_x[images, part].flatten(0, 1))
+                grad_weight1 = _add(grad_weight1, grad_h.t() @ x[images, part].flatten(0, 1))
         grad_bias2 = grad.sum((0, 1))
-        grad_weight2 = torch.addr(grad_weight2, grad_bias2, beta)
-        grad_beta = weight2.t().mv(grad_bias2)
-
-        grad_gamma, factor = scale_backward(grad_scale, norm, gamma, ctx.eps)
-        grad_h, grad_bias1 = hidden.gradient(grad_hidden, scale, factor)  # (B, N, D), (D, )
-
-        flat = grad_h.flatten(0, 1)
-        grad_x = (flat @ weight1).view_as(x)
-        grad_weight1 = flat.t() @ x.flatten(0, 1)
-        return grad_x, grad_weight1, grad_bias1, grad_gamma, grad_beta, grad_weight2, grad_bias2, None, None, None
-
-
-def _folded_backward(grad: Tensor, hidden: Hidden, scale: Tensor, weight2: Tensor) -> SecondLinearGradients:
-    """Differentiate ``a @ (weight2 * s).T`` of each image.
-
-    Returns:
-        tuple[Tensor]: Gradients of a (B, N, D), of ``weight2`` (C, D) and of s (B, 1, D) in the dtype of statistics,
-        and what the first is yet to be multiplied by, here None.
-    """
-    grad_activation = grad @ (weight2 * scale)
-    product = grad.transpose(1, 2) @ hidden.activation()  # (B, C, D)
-    grad_scale = (product.to(statistics_dtype(grad.dtype)) * weight2).sum(1, keepdim=True)
-    return grad_activation, (product * scale).sum(0), grad_scale, None
-
-
-def _unfolded_backward(grad: Tensor, hidden: Hidden, scale: Tensor, weight2: Tensor) -> SecondLinearGradients:
-    """Differentiate ``(a * s) @ weight2.T``; returns what :func:`_folded_backward` does, with s for None."""
-    grad_scaled = grad @ weight2  # (B, N, D)
-    scaled, grad_scale = hidden.scaled_with_gradient(grad_scaled, scale)
-    grad_weight2 = grad.flatten(0, 1).t() @ scaled.flatten(0, 1)
-    return grad_scaled, grad_weight2, grad_scale, scale
+        grad_weight2 = torch.addr(grad_weight2.to(x.dtype), grad_bias2, beta)
+        gradients = grad_weight1, grad_bias1, grad_gamma, weight2.t().mv(grad_bias2), grad_weight2, grad_bias2
+        return grad_x, *(one.to(x.dtype) for one in gradients), None, None, None

@@ -1,4 +1,5 @@
 """The fused response MLP equals plain autograd, and keeps one 4C tensor where plain code keeps four."""
+import importlib
 import itertools
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 from mmconvnextv2.backbone import ConvNeXtV2
 from mmconvnextv2.ops import response_mlp, response_mlp_reference
 
+MODULE = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name
 SHAPES = {'folded': (2, 9, 3), 'unfolded': (2, 4, 6)}  # sites outnumber channels, and the other way round
 
 
@@ -42,6 +44,46 @@ def test_gradcheck(shape):
     """Gradients equal finite differences."""
     inputs = make_inputs(*SHAPES[shape])
     assert torch.autograd.gradcheck(response_mlp, (*inputs, make_counted(*SHAPES[shape][:2])))
+
+
+@pytest.mark.parametrize('piece, cut', [
+    (250, [([0, 1], 1), ([2], 1)]), (108, [([0], 1), ([1], 1), ([2], 1)]), (40, [([0], 3), ([1], 3), ([2], 3)])])
+@pytest.mark.parametrize('shape, masked', itertools.product(((3, 9, 3), (3, 3, 9)), (False, True)))
+def test_pieces_change_nothing(piece, cut, shape, masked, monkeypatch):
+    """Going over several images, one, or a third of one at a time gives the reference's values and gradients."""
+    monkeypatch.setattr(MODULE, 'PIECE', piece)
+    pieces = MODULE.pieces_of(torch.empty(3, shape[1], 4 * shape[2]))
+    assert [(list(range(3))[images], len(parts)) for images, parts in pieces] == cut
+    assert all(sum((list(range(shape[1]))[part] for part in parts), []) == list(range(shape[1])) for _, parts in pieces)
+    inputs = make_inputs(*shape)
+    counted = make_counted(*shape[:2]) if masked else None
+    fused, plain = response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted)
+    torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
+    weights = torch.randn_like(plain)
+    for ours, theirs in zip(torch.autograd.grad(fused, inputs, weights), torch.autograd.grad(plain, inputs, weights)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_pieces_add_up_in_float32(monkeypatch):
+    """In bfloat16 gradients summed over fifty pieces are as near to float64 as those of one."""
+    inputs = make_inputs(50, 40, 4, dtype=torch.bfloat16)
+
+    def gradients(inputs):
+        return [one.double() for one in torch.autograd.grad(response_mlp(*inputs).sum(), inputs)]
+
+    exact = gradients([one.detach().double().requires_grad_() for one in inputs])
+    whole = gradients(inputs)
+    monkeypatch.setattr(MODULE, 'PIECE', 1000)
+    assert len(MODULE.pieces_of(torch.empty(50, 40, 16))) == 50
+    for pieces, one, wanted in zip(gradients(inputs), whole, exact):
+        assert (pieces - wanted).norm() < 1.5 * (one - wanted).norm() + 1e-3 * wanted.norm()
+
+
+def test_empty_batch():
+    """No image gives no output, and gradients of zero."""
+    inputs = make_inputs(0, 9, 3)
+    gradients = torch.autograd.grad(response_mlp(*inputs).sum(), inputs)
+    assert gradients[0].shape == (0, 9, 3) and not any(gradient.any() for gradient in gradients)
 
 
 def test_dead_channel_has_finite_gradients():
