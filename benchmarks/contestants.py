@@ -8,6 +8,7 @@ from typing import Callable
 import numpy as np
 import torch
 from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.models.backbones import ConvNeXt
 from mmpretrain.structures import DataSample
@@ -17,7 +18,7 @@ from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.backbone import ARCHS, ConvNeXtV2Block
 from mmconvnextv2.checkpoint import from_canonical
 from mmconvnextv2.pretrain import FCMAE
-from mmconvnextv2.pretrain.masking import num_visible
+from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells
 
 CELL = 32
 
@@ -81,7 +82,12 @@ def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
     def loss():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return model.loss(images, masks)['loss']
-    return Contestant(model, loss, loss)
+
+    @torch.no_grad()
+    def output():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return loss(), *model.backbone(images, stack_visible_cells(masks, device), execution)
+    return Contestant(model, loss, output)
 
 
 def unfuse(model):
@@ -150,6 +156,7 @@ def downstream(config, batch, side, device, backbone='ours'):
     revert_sync_batch_norm(cfg)
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
     torch.manual_seed(0)
+    MMLogger.get_current_instance().setLevel('WARNING')  # it lists every drawn weight
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
         model.init_weights()

@@ -90,8 +90,8 @@ def write_fcmae(args):
     for size in args.sizes:
         peak = peaks(size, args)
         contest = {name: build() for name, build in fcmae_contest(size, args).items()}
-        difference = check_equal(contest, list(contest), 1e-2 if args.bf16 else 1e-5)
-        text.append(f'{size}; losses differ by {difference:.0e}:\n')
+        difference = check_equal(contest, list(contest), 5e-2 if args.bf16 else 1e-5)
+        text.append(f'{size}; losses and features differ by {difference:.0e} at most:\n')
         pairs = dict.fromkeys(contest, 'packed')
         text.append(contest_table(contest, 'step', args, pairs, peak))
     return '\n'.join(text)
@@ -113,8 +113,8 @@ def write_minkowski(args):
     contest = {execution: fcmae('atto', execution, True, 4, 224, 0.6, args.device)
                for execution in ('packed', 'minkowski')}
     difference = check_equal(contest, list(contest), 1e-5)
-    return (f'`execution=\'minkowski\'` is the same model with MinkowskiEngine\'s kernels; losses differ by '
-            f'{difference:.0e}. float32, 224 pixels, mask ratio 0.6.\n\n'
+    return (f'`execution=\'minkowski\'` is the same model with MinkowskiEngine\'s kernels; losses and features '
+            f'differ by {difference:.0e} at most. float32, 224 pixels, mask ratio 0.6.\n\n'
             + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed')))
 
 
@@ -149,11 +149,12 @@ def write_allocator(args):
 def write_downstream(args):
     """Whole training steps of recipes, with our backbone and mmpretrain's."""
     from contestants import downstream
-    text = [f'One picture of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), Tiny, AdamW; heads '
-            'as in the recipes. The same weights in both; the first losses are compared.\n']
+    text = [f'{args.dense_batch} pictures of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), '
+            'Tiny, AdamW; heads as in the recipes. The same weights in both; the first losses are compared.\n']
     for title, config in (('Mask R-CNN', 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'),
                           ('UperNet', 'configs/upernet/upernet_convnextv2-t_160k_ade20k-512x512.py')):
-        contest = {one: downstream(config, 1, args.dense_side, args.device, one) for one in ('ours', 'mmpretrain')}
+        contest = {one: downstream(config, args.dense_batch, args.dense_side, args.device, one)
+                   for one in ('ours', 'mmpretrain')}
         difference = check_equal(contest, list(contest), 1e-3)
         text.append(f'{title}; losses differ by {difference:.0e}:\n')
         text.append(contest_table(contest, 'step', args, dict(mmpretrain='ours')))
@@ -171,7 +172,7 @@ def write_scaling(args):
         setting = {**base, **change}
         contest = {one: fcmae(execution=one, fused=True, device=args.device, bf16=args.bf16, **setting)
                    for one in ('packed', 'masked')}
-        check_equal(contest, list(contest), 1e-2 if args.bf16 else 1e-5)
+        check_equal(contest, list(contest), 5e-2 if args.bf16 else 1e-5)
         seconds = race({name: one.step for name, one in contest.items()}, args.rounds, args.device)
         kept = {name: saved_bytes(one.loss, one.model) for name, one in contest.items()}
         rows.append([*setting.values(), f'{1000 * statistics.median(seconds["packed"]) / setting["batch"]:.1f}',
@@ -179,7 +180,7 @@ def write_scaling(args):
                      f'{kept["packed"] / kept["masked"]:.3f}'])
     header = ['size', 'batch', 'pixels', 'mask ratio', 'ms a picture', 'masked takes times longer',
               'kept for backward, MiB a picture', 'ours / masked']
-    return 'Packed, beside masked with the same operations; losses equal.\n\n' + table(header, rows) + '\n'
+    return 'Packed, beside masked with the same operations; losses and features equal.\n\n' + table(header, rows) + '\n'
 
 
 def write_loader(args):

@@ -1,8 +1,11 @@
 """An installed wheel carries the configs and tools, and works outside the clone."""
+import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,19 +17,35 @@ from mmconvnextv2.versions import WORKING
 ROOT = Path(__file__).parents[1]
 
 
+def pip(*arguments):
+    """Run pip on what is here; nothing is fetched."""
+    done = subprocess.run([sys.executable, '-m', 'pip', *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def build_wheel(source, folder):
+    """Build the wheel of a folder or of a source distribution."""
+    pip('wheel', '-q', '--no-deps', '--no-build-isolation', '--no-index', '-w', str(folder), str(source))
+    return next(folder.glob('*.whl'))
+
+
 @pytest.fixture(scope='module')
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('wheel')
+def source(tmp_path_factory):
+    """A copy of the clone, in which building leaves its traces."""
     ignored = shutil.ignore_patterns('.git', '.venv', 'work_dirs', 'data', 'build', '*.egg-info', '__pycache__')
-    source = shutil.copytree(ROOT, folder / 'source', symlinks=True, ignore=ignored)
-    built = subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w',
-                            str(folder), str(source)], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    wheel, = folder.glob('*.whl')
-    installed = subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', '--target',
-                                str(folder / 'site'), str(wheel)], capture_output=True, text=True)
-    assert installed.returncode == 0, installed.stderr
-    return folder / 'site'
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp('clone') / 'source', symlinks=True, ignore=ignored)
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    return build_wheel(source, tmp_path_factory.mktemp('wheel'))
+
+
+@pytest.fixture(scope='module')
+def site(wheel, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('site')
+    pip('install', '-q', '--no-deps', '--no-index', '--target', str(folder), str(wheel))
+    return folder
 
 
 def test_wheel_carries_every_config_and_tool(site):
@@ -43,6 +62,18 @@ def test_wheel_carries_no_link_and_no_test(site):
     """Nothing installed points back into the clone, and the tests stay at home."""
     assert not [path for path in site.rglob('*') if path.is_symlink()]
     assert sorted(path.name for path in site.iterdir() if not path.name.endswith('.dist-info')) == ['mmconvnextv2']
+
+
+def test_source_distribution_makes_the_same_wheel(source, wheel, tmp_path):
+    """The wheel built from the source distribution, outside the clone, has the files of the clone's, byte for byte."""
+    build = 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])'
+    built = subprocess.run([sys.executable, '-c', build, str(tmp_path)], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    distribution, = tmp_path.glob('*.tar.gz')
+    ours, theirs = (zipfile.ZipFile(path) for path in (wheel, build_wheel(distribution, tmp_path)))
+    assert len(ours.namelist()) > 200 and sorted(ours.namelist()) == sorted(theirs.namelist())
+    for name in ours.namelist():
+        assert name.endswith('RECORD') or ours.read(name) == theirs.read(name), name
 
 
 def test_config_of_the_wheel_builds_outside_the_clone(site, tmp_path):
@@ -125,3 +156,14 @@ def test_tools_of_the_wheel_run_by_name(site, tmp_path):
     assert wrong.returncode == 1 and "no tool 'trian'" in wrong.stderr
     mistaken = run('train', 'absent.py')
     assert mistaken.returncode == 1 and mistaken.stderr.splitlines()[-1].startswith("error: config='absent.py'")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_spec('onnxruntime'), reason='needs onnxruntime: make export')
+def test_page_of_the_installed_package(site, tmp_path):
+    """With the wheel alone on the path, everything that docs/installed.md tells can be done in an empty folder, and
+    prints what it shows: train, test, predict for segmentation and detection, export, convert."""
+    run = subprocess.run([sys.executable, str(ROOT / 'tests' / 'wheel_story.py'), str(tmp_path)],
+                         capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(site)})
+    told = run.stdout[-6000:] + run.stderr[-6000:]
+    assert run.returncode == 0 and run.stdout.endswith('the story ended well\n'), told

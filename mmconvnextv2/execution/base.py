@@ -26,7 +26,7 @@ class Grid:
         counted (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
         places (Tensor, optional): Where each cell stands among the visible ones, made once a step for kernels that
             look for neighbours there; see :func:`mmconvnextv2.ops.neighbours.places_of`.
-        site_rows (tuple, optional): Where sites stand in the stage's maps, for the CPU; see ``packed.SiteRows``.
+        site_rows (tuple, optional): Where sites stand in the stage's maps, for the CPU; see ``cells.SiteRows``.
     """
     height: int
     width: int

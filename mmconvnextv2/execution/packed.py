@@ -5,8 +5,7 @@ visible sites only and need nothing from this file. Downsampling never leaves it
 needs neighbours, which it finds in a map that is zero elsewhere, or as a Triton kernel through an index of cells.
 Suffixes: B images, K cells, p sites along a cell's side, h and w cells along the picture's sides.
 """
-from dataclasses import replace
-from typing import NamedTuple, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -18,90 +17,7 @@ from ..ops.depthwise import bias_gradient, cut, depthwise_reference, input_gradi
 from ..ops.dispatch import is_watched, uses_kernels
 from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, places_of, serves
 from .base import CELL, Execution, Grid, map_to_sites
-
-
-def cells_of(features_BhpwpC: Tensor, visible_cells: Tensor) -> Tensor:
-    """Gather visible cells: (B, h, p, w, p, C) and (B, K) to (B, K, p, p, C)."""
-    batch, rows, patch, columns, _, channels = features_BhpwpC.shape
-    index = visible_cells.view(batch, -1)
-    image = _image_index(index)
-    return features_BhpwpC.permute(0, 1, 3, 2, 4, 5)[image, index // columns, index % columns]
-
-
-def _image_index(visible_cells: Tensor) -> Tensor:
-    """Return the image number of each visible cell, (B, 1), to index beside (B, K)."""
-    return visible_cells.new_ones(len(visible_cells), 1).cumsum(0) - 1
-
-
-def gather(features_BCHW: Tensor, visible_cells: Tensor, patch: int) -> Tensor:
-    """Take the sites of visible cells from a map (B, C, H, W): (B, K * p * p, C)."""
-    features = features_BCHW.permute(0, 2, 3, 1)
-    height, width = features.shape[1:3]
-    split = features.unflatten(2, (width // patch, patch)).unflatten(1, (height // patch, patch))
-    return cells_of(split, visible_cells).flatten(1, 3)
-
-
-def scatter(sites: Tensor, grid: Grid) -> Tensor:
-    """Lay packed sites (B, K * p * p, C) out as a map (B, C, H, W), zero at hidden sites, channels-last."""
-    patch, batch, channels = grid.patch, len(sites), sites.shape[-1]
-    rows, columns = grid.height // patch, grid.width // patch
-    index = grid.visible_cells
-    features = sites.new_zeros(batch, rows, patch, columns, patch, channels)
-    cells = sites.view(batch, index.shape[1], patch, patch, channels)
-    where = (_image_index(index), index // columns, index % columns)
-    features = features.permute(0, 1, 3, 2, 4, 5).index_put(where, cells).permute(0, 1, 3, 2, 4, 5)
-    return features.reshape(batch, grid.height, grid.width, channels).permute(0, 3, 1, 2)
-
-
-class SiteRows(NamedTuple):
-    """Where visible sites stand in the maps of a stage, both flattened to rows of C values; made once a step.
-
-    Copying whole rows by these is several times faster on the CPU than indexing cells, and its gradient is not needed
-    where a backward pass is written out.
-
-    Args:
-        of_map (Tensor): Long, (B * N, ), the row of the maps (B * H * W, C) at which each site stands.
-        of_sites (Tensor): Long, (B * H * W, ), the row of the sites at which each place of the maps finds its own, and
-            B * N where it is hidden.
-    """
-    of_map: Tensor
-    of_sites: Tensor
-
-
-def rows_of(grid: Grid) -> SiteRows:
-    """Return the grid's rows, or make them."""
-    if grid.site_rows is not None:
-        return grid.site_rows
-    cells, patch = grid.visible_cells, grid.patch
-    number = torch.arange(len(cells) * grid.height * grid.width, device=cells.device)
-    split = number.view(len(cells), grid.height // patch, patch, grid.width // patch, patch, 1)
-    of_map = cells_of(split, cells).flatten()
-    order = torch.arange(len(of_map), device=cells.device)
-    return SiteRows(of_map, torch.full_like(number, len(of_map)).scatter(0, of_map, order))
-
-
-def with_rows(grid: Grid) -> Grid:
-    """Return the grid with its rows where :class:`_PackedDepthwise` will ask for them."""
-    wanted = grid.visible_cells.device.type == 'cpu' and grid.places is None
-    return replace(grid, site_rows=rows_of(grid) if wanted else None)
-
-
-def lay_out(sites: Tensor, index: Tensor) -> Tensor:
-    """Copy rows of sites (B, N, C) by an index that is B * N where there is none: its shape and C, zero there."""
-    rows = torch.cat([sites.flatten(0, 1), sites.new_zeros(1, sites.shape[-1])])
-    return rows.index_select(0, index.flatten()).view(*index.shape, -1)
-
-
-def lay_out_map(sites: Tensor, grid: Grid) -> Tensor:
-    """Do what :func:`scatter` does, without a gradient."""
-    index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
-    return lay_out(sites, index).permute(0, 3, 1, 2)
-
-
-def pick(features_BCHW: Tensor, grid: Grid) -> Tensor:
-    """Do what :func:`gather` does, without a gradient."""
-    rows = map_to_sites(features_BCHW).flatten(0, 1)
-    return rows.index_select(0, rows_of(grid).of_map).view(len(features_BCHW), -1, rows.shape[-1])
+from .cells import gather, image_index, lay_out, lay_out_map, pick, rows_of, scatter, with_rows
 
 
 def correlated(sites: Tensor, grad: Tensor, grid: Grid, side: int) -> Tuple[Tensor, Tensor]:
@@ -114,7 +30,7 @@ def correlated(sites: Tensor, grad: Tensor, grid: Grid, side: int) -> Tuple[Tens
     index = F.pad(index, (radius, ) * 4, value=sites.shape[0] * sites.shape[1])
     index = index.unfold(1, patch + 2 * radius, patch).unfold(2, patch + 2 * radius, patch)  # (B, h, w, p + 2r, p + 2r)
     cells, columns = grid.visible_cells, grid.width // patch
-    index = index[_image_index(cells), cells // columns, cells % columns]  # (B, K, p + 2r, p + 2r)
+    index = index[image_index(cells), cells // columns, cells % columns]  # (B, K, p + 2r, p + 2r)
     tiles = grad.reshape(-1, patch, patch, grad.shape[-1]).permute(1, 2, 0, 3)  # (p, p, B * K, C)
     return lay_out(sites, index.flatten(0, 1).permute(1, 2, 0)), tiles
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..backbone import ConvNeXtV2Block
 from ..execution import CELL, get_execution
 from ..execution.base import Grid, map_to_sites, sites_to_map
+from ..execution.cells import gather
 from ..execution.masked import visible_sites
-from ..execution.packed import gather
 from ..layers import statistics_dtype
 
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)

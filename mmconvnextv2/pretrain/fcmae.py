@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..execution import CELL, get_execution
 from ..execution.base import Grid
+from ..execution.cells import scatter
 from ..execution.masked import visible_sites
-from ..execution.packed import scatter
 from .masking import hidden_cells_of, stack_visible_cells
 
 

@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmconvnextv2.execution.base import Grid
+from mmconvnextv2.execution.cells import gather, scatter
 from mmconvnextv2.execution.dense import Dense
-from mmconvnextv2.execution.packed import Packed, gather, scatter
+from mmconvnextv2.execution.packed import Packed
 from mmconvnextv2.ops import depthwise, depthwise_reference
 from mmconvnextv2.ops.depthwise import is_faster
 

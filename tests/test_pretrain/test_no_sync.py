@@ -130,10 +130,15 @@ def test_step_is_one_graph():
     torch.testing.assert_close(exported.module()(images, visible), wanted)
 
 
+ENCODER = BATCH * sum(depth * sites * 8 * width**2 for depth, sites, width in zip(DEPTHS, SITES, CHANNELS))
+DOWNSAMPLING = BATCH * sum(sites * 4 * before * after
+                           for sites, before, after in zip(SITES[1:], CHANNELS, CHANNELS[1:]))  # packed: products too
+
+
 def expected_products():
-    """Multiplications of the linears: encoder at visible sites, decoder block everywhere, prediction at hidden."""
-    encoder = sum(depth * BATCH * sites * 8 * width**2 for depth, sites, width in zip(DEPTHS, SITES, CHANNELS))
-    return encoder + BATCH * CELLS * 8 * WIDTH**2 + BATCH * (CELLS - VISIBLE) * WIDTH * 32 * 32 * 3
+    """Multiplications of matrix products: encoder at visible sites, decoder block everywhere, prediction at hidden."""
+    decoder = BATCH * CELLS * 8 * WIDTH**2 + BATCH * (CELLS - VISIBLE) * WIDTH * 32 * 32 * 3
+    return ENCODER + DOWNSAMPLING + decoder
 
 
 @pytest.mark.parametrize('fused', (True, False))
@@ -148,13 +153,12 @@ def test_linears_multiply_visible_sites_alone(fused):
     assert forward.count == expected_products() and backward.count == 2 * forward.count
     with Products() as masked:
         make_step(fused=fused, execution='masked')[0](images, visible)
-    encoder = sum(depth * sites * 8 * width**2 for depth, sites, width in zip(DEPTHS, SITES, CHANNELS)) * BATCH
-    assert masked.count - forward.count == encoder * (CELLS - VISIBLE) // VISIBLE
+    assert masked.count - forward.count == ENCODER * (CELLS - VISIBLE) // VISIBLE - DOWNSAMPLING
 
 
 def test_layers_see_visible_sites_alone():
-    """Hooks count the rows: every linear and norm of the encoder gets B x K x p x p, the prediction B x M; the stem and
-    the downsampling convolve B x K cells, and the depthwise convolution alone walks over the whole map."""
+    """Hooks count the rows: every linear and norm of the encoder gets B x K x p x p, the prediction B x M; the stem
+    convolves B x K cells, and the depthwise convolution alone walks over the whole map."""
     step, images, visible = make_step()
     rows = {}
     for name, module in step.model.named_modules():
@@ -169,8 +173,7 @@ def test_layers_see_visible_sites_alone():
     assert rows['head.pred'] == BATCH * (CELLS - VISIBLE)
     cells, maps = BATCH * VISIBLE, [(BATCH, width, 64 // s, 96 // s) for width, s in zip(CHANNELS, (4, 8, 16, 32))]
     assert products.convolved == [
-        (cells, 3, 32, 32), maps[0], (cells, 4, 8, 8), maps[1], (cells, 6, 4, 4), maps[2], maps[2], (cells, 8, 2, 2),
-        maps[3], (BATCH, 10, 2, 3), (BATCH, WIDTH, 2, 3)]
+        (cells, 3, 32, 32), maps[0], maps[1], maps[2], maps[2], maps[3], (BATCH, 10, 2, 3), (BATCH, WIDTH, 2, 3)]
 
 
 def test_conversion_of_masks_waits():
