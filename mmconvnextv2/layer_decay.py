@@ -68,7 +68,7 @@ def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise'
         Tuple[int, int]: Layer id, and the number of ids including the head's. The learning rate is scaled by
         ``decay_rate ** (num_ids - layer_id - 1)``; output norms and everything after the backbone keep scale 1.
 
-    Example:
+    Examples:
         >>> layer_depth('stages.2.26.norm.weight', (3, 3, 27, 3), 'group_wise')
         (11, 14)
     """
@@ -112,7 +112,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     Raises:
         ValueError: For an unknown key or value, and for a model without ``get_layer_depth``.
 
-    Example:
+    Examples:
         >>> optim_wrapper = dict(
         ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
         ...     constructor='LayerDecayOptimWrapperConstructor',

@@ -34,7 +34,7 @@ class FSDP2Strategy(DDPStrategy):
     Raises:
         ValueError: If there is one process alone, or torch is older than 2.6.
 
-    Example:
+    Examples:
         >>> runner_type = 'FlexibleRunner'
         >>> strategy = dict(type='FSDP2Strategy')
     """

@@ -23,7 +23,7 @@ def cosine_distance(features: Tensor) -> Tensor:
     Returns:
         Tensor: Float64, (B, ), in [0, 1].
 
-    Example:
+    Examples:
         >>> cosine_distance(torch.tensor([[[1., 2.], [0., 0.]], [[1., 0.], [0., 1.]]]))  # alike, then orthogonal
         tensor([0.0000, 0.2500], dtype=torch.float64)
     """

@@ -55,7 +55,7 @@ class Report:
     Args:
         title (str): The heading.
 
-    Example:
+    Examples:
         >>> report = Report('My run')
         >>> report.table(['metric', 'value'], [['mIoU', 41.2]])
         >>> report.write('report.html')

@@ -112,7 +112,7 @@ def check_images(images: Tensor, visible_cells: Optional[Tensor]) -> None:
 def mask_to_visible_cells(visible: Tensor) -> Tensor:
     """Turn a bool mask (B, H/32, W/32), True = visible, into visible cells (B, K); waits for the GPU once.
 
-    Example:
+    Examples:
         >>> mask_to_visible_cells(torch.tensor([[[True, False], [False, True]]]))
         tensor([[0, 3]])
 

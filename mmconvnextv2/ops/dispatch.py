@@ -38,7 +38,7 @@ def uses_kernels(tensor: Tensor) -> bool:
 def plain() -> Iterator[None]:
     """Run forwards inside on torch's own operations, without Triton kernels; their backward passes follow them.
 
-    Example:
+    Examples:
         >>> with plain():
         ...     maps = backbone(images)
     """
