@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import ConvNeXtV2
 from .checkpoint import detect_dialect, read_arch, to_canonical
+from .versions import name_and_version
 
 
 class Outputs(NamedTuple):
@@ -51,7 +52,7 @@ def run(weights: Dict[str, Tensor], images: Tensor) -> Outputs:
     reason = _why_not(package, module) if package else 'it has no library to install'
     if reason:
         return Outputs(f'ConvNeXtV2: {reason}', *_run_ours(canonical, shape, images))
-    return Outputs(f'{package} {version(package)}', *run_library(weights, shape, images))
+    return Outputs(name_and_version(package), *run_library(weights, shape, images))
 
 
 def _why_not(package: str, module: str) -> str:

@@ -35,6 +35,17 @@ def installed_version(distribution: str) -> Optional[str]:
         return None
 
 
+def name_and_version(distribution: str) -> str:
+    """Return ``'mmpretrain 1.2.0'`` of an installed distribution, or the same of the fork that is in its place.
+
+    Raises:
+        PackageNotFoundError: If neither is installed.
+    """
+    fork = FORKS.get(distribution)
+    name = fork if fork and not installed_version(distribution) else distribution
+    return f'{name} {metadata.version(name)}'
+
+
 def wrong_versions() -> Iterator[str]:
     """Yield a sentence for each installed package of the stack whose version is not known to work."""
     for name, (first, bound) in WORKING.items():

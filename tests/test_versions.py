@@ -42,6 +42,19 @@ def test_absent_package_is_fine(monkeypatch):
     versions.check_versions()
 
 
+def test_name_of_what_is_installed(tmp_path, monkeypatch):
+    """A distribution is named with its version, a fork in its place by its own name; upstream goes first."""
+    install_fake(tmp_path, 'otherone', '3.4')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(versions, 'FORKS', {'upstreamone': 'otherone', 'absent': 'absent-too'})
+    assert versions.name_and_version('upstreamone') == 'otherone 3.4'
+    install_fake(tmp_path, 'upstreamone', '1.2')
+    assert versions.name_and_version('upstreamone') == 'upstreamone 1.2'
+    for name in ('absent', 'of no fork'):
+        with pytest.raises(metadata.PackageNotFoundError):
+            versions.name_and_version(name)
+
+
 def test_import_refuses_a_wrong_version(tmp_path):
     """``import mmconvnextv2`` itself stops with the sentence, in a fresh interpreter."""
     install_fake(tmp_path, 'mmpretrain', '0.9.0')

@@ -13,6 +13,7 @@ from mmconvnextv2.checkpoint.layouts import CLASSIFIERS
 from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file
 from mmconvnextv2.foreign_models import Outputs, run
 from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.versions import name_and_version
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
@@ -51,7 +52,7 @@ def test_outputs_equal_the_librarys(arch, layout):
     model, images = make(arch), torch.randn(2, 3, 64, 96)
     last_map, pooled, _ = expect(model, images)
     theirs = run(from_canonical(model.state_dict(), layout), images)
-    assert theirs.library == f'{package} {metadata.version(package)}'
+    assert theirs.library == name_and_version(package)
     torch.testing.assert_close(theirs.last_map, last_map, rtol=1e-5, atol=1e-5 * last_map.abs().max().item())
     if layout != 'huggingface-backbone':
         torch.testing.assert_close(theirs.pooled, pooled, rtol=1e-5, atol=1e-5)
@@ -213,12 +214,12 @@ def test_check_names_both_libraries(tmp_path, layout):
     torch.save(make(out_norm=False).state_dict(), source)
     convert_file(source, target, layout)
     told = check_conversion(source, target)
-    assert 'same bits (66 weights)' in told and f'canonical (mmpretrain {metadata.version("mmpretrain")})' in told
+    assert 'same bits (66 weights)' in told and f'canonical ({name_and_version("mmpretrain")})' in told
     package = dict(canonical='mmpretrain', timm='timm', huggingface='transformers').get(layout.partition('-')[0])
     if package is None:
         assert f'{layout} (ConvNeXtV2: it has no library to install)' in told
     elif package != 'transformers' or _has_transformers():
-        assert f'({package} {metadata.version(package)})' in told
+        assert f'({name_and_version(package)})' in told
     else:
         assert 'huggingface (ConvNeXtV2: transformers cannot be imported' in told
 
