@@ -32,7 +32,7 @@ def build_wheel(source, folder):
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     """A copy of the clone, in which building leaves its traces."""
-    ignored = shutil.ignore_patterns('.git', '.venv', 'work_dirs', 'data', 'build', '*.egg-info', '__pycache__')
+    ignored = shutil.ignore_patterns('.git', '.nox', '.venv', 'work_dirs', 'data', 'build', '*.egg-info', '__pycache__')
     return shutil.copytree(ROOT, tmp_path_factory.mktemp('clone') / 'source', symlinks=True, ignore=ignored)
 
 
