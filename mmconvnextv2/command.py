@@ -13,7 +13,7 @@ from .faults import explain_fault
 from .typos import explain_typo
 
 # A traceback's last entry when a `raise` statement of this package made the error: file, statement, message
-STATED = re.compile(r'File "([^"]+)", line \d+, in [^\n]*\n\s+raise (?:ValueError|FileNotFoundError|RuntimeError)\('
+STATED = re.compile(r'File "([^"]+)", line \d+, in [^\n]*\n\s+raise (?:Value|FileNotFound|FileExists|Runtime)Error\('
                     r'(?:(?!File ")[\s\S])*?^\w+: ([\s\S]+)\Z', re.MULTILINE)
 
 

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmconvnextv2.checkpoint import check_weights
+from mmconvnextv2.command import run_tool
 from mmconvnextv2.export.command import parse_args
 from mmconvnextv2.export.graphs import BackboneGraph, CellAverage, Exported
 from mmconvnextv2.export.runtimes import export_program, need
@@ -216,8 +217,9 @@ def test_mistakes_are_one_sentence(trained, export, tmp_path):
             (('program', trained('classifier')[0], checkpoint), 'weights')):
         with pytest.raises(ValueError, match=message):
             export(*arguments, out='new.pt2')
-    with pytest.raises(FileExistsError, match='--force'):
-        export('program', config, checkpoint, out='there.pt2')
+    there = parse_args(['program', config, checkpoint, str(tmp_path / 'there.pt2')])
+    with pytest.raises(SystemExit, match='^error: .*there.pt2 exists: choose another name, .* --force$'):
+        run_tool(there.run, there)
     with pytest.raises(ValueError, match=r'nothing_such not installed: pip install "mmconvnextv2\[export\]"'):
         need('torch', 'nothing_such')
     assert [path.name for path in tmp_path.iterdir()] == ['there.pt2']
