@@ -1,7 +1,7 @@
 """Where visible cells lie in maps: taking their sites from one, and laying them out as one, zero elsewhere.
 
-Differentiable functions index cells. ``lay_out`` and ``pick`` do the same by rows for the CPU, several times faster and
-without a gradient, for backward passes that are written out.
+Differentiable functions index cells. ``lay_out_map`` and ``pick`` do the same by rows for the CPU, several times faster
+and without a gradient, for backward passes that are written out.
 Suffixes: B images, K cells, p sites along a cell's side, h and w cells along the picture's sides.
 """
 from dataclasses import replace
@@ -76,16 +76,20 @@ def with_rows(grid: Grid) -> Grid:
     return replace(grid, site_rows=rows_of(grid) if wanted else None)
 
 
-def lay_out(sites: Tensor, index: Tensor) -> Tensor:
-    """Copy rows of sites (B, N, C) by an index that is B * N where there is none: its shape and C, zero there."""
-    rows = torch.cat([sites.flatten(0, 1), sites.new_zeros(1, sites.shape[-1])])
+def with_zero(sites: Tensor) -> Tensor:
+    """Return the rows of sites (B, N, C) and one of zeros after them, which places that have no site find."""
+    return torch.cat([sites.flatten(0, 1), sites.new_zeros(1, sites.shape[-1])])
+
+
+def rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """Copy rows of C values by an index: its shape and C."""
     return rows.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
 def lay_out_map(sites: Tensor, grid: Grid) -> Tensor:
     """Do what :func:`scatter` does, without a gradient."""
     index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
-    return lay_out(sites, index).permute(0, 3, 1, 2)
+    return rows_at(with_zero(sites), index).permute(0, 3, 1, 2)
 
 
 def pick(features_BCHW: Tensor, grid: Grid) -> Tensor:

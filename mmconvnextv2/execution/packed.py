@@ -12,27 +12,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..layers import statistics_dtype
 from ..ops.autocast import cast_for_autocast, without_autocast
-from ..ops.depthwise import bias_gradient, cut, depthwise_reference, input_gradient, is_faster, weight_gradient
+from ..ops.depthwise import (at_a_time, bias_gradient, correlate, depthwise_reference, input_gradient, is_faster,
+                             weight_gradient)
 from ..ops.dispatch import is_watched, uses_kernels
 from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, places_of, serves
 from .base import CELL, Execution, Grid, map_to_sites
-from .cells import gather, image_index, lay_out, lay_out_map, pick, rows_of, scatter, with_rows
+from .cells import gather, image_index, lay_out_map, pick, rows_at, rows_of, scatter, with_rows, with_zero
+
+SMALL = 2  # sites along the side of cells whose windows, of 64 sites and more, are no faster than maps
 
 
-def correlated(sites: Tensor, grad: Tensor, grid: Grid, side: int) -> Tuple[Tensor, Tensor]:
-    """Return what ``weight_gradient`` takes of sites and their output's gradient, both (B, N, C): a window and a tile
-    for each visible cell, or for the whole map where a cell is one site, for which its window would hold 49."""
+def site_weight_gradient(sites: Tensor, grad: Tensor, grid: Grid, side: int) -> Tensor:
+    """Return the gradient (C, 1, k, k) of a depthwise weight from sites and their output's gradient, both (B, N, C): by
+    windows around visible cells, or by maps where cells are so small that windows would be more."""
     patch, radius = grid.patch, side // 2
-    if patch == 1:
-        return cut(*(lay_out_map(one, grid).permute(0, 2, 3, 1) for one in (sites, grad)), side)
+    if patch <= SMALL:
+        return weight_gradient(*(lay_out_map(one, grid).permute(0, 2, 3, 1) for one in (sites, grad)), side)
     index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
     index = F.pad(index, (radius, ) * 4, value=sites.shape[0] * sites.shape[1])
     index = index.unfold(1, patch + 2 * radius, patch).unfold(2, patch + 2 * radius, patch)  # (B, h, w, p + 2r, p + 2r)
     cells, columns = grid.visible_cells, grid.width // patch
     index = index[image_index(cells), cells // columns, cells % columns]  # (B, K, p + 2r, p + 2r)
-    tiles = grad.reshape(-1, patch, patch, grad.shape[-1]).permute(1, 2, 0, 3)  # (p, p, B * K, C)
-    return lay_out(sites, index.flatten(0, 1).permute(1, 2, 0)), tiles
+    windows = index.flatten(0, 1).permute(1, 2, 0)  # (p + 2r, p + 2r, B * K)
+    rows, tiles = with_zero(sites), grad.reshape(-1, patch, patch, grad.shape[-1])  # (B * K, p, p, C)
+    count = at_a_time(windows.shape[0] * windows.shape[1] * sites.shape[2])
+    total = grad.new_zeros(grad.shape[-1], side, side, dtype=statistics_dtype(grad.dtype))
+    for indices, grads in zip(windows.split(count, 2), tiles.split(count)):
+        total += correlate(rows_at(rows, indices), grads, (0, 0))
+    return total.to(grad.dtype)[:, None]
 
 
 def geometry(grid: Grid) -> Geometry:
@@ -68,7 +77,7 @@ class _PackedDepthwise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_sites = pick(input_gradient(lay_out_map(grad, grid), weight), grid)
         if ctx.needs_input_grad[1]:
-            grad_weight = weight_gradient(*correlated(sites, grad, grid, weight.shape[-1]))
+            grad_weight = site_weight_gradient(sites, grad, grid, weight.shape[-1])
         return grad_sites, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None, None
 
 

@@ -3,7 +3,7 @@
 oneDNN takes several times longer for the weight gradient than for the convolution, and computes it again for the bias.
 The weight gradient correlates windows of the input with tiles of the output's gradient: here it is a convolution too,
 with a group for each tile and channel, and the input gradient one with the mirrored kernel.
-Letters: B images, C channels, H and W sites, k the kernel's side, t a tile's side, N tiles.
+Letters: B images, C channels, H and W sites, k the kernel's side, N tiles of t x u sites.
 """
 from typing import Optional, Tuple
 
@@ -16,7 +16,8 @@ from ..layers import statistics_dtype
 from .autocast import cast_for_autocast, without_autocast
 from .dispatch import is_watched
 
-LARGEST_TILE = 32  # sites along a side; larger ones save no time, and smaller ones read their borders more often
+ROWS = 32  # of a tile at most; it is as wide as the map
+VALUES = 2**19  # of the tiles that are correlated at a time, which stay in the caches
 
 
 def depthwise(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -66,42 +67,46 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return depthwise_reference(grad, weight.flip(2, 3), None)
 
 
-def weight_gradient(windows: Tensor, grads: Tensor) -> Tensor:
+def weight_gradient(features: Tensor, grad: Tensor, side: int) -> Tensor:
+    """Return the gradient (C, 1, k, k) of the weight from a map and its output's gradient, both (B, H, W, C)."""
+    height, radius = features.shape[1], side // 2
+    total = grad.new_zeros(grad.shape[-1], side, side, dtype=statistics_dtype(grad.dtype))
+    count = at_a_time(features[:1].numel()) if height <= ROWS else 1
+    for start in range(0, len(features), count):
+        images = slice(start, start + count)
+        inputs = features[images].permute(1, 2, 0, 3)  # (H, W, N, C)
+        for top in range(0, height, ROWS):
+            bottom = min(top + ROWS, height)
+            windows = F.pad(inputs, (0, ) * 6 + (radius - top, bottom + radius - height))  # crops where negative
+            total += correlate(windows, grad[images, top:bottom], (0, radius))
+    return total.to(grad.dtype)[:, None]
+
+
+def at_a_time(values: int) -> int:
+    """Return how many tiles of so many values to correlate at a time."""
+    return max(VALUES // max(values, 1), 1)
+
+
+def correlate(windows: Tensor, grads: Tensor, padding: Tuple[int, int]) -> Tensor:
     """Correlate windows of the input with tiles of the output's gradient, and sum over the tiles.
 
     Args:
-        windows (Tensor): Each tile's sites and those within (k - 1) / 2 of it, (t + k - 1, t + k - 1, N, C).
-        grads (Tensor): (t, t, N, C).
+        windows (Tensor): Each tile's sites and those within (k - 1) / 2 of it, (t + k - 1, u + k - 1, N, C).
+        grads (Tensor): (N, t, u, C).
+        padding (tuple[int]): Rows and columns of zeros that windows lack on each side.
 
     Returns:
-        Tensor: (C, 1, k, k).
+        Tensor: (C, k, k), in the dtype of statistics.
     """
-    channels = grads.shape[-1]
-    inputs = windows.flatten(2)[None].permute(0, 3, 1, 2)  # (1, N * C, t + k - 1, t + k - 1), channels-last
-    kernels = grads.flatten(2).permute(2, 0, 1)[:, None]  # (N * C, 1, t, t)
-    products = F.conv2d(inputs, kernels, groups=len(kernels))[0].permute(1, 2, 0)  # (k, k, N * C)
-    total = products.unflatten(2, (-1, channels)).sum(2, dtype=statistics_dtype(grads.dtype))  # (k, k, C)
-    return total.to(grads.dtype).permute(2, 0, 1)[:, None]
+    inputs = windows.flatten(2)[None].permute(0, 3, 1, 2)  # (1, N * C, t + k - 1, u + k - 1), channels-last
+    kernels = grads.permute(0, 3, 1, 2).reshape(-1, 1, *grads.shape[1:3])  # (N * C, 1, t, u)
+    products = F.conv2d(inputs, kernels, padding=padding, groups=len(kernels))[0]  # (N * C, k, k)
+    return products.unflatten(0, (-1, grads.shape[-1])).sum(0, dtype=statistics_dtype(grads.dtype))
 
 
 def bias_gradient(grad_sites: Tensor) -> Tensor:
     """Sum the gradient (..., C) over all sites."""
     return grad_sites.flatten(0, -2).sum(0)
-
-
-def cut(features: Tensor, grad: Tensor, side: int) -> Tuple[Tensor, Tensor]:
-    """Cut a map and its output's gradient, both (B, H, W, C), into what :func:`weight_gradient` takes."""
-    sizes = features.shape[1:3]
-    tile = max(-(-size // -(-size // LARGEST_TILE)) for size in sizes)
-    counts = [-(-size // tile) for size in sizes]
-    below, right = (count * tile - size for count, size in zip(counts, sizes))
-    radius = side // 2
-    features = F.pad(features, (0, 0, radius, radius + right, radius, radius + below))
-    grad = F.pad(grad, (0, 0, 0, right, 0, below))
-    windows = features.unfold(1, tile + side - 1, tile).unfold(2, tile + side - 1, tile)  # (B, rows, columns, C, ., .)
-    windows = windows.permute(4, 5, 0, 1, 2, 3).flatten(2, 4)
-    grads = grad.unflatten(2, (counts[1], tile)).unflatten(1, (counts[0], tile)).permute(2, 4, 0, 1, 3, 5).flatten(2, 4)
-    return windows, grads
 
 
 class _Depthwise(torch.autograd.Function):
@@ -117,5 +122,5 @@ class _Depthwise(torch.autograd.Function):
         features, weight = ctx.saved_tensors
         grad_features = input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
         features, grad = features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
-        grad_weight = weight_gradient(*cut(features, grad, weight.shape[-1])) if ctx.needs_input_grad[1] else None
+        grad_weight = weight_gradient(features, grad, weight.shape[-1]) if ctx.needs_input_grad[1] else None
         return grad_features, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None

@@ -16,20 +16,17 @@ from .grn import add_product, channel_norm
 
 
 class Hidden:
-    """Hidden features h (B, N, D), and which of their sites count in norms (B, N, 1).
+    """Hidden features h (B, N, D), and which of their sites count in norms (B, N, 1)."""
 
-    ``keeps`` tells whether a is kept from one pass to the next, or computed anew. Defaults to True.
-    """
-
-    def __init__(self, h: Tensor, counted: Optional[Tensor], keeps: bool = True) -> None:
-        self.h, self.counted, self.keeps = h, counted, keeps
+    def __init__(self, h: Tensor, counted: Optional[Tensor]) -> None:
+        self.h, self.counted = h, counted
         self._activation = None
 
     def activation(self) -> Tensor:
-        """Return a."""
-        activation = F.gelu(self.h) if self._activation is None else self._activation
-        self._activation = activation if self.keeps else None
-        return activation
+        """Return a, computed once."""
+        if self._activation is None:
+            self._activation = F.gelu(self.h)
+        return self._activation
 
     def norm(self, keep: bool) -> Tensor:
         """Return the norms of a, (B, 1, D); ``keep`` tells that :meth:`activation` is asked for next."""
@@ -62,10 +59,15 @@ def join_norms(norms: Sequence[Tensor]) -> Tensor:
 
 
 class KernelHidden(Hidden):
-    """The same through Triton kernels, which keep sums in float32 and have no use for a copy of a."""
+    """The same through Triton kernels, which keep sums in float32 and compute a themselves."""
 
-    def __init__(self, h: Tensor, counted: Optional[Tensor], keeps: bool = True) -> None:
-        super().__init__(h.contiguous(), None if counted is None else counted.contiguous(), keeps)
+    def __init__(self, h: Tensor, counted: Optional[Tensor]) -> None:
+        super().__init__(h.contiguous(), None if counted is None else counted.contiguous())
+
+    def activation(self) -> Tensor:
+        """Return a, and keep it no longer."""
+        activation, self._activation = self._activation, None
+        return F.gelu(self.h) if activation is None else activation
 
     def norm(self, keep: bool) -> Tensor:
         activation, norm = gelu_norm(self.h, self.counted, keep)

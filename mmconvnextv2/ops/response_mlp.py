@@ -20,7 +20,8 @@ from .dispatch import uses_kernels
 from .grn import response_of, scale_backward
 from .hidden import Hidden, KernelHidden, join_norms
 
-PIECE = 2**22  # hidden values: 16 MiB in float32; twice or half as many take longer
+PIECE = 2**22  # hidden values of a piece at most: 16 MiB in float32; twice or half as many take longer
+ROWS = 4096  # and sites: matrix products of more rows and few channels are slower
 
 
 def response_mlp(x: Tensor,
@@ -77,16 +78,16 @@ def response_mlp_reference(x: Tensor,
 def pieces_of(h: Tensor) -> List[Tuple[slice, List[slice]]]:
     """Cut hidden features (B, N, D) into pieces: slices of images and, for each, slices of their sites.
 
-    On the CPU a piece holds at most ``PIECE`` values, several images or a part of one: temporary tensors of that size
-    stay in the caches, and are none of those for which the C library has the system zero new pages each time.
-    Elsewhere, and where torch.compile fuses passes, there is one piece.
+    On the CPU a piece holds at most ``PIECE`` values and ``ROWS`` sites, several images or a part of one: temporary
+    tensors of that size stay in the caches, and are none of those for which the C library has the system zero new
+    pages each time. Elsewhere, and where torch.compile fuses passes, there is one piece.
     """
     batch, num_sites, channels = h.shape
     if h.device.type != 'cpu' or torch.compiler.is_compiling():
         return [(slice(None), [slice(None)])]
-    image = max(num_sites * channels, 1)
-    groups = -(-batch // max(PIECE // image, 1))
-    return [(images, _cut(num_sites, -(-image // PIECE))) for images in _cut(batch, groups)]
+    rows = max(min(PIECE // max(channels, 1), ROWS), 1)
+    groups = -(-batch // max(rows // max(num_sites, 1), 1))
+    return [(images, _cut(num_sites, -(-num_sites // rows))) for images in _cut(batch, groups)]
 
 
 def _cut(length: int, count: int) -> List[slice]:
@@ -160,7 +161,7 @@ def _folds(x: Tensor) -> bool:
 def _hidden_of(passes: Type[Hidden], h: Tensor, counted: Optional[Tensor], images: slice,
                sites: List[slice]) -> List[Hidden]:
     """Return the hidden features of each part of some images."""
-    return [passes(h[images, part], None if counted is None else counted[images, part], keeps=len(sites) == 1)
+    return [passes(h[images, part], None if counted is None else counted[images, part])
             for part in sites]
 
 

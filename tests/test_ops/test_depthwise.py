@@ -1,4 +1,6 @@
 """The depthwise convolution with a backward pass of its own is torch's, on maps and on visible sites."""
+import importlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,9 +9,11 @@ from torch import nn
 from mmconvnextv2.execution.base import Grid
 from mmconvnextv2.execution.cells import gather, scatter
 from mmconvnextv2.execution.dense import Dense
-from mmconvnextv2.execution.packed import Packed
+from mmconvnextv2.execution.packed import Packed, site_weight_gradient
 from mmconvnextv2.ops import depthwise, depthwise_reference
 from mmconvnextv2.ops.depthwise import is_faster
+
+MODULE = importlib.import_module('mmconvnextv2.ops.depthwise')  # the package has a function of this name
 
 
 def draw(*shape, dtype=torch.float64):
@@ -53,6 +57,24 @@ def test_visible_sites(stride, bias):
     torch.testing.assert_close(ours, theirs)
     for one, other in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize('values, packed', [(1, False), (2 * 6 * 10 * 12, False), (1, True), (4 * 14 * 14 * 6, True)])
+def test_tiles_at_a_time(values, packed, monkeypatch):
+    """The weight gradient summed over one tile at a time, or over groups of which the last is smaller, is torch's."""
+    monkeypatch.setattr(MODULE, 'VALUES', values)
+    torch.manual_seed(0)
+    if packed:  # six cells of 8 x 8 sites, one or four at a time
+        cells = torch.tensor([[0, 1, 4], [2, 3, 5]])
+        grid = Grid(16, 24, 4, visible_cells=cells)
+        sites, grad = draw(2, 192, 6).detach(), draw(2, 192, 6).detach()
+        ours = site_weight_gradient(sites, grad, grid, 7)
+        features, grad = scatter(sites, grid), scatter(grad, grid)
+    else:  # three pictures, one or two at a time
+        features, grad = draw(3, 6, 10, 12).detach(), draw(3, 6, 10, 12).detach()
+        ours = MODULE.weight_gradient(features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), 7)
+    theirs = torch.nn.grad.conv2d_weight(features, (6, 1, 7, 7), grad, padding=3, groups=6)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_finite_differences():

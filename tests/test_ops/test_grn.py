@@ -1,10 +1,14 @@
 """The fused GRN equals plain autograd and the layer, and keeps the features once, in their own dtype."""
+import importlib
+
 import pytest
 import torch
 from torch import nn
 
 from mmconvnextv2 import GRN
 from mmconvnextv2.ops import grn, grn_reference
+
+MODULE = importlib.import_module('mmconvnextv2.ops.grn')  # the package has a function of this name
 
 
 def make_inputs(dtype=torch.float64):
@@ -17,10 +21,12 @@ def make_counted(masked):
     return (torch.arange(14).view(2, 7, 1) % 3 != 1) if masked else None
 
 
+@pytest.mark.parametrize('squares', [1, 20, 2**18])
 @pytest.mark.parametrize('masked', [False, True])
-def test_equals_the_formula(masked):
+def test_equals_the_formula(squares, masked, monkeypatch):
     """Values equal Algorithm 1 written out for one image at a time, and values and gradients the layer's and the
-    reference's, in float64."""
+    reference's, in float64, whether the norm squares one site at a time, a few or all."""
+    monkeypatch.setattr(MODULE, 'SQUARES', squares)
     inputs, counted = make_inputs(), make_counted(masked)
     fused, plain = grn(*inputs, counted), grn_reference(*inputs, counted)
     for image, (x, output) in enumerate(zip(inputs[0], fused)):

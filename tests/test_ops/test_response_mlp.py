@@ -46,12 +46,15 @@ def test_gradcheck(shape):
     assert torch.autograd.gradcheck(response_mlp, (*inputs, make_counted(*SHAPES[shape][:2])))
 
 
-@pytest.mark.parametrize('piece, cut', [
-    (250, [([0, 1], 1), ([2], 1)]), (108, [([0], 1), ([1], 1), ([2], 1)]), (40, [([0], 3), ([1], 3), ([2], 3)])])
+@pytest.mark.parametrize('piece, rows, cut', [
+    (250, 99, [([0, 1], 1), ([2], 1)]), (108, 99, [([0], 1), ([1], 1), ([2], 1)]),
+    (40, 99, [([0], 3), ([1], 3), ([2], 3)]), (999, 1, None)])
 @pytest.mark.parametrize('shape, masked', itertools.product(((3, 9, 3), (3, 3, 9)), (False, True)))
-def test_pieces_change_nothing(piece, cut, shape, masked, monkeypatch):
-    """Going over several images, one, or a third of one at a time gives the reference's values and gradients."""
+def test_pieces_change_nothing(piece, rows, cut, shape, masked, monkeypatch):
+    """Going over several images, one, a third of one or a site at a time gives the reference's values and gradients."""
     monkeypatch.setattr(MODULE, 'PIECE', piece)
+    monkeypatch.setattr(MODULE, 'ROWS', rows)
+    cut = cut or [([image], shape[1]) for image in range(3)]  # a site at a time
     pieces = MODULE.pieces_of(torch.empty(3, shape[1], 4 * shape[2]))
     assert [(list(range(3))[images], len(parts)) for images, parts in pieces] == cut
     assert all(sum((list(range(shape[1]))[part] for part in parts), []) == list(range(shape[1])) for _, parts in pieces)
