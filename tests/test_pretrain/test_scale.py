@@ -80,8 +80,8 @@ def test_all_that_saves_memory_together(tmp_path):
 def test_multiply_adds_of_a_step(cost):
     """A forward's multiply-adds are those of every matrix product over visible sites, of the decoder over all cells and
     the prediction of hidden ones, plus the depthwise convolutions of whole maps. Backward makes it three times as many,
-    but for the gradient of the picture, and for hidden sites in the gradients of depthwise weights, those of the last two
-    stages excepted, which are taken from whole maps."""
+    but for the gradient of the picture, and for hidden sites in the gradients of depthwise weights, which are taken
+    from whole maps in the last two stages alone."""
     counted = cost.count('atto', arch=dict(depths=DEPTHS, channels=WIDTHS))
     visible, cells, sides = 19, 49, (8, 4, 2, 1)
     sites = [visible * side**2 for side in sides]
