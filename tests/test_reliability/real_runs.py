@@ -57,6 +57,7 @@ def make_config(pictures, work_dir, epochs=4, dawdle=None, **options):
         'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=2),
         'optim_wrapper.type': 'OptimWrapper', 'param_scheduler.0.end': 1, 'param_scheduler.1.begin': 1,
         'param_scheduler.1.end': epochs, 'visualizer.name': f'run{time.monotonic_ns()}',
+        'experiment_name': f'run{time.monotonic_ns()}',  # runs that begin in the same second share a message hub
         'env_cfg.dist_cfg.backend': 'gloo', 'launcher': 'none', **options})
     cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
     cfg.custom_hooks = []
