@@ -5,14 +5,13 @@ visible sites only and need nothing from this file. Downsampling never leaves it
 needs neighbours, which it finds in a map that is zero elsewhere, or as a Triton kernel through an index of cells.
 Suffixes: B images, K cells, p sites along a cell's side, h and w cells along the picture's sides.
 """
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..layers import statistics_dtype
 from ..ops.autocast import cast_for_autocast, without_autocast
 from ..ops.depthwise import (at_a_time, bias_gradient, correlate, depthwise_reference, input_gradient, is_faster,
                              weight_gradient)
@@ -21,15 +20,13 @@ from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, pl
 from .base import CELL, Execution, Grid, map_to_sites
 from .cells import gather, image_index, lay_out_map, pick, rows_at, rows_of, scatter, with_rows, with_zero
 
-SMALL = 2  # sites along the side of cells whose windows, of 64 sites and more, are no faster than maps
+SMALL = 2  # sites along the side of cells whose windows, of 49 and 64 sites, take longer than maps
 
 
-def site_weight_gradient(sites: Tensor, grad: Tensor, grid: Grid, side: int) -> Tensor:
-    """Return the gradient (C, 1, k, k) of a depthwise weight from sites and their output's gradient, both (B, N, C): by
-    windows around visible cells, or by maps where cells are so small that windows would be more."""
-    patch, radius = grid.patch, side // 2
-    if patch <= SMALL:
-        return weight_gradient(*(lay_out_map(one, grid).permute(0, 2, 3, 1) for one in (sites, grad)), side)
+def windows_of_cells(sites: Tensor, grad: Tensor, grid: Grid, radius: int) -> Iterator[Tuple[Tensor, Tensor]]:
+    """Yield windows around several visible cells and their output's gradient, as ``correlate`` takes them, of sites and
+    their output's gradient, both (B, N, C)."""
+    patch = grid.patch
     index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
     index = F.pad(index, (radius, ) * 4, value=sites.shape[0] * sites.shape[1])
     index = index.unfold(1, patch + 2 * radius, patch).unfold(2, patch + 2 * radius, patch)  # (B, h, w, p + 2r, p + 2r)
@@ -37,11 +34,9 @@ def site_weight_gradient(sites: Tensor, grad: Tensor, grid: Grid, side: int) -> 
     index = index[image_index(cells), cells // columns, cells % columns]  # (B, K, p + 2r, p + 2r)
     windows = index.flatten(0, 1).permute(1, 2, 0)  # (p + 2r, p + 2r, B * K)
     rows, tiles = with_zero(sites), grad.reshape(-1, patch, patch, grad.shape[-1])  # (B * K, p, p, C)
-    count = at_a_time(windows.shape[0] * windows.shape[1] * sites.shape[2])
-    total = grad.new_zeros(grad.shape[-1], side, side, dtype=statistics_dtype(grad.dtype))
-    for indices, grads in zip(windows.split(count, 2), tiles.split(count)):
-        total += correlate(rows_at(rows, indices), grads, (0, 0))
-    return total.to(grad.dtype)[:, None]
+    count = at_a_time((patch + 2 * radius)**2 * sites.shape[2])
+    for some, grads in zip(windows.split(count, 2), tiles.split(count)):
+        yield rows_at(rows, some), grads
 
 
 def geometry(grid: Grid) -> Geometry:
@@ -73,11 +68,16 @@ class _PackedDepthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         sites, weight = ctx.saved_tensors
-        grid, grad_sites, grad_weight = ctx.grid, None, None
+        grid, side, grad_sites, grad_weight = ctx.grid, weight.shape[-1], None, None
+        by_maps = grid.patch <= SMALL
+        grad_map = lay_out_map(grad, grid) if ctx.needs_input_grad[0] or by_maps else None
         if ctx.needs_input_grad[0]:
-            grad_sites = pick(input_gradient(lay_out_map(grad, grid), weight), grid)
-        if ctx.needs_input_grad[1]:
-            grad_weight = site_weight_gradient(sites, grad, grid, weight.shape[-1])
+            grad_sites = pick(input_gradient(grad_map, weight), grid)
+        if ctx.needs_input_grad[1] and by_maps:
+            maps = (one.permute(0, 2, 3, 1) for one in (lay_out_map(sites, grid), grad_map))
+            grad_weight = weight_gradient(*maps, side)
+        elif ctx.needs_input_grad[1]:
+            grad_weight = correlate(windows_of_cells(sites, grad, grid, side // 2), grad, side, (0, 0))
         return grad_sites, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None, None
 
 

@@ -5,7 +5,7 @@ The weight gradient correlates windows of the input with tiles of the output's g
 with a group for each tile and channel, and the input gradient one with the mirrored kernel.
 Letters: B images, C channels, H and W sites, k the kernel's side, N tiles of t x u sites.
 """
-from typing import Optional, Tuple
+from typing import Iterable, Iterator, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from .autocast import cast_for_autocast, without_autocast
 from .dispatch import is_watched
 
 ROWS = 32  # of a tile at most; it is as wide as the map
-VALUES = 2**19  # of the tiles that are correlated at a time, which stay in the caches
+VALUES = 2**19  # of the windows that are correlated at a time, which stay in the caches
 
 
 def depthwise(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -69,39 +69,47 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient(features: Tensor, grad: Tensor, side: int) -> Tensor:
     """Return the gradient (C, 1, k, k) of the weight from a map and its output's gradient, both (B, H, W, C)."""
-    height, radius = features.shape[1], side // 2
-    total = grad.new_zeros(grad.shape[-1], side, side, dtype=statistics_dtype(grad.dtype))
+    return correlate(_strips(features, grad, side // 2), grad, side, (0, side // 2))
+
+
+def _strips(features: Tensor, grad: Tensor, radius: int) -> Iterator[Tuple[Tensor, Tensor]]:
+    """Yield windows and tiles, as wide as the map, of several images or a part of one."""
+    height = features.shape[1]
     count = at_a_time(features[:1].numel()) if height <= ROWS else 1
     for start in range(0, len(features), count):
         images = slice(start, start + count)
         inputs = features[images].permute(1, 2, 0, 3)  # (H, W, N, C)
         for top in range(0, height, ROWS):
             bottom = min(top + ROWS, height)
-            windows = F.pad(inputs, (0, ) * 6 + (radius - top, bottom + radius - height))  # crops where negative
-            total += correlate(windows, grad[images, top:bottom], (0, radius))
-    return total.to(grad.dtype)[:, None]
+            yield F.pad(inputs, (0, ) * 6 + (radius - top, bottom + radius - height)), grad[images, top:bottom]
 
 
 def at_a_time(values: int) -> int:
-    """Return how many tiles of so many values to correlate at a time."""
+    """Return how many windows of so many values to correlate at a time."""
     return max(VALUES // max(values, 1), 1)
 
 
-def correlate(windows: Tensor, grads: Tensor, padding: Tuple[int, int]) -> Tensor:
-    """Correlate windows of the input with tiles of the output's gradient, and sum over the tiles.
+def correlate(pairs: Iterable[Tuple[Tensor, Tensor]], grad: Tensor, side: int, padding: Tuple[int, int]) -> Tensor:
+    """Correlate windows of the input with tiles of the output's gradient, and sum over all tiles.
 
     Args:
-        windows (Tensor): Each tile's sites and those within (k - 1) / 2 of it, (t + k - 1, u + k - 1, N, C).
-        grads (Tensor): (N, t, u, C).
+        pairs (Iterable[tuple[Tensor]]): Each tile's sites and those within (k - 1) / 2 of it, (t + k - 1, u + k - 1,
+            N, C), and the tiles, (N, t, u, C).
+        grad (Tensor): The whole gradient (..., C).
+        side (int): k.
         padding (tuple[int]): Rows and columns of zeros that windows lack on each side.
 
     Returns:
-        Tensor: (C, k, k), in the dtype of statistics.
+        Tensor: (C, 1, k, k).
     """
-    inputs = windows.flatten(2)[None].permute(0, 3, 1, 2)  # (1, N * C, t + k - 1, u + k - 1), channels-last
-    kernels = grads.permute(0, 3, 1, 2).reshape(-1, 1, *grads.shape[1:3])  # (N * C, 1, t, u)
-    products = F.conv2d(inputs, kernels, padding=padding, groups=len(kernels))[0]  # (N * C, k, k)
-    return products.unflatten(0, (-1, grads.shape[-1])).sum(0, dtype=statistics_dtype(grads.dtype))
+    channels = grad.shape[-1]
+    total = grad.new_zeros(channels, side, side, dtype=statistics_dtype(grad.dtype))
+    for windows, tiles in pairs:
+        inputs = windows.flatten(2)[None].permute(0, 3, 1, 2)  # (1, N * C, t + k - 1, u + k - 1), channels-last
+        kernels = tiles.permute(0, 3, 1, 2).reshape(-1, 1, *tiles.shape[1:3])  # (N * C, 1, t, u)
+        products = F.conv2d(inputs, kernels, padding=padding, groups=len(kernels))[0]  # (N * C, k, k)
+        total += products.unflatten(0, (-1, channels)).sum(0, dtype=total.dtype)
+    return total.to(grad.dtype)[:, None]
 
 
 def bias_gradient(grad_sites: Tensor) -> Tensor:

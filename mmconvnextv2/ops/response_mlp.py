@@ -20,7 +20,7 @@ from .dispatch import uses_kernels
 from .grn import response_of, scale_backward
 from .hidden import Hidden, KernelHidden, join_norms
 
-PIECE = 2**22  # hidden values of a piece at most: 16 MiB in float32; twice or half as many take longer
+PIECE = 2**22  # hidden values of a piece at most, 16 MiB in float32
 ROWS = 4096  # and sites: matrix products of more rows and few channels are slower
 
 
@@ -161,8 +161,7 @@ def _folds(x: Tensor) -> bool:
 def _hidden_of(passes: Type[Hidden], h: Tensor, counted: Optional[Tensor], images: slice,
                sites: List[slice]) -> List[Hidden]:
     """Return the hidden features of each part of some images."""
-    return [passes(h[images, part], None if counted is None else counted[images, part])
-            for part in sites]
+    return [passes(h[images, part], None if counted is None else counted[images, part]) for part in sites]
 
 
 class _ResponseMLP(torch.autograd.Function):

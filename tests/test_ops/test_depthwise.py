@@ -9,7 +9,7 @@ from torch import nn
 from mmconvnextv2.execution.base import Grid
 from mmconvnextv2.execution.cells import gather, scatter
 from mmconvnextv2.execution.dense import Dense
-from mmconvnextv2.execution.packed import Packed, site_weight_gradient
+from mmconvnextv2.execution.packed import Packed, windows_of_cells
 from mmconvnextv2.ops import depthwise, depthwise_reference
 from mmconvnextv2.ops.depthwise import is_faster
 
@@ -68,7 +68,7 @@ def test_tiles_at_a_time(values, packed, monkeypatch):
         cells = torch.tensor([[0, 1, 4], [2, 3, 5]])
         grid = Grid(16, 24, 4, visible_cells=cells)
         sites, grad = draw(2, 192, 6).detach(), draw(2, 192, 6).detach()
-        ours = site_weight_gradient(sites, grad, grid, 7)
+        ours = MODULE.correlate(windows_of_cells(sites, grad, grid, 3), grad, 7, (0, 0))
         features, grad = scatter(sites, grid), scatter(grad, grid)
     else:  # three pictures, one or two at a time
         features, grad = draw(3, 6, 10, 12).detach(), draw(3, 6, 10, 12).detach()
