@@ -26,7 +26,7 @@ class Grid:
         counted (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
         places (Tensor, optional): Where each cell stands among the visible ones, made once a step for kernels that
             look for neighbours there; see :func:`mmconvnextv2.ops.neighbours.places_of`.
-        site_rows (tuple, optional): Where sites stand in the stage's maps, for the CPU; see ``cells.SiteRows``.
+        site_rows (SiteRows, optional): Where sites stand in the stage's maps, for the CPU; see ``cells.SiteRows``.
     """
     height: int
     width: int
@@ -34,7 +34,7 @@ class Grid:
     visible_cells: Optional[Tensor] = None
     counted: Optional[Tensor] = None
     places: Optional[Tensor] = None
-    site_rows: Optional[Tuple[Tensor, Tensor]] = None
+    site_rows: Optional[object] = None
 
     @property
     def patch(self) -> int:

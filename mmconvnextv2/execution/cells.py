@@ -5,9 +5,10 @@ and without a gradient, for backward passes that are written out.
 Suffixes: B images, K cells, p sites along a cell's side, h and w cells along the picture's sides.
 """
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Dict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Grid, map_to_sites
@@ -46,28 +47,43 @@ def scatter(sites: Tensor, grid: Grid) -> Tensor:
     return features.reshape(batch, grid.height, grid.width, channels).permute(0, 3, 1, 2)
 
 
-class SiteRows(NamedTuple):
+class SiteRows:
     """Where visible sites stand in the maps of a stage, both flattened to rows of C values; made once a step.
 
     Args:
+        grid (Grid): The stage's.
+
+    Attributes:
         of_map (Tensor): Long, (B * N, ), the row of the maps (B * H * W, C) at which each site stands.
-        of_sites (Tensor): Long, (B * H * W, ), the row of the sites at which each place of the maps finds its own, and
+        of_sites (Tensor): Long, (B, H, W), the row of the sites at which each place of the maps finds its own, and
             B * N where it is hidden.
     """
-    of_map: Tensor
-    of_sites: Tensor
+
+    def __init__(self, grid: Grid) -> None:
+        self.visible_cells, self.patch = cells, patch = grid.visible_cells, grid.patch
+        number = torch.arange(len(cells) * grid.height * grid.width, device=cells.device)
+        split = number.view(len(cells), grid.height // patch, patch, grid.width // patch, patch, 1)
+        self.of_map = cells_of(split, cells).flatten()
+        order = torch.arange(len(self.of_map), device=cells.device)
+        of_sites = torch.full_like(number, len(self.of_map)).scatter(0, self.of_map, order)
+        self.of_sites = of_sites.view(len(cells), grid.height, grid.width)
+        self._of_windows: Dict[int, Tensor] = {}
+
+    def of_windows(self, radius: int) -> Tensor:
+        """Return the rows of the sites of each visible cell and of those within ``radius`` of it, B * N where there is
+        none: long, (B * K, p + 2r, p + 2r). Made when first asked for."""
+        if radius not in self._of_windows:
+            side, cells = self.patch + 2 * radius, self.visible_cells
+            columns = self.of_sites.shape[2] // self.patch
+            index = F.pad(self.of_sites, (radius, ) * 4, value=len(self.of_map))
+            index = index.unfold(1, side, self.patch).unfold(2, side, self.patch)  # (B, h, w, p + 2r, p + 2r)
+            self._of_windows[radius] = index[image_index(cells), cells // columns, cells % columns].flatten(0, 1)
+        return self._of_windows[radius]
 
 
 def rows_of(grid: Grid) -> SiteRows:
     """Return the grid's rows, or make them."""
-    if grid.site_rows is not None:
-        return grid.site_rows
-    cells, patch = grid.visible_cells, grid.patch
-    number = torch.arange(len(cells) * grid.height * grid.width, device=cells.device)
-    split = number.view(len(cells), grid.height // patch, patch, grid.width // patch, patch, 1)
-    of_map = cells_of(split, cells).flatten()
-    order = torch.arange(len(of_map), device=cells.device)
-    return SiteRows(of_map, torch.full_like(number, len(of_map)).scatter(0, of_map, order))
+    return SiteRows(grid) if grid.site_rows is None else grid.site_rows
 
 
 def with_rows(grid: Grid) -> Grid:
@@ -88,8 +104,7 @@ def rows_at(rows: Tensor, index: Tensor) -> Tensor:
 
 def lay_out_map(sites: Tensor, grid: Grid) -> Tensor:
     """Do what :func:`scatter` does, without a gradient."""
-    index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
-    return rows_at(with_zero(sites), index).permute(0, 3, 1, 2)
+    return rows_at(with_zero(sites), rows_of(grid).of_sites).permute(0, 3, 1, 2)
 
 
 def pick(features_BCHW: Tensor, grid: Grid) -> Tensor:

@@ -2,7 +2,8 @@
 
 Site order: cells in ascending raster order, then raster order inside the cell. Pointwise work and per-image sums touch
 visible sites only and need nothing from this file. Downsampling never leaves its cell. Only the depthwise convolution
-needs neighbours, which it finds in a map that is zero elsewhere, or as a Triton kernel through an index of cells.
+needs neighbours: on the CPU it finds them in windows around large cells, and in a map that is zero elsewhere around
+small ones; as a Triton kernel through an index of cells.
 Suffixes: B images, K cells, p sites along a cell's side, h and w cells along the picture's sides.
 """
 from typing import Iterator, Optional, Tuple
@@ -18,25 +19,32 @@ from ..ops.depthwise import (at_a_time, bias_gradient, correlate, depthwise_refe
 from ..ops.dispatch import is_watched, uses_kernels
 from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, places_of, serves
 from .base import CELL, Execution, Grid, map_to_sites
-from .cells import gather, image_index, lay_out_map, pick, rows_at, rows_of, scatter, with_rows, with_zero
+from .cells import gather, lay_out_map, pick, rows_at, rows_of, scatter, with_rows, with_zero
 
-SMALL = 2  # sites along the side of cells whose windows, of 49 and 64 sites, take longer than maps
+SMALL = 4  # sites along the side of cells whose windows take longer than maps
 
 
-def windows_of_cells(sites: Tensor, grad: Tensor, grid: Grid, radius: int) -> Iterator[Tuple[Tensor, Tensor]]:
-    """Yield windows around several visible cells and their output's gradient, as ``correlate`` takes them, of sites and
-    their output's gradient, both (B, N, C)."""
-    patch = grid.patch
-    index = rows_of(grid).of_sites.view(len(sites), grid.height, grid.width)
-    index = F.pad(index, (radius, ) * 4, value=sites.shape[0] * sites.shape[1])
-    index = index.unfold(1, patch + 2 * radius, patch).unfold(2, patch + 2 * radius, patch)  # (B, h, w, p + 2r, p + 2r)
-    cells, columns = grid.visible_cells, grid.width // patch
-    index = index[image_index(cells), cells // columns, cells % columns]  # (B, K, p + 2r, p + 2r)
-    windows = index.flatten(0, 1).permute(1, 2, 0)  # (p + 2r, p + 2r, B * K)
-    rows, tiles = with_zero(sites), grad.reshape(-1, patch, patch, grad.shape[-1])  # (B * K, p, p, C)
-    count = at_a_time((patch + 2 * radius)**2 * sites.shape[2])
-    for some, grads in zip(windows.split(count, 2), tiles.split(count)):
-        yield rows_at(rows, some), grads
+def windows_of_cells(sites: Tensor,
+                     grid: Grid,
+                     radius: int,
+                     cells_last: bool = False) -> Iterator[Tuple[Tensor, slice]]:
+    """Yield windows of s x s sites, s = p + 2r, around some of the B * K visible cells, zero where there is no site,
+    and which cells they are: (n, s, s, C), or (s, s, n, C) with ``cells_last``, and a slice."""
+    index, rows = rows_of(grid).of_windows(radius), with_zero(sites)
+    count = at_a_time(index.shape[1]**2 * sites.shape[2])
+    for start in range(0, len(index), count):
+        some = slice(start, start + count)
+        yield rows_at(rows, index[some].permute(1, 2, 0) if cells_last else index[some]), some
+
+
+def convolve(sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+    """Convolve each channel of visible sites (B, N, C), without a gradient: over windows of cells, or over maps."""
+    if grid.patch <= SMALL:
+        return pick(depthwise_reference(lay_out_map(sites, grid), weight, bias), grid)
+    cells = sites.new_empty(sites.shape).view(-1, grid.patch, grid.patch, sites.shape[2])  # (B * K, p, p, C)
+    for windows, some in windows_of_cells(sites, grid, weight.shape[-1] // 2):
+        cells[some] = F.conv2d(windows.permute(0, 3, 1, 2), weight, bias, groups=len(weight)).permute(0, 2, 3, 1)
+    return cells.view(sites.shape)
 
 
 def geometry(grid: Grid) -> Geometry:
@@ -62,23 +70,41 @@ class _PackedDepthwise(torch.autograd.Function):
     def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
         ctx.save_for_backward(sites, weight)
         ctx.grid = grid
-        return pick(depthwise_reference(lay_out_map(sites, grid), weight, bias), grid)
+        return convolve(sites, weight, bias, grid)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         sites, weight = ctx.saved_tensors
-        grid, side, grad_sites, grad_weight = ctx.grid, weight.shape[-1], None, None
-        by_maps = grid.patch <= SMALL
-        grad_map = lay_out_map(grad, grid) if ctx.needs_input_grad[0] or by_maps else None
-        if ctx.needs_input_grad[0]:
-            grad_sites = pick(input_gradient(grad_map, weight), grid)
-        if ctx.needs_input_grad[1] and by_maps:
-            maps = (one.permute(0, 2, 3, 1) for one in (lay_out_map(sites, grid), grad_map))
-            grad_weight = weight_gradient(*maps, side)
-        elif ctx.needs_input_grad[1]:
-            grad_weight = correlate(windows_of_cells(sites, grad, grid, side // 2), grad, side, (0, 0))
-        return grad_sites, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None, None
+        wants_sites, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        backward = _backward_of_maps if ctx.grid.patch <= SMALL else _backward_of_windows
+        gradients = backward(sites, weight, grad, ctx.grid, wants_sites, wants_weight)
+        return *gradients, bias_gradient(grad) if wants_bias else None, None
+
+
+def _backward_of_maps(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool,
+                      wants_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Return the gradients of sites (B, N, C) and weight that are wanted, of one map each for sites and ``grad``."""
+    grad_map, grad_sites, grad_weight = lay_out_map(grad, grid), None, None
+    if wants_sites:
+        grad_sites = pick(input_gradient(grad_map, weight), grid)
+    if wants_weight:
+        maps = (one.permute(0, 2, 3, 1) for one in (lay_out_map(sites, grid), grad_map))
+        grad_weight = weight_gradient(*maps, weight.shape[-1])
+    return grad_sites, grad_weight
+
+
+def _backward_of_windows(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool,
+                         wants_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Return the same of windows around cells."""
+    side, grad_sites, grad_weight = weight.shape[-1], None, None
+    if wants_sites:
+        grad_sites = convolve(grad, weight.flip(2, 3), None, grid)
+    if wants_weight:
+        tiles = grad.reshape(-1, grid.patch, grid.patch, grad.shape[2])  # (B * K, p, p, C)
+        windows = windows_of_cells(sites, grid, side // 2, cells_last=True)
+        grad_weight = correlate(((window, tiles[some]) for window, some in windows), grad, side, (0, 0))
+    return grad_sites, grad_weight
 
 
 class Packed(Execution):

@@ -103,13 +103,13 @@ def correlate(pairs: Iterable[Tuple[Tensor, Tensor]], grad: Tensor, side: int, p
         Tensor: (C, 1, k, k).
     """
     channels = grad.shape[-1]
-    total = grad.new_zeros(channels, side, side, dtype=statistics_dtype(grad.dtype))
+    total = grad.new_zeros(side, side, channels, dtype=statistics_dtype(grad.dtype))
     for windows, tiles in pairs:
         inputs = windows.flatten(2)[None].permute(0, 3, 1, 2)  # (1, N * C, t + k - 1, u + k - 1), channels-last
         kernels = tiles.permute(0, 3, 1, 2).reshape(-1, 1, *tiles.shape[1:3])  # (N * C, 1, t, u)
         products = F.conv2d(inputs, kernels, padding=padding, groups=len(kernels))[0]  # (N * C, k, k)
-        total += products.unflatten(0, (-1, channels)).sum(0, dtype=total.dtype)
-    return total.to(grad.dtype)[:, None]
+        total += products.permute(1, 2, 0).unflatten(2, (-1, channels)).sum(2, dtype=total.dtype)
+    return total.permute(2, 0, 1)[:, None].to(grad.dtype, memory_format=torch.contiguous_format)
 
 
 def bias_gradient(grad_sites: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ class Hidden:
         if scale is not None:
             grad = grad.mul_(scale)
         grad = add_product(grad, hide(self.activation(), self.counted), factor)
-        grad_h = torch.ops.aten.gelu_backward(grad, self.h)
-        return grad_h, grad_h.sum((0, 1))
+        torch.ops.aten.gelu_backward.grad_input(grad, self.h, grad_input=grad)
+        return grad, grad.sum((0, 1))
 
 
 def join_norms(norms: Sequence[Tensor]) -> Tensor:

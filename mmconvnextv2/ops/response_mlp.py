@@ -206,6 +206,6 @@ class _ResponseMLP(torch.autograd.Function):
                 torch.mm(grad_h, weight1, out=grad_x[images, part].flatten(0, 1))
                 grad_weight1 = _add(grad_weight1, grad_h.t() @ x[images, part].flatten(0, 1))
         grad_bias2 = grad.sum((0, 1))
-        grad_weight2 = torch.addr(grad_weight2.to(x.dtype), grad_bias2, beta)
+        grad_weight2 = grad_weight2.to(x.dtype).addr_(grad_bias2, beta)
         gradients = grad_weight1, grad_bias1, grad_gamma, weight2.t().mv(grad_bias2), grad_weight2, grad_bias2
         return grad_x, *(one.to(x.dtype) for one in gradients), None, None, None

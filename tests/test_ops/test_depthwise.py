@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmconvnextv2.execution.base import Grid
-from mmconvnextv2.execution.cells import gather, scatter
+from mmconvnextv2.execution.cells import gather, scatter, with_rows
 from mmconvnextv2.execution.dense import Dense
-from mmconvnextv2.execution.packed import Packed, windows_of_cells
+from mmconvnextv2.execution.packed import Packed
 from mmconvnextv2.ops import depthwise, depthwise_reference
 from mmconvnextv2.ops.depthwise import is_faster
 
@@ -59,22 +59,33 @@ def test_visible_sites(stride, bias):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize('values, packed', [(1, False), (2 * 6 * 10 * 12, False), (1, True), (4 * 14 * 14 * 6, True)])
-def test_tiles_at_a_time(values, packed, monkeypatch):
+@pytest.mark.parametrize('values', [1, 2 * 6 * 10 * 12])
+def test_tiles_at_a_time(values, monkeypatch):
     """The weight gradient summed over one tile at a time, or over groups of which the last is smaller, is torch's."""
-    monkeypatch.setattr(MODULE, 'VALUES', values)
+    monkeypatch.setattr(MODULE, 'VALUES', values)  # one or two of three pictures
     torch.manual_seed(0)
-    if packed:  # six cells of 8 x 8 sites, one or four at a time
-        cells = torch.tensor([[0, 1, 4], [2, 3, 5]])
-        grid = Grid(16, 24, 4, visible_cells=cells)
-        sites, grad = draw(2, 192, 6).detach(), draw(2, 192, 6).detach()
-        ours = MODULE.correlate(windows_of_cells(sites, grad, grid, 3), grad, 7, (0, 0))
-        features, grad = scatter(sites, grid), scatter(grad, grid)
-    else:  # three pictures, one or two at a time
-        features, grad = draw(3, 6, 10, 12).detach(), draw(3, 6, 10, 12).detach()
-        ours = MODULE.weight_gradient(features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), 7)
-    theirs = torch.nn.grad.conv2d_weight(features, (6, 1, 7, 7), grad, padding=3, groups=6)
+    features, grad = draw(3, 6, 10, 12).detach(), draw(3, 6, 10, 12).detach()
+    ours = MODULE.weight_gradient(features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), 7)
+    torch.testing.assert_close(ours, torch.nn.grad.conv2d_weight(features, (6, 1, 7, 7), grad, padding=3, groups=6))
+
+
+@pytest.mark.parametrize('values', [1, 4 * 14 * 14 * 6])
+def test_windows_at_a_time(values, monkeypatch):
+    """Windows of one visible cell at a time, or of groups of which the last is smaller, give values and gradients of
+    convolving the map; a second block finds the windows' index made."""
+    monkeypatch.setattr(MODULE, 'VALUES', values)  # one or four of six cells of 8 x 8 sites
+    torch.manual_seed(0)
+    cells = torch.tensor([[0, 1, 4], [2, 3, 5]])
+    grid = with_rows(Grid(16, 24, 4, visible_cells=cells))
+    conv = nn.Conv2d(6, 6, 7, padding=3, groups=6).double()
+    inputs = [draw(2, 192, 6), *conv.parameters()]
+    ours = Packed().depthwise(inputs[0], grid, conv)
+    index = grid.site_rows.of_windows(3)
+    theirs = gather(F.conv2d(scatter(inputs[0], grid), *inputs[1:], padding=3, groups=6), cells, 8)
     torch.testing.assert_close(ours, theirs)
+    for one, other in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
+        torch.testing.assert_close(one, other)
+    assert grid.site_rows.of_windows(3) is index
 
 
 def test_finite_differences():
