@@ -61,15 +61,14 @@ def count_kept(model, batch, bf16=True):
 
 
 def count_work(model):
-    """Return the multiply-adds of one picture's forward, and of forward and backward."""
+    """Return the multiply-adds of one picture's forward in training, and of forward and backward."""
     pictures = draw_batch(1)
-    _, forward = multiply_adds(model.loss, *pictures)
 
-    def step():
-        with torch.enable_grad():
-            model.loss(*pictures)['loss'].backward()
+    @torch.enable_grad()
+    def forward():
+        return model.loss(*pictures)['loss']
 
-    return forward, multiply_adds(step)[1]
+    return multiply_adds(forward)[1], multiply_adds(lambda: forward().backward())[1]
 
 
 def count(size, arch=None):

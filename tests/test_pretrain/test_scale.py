@@ -79,9 +79,8 @@ def test_all_that_saves_memory_together(tmp_path):
 
 def test_multiply_adds_of_a_step(cost):
     """A forward's multiply-adds are those of every matrix product over visible sites, of the decoder over all cells and
-    the prediction of hidden ones, plus the depthwise convolutions of whole maps. Backward makes it three times as many,
-    but for the gradient of the picture, and for hidden sites in the gradients of depthwise weights, which are taken
-    from whole maps in the last two stages alone."""
+    the prediction of hidden ones, plus the depthwise convolutions of visible sites in the first stage and of whole maps
+    in the others. Backward makes it three times as many, but for the gradient of the picture."""
     counted = cost.count('atto', arch=dict(depths=DEPTHS, channels=WIDTHS))
     visible, cells, sides = 19, 49, (8, 4, 2, 1)
     sites = [visible * side**2 for side in sides]
@@ -91,8 +90,8 @@ def test_multiply_adds_of_a_step(cost):
     products += cells * (WIDTHS[-1] * 512 + 8 * 512**2)
     predictions = (cells - visible) * 512 * 3072
     maps = [49 * depth * width * side**2 for depth, width, side in zip(DEPTHS, WIDTHS, sides)]  # a cell
-    assert counted.forward == products + predictions + cells * (sum(maps) + 49 * 512)
-    assert counted.step == 3 * counted.forward - stem - (cells - visible) * sum(maps[:2])
+    assert counted.forward == products + predictions + visible * maps[0] + cells * (sum(maps[1:]) + 49 * 512)
+    assert counted.step == 3 * counted.forward - stem
 
 
 def test_bytes_kept_are_those_of_a_real_step(cost):
