@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
     yield
-    for name in ('contestants', 'loader', 'measure', 'speed'):
+    for name in ('contestants', 'loader', 'measure', 'parts', 'speed'):
         sys.modules.pop(name, None)
 
 
@@ -62,3 +62,14 @@ def test_one_table_leaves_the_others(benchmarks, tmp_path):
     path = tmp_path / 'speed.md'
     path.write_text(HEAD + '\n' + '\n'.join(parts.values()))
     assert read_parts(path) == parts
+
+
+def test_parts_of_a_step(benchmarks):
+    """Each part of a packed step is found, AdamW where it runs, and the decoder's MLP by its sites and channels."""
+    from contestants import fcmae
+    from parts import PARTS, seconds_by_part
+    one = fcmae('atto', 'packed', True, 1, 64, 0.5, torch.device('cpu'))
+    whole = seconds_by_part(one.step, [4, 512])
+    assert set(whole) == set(PARTS) and min(whole.values()) > 0
+    assert set(PARTS) - set(seconds_by_part(one.forward_backward, [4, 512])) == {'AdamW'}
+    assert set(PARTS) - set(seconds_by_part(one.step, [9, 512])) == {'response MLPs of the decoder'}

@@ -51,7 +51,7 @@ def main() -> None:
         if args.check:
             print(check_conversion(args.source, args.target, args.weights))
     except (ValueError, OSError) as error:
-        sys.exit(str(error))
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

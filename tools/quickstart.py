@@ -16,4 +16,4 @@ if __name__ == '__main__':
     try:
         main(args.seed, args.work_dir)
     except (RuntimeError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(f'error: {error}')
