@@ -19,28 +19,28 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
-def race(steps, rounds, device, warm_up=1):
-    """Time the steps in turns.
+def race(steps, rounds, device):
+    """Time the steps in turns. A turn is two steps, of which the second is timed: as in training, it follows one of its
+    own kind, and does not pay for the caches and the heap that another contestant left.
 
     Args:
         steps (dict): name: function without arguments.
-        rounds (int): Timed turns of each.
+        rounds (int): Turns of each.
         device (torch.device): Waited for before the clock is read.
-        warm_up (int): Turns before them, not timed.
 
     Returns:
         dict: name: list of ``rounds`` seconds; equal indices were measured one after the other.
     """
     seconds = {name: [] for name in steps}
-    for turn in range(warm_up + rounds):
+    for _ in range(rounds):
         for name, step in steps.items():
             gc.collect()
+            step()
             wait(device)
             started = time.perf_counter()
             step()
             wait(device)
-            if turn >= warm_up:
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.perf_counter() - started)
     return seconds
 
 

@@ -3,8 +3,8 @@
     python benchmarks/speed.py                                   # every table, or: make benchmark
     python benchmarks/speed.py --only loader --pictures DIR      # one table anew, the others stay
 
-Contestants take turns in one process, and a ratio compares neighbouring turns: its median, and in brackets the least
-and the most. Outputs, losses and weights that should be equal are compared before anything is timed. Each table runs in
+Contestants take turns of two steps in one process, of which the second is timed, and a ratio compares neighbouring
+turns: its median, and in brackets the least and the most. Outputs, losses and weights that should be equal are compared before anything is timed. Each table runs in
 a process of its own, and so does each contestant for its peak memory.
 """
 import argparse
@@ -234,7 +234,8 @@ def write_section(name, args):
 HEAD = '''# Speed and memory beside the peers
 
 Written by `make benchmark` (`benchmarks/speed.py`, which says how). Ratios are medians over rounds in which contestants
-took turns, in brackets the least and the most; other work on the same machine widens them.
+took turns of two steps, the second of them timed; in brackets the least and the most; other work on the same machine
+widens them.
 '''
 
 
