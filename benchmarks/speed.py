@@ -4,8 +4,8 @@
     python benchmarks/speed.py --only loader --pictures DIR      # one table anew, the others stay
 
 Contestants take turns of two steps in one process, of which the second is timed, and a ratio compares neighbouring
-turns: its median, and in brackets the least and the most. Outputs, losses and weights that should be equal are compared before anything is timed. Each table runs in
-a process of its own, and so does each contestant for its peak memory.
+turns: its median, and in brackets the least and the most. Outputs, losses and weights that should be equal are compared
+before anything is timed. Each table runs in a process of its own, and so does each contestant for its peak memory.
 """
 import argparse
 import os
