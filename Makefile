@@ -13,7 +13,7 @@ quickstart: env
 test: env
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
 
-# Tables of speed and memory beside the peers, about half an hour: benchmarks/speed.md
+# Tables of speed and memory beside the peers, well over half an hour: benchmarks/speed.md
 benchmark: minkowski
 	@"$(VENV)/bin/python" benchmarks/speed.py
 

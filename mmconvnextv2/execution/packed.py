@@ -21,7 +21,7 @@ from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, pl
 from .base import CELL, Execution, Grid, map_to_sites
 from .cells import gather, lay_out_map, pick, rows_at, rows_of, scatter, with_rows, with_zero
 
-SMALL = 4  # sites along the side of cells whose windows take longer than maps
+SMALL = 4  # sites along the side of cells whose windows are no faster than maps
 
 
 def windows_of_cells(sites: Tensor,

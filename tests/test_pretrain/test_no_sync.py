@@ -158,7 +158,8 @@ def test_linears_multiply_visible_sites_alone(fused):
 
 def test_layers_see_visible_sites_alone():
     """Hooks count the rows: every linear and norm of the encoder gets B x K x p x p, the prediction B x M; the stem
-    convolves B x K cells, and the depthwise convolution alone walks over the whole map."""
+    convolves B x K cells, the depthwise convolution of the first stage their windows, and that of the others alone
+    walks over the whole map."""
     step, images, visible = make_step()
     rows = {}
     for name, module in step.model.named_modules():
@@ -172,8 +173,9 @@ def test_layers_see_visible_sites_alone():
         assert len(seen) == 3 * DEPTHS[stage] and set(seen) == {BATCH * sites}
     assert rows['head.pred'] == BATCH * (CELLS - VISIBLE)
     cells, maps = BATCH * VISIBLE, [(BATCH, width, 64 // s, 96 // s) for width, s in zip(CHANNELS, (4, 8, 16, 32))]
+    windows = (cells, CHANNELS[0], 8 + 6, 8 + 6)
     assert products.convolved == [
-        (cells, 3, 32, 32), maps[0], maps[1], maps[2], maps[2], maps[3], (BATCH, 10, 2, 3), (BATCH, WIDTH, 2, 3)]
+        (cells, 3, 32, 32), windows, maps[1], maps[2], maps[2], maps[3], (BATCH, 10, 2, 3), (BATCH, WIDTH, 2, 3)]
 
 
 def test_conversion_of_masks_waits():
