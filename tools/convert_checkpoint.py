@@ -1,9 +1,9 @@
 """Convert ConvNeXt V2 weights between layouts: ``python tools/convert_checkpoint.py --help`` shows an example."""
 import argparse
-import sys
 
 from mmengine.config import DictAction
 
+from mmconvnextv2.command import run_tool
 from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file, convert_training_file
 
 
@@ -31,6 +31,7 @@ def parse_args() -> argparse.Namespace:
                        help='convert a whole training checkpoint, to go on with this FCMAE config or from it')
     parser.add_argument('--epoch-length', type=int, help='iterations an epoch of CONFIG (default: of the official run)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of CONFIG, key=value ...')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
     args = parser.parse_args()
     if args.training and (args.check or args.weights != 'default'):
         parser.error('--training goes with neither --check, --ema nor --raw')
@@ -39,20 +40,17 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse_args()
-    try:
-        if args.training:
-            print(convert_training_file(args.source, args.target, args.to, args.training, args.cfg_options,
-                                        args.epoch_length, args.force))
-        else:
-            print(convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights,
-                               args.classifier))
-        if args.check:
-            print(check_conversion(args.source, args.target, args.weights))
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+def convert(args: argparse.Namespace) -> None:
+    """Convert as the arguments say, and print what was written."""
+    if args.training:
+        print(convert_training_file(args.source, args.target, args.to, args.training, args.cfg_options,
+                                    args.epoch_length, args.force))
+    else:
+        print(convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights,
+                           args.classifier))
+    if args.check:
+        print(check_conversion(args.source, args.target, args.weights))
 
 
 if __name__ == '__main__':
-    main()
+    run_tool(convert, parse_args())
