@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ..ops.autocast import cast_for_autocast, without_autocast
 from ..ops.depthwise import (at_a_time, bias_gradient, correlate, depthwise_reference, input_gradient, is_faster,
-                             weight_gradient)
+                             mirrored, weight_gradient)
 from ..ops.dispatch import is_watched, uses_kernels
 from ..ops.neighbours import Geometry, depthwise_norm_sites, depthwise_sites, places_of, serves
 from .base import CELL, Execution, Grid, map_to_sites
@@ -99,7 +99,7 @@ def _backward_of_windows(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid
     """Return the same of windows around cells."""
     side, grad_sites, grad_weight = weight.shape[-1], None, None
     if wants_sites:
-        grad_sites = convolve(grad, weight.flip(2, 3), None, grid)
+        grad_sites = convolve(grad, mirrored(weight), None, grid)
     if wants_weight:
         tiles = grad.reshape(-1, grid.patch, grid.patch, grad.shape[2])  # (B * K, p, p, C)
         windows = windows_of_cells(sites, grid, side // 2, cells_last=True)

@@ -64,7 +64,12 @@ def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient (B, C, H, W) of the input from that of the output."""
-    return depthwise_reference(grad, weight.flip(2, 3), None)
+    return depthwise_reference(grad, mirrored(weight), None)
+
+
+def mirrored(weight: Tensor) -> Tensor:
+    """Return the kernel (C, 1, k, k) that takes the gradient of an output to that of its input."""
+    return weight.flip(2, 3)
 
 
 def weight_gradient(features: Tensor, grad: Tensor, side: int) -> Tensor:
