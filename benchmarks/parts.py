@@ -10,8 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 PRODUCTS = ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm')
 MLPS, DEPTHWISE = ('_ResponseMLP', ), ('_PackedDepthwise', '_Depthwise')
-PARTS = ('response MLPs of the encoder, matrix products', 'the same, passes over hidden features',
-         'depthwise convolutions', 'response MLPs of the decoder', 'AdamW', 'everything else')
+PARTS = (MULTIPLY, PASS, CONVOLVE, DECODE, UPDATE, REST) = (
+    'response MLPs of the encoder, matrix products', 'the same, passes over hidden features', 'depthwise convolutions',
+    'response MLPs of the decoder', 'AdamW', 'everything else')
 
 
 def part_of(event, decoder):
@@ -22,17 +23,17 @@ def part_of(event, decoder):
         decoder (list[int]): Sites and channels of the decoder's map.
     """
     if event.name == 'aten::_fused_adamw_':
-        return PARTS[4]
+        return UPDATE
     outer = event
     while outer is not None and not outer.name.startswith(MLPS + DEPTHWISE):
         outer = outer.cpu_parent
     if outer is None:
-        return PARTS[5]
+        return REST
     if outer.name.startswith(DEPTHWISE):
-        return PARTS[2]
+        return CONVOLVE
     if list(outer.input_shapes[0][1:]) == decoder:
-        return PARTS[3]
-    return PARTS[0] if event.name in PRODUCTS else PARTS[1]
+        return DECODE
+    return MULTIPLY if event.name in PRODUCTS else PASS
 
 
 def seconds_by_part(step, decoder):

@@ -105,8 +105,9 @@ def write_parts(args):
     for size in args.sizes:
         contest = {name: build() for name, build in fcmae_contest(size, args).items() if 'layer' not in name}
         found = race_by_part({name: one.step for name, one in contest.items()}, args.rounds, [49, 512])
-        rows = [[part, *(f'{one[part]:.3f}' for one in found.values()), f'{masked / packed:.2f}']
-                for part in PARTS for packed, masked in [[one[part] for one in found.values()]]]
+        packed, masked = found.values()
+        rows = [[part, f'{packed[part]:.3f}', f'{masked[part]:.3f}', f'{masked[part] / packed[part]:.2f}']
+                for part in PARTS]
         text += [f'{size}:\n', table(['', *found, 'times'], rows) + '\n']
     return '\n'.join(text)
 
