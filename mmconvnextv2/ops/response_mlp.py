@@ -1,12 +1,12 @@
 """The response MLP of a ConvNeXt V2 block, linear -> GELU -> GRN -> linear, as one differentiable operation.
 
-Eager code keeps four tensors of 4C channels for the backward pass; this keeps one, the first linear's output, and
+Eager code keeps four tensors of 4C channels for the backward pass; this keeps the first linear's output alone, and
 computes the activation again. GRN's scale of an image is folded into the second linear's weight where an image has more
 sites than channels, so that no scaled copy of the activation is made. On the CPU it goes over hidden features piece by
 piece (``pieces_of``). Letters: x (B, N, C) input, h and a (B, N, D), D = 4C, before and after GELU, n GRN's normalised
 response and s = 1 + gamma * n the scale (B, 1, D).
 """
-from typing import List, Optional, Tuple, Type
+from typing import Iterable, List, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from .autocast import cast_for_autocast, without_autocast
 from .dispatch import uses_kernels
 from .grn import response_of, scale_backward
 from .hidden import Hidden, KernelHidden, join_norms
+from .products import multiply
 
 PIECE = 2**22  # hidden values of a piece at most, 16 MiB in float32
 ROWS = 4096  # and sites: matrix products of more rows and few channels are slower
@@ -75,15 +76,16 @@ def response_mlp_reference(x: Tensor,
     return F.linear(torch.addcmul(beta, activation, scale.to(activation.dtype)), weight2, bias2)
 
 
-def pieces_of(h: Tensor) -> List[Tuple[slice, List[slice]]]:
-    """Cut hidden features (B, N, D) into pieces: slices of images and, for each, slices of their sites.
+def pieces_of(x: Tensor, channels: int) -> List[Tuple[slice, List[slice]]]:
+    """Cut the hidden features (B, N, channels) of x (B, N, C) into pieces: slices of images and, for each, slices of
+    their sites.
 
     On the CPU a piece holds at most ``PIECE`` values and ``ROWS`` sites, several images or a part of one: temporary
     tensors of that size stay in the caches, and are none of those for which the C library has the system zero new
     pages each time. Elsewhere, and where torch.compile fuses passes, there is one piece.
     """
-    batch, num_sites, channels = h.shape
-    if h.device.type != 'cpu' or torch.compiler.is_compiling():
+    batch, num_sites = x.shape[:2]
+    if x.device.type != 'cpu' or torch.compiler.is_compiling():
         return [(slice(None), [slice(None)])]
     rows = max(min(PIECE // max(channels, 1), ROWS), 1)
     groups = -(-batch // max(rows // max(num_sites, 1), 1))
@@ -114,20 +116,20 @@ class _Folded:
         self.weight2, self.scale = weight2, scale
         self.scaled_weight = weight2 * scale  # (B, C, D)
 
-    def apply(self, hidden: Hidden, offset: Tensor, out: Tensor) -> None:
-        """Write the output, ``offset`` (C, ) added, into ``out`` (B, N, C)."""
-        torch.baddbmm(offset, hidden.activation(), self.scaled_weight.transpose(1, 2), out=out)
+    def apply(self, hidden: Hidden, offset: Tensor) -> Tensor:
+        """Return the output, ``offset`` (C, ) added, (B, N, C)."""
+        return multiply(hidden.activation(), self.scaled_weight.transpose(1, 2), offset)
 
     def sums(self, hidden: Hidden, grad: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
         """Return the gradients of ``weight2`` (C, D) and of s (B, 1, D) in the dtype of statistics, from that of the
         output (B, N, C), and what :meth:`gradient` needs again."""
-        product = grad.transpose(1, 2) @ hidden.activation()  # (B, C, D)
+        product = multiply(grad.transpose(1, 2), hidden.activation())  # (B, C, D)
         grad_scale = (product.to(statistics_dtype(grad.dtype)) * self.weight2).sum(1, keepdim=True)
         return (product * self.scale).sum(0), grad_scale, None
 
     def gradient(self, hidden: Hidden, grad: Tensor, kept: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
         """Return the gradient of h (B, N, D), that through the norms (``factor``) included, and its sum (D, )."""
-        return hidden.gradient(grad @ self.scaled_weight, None, factor)
+        return hidden.gradient(multiply(grad, self.scaled_weight), None, factor)
 
 
 class _Unfolded(_Folded):
@@ -136,32 +138,33 @@ class _Unfolded(_Folded):
     def __init__(self, weight2: Tensor, scale: Tensor) -> None:
         self.weight2, self.scale = weight2, scale
 
-    def apply(self, hidden: Hidden, offset: Tensor, out: Tensor) -> None:
-        torch.addmm(offset, hidden.scaled(self.scale).flatten(0, 1), self.weight2.t(), out=out.flatten(0, 1))
+    def apply(self, hidden: Hidden, offset: Tensor) -> Tensor:
+        return multiply(hidden.scaled(self.scale), self.weight2.t(), offset)
 
     def sums(self, hidden: Hidden, grad: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-        grad_scaled = grad @ self.weight2  # (B, N, D)
+        grad_scaled = multiply(grad, self.weight2)  # (B, N, D)
         scaled, grad_scale = hidden.scaled_with_gradient(grad_scaled, self.scale)
-        return grad.flatten(0, 1).t() @ scaled.flatten(0, 1), grad_scale, grad_scaled
+        return multiply(grad.flatten(0, 1).t(), scaled.flatten(0, 1)), grad_scale, grad_scaled
 
     def gradient(self, hidden: Hidden, grad: Tensor, kept: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
         return hidden.gradient(kept, self.scale, factor)
 
 
 def _second_linear(x: Tensor, weight2: Tensor, gamma: Tensor, norm: Tensor, eps: float) -> _Folded:
-    """Return the second linear of images whose norms (B, 1, D) are known."""
+    """Return the second linear of the images of a piece, x (B, N, C), whose norms (B, 1, D) are known."""
     scale = (1 + gamma * response_of(norm, eps)).to(x.dtype)
     return (_Folded if _folds(x) else _Unfolded)(weight2, scale)
 
 
 def _folds(x: Tensor) -> bool:
-    return x.shape[1] > x.shape[2]
+    """Whether a piece (B, N, C) folds; on the CPU, where products of many images are slow, it does so with one."""
+    return x.shape[1] > x.shape[2] and (len(x) == 1 or x.device.type != 'cpu')
 
 
-def _hidden_of(passes: Type[Hidden], h: Tensor, counted: Optional[Tensor], images: slice,
+def _hidden_of(passes: Type[Hidden], hs: Iterable[Tensor], counted: Optional[Tensor], images: slice,
                sites: List[slice]) -> List[Hidden]:
-    """Return the hidden features of each part of some images."""
-    return [passes(h[images, part], None if counted is None else counted[images, part]) for part in sites]
+    """Return the hidden features of each part of some images, of which ``hs`` has the next."""
+    return [passes(h, None if counted is None else counted[images, part]) for part, h in zip(sites, hs)]
 
 
 class _ResponseMLP(torch.autograd.Function):
@@ -169,31 +172,30 @@ class _ResponseMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, gamma: Tensor, beta: Tensor, weight2: Tensor,
                 bias2: Tensor, counted: Optional[Tensor], eps: float, passes: Type[Hidden]) -> Tensor:
-        h = x.new_empty(*x.shape[:2], len(weight1))  # (B, N, D)
-        y, norms = x.new_empty(x.shape), []
+        y, hs, norms = x.new_empty(x.shape), [], []
         offset = torch.addmv(bias2, weight2, beta)  # (C, ), GRN's beta through the second linear
-        for images, sites in pieces_of(h):
+        for images, sites in pieces_of(x, len(weight1)):
+            h = [multiply(x[images, part], weight1.t(), bias1) for part in sites]  # (images, part, D) each
             parts = _hidden_of(passes, h, counted, images, sites)
+            norm = join_norms([hidden.norm(keep=_folds(x[images])) for hidden in parts])  # (images, 1, D)
+            second = _second_linear(x[images], weight2, gamma, norm, eps)
             for part, hidden in zip(sites, parts):
-                torch.addmm(bias1, x[images, part].flatten(0, 1), weight1.t(), out=hidden.h.flatten(0, 1))
-            norm = join_norms([hidden.norm(keep=_folds(x)) for hidden in parts])  # (images, 1, D)
-            second = _second_linear(x, weight2, gamma, norm, eps)
-            for part, hidden in zip(sites, parts):
-                second.apply(hidden, offset, out=y[images, part])
+                y[images, part] = second.apply(hidden, offset)
+            hs += h
             norms.append(norm)
-        ctx.save_for_backward(x, h, torch.cat(norms), weight1, gamma, beta, weight2, counted)
+        ctx.save_for_backward(x, torch.cat(norms), weight1, gamma, beta, weight2, counted, *hs)
         ctx.eps, ctx.passes = eps, passes
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, h, norms, weight1, gamma, beta, weight2, counted = ctx.saved_tensors
-        grad, grad_x = grad.contiguous(), x.new_empty(x.shape)
+        x, norms, weight1, gamma, beta, weight2, counted, *hs = ctx.saved_tensors
+        grad, grad_x, hs = grad.contiguous(), x.new_empty(x.shape), iter(hs)
         grad_weight1 = grad_bias1 = grad_gamma = grad_weight2 = None
-        for images, sites in pieces_of(h):
-            parts, kept, grad_scale = _hidden_of(ctx.passes, h, counted, images, sites), [], None
-            second = _second_linear(x, weight2, gamma, norms[images], ctx.eps)
+        for images, sites in pieces_of(x, len(weight1)):
+            parts, kept, grad_scale = _hidden_of(ctx.passes, hs, counted, images, sites), [], None
+            second = _second_linear(x[images], weight2, gamma, norms[images], ctx.eps)
             for part, hidden in zip(sites, parts):
                 of_weight2, of_scale, again = second.sums(hidden, grad[images, part])
                 grad_weight2, grad_scale = _add(grad_weight2, of_weight2), _add(grad_scale, of_scale)
@@ -201,10 +203,10 @@ class _ResponseMLP(torch.autograd.Function):
             of_gamma, factor = scale_backward(grad_scale, norms[images], gamma, ctx.eps)
             grad_gamma = _add(grad_gamma, of_gamma)
             for part, hidden, again in zip(sites, parts, kept):
-                grad_h, of_bias1 = second.gradient(hidden, grad[images, part], again, factor)
-                grad_h, grad_bias1 = grad_h.flatten(0, 1), _add(grad_bias1, of_bias1)  # (images * part, D), (D, )
-                torch.mm(grad_h, weight1, out=grad_x[images, part].flatten(0, 1))
-                grad_weight1 = _add(grad_weight1, grad_h.t() @ x[images, part].flatten(0, 1))
+                grad_h, of_bias1 = second.gradient(hidden, grad[images, part], again, factor)  # (images, part, D)
+                grad_x[images, part] = multiply(grad_h, weight1)
+                grad_bias1 = _add(grad_bias1, of_bias1)
+                grad_weight1 = _add(grad_weight1, grad_h.flatten(0, 1).t() @ x[images, part].flatten(0, 1))
         grad_bias2 = grad.sum((0, 1))
         grad_weight2 = grad_weight2.to(x.dtype).addr_(grad_bias2, beta)
         gradients = grad_weight1, grad_bias1, grad_gamma, weight2.t().mv(grad_bias2), grad_weight2, grad_bias2

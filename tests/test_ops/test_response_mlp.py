@@ -10,7 +10,8 @@ from mmconvnextv2.backbone import ConvNeXtV2
 from mmconvnextv2.ops import response_mlp, response_mlp_reference
 
 MODULE = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name
-SHAPES = {'folded': (2, 9, 3), 'unfolded': (2, 4, 6)}  # sites outnumber channels, and the other way round
+FOLDED, UNFOLDED = MODULE._Folded, MODULE._Unfolded
+SHAPES = {'folded': (1, 9, 3), 'unfolded': (2, 4, 6)}  # sites outnumber channels, and the other way round
 
 
 def make_inputs(batch, num_sites, channels, dtype=torch.float64):
@@ -39,6 +40,38 @@ def test_equals_the_reference(shape, masked):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize('shape, piece', [((1, 90, 16), 2**22), ((1, 90, 16), 2000), ((4, 12, 16), 2000)])
+def test_single_precision(shape, piece, monkeypatch):
+    """In float32, whose products are oneDNN's on the CPU, values and gradients are those of float64, rounded."""
+    monkeypatch.setattr(MODULE, 'PIECE', piece)
+    inputs, counted = make_inputs(*shape, dtype=torch.float32), make_counted(*shape[:2])
+    exact_inputs = [one.detach().double().requires_grad_() for one in inputs]
+    ours, exact = response_mlp(*inputs, counted), response_mlp_reference(*exact_inputs, counted)
+    weights = torch.randn_like(ours)
+    gradients = torch.autograd.grad(exact, exact_inputs, weights.double())
+    for one, other in zip((ours, *torch.autograd.grad(ours, inputs, weights)), (exact, *gradients)):
+        assert (one - other).norm() < 1e-6 * other.norm()
+
+
+@pytest.mark.parametrize('masked', (False, True))
+def test_folding_several_images_changes_nothing(masked, monkeypatch):
+    """Weights scaled for each of several images at once, as on a GPU, give the reference's values and gradients."""
+    monkeypatch.setattr(MODULE, '_folds', lambda x: True)
+    test_equals_the_reference('unfolded', masked)
+
+
+@pytest.mark.parametrize('shape, device, folds', [
+    ((1, 9, 3), 'cpu', True), ((2, 9, 3), 'cpu', False), ((1, 3, 9), 'cpu', False), ((2, 9, 3), 'meta', True),
+    ((2, 3, 9), 'meta', False)])
+def test_folds_where_it_saves(shape, device, folds, monkeypatch):
+    """A scaled weight takes the place of scaled features where it is smaller; on the CPU for single images only."""
+    made = []
+    monkeypatch.setattr(MODULE, '_Folded', lambda *args: made.append(True) or FOLDED(*args))
+    monkeypatch.setattr(MODULE, '_Unfolded', lambda *args: made.append(False) or UNFOLDED(*args))
+    response_mlp(*(one.to(device) for one in make_inputs(*shape)))
+    assert made == [folds]
+
+
 @pytest.mark.parametrize('shape', SHAPES)
 def test_gradcheck(shape):
     """Gradients equal finite differences."""
@@ -55,7 +88,7 @@ def test_pieces_change_nothing(piece, rows, cut, shape, masked, monkeypatch):
     monkeypatch.setattr(MODULE, 'PIECE', piece)
     monkeypatch.setattr(MODULE, 'ROWS', rows)
     cut = cut or [([image], shape[1]) for image in range(3)]  # a site at a time
-    pieces = MODULE.pieces_of(torch.empty(3, shape[1], 4 * shape[2]))
+    pieces = MODULE.pieces_of(torch.empty(shape), 4 * shape[2])
     assert [(list(range(3))[images], len(parts)) for images, parts in pieces] == cut
     assert all(sum((list(range(shape[1]))[part] for part in parts), []) == list(range(shape[1])) for _, parts in pieces)
     inputs = make_inputs(*shape)
@@ -77,7 +110,7 @@ def test_pieces_add_up_in_float32(monkeypatch):
     exact = gradients([one.detach().double().requires_grad_() for one in inputs])
     whole = gradients(inputs)
     monkeypatch.setattr(MODULE, 'PIECE', 1000)
-    assert len(MODULE.pieces_of(torch.empty(50, 40, 16))) == 50
+    assert len(MODULE.pieces_of(torch.empty(50, 40, 4), 16)) == 50
     for pieces, one, wanted in zip(gradients(inputs), whole, exact):
         assert (pieces - wanted).norm() < 1.5 * (one - wanted).norm() + 1e-3 * wanted.norm()
 
@@ -122,19 +155,21 @@ def test_autocast_follows_the_reference(shape):
         assert (one - other).norm() < 0.05 * other.norm()
 
 
-def test_keeps_one_wide_tensor():
-    """Of tensors with 4C channels at every site, the operation keeps exactly one for backward."""
+@pytest.mark.parametrize('piece', (MODULE.PIECE, 200))
+def test_keeps_one_wide_tensor(piece, monkeypatch):
+    """Of 4C channels at every site the operation keeps a value each for backward, in one tensor or one a piece."""
+    monkeypatch.setattr(MODULE, 'PIECE', piece)
     inputs = make_inputs(2, 50, 3)
-    kept = []
+    kept = {}
 
     def keep(tensor):
-        if tensor.numel() == 2 * 50 * 12:
-            kept.append(tensor.data_ptr())
+        kept[tensor.data_ptr()] = tensor.numel()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         response_mlp(*inputs)
-    assert len(set(kept)) == 1
+    narrow = 2 * 50 * 3 + 2 * 12 + 12 * 3 + 12 + 12 + 3 * 12  # x, norms, weight1, gamma, beta and weight2
+    assert sum(kept.values()) == 2 * 50 * 12 + narrow
 
 
 def test_hooks_choose_the_plain_path():

@@ -17,7 +17,9 @@ SITES = [VISIBLE * patch**2 for patch in (8, 4, 2, 1)]  # of an image, by stage
 aten = torch.ops.aten
 READS_VALUES = {aten._local_scalar_dense, aten.nonzero, aten.nonzero_static, aten.masked_select, aten._unique2,
                 aten.unique_dim, aten.unique_consecutive, aten.bincount, aten.equal, aten.is_nonzero, aten.item}
-MATRIX_PRODUCTS = {aten.mm: (0, 1), aten.bmm: (0, 1), aten.addmm: (1, 2), aten.baddbmm: (1, 2)}
+LEFT_FACTOR = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}  # of matrix products, which argument
+if hasattr(torch.ops.mkldnn, '_linear_pointwise'):
+    LEFT_FACTOR[torch.ops.mkldnn._linear_pointwise] = 0
 
 
 class NoSync(TorchDispatchMode):
@@ -41,12 +43,13 @@ class Products(TorchDispatchMode):
         self.count, self.convolved = 0, []
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        if function.overloadpacket in MATRIX_PRODUCTS:
-            left, right = (arguments[place] for place in MATRIX_PRODUCTS[function.overloadpacket])
-            self.count += left.numel() * right.shape[-1]
+        result = function(*arguments, **(options or {}))
+        if function.overloadpacket in LEFT_FACTOR:
+            left = arguments[LEFT_FACTOR[function.overloadpacket]]
+            self.count += result.numel() * left.shape[-1]
         if function.overloadpacket is aten.convolution:
             self.convolved.append(tuple(arguments[0].shape))
-        return function(*arguments, **(options or {}))
+        return result
 
 
 def make_model(execution='packed', fused=True):
