@@ -1,18 +1,21 @@
-"""Where the time of a pretraining step goes, by torch's profiler on the CPU.
+"""Where the time of a step goes, by torch's profiler on the CPU.
 
-Every operation's own time is counted to the differentiable function in which it ran. The profiler takes time itself,
-the more the smaller the operations, so that sums are longer than a step that nobody watches.
+In a pretraining step every operation's own time is counted to the differentiable function in which it ran, in models
+that are not ours by what it computes. The profiler takes time itself, the more the smaller the operations, so that sums
+are longer than a step that nobody watches.
 """
 import statistics
 from collections import Counter
 
 from torch.profiler import ProfilerActivity, profile
 
-PRODUCTS = ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm')
+PRODUCTS = ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm', 'mkldnn::_linear_pointwise')
 MLPS, DEPTHWISE = ('_ResponseMLP', ), ('_PackedDepthwise', '_Depthwise')
 PARTS = (MULTIPLY, PASS, CONVOLVE, DECODE, UPDATE, REST) = (
     'response MLPs of the encoder, matrix products', 'the same, passes over hidden features', 'depthwise convolutions',
     'response MLPs of the decoder', 'AdamW', 'everything else')
+CONVOLUTIONS = ('aten::mkldnn_convolution', 'aten::convolution_backward')
+KINDS = ('matrix products', 'convolutions', 'everything else')
 
 
 def part_of(event, decoder):
@@ -36,23 +39,28 @@ def part_of(event, decoder):
     return MULTIPLY if event.name in PRODUCTS else PASS
 
 
-def seconds_by_part(step, decoder):
-    """Run a step once, and return the seconds of each part."""
+def kind_of(event):
+    """Return which of ``KINDS`` a profiled operation of any model is."""
+    return KINDS[0 if event.name in PRODUCTS else 1 if event.name in CONVOLUTIONS else 2]
+
+
+def seconds_by(name_of, step):
+    """Run a step once, and return the seconds of its operations by the name that ``name_of`` gives each."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         step()
     seconds = Counter()
     for event in profiled.events():
-        seconds[part_of(event, decoder)] += event.self_cpu_time_total / 1e6
+        seconds[name_of(event)] += event.self_cpu_time_total / 1e6
     return seconds
 
 
-def race_by_part(steps, rounds, decoder):
-    """Profile steps in turns; return for each step the median seconds of each part."""
-    found = {name: [] for name in steps}
+def race_by(name_of, steps, rounds):
+    """Profile steps in turns; return for each step the median seconds by name."""
+    found = {step: [] for step in steps}
     for step in steps.values():
         step()
     for _ in range(rounds):
-        for name, step in steps.items():
-            found[name].append(seconds_by_part(step, decoder))
-    return {name: {part: statistics.median(one[part] for one in rounds) for part in PARTS}
-            for name, rounds in found.items()}
+        for step in steps:
+            found[step].append(seconds_by(name_of, steps[step]))
+    return {step: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+            for step, rounds in found.items()}

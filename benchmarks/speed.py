@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from measure import machine, peak_bytes, race, ratio, saved_bytes, table
+from torch.utils.flop_counter import FlopCounterMode
 
 PACKAGES = ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain', 'timm', 'MinkowskiEngine')
 MIB = 2**20
@@ -99,17 +100,23 @@ def write_fcmae(args):
 
 def write_parts(args):
     """Where the time of these steps goes."""
-    from parts import PARTS, race_by_part
+    from parts import PARTS, part_of, race_by
     text = ['Seconds by torch\'s profiler, which adds to small operations. Masked visits 49 cells '
             'where packed visits the 19 that the mask shows: 2.58 times as many sites.\n']
     for size in args.sizes:
         contest = {name: build() for name, build in fcmae_contest(size, args).items() if 'layer' not in name}
-        found = race_by_part({name: one.step for name, one in contest.items()}, args.rounds, [49, 512])
-        packed, masked = found.values()
-        rows = [[part, f'{packed[part]:.3f}', f'{masked[part]:.3f}', f'{masked[part] / packed[part]:.2f}']
-                for part in PARTS]
-        text += [f'{size}:\n', table(['', *found, 'times'], rows) + '\n']
+        found = race_by(lambda event: part_of(event, [49, 512]), {name: one.step for name, one in contest.items()},
+                        args.rounds)
+        text += [f'{size}:\n', parts_table(found, PARTS) + '\n']
     return '\n'.join(text)
+
+
+def parts_table(found, parts):
+    """Return the seconds of each part of two contestants, ours first, their sums, and the quotients."""
+    ours, theirs = (dict(one, sum=sum(one.values())) for one in found.values())
+    rows = [[part, f'{ours[part]:.3f}', f'{theirs[part]:.3f}', f'{theirs[part] / ours[part]:.2f}']
+            for part in (*parts, 'sum')]
+    return table(['', *found, 'times'], rows)
 
 
 def write_spark(args):
@@ -147,6 +154,22 @@ def write_backbone(args):
         text.append('Forward and backward:\n')
         text.append(contest_table(contest, 'forward_backward', args, pairs))
     return '\n'.join(text)
+
+
+def write_bound(args):
+    """What bounds the dense backbone on the CPU."""
+    from contestants import backbones
+    from parts import KINDS, kind_of, race_by
+    contest = backbones('tiny', args.dense_batch, args.dense_side, args.device)
+    steps = {name: contest[name].forward_backward for name in ('ours', 'mmpretrain')}
+    with FlopCounterMode(display=False) as counter:
+        steps['ours']()
+    work = sum(count for operation, count in counter.get_flop_counts()['Global'].items()
+               if 'convolution' not in str(operation)) / 1e9
+    return (f'float32, batch {args.dense_batch} of {args.dense_side} pixels, forward and backward, seconds by torch\'s '
+            f'profiler. Both have the same {work:.0f} GFLOP of matrix products\nto do, which keeping less for backward '
+            'and fewer passes over memory make no shorter.\n\n'
+            + parts_table(race_by(kind_of, steps, args.rounds), KINDS) + '\n')
 
 
 def write_allocator(args):
@@ -213,10 +236,10 @@ def write_loader(args):
 
 SECTIONS = {
     'fcmae': write_fcmae, 'parts': write_parts, 'spark': write_spark, 'minkowski': write_minkowski,
-    'backbone': write_backbone, 'allocator': write_allocator, 'downstream': write_downstream,
+    'backbone': write_backbone, 'bound': write_bound, 'allocator': write_allocator, 'downstream': write_downstream,
     'scaling': write_scaling, 'loader': write_loader
 }
-CPU_ONLY = 'parts', 'allocator'
+CPU_ONLY = 'parts', 'bound', 'allocator'
 
 
 def write_section(name, args):

@@ -67,9 +67,26 @@ def test_one_table_leaves_the_others(benchmarks, tmp_path):
 def test_parts_of_a_step(benchmarks):
     """Each part of a packed step is found, AdamW where it runs, and the decoder's MLP by its sites and channels."""
     from contestants import fcmae
-    from parts import PARTS, seconds_by_part
+    from parts import PARTS, part_of, seconds_by
     one = fcmae('atto', 'packed', True, 1, 64, 0.5, torch.device('cpu'))
-    whole = seconds_by_part(one.step, [4, 512])
+
+    def parts_of(step, decoder):
+        return seconds_by(lambda event: part_of(event, decoder), step)
+
+    whole = parts_of(one.step, [4, 512])
     assert set(whole) == set(PARTS) and min(whole.values()) > 0
-    assert set(PARTS) - set(seconds_by_part(one.forward_backward, [4, 512])) == {'AdamW'}
-    assert set(PARTS) - set(seconds_by_part(one.step, [9, 512])) == {'response MLPs of the decoder'}
+    assert set(PARTS) - set(parts_of(one.forward_backward, [4, 512])) == {'AdamW'}
+    assert set(PARTS) - set(parts_of(one.step, [9, 512])) == {'response MLPs of the decoder'}
+
+
+def test_kinds_of_operations(benchmarks):
+    """Products and convolutions are found, forward and backward, in our backbone and in mmpretrain's; rows add up."""
+    from contestants import backbones
+    from parts import KINDS, kind_of, race_by
+    from speed import parts_table
+    contest = backbones('atto', 1, 64, torch.device('cpu'))
+    found = race_by(kind_of, {name: contest[name].forward_backward for name in ('ours', 'mmpretrain')}, 2)
+    assert all(set(one) == set(KINDS) and min(one.values()) > 0 for one in found.values())
+    *rows, total = [line.split('|')[2:4] for line in parts_table(found, KINDS).splitlines()[2:]]
+    for column in range(2):
+        assert abs(sum(float(row[column]) for row in rows) - float(total[column])) < 0.0021  # of digits left out
