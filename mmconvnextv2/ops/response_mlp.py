@@ -2,9 +2,9 @@
 
 Eager code keeps four tensors of 4C channels for the backward pass; this keeps the first linear's output alone, and
 computes the activation again. GRN's scale of an image is folded into the second linear's weight where an image has more
-sites than channels, so that no scaled copy of the activation is made. On the CPU it goes over hidden features piece by
-piece (``pieces_of``). Letters: x (B, N, C) input, h and a (B, N, D), D = 4C, before and after GELU, n GRN's normalised
-response and s = 1 + gamma * n the scale (B, 1, D).
+sites than channels (``_folds``), so that no scaled copy of the activation is made. On the CPU it goes over hidden
+features piece by piece (``pieces_of``). Letters: x (B, N, C) input, h and a (B, N, D), D = 4C, before and after GELU, n
+GRN's normalised response and s = 1 + gamma * n the scale (B, 1, D).
 """
 from typing import Iterable, List, Optional, Tuple, Type
 

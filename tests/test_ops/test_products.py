@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mmconvnextv2.ops import products
 
-ONEDNN = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, '_linear_pointwise'), reason='needs a torch with oneDNN')
+ONEDNN = pytest.mark.skipif(not products.HAS_INNER_PRODUCT, reason='install a torch that is built with oneDNN')
 SHAPES = {  # of the left and of the right factor
     'one matrix': ((40, 24), (24, 33)),
     'one for all': ((3, 20, 24), (24, 33)),

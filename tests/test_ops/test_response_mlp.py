@@ -27,17 +27,21 @@ def make_counted(batch, num_sites):
     return counted.view(1, -1, 1).expand(batch, -1, -1)
 
 
-@pytest.mark.parametrize('shape, masked', itertools.product(SHAPES, (False, True)))
-def test_equals_the_reference(shape, masked):
-    """Values and all seven gradients equal plain autograd in float64, folded or not, all sites counted or some."""
-    inputs = make_inputs(*SHAPES[shape])
-    counted = make_counted(*SHAPES[shape][:2]) if masked else None
-    fused = response_mlp(*inputs, counted)
-    plain = response_mlp_reference(*inputs, counted)
+def assert_equals_the_reference(shape, masked):
+    """Compare values and all seven gradients with plain autograd, in float64."""
+    inputs = make_inputs(*shape)
+    counted = make_counted(*shape[:2]) if masked else None
+    fused, plain = response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted)
     torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
     weights = torch.randn_like(plain)
     for ours, theirs in zip(torch.autograd.grad(fused, inputs, weights), torch.autograd.grad(plain, inputs, weights)):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize('shape, masked', itertools.product(SHAPES, (False, True)))
+def test_equals_the_reference(shape, masked):
+    """Values and all seven gradients equal plain autograd in float64, folded or not, all sites counted or some."""
+    assert_equals_the_reference(SHAPES[shape], masked)
 
 
 @pytest.mark.parametrize('shape, piece', [((1, 90, 16), 2**22), ((1, 90, 16), 2000), ((4, 12, 16), 2000)])
@@ -57,7 +61,7 @@ def test_single_precision(shape, piece, monkeypatch):
 def test_folding_several_images_changes_nothing(masked, monkeypatch):
     """Weights scaled for each of several images at once, as on a GPU, give the reference's values and gradients."""
     monkeypatch.setattr(MODULE, '_folds', lambda x: True)
-    test_equals_the_reference('unfolded', masked)
+    assert_equals_the_reference(SHAPES['unfolded'], masked)
 
 
 @pytest.mark.parametrize('shape, device, folds', [
@@ -91,13 +95,7 @@ def test_pieces_change_nothing(piece, rows, cut, shape, masked, monkeypatch):
     pieces = MODULE.pieces_of(torch.empty(shape), 4 * shape[2])
     assert [(list(range(3))[images], len(parts)) for images, parts in pieces] == cut
     assert all(sum((list(range(shape[1]))[part] for part in parts), []) == list(range(shape[1])) for _, parts in pieces)
-    inputs = make_inputs(*shape)
-    counted = make_counted(*shape[:2]) if masked else None
-    fused, plain = response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted)
-    torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
-    weights = torch.randn_like(plain)
-    for ours, theirs in zip(torch.autograd.grad(fused, inputs, weights), torch.autograd.grad(plain, inputs, weights)):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert_equals_the_reference(shape, masked)
 
 
 def test_pieces_add_up_in_float32(monkeypatch):

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmconvnextv2.execution import mask_to_visible_cells
+from mmconvnextv2.ops.products import HAS_INNER_PRODUCT
 from mmconvnextv2.pretrain import FCMAE
 from mmconvnextv2.pretrain.masking import hidden_cells_of
 
@@ -18,7 +19,7 @@ aten = torch.ops.aten
 READS_VALUES = {aten._local_scalar_dense, aten.nonzero, aten.nonzero_static, aten.masked_select, aten._unique2,
                 aten.unique_dim, aten.unique_consecutive, aten.bincount, aten.equal, aten.is_nonzero, aten.item}
 LEFT_FACTOR = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}  # of matrix products, which argument
-if hasattr(torch.ops.mkldnn, '_linear_pointwise'):
+if HAS_INNER_PRODUCT:
     LEFT_FACTOR[torch.ops.mkldnn._linear_pointwise] = 0
 
 
