@@ -15,7 +15,7 @@ PARTS = (MULTIPLY, PASS, CONVOLVE, DECODE, UPDATE, REST) = (
     'response MLPs of the encoder, matrix products', 'the same, passes over hidden features', 'depthwise convolutions',
     'response MLPs of the decoder', 'AdamW', 'everything else')
 CONVOLUTIONS = ('aten::mkldnn_convolution', 'aten::convolution_backward')
-KINDS = ('matrix products', 'convolutions', 'everything else')
+KINDS = ('matrix products', 'convolutions', REST)
 
 
 def part_of(event, decoder):
@@ -41,7 +41,10 @@ def part_of(event, decoder):
 
 def kind_of(event):
     """Return which of ``KINDS`` a profiled operation of any model is."""
-    return KINDS[0 if event.name in PRODUCTS else 1 if event.name in CONVOLUTIONS else 2]
+    product, convolution, rest = KINDS
+    if event.name in PRODUCTS:
+        return product
+    return convolution if event.name in CONVOLUTIONS else rest
 
 
 def seconds_by(name_of, step):
@@ -56,11 +59,11 @@ def seconds_by(name_of, step):
 
 def race_by(name_of, steps, rounds):
     """Profile steps in turns; return for each step the median seconds by name."""
-    found = {step: [] for step in steps}
+    found = {contestant: [] for contestant in steps}
     for step in steps.values():
         step()
     for _ in range(rounds):
-        for step in steps:
-            found[step].append(seconds_by(name_of, steps[step]))
-    return {step: {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-            for step, rounds in found.items()}
+        for contestant, step in steps.items():
+            found[contestant].append(seconds_by(name_of, step))
+    return {contestant: {name: statistics.median(one[name] for one in seconds) for name in seconds[0]}
+            for contestant, seconds in found.items()}
