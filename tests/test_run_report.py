@@ -82,6 +82,13 @@ def test_page_tells_what_the_runs_logged(work_dir):
     assert not re.search(r'https?://|<script|<link', page)
 
 
+def test_single_entry_is_told_in_words(tmp_path):
+    """A run that logged one iteration, which gives no curve, says its losses instead of nothing."""
+    folder = tmp_path / 'work'
+    write_run(folder, '20260101_000000', [dict(loss=1.25, decode_loss=0.75, lr=1e-4, time=.5, iter=10, step=10)])
+    assert 'Logged once, at iteration 10: loss 1.25, decode_loss 0.75.' in page_of(folder)
+
+
 def test_feature_distances_are_drawn(work_dir, tmp_path, monkeypatch):
     """--distance draws the table of tools/analyze_features.py, a curve a model over depth; another table is refused."""
     table = tmp_path / 'distance.csv'

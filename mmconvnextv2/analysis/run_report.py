@@ -182,6 +182,9 @@ def report_run(args: Namespace) -> None:
     training = [entry for entry in entries if 'loss' in entry]
     if training:
         report.heading('Losses and speed')
+        if len(training) == 1:
+            values = ', '.join(f'{name} {training[0][name]:.4g}' for name in losses)
+            report.text(f'Logged once, at iteration {training[0].get("iter", 0)}: {values}. Curves begin with two.')
         report.curves(curves_of(training, losses), 'Training losses')
         report.curves(curves_of(training, ['time', 'data_time']), 'Seconds an iteration, and of them waiting for data',
                       ylabel='seconds')
