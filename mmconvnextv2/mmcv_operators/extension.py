@@ -1,0 +1,586 @@
+"""The stand-in for ``mmcv._ext``: mmcv's operators by torchvision's, without anything compiled here.
+
+``mmcv.ops`` calls these functions as it would call its compiled module: it hands them tensors to write results into.
+Signatures are those that the Python files of mmcv 2.0 to 2.2 and onedl-mmcv 2.3 call; what an operator computes is
+written from its definition. Operators that are missing here raise when they are called.
+
+This file imports nothing of the package, so that it can be loaded before the package is.
+
+Where it differs from mmcv's compiled operators:
+
+- float16 and bfloat16 are pooled, convolved and compared in float32, on every device;
+- inputs may have any strides, channels-last memory included;
+- two boxes without an area leave each other's score alone in Gaussian soft-NMS, which is not NaN;
+- with ``torch.use_deterministic_algorithms`` gradients on CUDA are deterministic, at more memory and time.
+
+Legend: B images, C channels, (H, W) a map, K RoIs, (P, Q) bins of a RoI, N boxes, L levels.
+"""
+from typing import Callable, List, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision.ops
+from torch import Tensor
+
+SUPPRESS, LINEAR, GAUSSIAN = range(3)  # mmcv's methods of soft-NMS
+PICKS = 64  # picks of soft-NMS between two looks for ties
+ROIS = 128  # RoIs whose gradients are laid out at once under deterministic algorithms
+BLOCK = 64  # rows of the table of overlaps that are computed at once
+
+
+def __getattr__(name: str) -> Callable:
+    """Return, for an operator that torchvision lacks, a function that says so when it is called."""
+    if name.startswith('__'):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+    def missing(*args, **kwargs):
+        raise RuntimeError(f'{name} of mmcv.ops needs compiled mmcv; here torchvision serves in its place, which lacks '
+                           'it. `OPS=compiled make env` compiles mmcv, as does `MMCV_WITH_OPS=1 pip install '
+                           '--no-build-isolation mmcv==2.1.0`; both need a C++ compiler, and for a GPU the CUDA '
+                           'toolkit of torch')
+
+    missing.__name__ = missing.__qualname__ = name
+    return missing
+
+
+def get_compiler_version() -> str:
+    """Return what stands in mmcv's environment report as compiler."""
+    return 'torchvision'
+
+
+def get_compiling_cuda_version() -> str:
+    """Return what stands in mmcv's environment report as CUDA version."""
+    return 'not available'
+
+
+def _at_least_float32(*tensors: Tensor) -> List[Tensor]:
+    """Return the tensors in float64 if one of them is, otherwise in float32."""
+    dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def _as_float32(value: float) -> float:
+    """Round as mmcv does, which takes thresholds in float32: an overlap equal to one must compare as equal."""
+    return float(np.float32(value))
+
+
+def _has_private(name: str) -> bool:
+    return hasattr(torch.ops.torchvision, name)
+
+
+def _must_be_deterministic(x: Tensor) -> bool:
+    """Whether torchvision's gradients, which are summed in any order on CUDA, are ruled out."""
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled()
+
+
+def _gradients(function: Callable, inputs: Tuple[Tensor, ...], grad_output: Tensor) -> Tuple[Tensor, ...]:
+    """Return the gradients of ``function(*inputs)`` with respect to its inputs by autograd."""
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+        return torch.autograd.grad(function(*inputs), inputs, grad_output)
+
+
+# --- RoIAlign: Mask R-CNN, https://arxiv.org/abs/1703.06870, section 3 ---
+
+
+def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, *,
+                      aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
+                      pool_mode: int, aligned: bool) -> None:
+    """Pool maps (B, C, H, W) over RoIs (K, 5) into ``output`` (K, C, P, Q).
+
+    Raises:
+        RuntimeError: If ``pool_mode`` is not 1, the average.
+    """
+    if pool_mode != 1:
+        raise RuntimeError("RoIAlign(pool_mode='max') needs compiled mmcv; here torchvision serves, which has "
+                           "pool_mode='avg' alone. `OPS=compiled make env` compiles mmcv")
+    maps, boxes = _at_least_float32(input, rois)
+    output.copy_(torch.ops.torchvision.roi_align(maps, boxes, spatial_scale, aligned_height, aligned_width,
+                                                 sampling_ratio, aligned))
+
+
+def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, *,
+                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
+                       pool_mode: int, aligned: bool) -> None:
+    """Write the gradient of the maps into ``grad_input`` (B, C, H, W)."""
+    grad, boxes = _at_least_float32(grad_output, rois)
+    how = (spatial_scale, aligned_height, aligned_width)
+    if _must_be_deterministic(grad):
+        grad_input.copy_(_roi_align_gradient(grad, boxes, grad_input.shape, spatial_scale, sampling_ratio, aligned))
+    elif _has_private('_roi_align_backward'):
+        grad_input.copy_(torch.ops.torchvision._roi_align_backward(grad, boxes, *how, *grad_input.shape,
+                                                                   sampling_ratio, aligned))
+    else:  # pooling is linear: its gradient is the same at any maps
+        maps = torch.zeros_like(grad_input, dtype=grad.dtype)
+        pool = torch.ops.torchvision.roi_align
+        grad_input.copy_(*_gradients(lambda x: pool(x, boxes, *how, sampling_ratio, aligned), (maps, ), grad))
+
+
+def _axis_weights(start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool) -> Tensor:
+    """Return how much each of ``size`` pixels counts in each bin of a RoI's one axis, (K, bins, size).
+
+    RoIAlign averages over a grid of points in a bin and interpolates each bilinearly; both are products of one factor
+    for y and one for x. A point more than a pixel outside of the map counts as zero.
+
+    Args:
+        start (Tensor): Where RoIs begin on the axis, in pixels of the map, (K, ).
+        end (Tensor): Where they end, (K, ).
+    """
+    length = end - start if aligned else (end - start).clamp(min=1)
+    points = torch.full_like(length, sampling_ratio) if sampling_ratio > 0 else (length / bins).ceil()
+    pixels = torch.arange(size, device=start.device, dtype=start.dtype)
+    first = torch.arange(bins, device=start.device, dtype=start.dtype)  # (bins, )
+    weights = start.new_zeros(len(start), bins, size)
+    for point in range(int(points.max()) if len(points) else 0):
+        place = start[:, None] + (first + ((point + 0.5) / points)[:, None]) * (length / bins)[:, None]  # (K, bins)
+        counts = (point < points)[:, None] & (place >= -1) & (place <= size)
+        tent = (1 - (place.clamp(0, size - 1)[..., None] - pixels).abs()).clamp(min=0)  # (K, bins, size)
+        weights += torch.where(counts[..., None], tent, 0)
+    return weights / points.clamp(min=1)[:, None, None]
+
+
+def _roi_align_gradient(grad: Tensor, rois: Tensor, shape: Tuple[int, ...], spatial_scale: float, sampling_ratio: int,
+                        aligned: bool) -> Tensor:
+    """Return the gradient of the maps by matrix products, which are deterministic on CUDA: with weights A of the rows
+    and B of the columns of a RoI, pooling is A f B^T, and the gradient of f is A^T grad B."""
+    _, channels, height, width = shape
+    result = grad.new_zeros(shape)
+    x1, y1, x2, y2 = (rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)).unbind(1)
+    rows = _axis_weights(y1, y2, grad.shape[2], height, sampling_ratio, aligned)  # (K, P, H)
+    columns = _axis_weights(x1, x2, grad.shape[3], width, sampling_ratio, aligned)  # (K, Q, W)
+    for image in range(len(result)):
+        for some in (rois[:, 0] == image).nonzero().squeeze(1).split(ROIS):
+            wide = grad[some] @ columns[some, None]  # (k, C, P, W)
+            result[image] += (rows[some].flatten(0, 1).t() @ wide.transpose(1, 2).reshape(-1, channels * width)).view(
+                height, channels, width).transpose(0, 1)  # rows (k P, H), wide (k P, C W)
+    return result
+
+
+# --- Sampling at any place, for deterministic gradients of what follows ---
+
+
+def _sample(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Sample maps bilinearly, zero outside; unlike ``grid_sample`` with a gradient that is deterministic on CUDA.
+
+    Args:
+        maps (Tensor): (B, C, H, W).
+        y (Tensor): Row of each place in pixels, 0 at the centre of the first, (B, T).
+        x (Tensor): Column of each place, (B, T).
+
+    Returns:
+        Tensor: (B, C, T).
+    """
+    height, width = maps.shape[2:]
+    image = torch.arange(len(maps), device=maps.device)[:, None]
+    top, left = y.floor(), x.floor()
+    result = maps.new_zeros(())
+    for row, weight_y in ((top, top + 1 - y), (top + 1, y - top)):
+        for column, weight_x in ((left, left + 1 - x), (left + 1, x - left)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            r, c = row.clamp(0, height - 1).long(), column.clamp(0, width - 1).long()
+            values = maps.permute(0, 2, 3, 1)[image, r, c]  # (B, T, C)
+            result = result + values * torch.where(inside, weight_y * weight_x, 0)[..., None]
+    return result.transpose(1, 2)
+
+
+# --- Deformable convolution: https://arxiv.org/abs/1703.06211, with a mask https://arxiv.org/abs/1811.11168 ---
+
+
+class _Deform:
+    """Deformable convolution by torchvision, with and without a mask.
+
+    Args:
+        stride (tuple[int, int]): Rows, columns; so are padding and dilation.
+        padding (tuple[int, int]): Zeros at each side.
+        dilation (tuple[int, int]): Distance of neighbouring taps.
+        groups (int): Groups of channels in the convolution.
+        offset_groups (int): Groups of input channels that share offsets and mask.
+        use_mask (bool): Whether each tap has a factor.
+    """
+
+    def __init__(self, stride, padding, dilation, groups: int, offset_groups: int, use_mask: bool) -> None:
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        self.groups, self.offset_groups, self.use_mask = groups, offset_groups, use_mask
+
+    @property
+    def _how(self) -> tuple:
+        return (*self.stride, *self.padding, *self.dilation, self.groups, self.offset_groups, self.use_mask)
+
+    def forward(self, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        """Convolve (B, C, H, W) with weights (O, C / groups, kh, kw); returns (B, O, H', W')."""
+        if _must_be_deterministic(input):
+            return self._by_samples(input, weight, offset, mask, bias)
+        return torch.ops.torchvision.deform_conv2d(input, weight, offset, mask, bias, *self._how)
+
+    def backward(self, grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor,
+                 bias: Tensor) -> Tuple[Tensor, ...]:
+        """Return the gradients of input, weight, offset, mask and bias."""
+        if not _must_be_deterministic(grad) and _has_private('_deform_conv2d_backward'):
+            return torch.ops.torchvision._deform_conv2d_backward(grad, input, weight, offset, mask, bias, *self._how)
+        return _gradients(self.forward, (input, weight, offset, mask, bias), grad)
+
+    def _by_samples(self, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        """The definition: each tap is read where its offset says, then a matrix product."""
+        (batch, channels), (kh, kw), (height, width) = input.shape[:2], weight.shape[2:], offset.shape[2:]
+        tap = torch.arange(kh * kw, device=input.device)
+        row = torch.arange(height, device=input.device) * self.stride[0] - self.padding[0]
+        column = torch.arange(width, device=input.device) * self.stride[1] - self.padding[1]
+        moved = offset.view(batch, self.offset_groups, kh * kw, 2, height, width)
+        y = moved[:, :, :, 0] + ((tap // kw * self.dilation[0])[:, None] + row)[..., None]  # (B, G, T, H', W')
+        x = moved[:, :, :, 1] + ((tap % kw * self.dilation[1])[:, None] + column)[:, None]
+        maps = input.reshape(batch * self.offset_groups, -1, *input.shape[2:])
+        values = _sample(maps, y.reshape(len(maps), -1), x.reshape(len(maps), -1))
+        values = values.view(batch, self.offset_groups, -1, kh * kw, height, width)
+        if self.use_mask:
+            values = values * mask.view(batch, self.offset_groups, 1, kh * kw, height, width)
+        values = values.reshape(batch, self.groups, channels // self.groups * kh * kw, height * width)
+        products = weight.view(self.groups, len(weight) // self.groups, -1) @ values  # (B, groups, O / groups, H' W')
+        return products.reshape(batch, len(weight), height, width) + bias[:, None, None]
+
+
+def _plain(weight: Tensor, *, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
+           group: int, deformable_group: int, im2col_step: int) -> Tuple[_Deform, Tensor, Tensor]:
+    """Return mmcv's convolution without a mask, and an empty mask and a bias of zeros for it."""
+    deform = _Deform((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group, use_mask=False)
+    return deform, weight.new_zeros(0), weight.new_zeros(len(weight))
+
+
+def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
+                        **how) -> None:
+    """Write the deformable convolution of ``input`` (B, C, H, W) into ``output`` (B, O, H', W')."""
+    input, weight, offset = _at_least_float32(input, weight, offset)
+    deform, mask, bias = _plain(weight, **how)
+    output.copy_(deform.forward(input, weight, offset, mask, bias))
+
+
+def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tensor, grad_input: Tensor,
+                               grad_offset: Tensor, weight: Tensor, columns: Tensor, **how) -> None:
+    """Write the gradients of input and offset, and leave that of the weight in ``columns``, which mmcv hands to
+    :func:`deform_conv_backward_parameters` next: torchvision computes all of them at once."""
+    input, weight, offset, grad_output = _at_least_float32(input, weight, offset, grad_output)
+    deform, mask, bias = _plain(weight, **how)
+    for_input, for_weight, for_offset, _, _ = deform.backward(grad_output, input, weight, offset, mask, bias)
+    grad_input.copy_(for_input)
+    grad_offset.copy_(for_offset)
+    columns.resize_(weight.shape).copy_(for_weight)
+
+
+def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor,
+                                    columns: Tensor, ones: Tensor, *, scale: float, **how) -> None:
+    """Add ``scale`` times the gradient of the weight to ``grad_weight`` (O, C / groups, kh, kw)."""
+    if columns.shape != grad_weight.shape:
+        weight = torch.zeros_like(grad_weight)  # its gradient does not depend on it
+        deform_conv_backward_input(input, offset, grad_output, torch.empty_like(input), torch.empty_like(offset),
+                                   weight, columns, **how)
+    grad_weight.add_(columns, alpha=scale)
+
+
+def _modulated(*, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
+               dilation_w: int, group: int, deformable_group: int, with_bias: bool) -> _Deform:
+    return _Deform((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group,
+                   use_mask=True)
+
+
+def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
+                                  mask: Tensor, output: Tensor, columns: Tensor, **how) -> None:
+    """Write the deformable convolution with a mask of ``input`` (B, C, H, W) into ``output`` (B, O, H', W')."""
+    input, weight, offset, mask, bias = _at_least_float32(input, weight, offset, mask, bias)
+    bias = bias if how['with_bias'] else weight.new_zeros(len(weight))
+    output.copy_(_modulated(**how).forward(input, weight, offset, mask, bias))
+
+
+def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
+                                   mask: Tensor, columns: Tensor, grad_input: Tensor, grad_weight: Tensor,
+                                   grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor, grad_output: Tensor,
+                                   **how) -> None:
+    """Write the gradients of all inputs."""
+    *inputs, grad = _at_least_float32(input, weight, offset, mask, bias, grad_output)
+    if not how['with_bias']:
+        inputs[4] = inputs[1].new_zeros(len(weight))
+    gradients = _modulated(**how).backward(grad, *inputs)
+    for out, gradient in zip((grad_input, grad_weight, grad_offset, grad_mask), gradients):
+        out.copy_(gradient)
+    if how['with_bias']:
+        grad_bias.copy_(gradients[4])
+
+
+# --- Deformable attention over levels: Deformable DETR, https://arxiv.org/abs/2010.04159, equation 3 ---
+
+
+def _attend(value: Tensor, locations: Tensor, weights: Tensor, shapes: List[List[int]]) -> Tensor:
+    """Return the weighted sum of samples, (B, queries, heads * C).
+
+    Args:
+        value (Tensor): Maps of all levels behind each other, (B, sum of H * W, heads, C).
+        locations (Tensor): Places as shares of width and height, (B, queries, heads, L, points, 2), x first.
+        weights (Tensor): (B, queries, heads, L, points).
+        shapes (list[list[int]]): (H, W) per level.
+    """
+    batch, _, heads, channels = value.shape
+    queries, points = locations.shape[1], locations.shape[4]
+    result = value.new_zeros(())
+    levels = value.split([height * width for height, width in shapes], dim=1)
+    for level, ((height, width), maps) in enumerate(zip(shapes, levels)):
+        maps = maps.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        places = locations[:, :, :, level].transpose(1, 2).flatten(0, 1)  # (B heads, queries, points, 2)
+        if _must_be_deterministic(maps):
+            x, y = (places.flatten(1, 2) * places.new_tensor([width, height]) - 0.5).unbind(-1)
+            samples = _sample(maps, y, x).view(batch * heads, channels, queries, points)
+        else:
+            samples = F.grid_sample(maps, 2 * places - 1, align_corners=False)  # (B heads, C, queries, points)
+        factors = weights[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]  # (B heads, 1, queries, points)
+        result = result + (samples * factors).sum(-1)
+    return result.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
+
+
+def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                           sampling_locations: Tensor, attention_weights: Tensor, *, im2col_step: int) -> Tensor:
+    """Return deformable attention, (B, queries, heads * C), see :func:`_attend`."""
+    inputs = _at_least_float32(value, sampling_locations, attention_weights)
+    return _attend(*inputs, value_spatial_shapes.tolist()).to(value.dtype)
+
+
+def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                            sampling_locations: Tensor, attention_weights: Tensor, grad_output: Tensor,
+                            grad_value: Tensor, grad_sampling_loc: Tensor, grad_attn_weight: Tensor, *,
+                            im2col_step: int) -> None:
+    """Write the gradients of value, places and weights."""
+    *inputs, grad = _at_least_float32(value, sampling_locations, attention_weights, grad_output)
+    shapes = value_spatial_shapes.tolist()
+    gradients = _gradients(lambda *tensors: _attend(*tensors, shapes), tuple(inputs), grad)
+    for out, gradient in zip((grad_value, grad_sampling_loc, grad_attn_weight), gradients):
+        out.copy_(gradient)
+
+
+# --- Focal loss: RetinaNet, https://arxiv.org/abs/1708.02002, section 3.2 ---
+
+
+def _class_weights(target: Tensor, weight: Tensor) -> Tensor:
+    """Return the weight of each row's class, (N, 1); 1 where there are none, and for the background, class C."""
+    if not weight.numel():
+        return weight.new_ones(())
+    return torch.cat([weight, weight.new_ones(1)])[target][:, None]
+
+
+def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float,
+                               alpha: float) -> None:
+    """Write the loss of logits (N, C) into ``output``; ``target`` (N, ) holds classes, C for background."""
+    x, weight = _at_least_float32(input, weight)
+    is_class = F.one_hot(target, x.shape[1] + 1)[:, :-1].bool()
+    p = x.sigmoid()
+    loss = torch.where(is_class, -alpha * (1 - p)**gamma * F.logsigmoid(x),
+                       -(1 - alpha) * p**gamma * F.logsigmoid(-x))
+    output.copy_(loss * _class_weights(target, weight))
+
+
+def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float,
+                                alpha: float) -> None:
+    """Write the derivative of each loss by its logit into ``grad_input`` (N, C), from dp/dx = p (1 - p)."""
+    x, weight = _at_least_float32(input, weight)
+    is_class = F.one_hot(target, x.shape[1] + 1)[:, :-1].bool()
+    p, q = x.sigmoid(), (-x).sigmoid()
+    for_class = alpha * q**gamma * (gamma * p * F.logsigmoid(x) - q)
+    for_other = (1 - alpha) * p**gamma * (p - gamma * q * F.logsigmoid(-x))
+    grad_input.copy_(torch.where(is_class, for_class, for_other) * _class_weights(target, weight))
+
+
+def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float,
+                               alpha: float) -> None:
+    """Write the loss of each row of probabilities (N, C) into ``output`` (N, ): that of its class."""
+    p, weight = _at_least_float32(input, weight)
+    p = p.gather(1, target[:, None])  # (N, 1)
+    log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
+    output.copy_((-alpha * (1 - p)**gamma * log_p * _class_weights(target, weight)).squeeze(1))
+
+
+def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, *,
+                                gamma: float, alpha: float) -> None:
+    """Write the derivative of each row's loss by its logits into ``grad_input`` (N, C), from dp_t/dx_c = p_t (is_t - p_c)."""
+    p, weight = _at_least_float32(input, weight)
+    p_t = p.gather(1, target[:, None])
+    log_p = p_t.clamp(min=torch.finfo(p.dtype).tiny).log()
+    factor = alpha * (1 - p_t)**gamma * (gamma * p_t * log_p / (1 - p_t).clamp(min=torch.finfo(p.dtype).tiny) - 1)
+    is_class = F.one_hot(target, p.shape[1])
+    grad_input.copy_(factor * (is_class - p) * _class_weights(target, weight))
+
+
+# --- Non-maximum suppression ---
+
+
+def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
+    """Return which boxes stay, best first, (M, ).
+
+    A box goes when it overlaps a better one that stays by more than the threshold. Among equal scores the order is that
+    of ``torch.sort``, which mmcv asks for; a NaN is better than any number.
+
+    Args:
+        boxes (Tensor): Corners x1, y1, x2, y2, (N, 4).
+        scores (Tensor): (N, ).
+        iou_threshold (float): Intersection over union, rounded to float32.
+        offset (int): 1 where x2 and y2 are the last pixels inside of a box, 0 where they are its edge.
+    """
+    boxes, = _at_least_float32(boxes)
+    if offset:
+        boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
+    order = scores.sort(0, descending=True)[1]
+    ranks = torch.arange(len(order), 0, -1, device=boxes.device, dtype=boxes.dtype)
+    return order[torch.ops.torchvision.nms(boxes[order], ranks, _as_float32(iou_threshold))]
+
+
+def _overlaps(boxes: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
+    """Return intersection over union of boxes (4, N) with others (4, M), (N, M); NaN for two without an area."""
+    boxes = boxes[:, :, None]  # (4, N, 1)
+    inter = np.minimum(boxes[2], others[2])  # (N, M)
+    inter -= np.maximum(boxes[0], others[0])
+    height = np.minimum(boxes[3], others[3])
+    height -= np.maximum(boxes[1], others[1])
+    if offset:
+        inter += offset
+        height += offset
+    np.fmax(inter, 0, out=inter)
+    np.fmax(height, 0, out=height)
+    inter *= height
+    areas, other_areas = ((box[2] - box[0] + offset) * (box[3] - box[1] + offset) for box in (boxes, others))
+    union = np.add(areas, other_areas, out=height)
+    union -= inter
+    inter /= union
+    return inter
+
+
+def nms_match(dets: Tensor, *, iou_threshold: float) -> List[List[int]]:
+    """Return, for each box that stays, best first, its index and those of the boxes that it suppresses: those whose
+    overlap is at least the threshold. ``dets`` is (N, 5), corners and a score, on the CPU."""
+    dets, = _at_least_float32(dets)
+    boxes = dets[:, :4].t().contiguous().numpy()
+    rest = dets[:, 4].sort(0, descending=True)[1].numpy()
+    groups = []
+    while len(rest):
+        with np.errstate(invalid='ignore', divide='ignore'):
+            overlap, = _overlaps(boxes[:, rest[:1]], boxes[:, rest], 0)
+        goes = overlap >= np.float32(iou_threshold)
+        goes[0] = True
+        groups.append(rest[goes].tolist())
+        rest = rest[~goes]
+    return groups
+
+
+def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, *, iou_threshold: float, sigma: float, min_score: float,
+            method: int, offset: int) -> Tensor:
+    """Lower the scores of boxes that overlap better ones: Soft-NMS, https://arxiv.org/abs/1704.04503, algorithm 1.
+
+    The best box that is left is picked, and the scores of the others decay by their overlap with it; those that fall
+    below ``min_score`` go. Among equal scores mmcv takes the one that comes first in its list, in which a picked box
+    changes places with the first one left, and the last one takes the place of one that goes.
+
+    Args:
+        boxes (Tensor): (N, 4), on the CPU.
+        scores (Tensor): (N, ).
+        dets (Tensor): (N, 5). The first M rows become the picked boxes and their scores.
+        iou_threshold (float): From which overlap on the methods 0 and 1 act.
+        sigma (float): Of method 2.
+        min_score (float): Least score that stays.
+        method (int): What a score is multiplied by: 0 zero, 1 one minus the overlap, 2 exp(-overlap^2 / sigma).
+        offset (int): See :func:`nms`.
+
+    Returns:
+        Tensor: Indices of the picked boxes, (M, ).
+    """
+    boxes, scores = _at_least_float32(boxes.detach(), scores.detach())
+    corners, values = boxes.t().contiguous().numpy(), scores.numpy()  # (4, N)
+    min_score = values.dtype.type(_as_float32(min_score))
+    sizes = corners[2:] - corners[:2] + offset
+    is_plain = len(values) > 0 and min_score > 0 and (sizes >= 0).all() and np.isfinite(values).all()
+    order = np.argsort(corners[0], kind='stable')  # by x1: what may overlap lies side by side
+    with np.errstate(invalid='ignore', divide='ignore', over='ignore', under='ignore'):
+        decays = _decays(corners[:, order], np.float32(iou_threshold), np.float32(sigma), method, offset)
+        picked = _pick(decays, values[order], min_score) if is_plain else None
+        if picked is None:
+            picked = _pick_in_order(decays, values[order], np.argsort(order), min_score)
+    indices, decayed = order[picked[0]], picked[1]
+    dets[:len(indices), :4] = boxes[torch.from_numpy(indices)]
+    dets[:len(indices), 4] = torch.from_numpy(decayed)
+    return torch.from_numpy(indices)
+
+
+def _decays(boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int) -> np.ndarray:
+    """Return the factor by which each box, when it is picked, multiplies the score of each other, (N, N).
+
+    Boxes (4, N) come in ascending order of x1, so that a block of them overlaps none behind the one that begins where
+    its farthest ends; classes that are kept apart by an offset then cost next to nothing.
+    """
+    count = boxes.shape[1]
+    decays = np.ones((count, count), boxes.dtype)
+    for start in range(0, count, BLOCK):
+        rows = slice(start, start + BLOCK)
+        end = count
+        if iou_threshold > 0 or method == GAUSSIAN:  # otherwise boxes that do not overlap count too
+            end = max(start + BLOCK, int(np.searchsorted(boxes[0], boxes[2, rows].max() + offset, side='right')))
+        decay = _overlaps(boxes[:, rows], boxes[:, start:end], offset)
+        if method == GAUSSIAN:
+            overlapping = decay > 0
+            some = decay[overlapping]
+            decay = np.ones_like(decay)
+            decay[overlapping] = np.exp(-(some * some) / sigma, dtype=np.float64)  # rounded once, as C's expf is
+        else:
+            acts = decay >= iou_threshold
+            decay = np.where(acts, 0 if method == SUPPRESS else 1 - decay, decay.dtype.type(1))
+        decays[rows, start:end] = decay
+        decays[start:end, rows] = decay.T
+    return decays
+
+
+def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float):
+    """Return the picked boxes, best first, and their scores; None if equal scores met.
+
+    A box below ``min_score`` stays in the list, where it is never the best: scores only fall. So ends the loop at the
+    first such box; the very best of all is picked whatever its score.
+    """
+    count = len(scores)
+    rows, size = list(decays), min(PICKS, count)
+    history = np.empty((size + 1, count), scores.dtype)  # the scores before each pick
+    steps = list(history)
+    history[0] = scores
+    picks, values = [], []
+    while len(picks) < count:
+        some = []
+        for now, then in zip(steps[:count - len(picks)], steps[1:]):
+            best = now.argmax()
+            np.multiply(now, rows[best], then)
+            then[best] = -1
+            some.append(best)
+        value = history[np.arange(len(some)), some]
+        stays = value >= min_score
+        stays[0] |= not picks
+        end = len(some) if stays.all() else int(stays.argmin())
+        if (history[:end] == value[:end, None]).sum() > end:
+            return None
+        picks += some[:end]
+        values.append(value[:end])
+        if end < len(some):
+            break
+        history[0] = history[len(some)]
+    return np.array(picks), np.concatenate(values)
+
+
+def _pick_in_order(decays: np.ndarray, scores: np.ndarray, boxes: np.ndarray, min_score: float):
+    """Do what :func:`_pick` does for any input, keeping mmcv's list: ``boxes`` (N, ) says which box is at each place.
+    A NaN stays until it comes first."""
+    scores, boxes = scores[boxes], boxes.copy()
+    count, first = len(scores), 0
+    while first < count:
+        best = first
+        if not np.isnan(scores[first]):
+            best += int(np.where(np.isnan(scores[first:count]), -np.inf, scores[first:count]).argmax())
+        for array in (scores, boxes):
+            array[[first, best]] = array[[best, first]]
+        row, first = decays[boxes[first]], first + 1
+        scores[first:count] *= row[boxes[first:count]]
+        goes = scores[first:count] < min_score
+        if goes.any():
+            stay = len(goes) - int(goes.sum())
+            holes, fillers = first + np.flatnonzero(goes[:stay]), first + stay + np.flatnonzero(~goes[stay:])[::-1]
+            for array in (scores, boxes):
+                array[holes] = array[fillers]
+            count = first + stay
+    return boxes[:count], scores[:count]

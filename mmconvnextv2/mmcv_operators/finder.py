@@ -1,0 +1,57 @@
+"""Finds ``mmcv._ext``, the module of mmcv's compiled operators, where mmcv has none: torchvision's serve in its place.
+
+Needs the standard library alone. ``install-operators`` copies this file beside a ``.pth`` file, which runs it at each
+start of Python; nothing but the standard library may be imported here, and nothing printed.
+"""
+import os
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, spec_from_file_location
+from typing import Optional
+
+NAME = 'mmcv._ext'
+SWITCH = 'MMCONVNEXTV2_OPERATORS'
+CHOICES = ('', 'torchvision', 'compiled')
+
+
+class OperatorsFinder:
+    """Finder of the stand-in for ``mmcv._ext``, see :data:`sys.meta_path`."""
+    serves = NAME
+
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> Optional[ModuleSpec]:
+        """Return where the stand-in is, or None for any other module.
+
+        Raises:
+            ImportError: If the environment variable ``MMCONVNEXTV2_OPERATORS`` has an unknown value, or torchvision
+                is not installed.
+        """
+        if name != NAME:
+            return None
+        choice = os.environ.get(SWITCH, '')
+        if choice not in CHOICES:
+            raise ImportError(f'{SWITCH}={choice!r} is unknown: expected torchvision, compiled, or unset (the compiled '
+                              'operators of mmcv where it has them, otherwise those of torchvision)', name=NAME)
+        package = find_spec('mmconvnextv2')
+        if choice == 'compiled' or package is None:
+            return None
+        if find_spec('torchvision') is None:
+            raise ImportError('mmcv has no compiled operators here, and torchvision, which serves in their place, is '
+                              'not installed: pip install torchvision, the version that matches your torch', name=NAME)
+        folder = next(iter(package.submodule_search_locations))
+        return spec_from_file_location(NAME, os.path.join(folder, 'mmcv_operators', 'extension.py'))
+
+
+def register() -> None:
+    """Make ``mmcv._ext`` importable where mmcv has no compiled operators.
+
+    The finder goes behind all others, so that a compiled extension is taken, even a broken one: that has to fail as it
+    would without this package. With ``MMCONVNEXTV2_OPERATORS=torchvision`` it goes first, for an mmcv that was compiled
+    for the CPU alone beside a GPU. A second call changes nothing.
+    """
+    if any(getattr(finder, 'serves', None) == NAME for finder in sys.meta_path):
+        return
+    if os.environ.get(SWITCH) == 'torchvision':
+        sys.meta_path.insert(0, OperatorsFinder)
+    else:
+        sys.meta_path.append(OperatorsFinder)
