@@ -1,11 +1,16 @@
 """Dense prediction with ConvNeXt V2 on OpenMMLab.
 
-Importing the package registers the backbone with mmengine. It needs torch and mmengine only.
+Importing the package registers the backbone with mmengine, and torchvision's operators with mmcv where mmcv has no
+compiled ones. It needs torch and mmengine only.
 """
 from .version import __version__  # isort: skip
 from .versions import check_versions  # isort: skip
 
 check_versions()
+
+from .mmcv_operators import register  # isort: skip
+
+register()  # before anything imports mmcv.ops
 
 from .backbone import ARCHS, ConvNeXtV2, ConvNeXtV2Block  # noqa: E402
 from .checkpoint import ConvNeXtV2Pretrained  # noqa: E402

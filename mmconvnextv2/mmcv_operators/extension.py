@@ -15,7 +15,7 @@ Where it differs from mmcv's compiled operators:
 
 Legend: B images, C channels, (H, W) a map, K RoIs, (P, Q) bins of a RoI, N boxes, L levels.
 """
-from typing import Callable, List, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor
 SUPPRESS, LINEAR, GAUSSIAN = range(3)  # mmcv's methods of soft-NMS
 PICKS = 64  # picks of soft-NMS between two looks for ties
 ROIS = 128  # RoIs whose gradients are laid out at once under deterministic algorithms
-BLOCK = 64  # rows of the table of overlaps that are computed at once
+BLOCK = 128  # rows of the table of overlaps that are computed at once
 
 
 def __getattr__(name: str) -> Callable:
@@ -497,9 +497,8 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, *, iou_threshold: float
         picked = _pick(decays, values[order], min_score) if is_plain else None
         if picked is None:
             picked = _pick_in_order(decays, values[order], np.argsort(order), min_score)
-    indices, decayed = order[picked[0]], picked[1]
-    dets[:len(indices), :4] = boxes[torch.from_numpy(indices)]
-    dets[:len(indices), 4] = torch.from_numpy(decayed)
+    indices = order[picked[0]]
+    dets[:len(indices)] = torch.from_numpy(np.concatenate([corners[:, indices], picked[1][None]]).T)
     return torch.from_numpy(indices)
 
 
@@ -510,6 +509,7 @@ def _decays(boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, 
     its farthest ends; classes that are kept apart by an offset then cost next to nothing.
     """
     count = boxes.shape[1]
+    has_points = not (boxes[2:] > boxes[:2]).all()  # whose overlap is 0 / 0
     decays = np.ones((count, count), boxes.dtype)
     for start in range(0, count, BLOCK):
         rows = slice(start, start + BLOCK)
@@ -524,34 +524,54 @@ def _decays(boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, 
             decay[overlapping] = np.exp(-(some * some) / sigma, dtype=np.float64)  # rounded once, as C's expf is
         else:
             acts = decay >= iou_threshold
-            decay = np.where(acts, 0 if method == SUPPRESS else 1 - decay, decay.dtype.type(1))
+            if method == LINEAR:
+                decay = 1 - np.nan_to_num(decay, copy=False) * acts if has_points else 1 - decay * acts
+            else:
+                decay = ~acts
         decays[rows, start:end] = decay
         decays[start:end, rows] = decay.T
     return decays
 
 
-def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float):
-    """Return the picked boxes, best first, and their scores; None if equal scores met.
+def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+    """Return the picked boxes, best first, and their scores; None where the order of equal scores would matter, or
+    no score reaches ``min_score``.
 
-    A box below ``min_score`` stays in the list, where it is never the best: scores only fall. So ends the loop at the
-    first such box; the very best of all is picked whatever its score.
+    A box that no other one touches keeps its score, so that only the rest is picked one by one. A box that has fallen
+    below ``min_score`` stays in the list here: scores only fall, and the loop ends when the best is below.
     """
+    np.fill_diagonal(decays, 1)
+    touched = decays.min(1) < 1
+    touched[scores < min_score] = False
+    rest = np.flatnonzero(touched)
+    among = decays if len(rest) == len(decays) else decays[np.ix_(rest, rest)]
+    picked = _pick_one_by_one(among, scores[rest], min_score)
+    if picked is None:
+        return None
+    alone = np.flatnonzero(~touched & (scores >= min_score))
+    picks, values = np.concatenate([rest[picked[0]], alone]), np.concatenate([picked[1], scores[alone]])
+    order = np.argsort(-values)
+    picks, values = picks[order], values[order]
+    return None if not len(picks) or (values[1:] == values[:-1]).any() else (picks, values)
+
+
+def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray,
+                     min_score: float) -> Optional[Tuple[np.ndarray, np.ndarray]]:
     count = len(scores)
     rows, size = list(decays), min(PICKS, count)
     history = np.empty((size + 1, count), scores.dtype)  # the scores before each pick
     steps = list(history)
     history[0] = scores
-    picks, values = [], []
+    np.fill_diagonal(decays, 0)  # a picked score becomes zero, which is never the best above min_score
+    picks, values, multiply = [], [scores[:0]], np.multiply
     while len(picks) < count:
         some = []
         for now, then in zip(steps[:count - len(picks)], steps[1:]):
             best = now.argmax()
-            np.multiply(now, rows[best], then)
-            then[best] = -1
+            multiply(now, rows[best], then)
             some.append(best)
         value = history[np.arange(len(some)), some]
         stays = value >= min_score
-        stays[0] |= not picks
         end = len(some) if stays.all() else int(stays.argmin())
         if (history[:end] == value[:end, None]).sum() > end:
             return None
@@ -560,9 +580,7 @@ def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float):
         if end < len(some):
             break
         history[0] = history[len(some)]
-    return np.array(picks), np.concatenate(values)
-
-
+    return np.array(picks, dtype=int), np.concatenate(values)
 def _pick_in_order(decays: np.ndarray, scores: np.ndarray, boxes: np.ndarray, min_score: float):
     """Do what :func:`_pick` does for any input, keeping mmcv's list: ``boxes`` (N, ) says which box is at each place.
     A NaN stays until it comes first."""
