@@ -17,6 +17,8 @@ WORKING = {
     'mmsegmentation': ('1.2.2', '2'),
     'mmpretrain': ('1.2.0', '2'),
 }
+# The same modules without compiled operators, which torchvision serves; see mmcv_operators
+LITE = {'mmcv': 'mmcv-lite'}
 # upstream's distribution: the fork's
 FORKS = {
     'mmengine': 'onedl-mmengine',
@@ -41,17 +43,18 @@ def name_and_version(distribution: str) -> str:
     Raises:
         PackageNotFoundError: If neither is installed.
     """
-    fork = FORKS.get(distribution)
-    name = fork if fork and not installed_version(distribution) else distribution
+    names = [distribution, LITE.get(distribution), FORKS.get(distribution)]
+    name = next((name for name in names if name and installed_version(name)), names[-1] or distribution)
     return f'{name} {metadata.version(name)}'
 
 
 def wrong_versions() -> Iterator[str]:
     """Yield a sentence for each installed package of the stack whose version is not known to work."""
-    for name, (first, bound) in WORKING.items():
-        found = installed_version(name)
-        if found and not Version(first) <= Version(found) < Version(bound):
-            yield f'{name} {found} is installed, mmconvnextv2 works with {name} >= {first}, < {bound}'
+    for distribution, (first, bound) in WORKING.items():
+        for name in filter(None, (distribution, LITE.get(distribution))):
+            found = installed_version(name)
+            if found and not Version(first) <= Version(found) < Version(bound):
+                yield f'{name} {found} is installed, mmconvnextv2 works with {name} >= {first}, < {bound}'
 
 
 def check_versions() -> None:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes (or completes) the tested environment:  requirements/install.sh VENV [minkowski | export]
-# Reads requirements/lock.txt. PYTHON names the interpreter; FORCE_CUDA=1 builds mmcv with CUDA ops, FORCE_CUDA=0 never.
-# State in VENV: .mmconvnextv2 says that the folder is ours, .lock what is complete (the lock's hash and mmcv's ops),
+# Reads requirements/lock.txt. PYTHON names the interpreter. OPS=torchvision, the default, installs mmcv-lite, whose
+# operators torchvision serves; OPS=compiled compiles mmcv, with CUDA where a GPU is present or FORCE_CUDA=1 is set.
+# State in VENV: .mmconvnextv2 says that the folder is ours, .lock what is complete (the lock's hash and mmcv's operators),
 # .source the installed clone, .unfinished-STEP that a step was cut off and its files are not to be trusted.
 set -euo pipefail
 
@@ -9,8 +10,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 venv=${1:?usage: install.sh VENV [minkowski | export]}
 lock=$here/lock.txt
 python=${PYTHON:-python3}
-need_gib=12
-torch_cuda=13.0  # of the locked torch; known here so that a missing toolkit is told before torch is fetched
+need_gib=10
+torch_cuda=13.0  # of the locked torch; known here so that a missing toolkit is found before torch is fetched
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 say() { printf 'setup: %s\n' "$*"; }
@@ -52,7 +53,7 @@ install() {
     local step=$1 title=$2 again=(); shift 2
     [ ! -e "$venv/.unfinished-$step" ] || again=(--ignore-installed)
     touch "$venv/.unfinished-$step"
-    quietly "$title" pip install "${again[@]}" "$@"
+    quietly "$title" pip install ${again[@]+"${again[@]}"} "$@"
     rm "$venv/.unfinished-$step"
 }
 
@@ -60,12 +61,21 @@ check_machine() {
     command -v "$python" >/dev/null || fail "no $python here: install CPython 3.11, or name one with PYTHON=/path/to/python3.11"
     local found
     found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    [ "$found" = 3.11 ] || fail "$python is Python $found, the tested set needs CPython 3.11: name one with PYTHON=/path/to/python3.11"
-    "$python" -c 'import venv, ensurepip' 2>/dev/null || fail "$python has no venv module: install it (Debian: python3.11-venv)"
-    command -v c++ >/dev/null || fail "no C++ compiler (c++) here: mmcv is built from source, install one (Debian: g++)"
+    case $found in
+        3.11) ;;
+        3.12 | 3.13) say "Python $found: the lock's packages are there for it; every test runs on 3.11" ;;
+        *) fail "$python is Python $found, the lock's packages need CPython 3.11, 3.12 or 3.13: name one with PYTHON=/path/to/python3.11 (on 3.10 docs/installed.md works)" ;;
+    esac
+    "$python" -c 'import venv, ensurepip' 2>/dev/null || fail "$python has no venv module: install it (Debian: python$found-venv)"
+    [ "$ops" = torchvision ] || check_compiler mmcv
+    [ "$ops" != cuda ] || check_cuda_toolkit
+}
+
+# check_compiler PACKAGE: what is compiled here needs a compiler and the headers of Python.
+check_compiler() {
+    command -v c++ >/dev/null || fail "no C++ compiler (c++) here, which compiles $1: install one (Debian: g++)"
     [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
-        fail "the C headers of $python are missing (Python.h): install them (Debian: python3.11-dev)"
-    [ "$ops" = cpu ] || check_cuda_toolkit
+        fail "the C headers of $python are missing (Python.h), which $1 needs: install them (Debian: python3-dev)"
 }
 
 check_place() {
@@ -80,15 +90,22 @@ check_place() {
         fail "$free GiB are free in $parent, the environment needs $((need_gib - there)) GiB: free some, or choose another place with VENV=/path"
 }
 
-ours() { [ -e "$venv/.mmconvnextv2" ] || [[ $made =~ ^[0-9a-f]{16}-(cpu|cuda)$ ]]; }
+ours() { [ -e "$venv/.mmconvnextv2" ] || [[ $made =~ ^[0-9a-f]{16}-(torchvision|cpu|cuda)$ ]]; }
 
-# Prints "cuda" or "cpu": the ops that mmcv should have on this machine, or was asked to have.
+# Prints the operators that mmcv should have: "torchvision", or compiled ones, "cpu" or "cuda".
 mmcv_ops() {
     case ${FORCE_CUDA:-auto} in
-        0) echo cpu ;;
-        1) echo cuda ;;
-        auto) if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo cuda; else echo cpu; fi ;;
-        *) fail "FORCE_CUDA is '$FORCE_CUDA', it can be 0 (CPU ops), 1 (CUDA ops) or unset (CUDA ops where a GPU is present)" ;;
+        0 | 1 | auto) ;;
+        *) fail "FORCE_CUDA is '$FORCE_CUDA', it can be 0 (CPU operators), 1 (CUDA operators) or unset (CUDA operators where a GPU is present); it goes with OPS=compiled" ;;
+    esac
+    local choice=${OPS:-}
+    [ -n "$choice" ] || [ "${FORCE_CUDA:-}" != 1 ] || choice=compiled  # what it meant before there was OPS
+    case ${choice:-torchvision}:${FORCE_CUDA:-auto} in
+        torchvision:*) echo torchvision ;;
+        compiled:0) echo cpu ;;
+        compiled:1) echo cuda ;;
+        compiled:auto) if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo cuda; else echo cpu; fi ;;
+        *) fail "OPS is '$OPS', it can be torchvision (nothing is compiled; the default) or compiled (mmcv's own operators, compiled here)" ;;
     esac
 }
 
@@ -98,26 +115,37 @@ check_cuda_toolkit() {
     nvcc=${nvcc:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
     has=$( ("$nvcc" --version 2>/dev/null || true) | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
     [ "${has%%.*}" = "${torch_cuda%%.*}" ] ||
-        fail "mmcv's CUDA ops need the CUDA toolkit $torch_cuda of $(pinned torch), nvcc here is ${has:-missing}: install it, or build CPU ops only with FORCE_CUDA=0"
+        fail "mmcv's CUDA operators need the CUDA toolkit $torch_cuda of $(pinned torch), nvcc here is ${has:-missing}: install it, leave OPS=compiled out, or build CPU operators only with FORCE_CUDA=0"
 }
 
 # Builds a source distribution once for this torch, keeps the wheel, installs it.
 build() {
     local requirement=$1 kind=$2 torch store; shift 2
     torch=$("$venv/bin/python" -c 'import torch; print(torch.__version__)')
-    store=${XDG_CACHE_HOME:-$HOME/.cache}/mmconvnextv2/wheels/torch-$torch-$kind
+    store=${XDG_CACHE_HOME:-$HOME/.cache}/mmconvnextv2/wheels/torch-$torch-$kind-$(uname -m)
     # A prebuilt wheel elsewhere cannot be told from a CPU-only one, so a CUDA build never takes it.
     local source=(); [ "$kind" = cpu ] || source=(--no-binary "${requirement%%==*}")
     mkdir -p "$store"
     if ! ls "$store"/ | grep -qi "^${requirement%%==*}-${requirement##*==}-"; then
+        install tools "installing build tools" --no-deps "$(pinned ninja)" "$(pinned psutil)"
         rm -rf "$store/.new"
-        quietly "building $requirement ($kind ops; 5 to 15 minutes on two cores unless a wheel is at hand)" \
-            env "$@" "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation "${source[@]}" \
+        quietly "building $requirement ($kind operators; 5 to 15 minutes on two cores unless a wheel is at hand)" \
+            env "$@" "$venv/bin/python" -m pip wheel -v --no-cache-dir --no-deps --no-build-isolation ${source[@]+"${source[@]}"} \
             -w "$store/.new" "$requirement"
         mv "$store/.new"/*.whl "$store"/
     fi
     install "${requirement%%==*}" "installing $requirement" --no-deps --no-index --force-reinstall \
         "$(ls "$store"/* | grep -i "/${requirement%%==*}-${requirement##*==}-" | head -n 1)"
+}
+
+# mmcv, mmcv-lite and the forks own the same folder: whatever is there goes before another comes.
+provide_operators() {
+    quietly "removing mmcv of other operators" pip uninstall -y mmcv mmcv-lite
+    if [ "$ops" = torchvision ]; then
+        install mmcv "installing $(pinned mmcv-lite)" --no-deps "$(pinned mmcv-lite)"
+    else
+        build_mmcv
+    fi
 }
 
 build_mmcv() {
@@ -130,21 +158,21 @@ build_mmcv() {
     built=$("$venv/bin/python" -c 'import mmcv.ops as ops, mmengine; print(ops.get_compiling_cuda_version())' 2>> "$venv/install.log") ||
         fail "mmcv.ops does not import; see $venv/install.log"
     case $ops:$built in
-        'cpu:not available') say "built mmcv with CPU ops only (FORCE_CUDA=1 builds CUDA ops)" ;;
-        'cuda:not available') fail "mmcv came out without CUDA ops; see $venv/install.log" ;;
-        *) say "built mmcv with CPU and CUDA $built ops" ;;
+        'cpu:not available') say "built mmcv with CPU operators only (FORCE_CUDA=1 builds CUDA operators)" ;;
+        'cuda:not available') fail "mmcv came out without CUDA operators; see $venv/install.log" ;;
+        *) say "built mmcv with CPU and CUDA $built operators" ;;
     esac
 }
 
 install_all() {
-    say "making $venv from requirements/lock.txt: about 6 GB, 3 to 20 minutes; the log is $venv/install.log"
+    say "making $venv from requirements/lock.txt: about 6 GB, 2 to 5 minutes; the log is $venv/install.log"
     mkdir -p "$venv"; touch "$venv/.mmconvnextv2"
     works && pip --version >/dev/null 2>&1 || quietly "making the virtual environment" "$python" -m venv "$venv"
-    install tools "installing build tools" --no-deps "$(pinned setuptools)" "$(pinned wheel)" "$(pinned ninja)" "$(pinned psutil)"
-    install torch "installing $(pinned torch), $(pinned torchvision) (3 GB to fetch)" -c "$lock" "$(pinned torch)" "$(pinned torchvision)"
-    sed -n '/^# rest/,$p' "$lock" > "$venv/rest.txt"
+    install torch "installing $(pinned torch), $(pinned torchvision) (3 GB to fetch)" -c "$lock" \
+        "$(pinned torch)" "$(pinned torchvision)" "$(pinned setuptools)" "$(pinned wheel)"
+    sed -n '/^# rest/,/^# compiled/p' "$lock" > "$venv/rest.txt"
     install rest "installing the rest of the lock" --no-deps -r "$venv/rest.txt"
-    build_mmcv
+    [ "$ops" = torchvision ] || provide_operators
 }
 
 # Emptied around the mark, so that a cut-off removal still knows the folder for ours.
@@ -158,6 +186,7 @@ install_minkowski() {
     [ ! -e "$venv/.minkowski" ] || return 0
     ldconfig -p | grep -q 'libopenblas\.so' || fail "MinkowskiEngine needs OpenBLAS, which is not here: install it (Debian: apt-get install libopenblas-dev)"
     if ! pip download -q --no-deps --only-binary :all: -d "$venv/probe" MinkowskiEngine==0.5.4 >> "$venv/install.log" 2>&1; then
+        check_compiler MinkowskiEngine
         echo '#include <cblas.h>' | c++ -E - >/dev/null 2>&1 || fail "building MinkowskiEngine needs OpenBLAS's headers: install them (Debian: apt-get install libopenblas-dev)"
     fi
     rm -rf "$venv/probe"
@@ -176,7 +205,7 @@ install_export() {
     say "ONNX files can be exported in $venv"
 }
 
-hash=$(sha256sum "$lock" | cut -c 1-16)
+hash=$( (sha256sum "$lock" 2>/dev/null || shasum -a 256 "$lock") | cut -c 1-16)
 made=$(cat "$venv/.lock" 2>/dev/null || true)
 ops=$(mmcv_ops)
 if [ "${made%-*}" != "$hash" ] || ! works; then
@@ -185,16 +214,19 @@ if [ "${made%-*}" != "$hash" ] || ! works; then
     if [ -n "$made" ]; then remove_old "the lock or the Python changed"; fi
     install_all
     echo "$hash-$ops" > "$venv/.lock"
-elif [ "${made##*-}" != "$ops" ] && [ -n "${FORCE_CUDA:-}" ]; then
+elif [ "${made##*-}" != "$ops" ] && [ -n "${OPS:-}${FORCE_CUDA:-}" ]; then
     check_machine
-    say "mmcv in $venv has ${made##*-} ops, FORCE_CUDA=$FORCE_CUDA asks for $ops"
-    build_mmcv
+    say "mmcv in $venv has ${made##*-} operators, $ops ones were asked for"
+    rm "$venv/.lock"  # until the others are there; an unfinished environment is completed by the next call
+    provide_operators
     echo "$hash-$ops" > "$venv/.lock"
-elif [ "${made##*-}:$ops" = cpu:cuda ]; then
-    say "a GPU is here, but mmcv in $venv has CPU ops only: FORCE_CUDA=1 make env builds CUDA ops"
+elif [ "${made##*-}" = cpu ] && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+    say "a GPU is here, but mmcv in $venv has CPU operators only: OPS=torchvision make env serves both"
 fi
 if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
     install source "installing this package (editable)" --no-deps --no-build-isolation -e "$(dirname "$here")"
+    # so that scripts that import mmdet without this package find the operators too
+    "$venv/bin/python" "$(dirname "$here")/mmconvnextv2/mmcv_operators/install.py" >> "$venv/install.log"
     dirname "$here" > "$venv/.source"
 fi
 case ${2:-} in

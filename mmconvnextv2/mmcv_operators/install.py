@@ -1,0 +1,57 @@
+"""Make every Python of this environment find mmcv's operators, scripts that import mmdet before this package included.
+
+    python -m mmconvnextv2 install-operators [--remove]
+
+Writes ``mmconvnextv2_operators.pth``, which Python reads at each start, and a copy of ``finder.py`` that it imports, into
+the site-packages of this interpreter. A start then takes about a millisecond longer; torch is imported when an operator
+is. Nothing is compiled or fetched. Run as a file it needs the standard library alone.
+"""
+import sys
+import sysconfig
+from argparse import ArgumentParser
+from importlib import metadata
+from pathlib import Path
+from typing import Optional, Sequence
+
+MODULE = '_mmconvnextv2_operators'
+PTH = 'mmconvnextv2_operators.pth'
+
+
+def main(argv: Optional[Sequence[str]] = None, folder: Optional[str] = None) -> None:
+    """Write or remove the two files.
+
+    Args:
+        argv (Sequence[str], optional): Arguments. Defaults to None, those of the process.
+        folder (str, optional): Where to. Defaults to None, the site-packages of this interpreter.
+    """
+    parser = ArgumentParser(prog='python -m mmconvnextv2 install-operators', description=__doc__.split('\n')[0],
+                            epilog='Example: python -m mmconvnextv2 install-operators')
+    parser.add_argument('--remove', action='store_true', help='take the files away again')
+    remove = parser.parse_args(argv).remove
+    folder = Path(folder or sysconfig.get_path('purelib'))
+    finder, pth = folder / f'{MODULE}.py', folder / PTH
+    try:
+        if remove:
+            pth.unlink(missing_ok=True)
+            finder.unlink(missing_ok=True)
+            print(f'removed from {folder}')
+            return
+        finder.write_text(Path(__file__).with_name('finder.py').read_text())
+        pth.write_text(f'import {MODULE}; {MODULE}.register()\n')
+    except OSError as error:
+        sys.exit(f'error: {error.filename}: {error.strerror}; use an environment that you may write to')
+    print(f'wrote {pth}: import mmdet, mmseg and mmcv.ops in any order; --remove takes it away')
+    if not any(metadata_of(name) for name in ('mmcv', 'mmcv-lite', 'onedl-mmcv')):
+        print("mmcv is not installed: pip install 'mmconvnextv2[ops]'")
+
+
+def metadata_of(distribution: str) -> Optional[str]:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == '__main__':
+    main()
