@@ -8,8 +8,8 @@ TOOLS = Path(__file__).parent / '.mim' / 'tools'
 
 def main() -> None:
     """Run the tool that the first argument names with the other arguments."""
-    tools = {path.stem.replace('_', '-'): str(path) for path in sorted(TOOLS.glob('*.py'))}
-    name = sys.argv[1].replace('_', '-') if len(sys.argv) > 1 else '--help'
+    tools = {path.stem: str(path) for path in sorted(TOOLS.glob('*.py'))}
+    name = sys.argv[1].replace('-', '_') if len(sys.argv) > 1 else '--help'
     usage = ('usage: python -m mmconvnextv2 TOOL [ARGUMENTS]\n'
              f'TOOL is one of {", ".join(tools)}; TOOL --help tells its arguments.')
     if name in ('-h', '--help'):
