@@ -244,7 +244,7 @@ class ConvNeXtV2(BaseModule):
     def _output(self, stage: int, sites: Tensor, grid: Grid, walk: Execution) -> Tensor:
         """Apply the output norm, and lay the sites (B, N, C) out as a map or average them.
 
-        Maps leave in NCHW memory: mmcv's RoIAlign and its like read channels-last memory as if it were NCHW, silently.
+        Maps leave in NCHW memory: compiled mmcv's RoIAlign reads channels-last memory as if it were NCHW, silently.
         """
         if self.gap_before_final_norm:
             sites = mean_over_sites(sites, grid.counted)  # (B, 1, C)

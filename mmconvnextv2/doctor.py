@@ -15,14 +15,17 @@ import torch
 from .backbone import ConvNeXtV2
 from .execution import EXECUTIONS
 from .execution.minkowski import import_minkowski_engine
+from .mmcv_operators import serving_operators
 from .ops.dispatch import HAS_TRITON, uses_kernels
 from .version import __version__
-from .versions import FORKS, WORKING, installed_version
+from .versions import FORKS, LITE, WORKING, installed_version
 
 USED_FOR = {'mmcv': 'detection, segmentation and FCMAE', 'mmdet': 'detection', 'mmsegmentation': 'segmentation',
             'mmpretrain': 'FCMAE and classification'}
 MODULES = {'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmpretrain': 'mmpretrain'}
 HOME = Path(__file__).parent
+OPERATORS_ADVICE = ('compiled for another torch, or for the CPU alone: MMCONVNEXTV2_OPERATORS=torchvision takes those of '
+                    'torchvision; for good, pip uninstall mmcv, then pip install mmcv-lite==2.1.0 --no-deps')
 
 
 class Finding(NamedTuple):
@@ -51,22 +54,23 @@ def tried(name: str, action: Callable[[], str], advice: str) -> Finding:
 def find_packages() -> Iterator[Finding]:
     """Look at the stack's packages, at forks that overwrite them, and at mixtures of both."""
     for name in WORKING:
-        found, fork = installed_version(name), installed_version(FORKS[name]) if name in FORKS else None
-        if found and fork:
-            yield Finding(name, f'{found}, and {FORKS[name]} {fork}', 'both write the same files: pip uninstall one of '
-                          'them, then install the other with --force-reinstall --no-deps', is_problem=True)
-        elif found or fork:
-            yield Finding(name, found or f'{FORKS[name]} {fork}')
+        others = [other for other in (LITE.get(name), FORKS.get(name)) if other and installed_version(other)]
+        found = [installed_version(name)] * bool(installed_version(name))
+        found += [f'{other} {installed_version(other)}' for other in others]
+        if len(found) > 1:
+            yield Finding(name, ', and '.join(found), 'they write the same files: pip uninstall all but one, then '
+                          'install that one with --force-reinstall --no-deps', is_problem=True)
+        elif found:
+            yield Finding(name, found[0])
         else:
             yield _missing(name)
     yield from find_mixture()
 
 
 def _missing(name: str) -> Finding:
-    lite = installed_version('mmcv-lite') if name == 'mmcv' else None
-    if lite:
-        return Finding(name, f'mmcv-lite {lite}', 'has no compiled operations, which detection needs: `make env` '
-                       'builds them')
+    if name in LITE:
+        return Finding(name, 'not installed', f"needed for {USED_FOR[name]}; pip install 'mmconvnextv2[ops]' adds "
+                       f'{LITE[name]}, and compiles nothing')
     return Finding(name, 'not installed', f'needed for {USED_FOR.get(name, "everything")}; `make env` installs it')
 
 
@@ -126,27 +130,28 @@ def _lists_gpu() -> bool:
 
 
 def find_operations() -> Iterator[Finding]:
-    """Use mmcv's compiled operations on the CPU and, where there is one, on a GPU; import the optional engines."""
-    if installed_version('mmcv') or installed_version(FORKS['mmcv']):
-        yield tried('mmcv operations, CPU', lambda: _suppress('cpu'),
-                    'mmcv has no compiled operations, or those of another torch: reinstall it, or make the environment '
-                    'anew with `make env`')
-        if torch.cuda.is_available():
-            yield tried('mmcv operations, CUDA', lambda: _suppress('cuda'),
-                        'mmcv was built for the CPU alone: FORCE_CUDA=1 make env, with the CUDA toolkit of torch')
+    """Use mmcv's operators on the CPU and, where there is one, on each GPU; import the optional engines."""
+    if any(map(installed_version, ('mmcv', LITE['mmcv'], FORKS['mmcv']))):
+        for device in ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]:
+            yield tried(f'mmcv operators, {device}', lambda: _use_operators(device), OPERATORS_ADVICE)
     if installed_version('MinkowskiEngine'):
         yield tried('MinkowskiEngine', lambda: import_minkowski_engine().__version__, '`make minkowski` builds it anew')
     else:
         yield Finding('MinkowskiEngine', 'not installed', 'only for execution=minkowski; `make minkowski` installs it')
 
 
-def _suppress(device: str) -> str:
-    """Run mmcv's non-maximum suppression on two equal boxes."""
+def _use_operators(device: str) -> str:
+    """Suppress one of two equal boxes, pool a map over the other."""
+    ops, served = import_module('mmcv.ops'), serving_operators()
     boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.]], device=device)
-    _, kept = import_module('mmcv.ops').nms(boxes, torch.tensor([.9, .8], device=device), 0.5)
+    _, kept = ops.nms(boxes, torch.tensor([.9, .8], device=device), 0.5)
     if kept.tolist() != [0]:
         raise RuntimeError(f'nms kept {kept.tolist()} of two equal boxes')
-    return 'work'
+    ramp = torch.arange(4., device=device).expand(1, 1, 4, 4)
+    pooled = ops.roi_align(ramp, torch.tensor([[0., 0., 0., 4., 4.]], device=device), 2, 1., 2, 'avg', True)
+    if not torch.allclose(pooled.cpu(), torch.tensor([0.5, 2.5]).expand(1, 1, 2, 2)):
+        raise RuntimeError(f'RoIAlign pooled {pooled.flatten().tolist()} from a ramp')
+    return served
 
 
 def find_kernels() -> Iterator[Finding]:

@@ -6,6 +6,7 @@ where it cannot run.
 """
 import os
 import subprocess
+import sys
 from argparse import ArgumentParser, Namespace
 from copy import deepcopy
 from datetime import timedelta
@@ -21,6 +22,7 @@ from mmengine.runner import Runner
 
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
 from .data_checks import check_data, inner_datasets
+from .mmcv_operators import serving_operators
 from .recipes import read_config
 from .safe_loading import allow_mmengine_checkpoints
 from .train_options import add_train_options, apply_train_options
@@ -164,6 +166,8 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
     allow_mmengine_checkpoints()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(MatchingWeightsHook(whole=whole), priority='LOWEST')
+    if 'mmcv._ext' in sys.modules:
+        runner.logger.info(f'operators of mmcv: {serving_operators()}')
     return runner
 
 

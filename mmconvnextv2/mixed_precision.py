@@ -1,6 +1,7 @@
 """Where boxes are made and pooled in fp32 under mixed precision.
 
-RoIAlign and NMS of mmcv 2.1.0 have no bfloat16 on the CPU, and box coordinates beyond 256 lose whole pixels in it.
+Box coordinates beyond 256 lose whole pixels in bfloat16. Compiled mmcv 2.1.0 has neither RoIAlign nor NMS in it on the
+CPU, and misreads channels-last memory; torchvision's operators have both, and copy nothing here.
 Differs from MMDetection's ``RPNHead`` and ``SingleRoIExtractor`` in the dtype alone.
 """
 from typing import List, Optional, Tuple
@@ -19,7 +20,7 @@ class FP32SingleRoIExtractor(SingleRoIExtractor):
     def forward(self, feats: Tuple[Tensor], rois: Tensor, roi_scale_factor: Optional[float] = None) -> Tensor:
         """Pool features of shape (B, C, H, W) a level for RoIs of shape (K, 5); returns (K, C, S, S) in fp32."""
         with torch.autocast(feats[0].device.type, enabled=False):
-            maps = tuple(feat.float().contiguous() for feat in feats)  # RoIAlign misreads channels-last memory
+            maps = tuple(feat.float().contiguous() for feat in feats)
             return super().forward(maps, rois.float(), roi_scale_factor)
 
 
