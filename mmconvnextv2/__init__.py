@@ -8,7 +8,7 @@ from .versions import check_versions  # isort: skip
 
 check_versions()
 
-from .mmcv_operators import register  # isort: skip
+from .mmcv_operators import register  # noqa: E402  # isort: skip
 
 register()  # before anything imports mmcv.ops
 

@@ -24,8 +24,8 @@ USED_FOR = {'mmcv': 'detection, segmentation and FCMAE', 'mmdet': 'detection', '
             'mmpretrain': 'FCMAE and classification'}
 MODULES = {'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmpretrain': 'mmpretrain'}
 HOME = Path(__file__).parent
-OPERATORS_ADVICE = ('compiled for another torch, or for the CPU alone: MMCONVNEXTV2_OPERATORS=torchvision takes those of '
-                    'torchvision; for good, pip uninstall mmcv, then pip install mmcv-lite==2.1.0 --no-deps')
+OPERATORS_ADVICE = ('compiled for another torch, or for the CPU alone: MMCONVNEXTV2_OPERATORS=torchvision takes those '
+                    'of torchvision; for good, pip uninstall mmcv, then pip install mmcv-lite==2.1.0 --no-deps')
 
 
 class Finding(NamedTuple):

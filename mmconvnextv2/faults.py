@@ -39,8 +39,8 @@ def explain_fault(error: BaseException) -> Optional[str]:
     if isinstance(error, OSError) and error.errno in FULL:
         return f'the disk is full ({error.strerror}). Checkpoints are whole: make room, --resume goes on'
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
-        return (f'{text}: mmcv has no compiled operators here. Import mmconvnextv2 before mmdet, mmseg or mmcv.ops, or run '
-                '`python -m mmconvnextv2 install-operators` once, and leave MMCONVNEXTV2_OPERATORS unset')
+        return (f'{text}: mmcv has no compiled operators here. Import mmconvnextv2 before mmdet, mmseg or mmcv.ops, or '
+                'run `python -m mmconvnextv2 install-operators` once, and leave MMCONVNEXTV2_OPERATORS unset')
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
     pictures = UNREADABLE.findall(str(error))

@@ -37,8 +37,8 @@ def test_broken_operations_are_a_problem(tmp_path):
         'sys.meta_path.insert(0, Block())\n')
     run = run_doctor(tmp_path)
     assert run.returncode == 1 and '1 problems' in run.stdout
-    assert 'BAD mmcv operations, CPU       ImportError: undefined symbol' in run.stdout
-    assert 'reinstall it' in run.stdout
+    assert 'BAD mmcv operators, cpu        ImportError: undefined symbol' in run.stdout
+    assert 'MMCONVNEXTV2_OPERATORS=torchvision' in run.stdout
 
 
 def test_two_distributions_of_the_same_files(tmp_path, monkeypatch):
@@ -79,11 +79,17 @@ def test_packages_of_both_families(monkeypatch):
     assert text == 'mmdet of upstream with onedl-mmengine, onedl-mmcv'
 
 
-def test_mmcv_without_operations_is_named(monkeypatch):
-    """mmcv-lite serves as mmcv, and the report says what it lacks."""
-    monkeypatch.setattr(doctor, 'installed_version', {'mmcv-lite': '2.1.0'}.get)
-    found = {finding.name: finding for finding in doctor.find_packages()}['mmcv']
-    assert found.found == 'mmcv-lite 2.1.0' and 'compiled operations' in found.advice and not found.is_problem
+def test_mmcv_lite_is_mmcv(monkeypatch):
+    """mmcv-lite serves as mmcv; beside mmcv it is a problem, since both write the same files; without either the
+    report says how to install one that compiles nothing."""
+    def report(**installed):
+        monkeypatch.setattr(doctor, 'installed_version', {key.replace('_', '-'): value
+                                                          for key, value in installed.items()}.get)
+        return {finding.name: finding for finding in doctor.find_packages()}['mmcv']
+    alone, both, none = report(mmcv_lite='2.1.0'), report(mmcv='2.1.0', mmcv_lite='2.1.0'), report()
+    assert alone.found == 'mmcv-lite 2.1.0' and not alone.advice and not alone.is_problem
+    assert both.is_problem and both.found == '2.1.0, and mmcv-lite 2.1.0' and 'uninstall' in both.advice
+    assert not none.is_problem and "pip install 'mmconvnextv2[ops]'" in none.advice
 
 
 def test_package_that_refuses_another_is_a_problem(tmp_path, monkeypatch):
@@ -103,10 +109,10 @@ def test_mmcv_for_the_cpu_beside_a_gpu_is_a_problem(monkeypatch):
     pytest.importorskip('mmcv', reason='needs mmcv: make env')
     if doctor.torch.cuda.is_available():
         pytest.skip('there is a GPU: the healthy environment shows that it is used')
-    monkeypatch.setattr(doctor.torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(doctor.torch.cuda, 'device_count', lambda: 2)
     found = problems(doctor.find_operations())
-    assert list(found) == ['mmcv operations, CUDA']
-    assert 'FORCE_CUDA=1 make env' in found['mmcv operations, CUDA'].advice
+    assert list(found) == ['mmcv operators, cuda:0', 'mmcv operators, cuda:1']
+    assert 'MMCONVNEXTV2_OPERATORS=torchvision' in found['mmcv operators, cuda:0'].advice
 
 
 @pytest.mark.parametrize('hidden', [True, False])

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / 'requirements' / 'install.sh'
 LOCK_HASH = hashlib.sha256((ROOT / 'requirements' / 'lock.txt').read_bytes()).hexdigest()[:16]
 REAL_PYTHON = Path(sys.base_prefix) / 'bin' / 'python3.11'
-TOOLS = 'awk bash c++ cat chmod cp cut df dirname du env find grep head ls mkdir mv rm sed sha256sum sleep tail touch'
+TOOLS = ('awk bash c++ cat chmod cp cut df dirname du env find grep head ls mkdir mv rm sed sha256sum sleep tail touch '
+         'uname')
 ROOM = 'echo; echo "disk 100 50 52428800 50% /"'
 GPU = 'echo "GPU 0: one"'
 NVCC = 'echo "Cuda compilation tools, release 13.0, V13.0.1"'
@@ -46,6 +47,8 @@ esac
 class Machine:
     """A PATH of chosen tools, an interpreter without a network, and the set-up run on them."""
 
+    choice = {}  # environment variables of every run
+
     def __init__(self, home):
         self.home, self.tools, self.venv = home, home / 'bin', home / 'venv'
         self.tools.mkdir()
@@ -64,7 +67,8 @@ class Machine:
         path.chmod(0o755)
 
     def start(self, *arguments, python='python3.11', **environment):
-        environment = {'PATH': str(self.tools), 'PYTHON': str(python), 'HOME': str(self.home), **environment}
+        environment = {**self.choice, 'PATH': str(self.tools), 'PYTHON': str(python), 'HOME': str(self.home),
+                       **environment}
         heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background deaf
         try:
             return subprocess.Popen(['bash', SCRIPT, self.venv, *arguments], env=environment, text=True,
@@ -88,6 +92,13 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path):
     return Machine(tmp_path)
+
+
+@pytest.fixture
+def compiling(machine):
+    """A machine on which the compiled operators of mmcv are asked for."""
+    machine.choice = {'OPS': 'compiled'}
+    return machine
 
 
 def assert_refused(result, *words):
@@ -129,17 +140,58 @@ def test_no_venv_module(machine):
     assert_nothing_written(machine)
 
 
-def test_missing_compiler(machine):
-    """Without a C++ compiler the message says which package has one."""
+def test_missing_compiler(compiling):
+    """Without a C++ compiler, compiled operators are refused with the package that has one."""
+    (compiling.tools / 'c++').unlink()
+    assert_refused(compiling.run(), 'c++', 'g++')
+    assert_nothing_written(compiling)
+
+
+def test_nothing_is_compiled(machine):
+    """Without a compiler, and with a GPU without a toolkit, mmcv-lite is installed from the lock and nothing built; a
+    second run asks nothing."""
     (machine.tools / 'c++').unlink()
-    assert_refused(machine.run(), 'c++', 'g++')
+    machine.put('nvidia-smi', GPU)
+    first = machine.run()
+    assert first.returncode == 0, first.stderr_text
+    steps = [line for line in machine.asked() if ' install ' in line or ' wheel ' in line]
+    order = [next(i for i, step in enumerate(steps) if word in step) for word in ('torchvision==', 'rest.txt', '-e ')]
+    assert order == list(range(3)) == list(range(len(steps)))
+    rest = (machine.venv / 'rest.txt').read_text().splitlines()
+    assert 'mmcv-lite==2.1.0' in rest and not any(line.startswith(('mmcv==', 'ninja')) for line in rest)
+    assert (machine.venv / '.lock').read_text().strip() == f'{LOCK_HASH}-torchvision'
+    started = time.monotonic()
+    assert machine.run().returncode == 0
+    assert machine.asked() == [] and time.monotonic() - started < 5
+
+
+def test_unknown_operators(machine):
+    """OPS takes two words; anything else is refused with both."""
+    assert_refused(machine.run(OPS='torch'), "'torch'", 'torchvision', 'compiled')
     assert_nothing_written(machine)
+
+
+def test_other_operators_replace_those_that_are_there(machine):
+    """mmcv and mmcv-lite own one folder: both go before the other comes, and nothing else is installed again. Without a
+    word, what is there stays."""
+    assert machine.run().returncode == 0
+    machine.asked()
+    for environment, ops in (({'OPS': 'compiled'}, 'cpu'), ({}, 'cpu'), ({'OPS': 'torchvision'}, 'torchvision')):
+        changed = machine.run(**environment)
+        asked = machine.asked()
+        assert changed.returncode == 0, changed.stderr_text
+        assert (machine.venv / '.lock').read_text().strip() == f'{LOCK_HASH}-{ops}'
+        if not environment:
+            assert asked == []
+            continue
+        assert 'uninstall -y mmcv mmcv-lite' in asked[0]
+        assert all('mmcv' in line or 'ninja==' in line for line in asked), asked
 
 
 def test_no_disk(machine):
     """A full disk is told with what is free and what is needed."""
     machine.put('df', 'echo; echo "disk 100 97 3145728 97% /"')
-    assert_refused(machine.run(), '3 GiB', '12 GiB', 'VENV=')
+    assert_refused(machine.run(), '3 GiB', '10 GiB', 'VENV=')
     assert_nothing_written(machine)
 
 
@@ -159,13 +211,13 @@ def test_foreign_folder(machine, content):
     assert {path.name: path.read_text() for path in machine.venv.iterdir()} == {content: 'years of work'}
 
 
-def test_missing_cuda_toolkit(machine):
+def test_missing_cuda_toolkit(compiling):
     """A GPU without nvcc is told before anything is fetched, with the version needed and the way without."""
-    machine.put('nvidia-smi', GPU)
-    assert_refused(machine.run(CUDA_HOME=str(machine.home)), 'CUDA toolkit 13.0', 'missing', 'FORCE_CUDA=0')
-    machine.put('nvcc', NVCC.replace('13.0', '11.8'))
-    assert_refused(machine.run(), 'CUDA toolkit 13.0', '11.8', 'FORCE_CUDA=0')
-    assert_nothing_written(machine)
+    compiling.put('nvidia-smi', GPU)
+    assert_refused(compiling.run(CUDA_HOME=str(compiling.home)), 'CUDA toolkit 13.0', 'missing', 'FORCE_CUDA=0')
+    compiling.put('nvcc', NVCC.replace('13.0', '11.8'))
+    assert_refused(compiling.run(), 'CUDA toolkit 13.0', '11.8', 'OPS=compiled')
+    assert_nothing_written(compiling)
 
 
 def test_unknown_cuda_choice(machine):
@@ -182,19 +234,18 @@ def test_toolkit_is_the_one_of_the_locked_torch():
     assert f'torch_cuda={torch.version.cuda} ' in SCRIPT.read_text()
 
 
-def test_steps_and_repetition(machine):
-    """torch comes before mmcv, mmcv is built without isolation and without a GPU's ops; a second run asks nothing."""
-    first = machine.run()
+def test_steps_of_compiling(compiling):
+    """torch comes before mmcv, which is built without isolation and without a GPU's operators; a second run asks
+    nothing."""
+    first = compiling.run()
     assert first.returncode == 0, first.stderr_text
-    assert 'CPU ops only' in first.stdout_text
-    steps = [line for line in machine.asked() if ' install ' in line or ' wheel ' in line]
+    assert 'CPU operators only' in first.stdout_text
+    steps = [line for line in compiling.asked() if ' install ' in line or ' wheel ' in line]
     order = [next(i for i, step in enumerate(steps) if word in step)
-             for word in ('setuptools==', 'torchvision==', 'rest.txt', 'pip wheel', 'mmcv-2.1.0-any.whl', '-e ')]
+             for word in ('torchvision==', 'rest.txt', 'ninja==', 'pip wheel', 'mmcv-2.1.0-any.whl', '-e ')]
     assert order == list(range(6)) and len(steps) == 6
-    assert '--no-build-isolation' in steps[3] and '--no-deps' in steps[2]
-    started = time.monotonic()
-    assert machine.run().returncode == 0
-    assert machine.asked() == [] and time.monotonic() - started < 5
+    assert '--no-build-isolation' in steps[3] and '--no-deps' in steps[1]
+    assert compiling.run().returncode == 0 and compiling.asked() == []
 
 
 def test_ctrl_c_leaves_nothing_running_and_the_next_run_goes_on(machine):
@@ -219,28 +270,30 @@ def test_ctrl_c_leaves_nothing_running_and_the_next_run_goes_on(machine):
     assert machine.run().returncode == 0 and machine.asked() == []
 
 
-def test_gpu_builds_cuda_ops_and_force_cuda_decides(machine):
-    """A GPU alone builds CUDA ops from source, FORCE_CUDA=0 rebuilds mmcv and nothing else, and each is told."""
-    machine.put('nvidia-smi', GPU)
-    machine.put('nvcc', NVCC)
-    (machine.home / 'mmcv-cuda').write_text('13.0')
-    made = machine.run()
-    assert made.returncode == 0 and 'CUDA 13.0 ops' in made.stdout_text, made.stderr_text
-    assert any('pip wheel' in line and '--no-binary mmcv' in line for line in machine.asked())
-    (machine.home / 'mmcv-cuda').write_text('not available')
-    changed = machine.run(FORCE_CUDA='0')
-    assert changed.returncode == 0 and 'CPU ops only' in changed.stdout_text, changed.stderr_text
-    asked = machine.asked()
-    assert asked and all('mmcv' in line for line in asked)
-    assert 'FORCE_CUDA=1' in machine.run().stdout_text
-    assert machine.asked() == []
+def test_gpu_builds_cuda_ops_and_force_cuda_decides(compiling):
+    """A GPU alone builds CUDA operators from source, FORCE_CUDA=0 rebuilds mmcv and nothing else, and each is said."""
+    compiling.put('nvidia-smi', GPU)
+    compiling.put('nvcc', NVCC)
+    (compiling.home / 'mmcv-cuda').write_text('13.0')
+    made = compiling.run()
+    assert made.returncode == 0 and 'CUDA 13.0 operators' in made.stdout_text, made.stderr_text
+    assert any('pip wheel' in line and '--no-binary mmcv' in line for line in compiling.asked())
+    (compiling.home / 'mmcv-cuda').write_text('not available')
+    changed = compiling.run(FORCE_CUDA='0')
+    assert changed.returncode == 0 and 'CPU operators only' in changed.stdout_text, changed.stderr_text
+    asked = compiling.asked()
+    assert asked and all('mmcv' in line or 'ninja==' in line for line in asked)
+    compiling.choice = {}
+    assert 'OPS=torchvision' in compiling.run().stdout_text
+    assert compiling.asked() == []
 
 
 def test_cuda_ops_that_did_not_come_out_are_an_error(machine):
-    """When CUDA ops were asked for and mmcv reports none, the set-up fails instead of leaving a CPU build behind."""
+    """When CUDA operators were asked for, by FORCE_CUDA=1 alone too, and mmcv reports none, the set-up fails instead of
+    leaving a CPU build behind."""
     machine.put('nvcc', NVCC)
     result = machine.run(FORCE_CUDA='1')
-    assert result.returncode == 1 and 'without CUDA ops' in result.stderr_text
+    assert result.returncode == 1 and 'without CUDA operators' in result.stderr_text
     assert not (machine.venv / '.lock').exists()
 
 
@@ -252,7 +305,7 @@ def test_changed_lock_makes_the_environment_anew(machine):
     result = machine.run()
     assert result.returncode == 0 and 'anew' in result.stdout_text, result.stderr_text
     assert not (machine.venv / 'old-package').exists()
-    assert (machine.venv / '.lock').read_text().strip() == f'{LOCK_HASH}-cpu'
+    assert (machine.venv / '.lock').read_text().strip() == f'{LOCK_HASH}-torchvision'
 
 
 def test_missing_openblas(machine):

@@ -12,7 +12,7 @@ from mmconvnextv2 import recipes, versions
 
 def install_fake(folder, name, version):
     """Write the metadata of a distribution that importlib.metadata finds when ``folder`` is on sys.path."""
-    info = folder / f'{name}-{version}.dist-info'
+    info = folder / f'{name.replace("-", "_")}-{version}.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
 
@@ -22,13 +22,13 @@ def test_installed_stack_is_accepted():
     assert list(versions.wrong_versions()) == []
 
 
-@pytest.mark.parametrize('name, version', [('mmcv', '1.7.2'), ('mmcv', '2.2.0'), ('mmdet', '2.28.0'),
-                                           ('torch', '1.13.1'), ('mmsegmentation', '0.30.0')])
+@pytest.mark.parametrize('name, version', [('mmcv', '1.7.2'), ('mmcv', '2.2.0'), ('mmcv-lite', '2.2.0'),
+                                           ('mmdet', '2.28.0'), ('torch', '1.13.1'), ('mmsegmentation', '0.30.0')])
 def test_wrong_version_is_named(tmp_path, monkeypatch, name, version):
     """The sentence names the package, the version found and the versions that work."""
     install_fake(tmp_path, name, version)
     monkeypatch.syspath_prepend(str(tmp_path))
-    first, bound = versions.WORKING[name]
+    first, bound = versions.WORKING[name.removesuffix('-lite')]
     sentence = f'{name} {version} is installed, mmconvnextv2 works with {name} >= {first}, < {bound}'
     assert metadata.version(name) == version
     with pytest.raises(ImportError) as error:

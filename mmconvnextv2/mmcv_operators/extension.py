@@ -20,7 +20,7 @@ from typing import Callable, List, Optional, Tuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision.ops
+import torchvision  # noqa: F401, registers its operators with torch
 from torch import Tensor
 
 SUPPRESS, LINEAR, GAUSSIAN = range(3)  # mmcv's methods of soft-NMS
@@ -78,7 +78,7 @@ def _gradients(function: Callable, inputs: Tuple[Tensor, ...], grad_output: Tens
     """Return the gradients of ``function(*inputs)`` with respect to its inputs by autograd."""
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
-        return torch.autograd.grad(function(*inputs), inputs, grad_output)
+        return torch.autograd.grad(function(*inputs), inputs, grad_output, allow_unused=True)  # a mask may be
 
 
 # --- RoIAlign: Mask R-CNN, https://arxiv.org/abs/1703.06870, section 3 ---
@@ -239,18 +239,18 @@ class _Deform:
         return products.reshape(batch, len(weight), height, width) + bias[:, None, None]
 
 
-def _plain(weight: Tensor, *, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int, dilationH: int,
-           group: int, deformable_group: int, im2col_step: int) -> Tuple[_Deform, Tensor, Tensor]:
-    """Return mmcv's convolution without a mask, and an empty mask and a bias of zeros for it."""
+def _plain(input: Tensor, weight: Tensor, *, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int,
+           dilationH: int, group: int, deformable_group: int, im2col_step: int) -> Tuple[_Deform, Tensor, Tensor]:
+    """Return mmcv's convolution without a mask, and a mask that is not read and a bias of zeros for it."""
     deform = _Deform((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group, use_mask=False)
-    return deform, weight.new_zeros(0), weight.new_zeros(len(weight))
+    return deform, weight.new_zeros(len(input), 1), weight.new_zeros(len(weight))
 
 
 def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
                         **how) -> None:
     """Write the deformable convolution of ``input`` (B, C, H, W) into ``output`` (B, O, H', W')."""
     input, weight, offset = _at_least_float32(input, weight, offset)
-    deform, mask, bias = _plain(weight, **how)
+    deform, mask, bias = _plain(input, weight, **how)
     output.copy_(deform.forward(input, weight, offset, mask, bias))
 
 
@@ -259,7 +259,7 @@ def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tenso
     """Write the gradients of input and offset, and leave that of the weight in ``columns``, which mmcv hands to
     :func:`deform_conv_backward_parameters` next: torchvision computes all of them at once."""
     input, weight, offset, grad_output = _at_least_float32(input, weight, offset, grad_output)
-    deform, mask, bias = _plain(weight, **how)
+    deform, mask, bias = _plain(input, weight, **how)
     for_input, for_weight, for_offset, _, _ = deform.backward(grad_output, input, weight, offset, mask, bias)
     grad_input.copy_(for_input)
     grad_offset.copy_(for_offset)
@@ -396,7 +396,7 @@ def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, ou
 
 def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, *,
                                 gamma: float, alpha: float) -> None:
-    """Write the derivative of each row's loss by its logits into ``grad_input`` (N, C), from dp_t/dx_c = p_t (is_t - p_c)."""
+    """Write the derivative of each loss by its logits into ``grad_input`` (N, C): dp_t / dx_c = p_t (is_t - p_c)."""
     p, weight = _at_least_float32(input, weight)
     p_t = p.gather(1, target[:, None])
     log_p = p_t.clamp(min=torch.finfo(p.dtype).tiny).log()
@@ -581,7 +581,10 @@ def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray,
             break
         history[0] = history[len(some)]
     return np.array(picks, dtype=int), np.concatenate(values)
-def _pick_in_order(decays: np.ndarray, scores: np.ndarray, boxes: np.ndarray, min_score: float):
+
+
+def _pick_in_order(decays: np.ndarray, scores: np.ndarray, boxes: np.ndarray,
+                   min_score: float) -> Tuple[np.ndarray, np.ndarray]:
     """Do what :func:`_pick` does for any input, keeping mmcv's list: ``boxes`` (N, ) says which box is at each place.
     A NaN stays until it comes first."""
     scores, boxes = scores[boxes], boxes.copy()

@@ -2,9 +2,9 @@
 
     python -m mmconvnextv2 install-operators [--remove]
 
-Writes ``mmconvnextv2_operators.pth``, which Python reads at each start, and a copy of ``finder.py`` that it imports, into
-the site-packages of this interpreter. A start then takes about a millisecond longer; torch is imported when an operator
-is. Nothing is compiled or fetched. Run as a file it needs the standard library alone.
+Writes ``mmconvnextv2_operators.pth``, which Python reads at each start, and a copy of ``finder.py`` that it imports,
+into the site-packages of this interpreter. torch is imported when an operator is, not at a start. Nothing is compiled
+or fetched. Run as a file it needs the standard library alone.
 """
 import sys
 import sysconfig

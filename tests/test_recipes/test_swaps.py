@@ -46,13 +46,16 @@ def make_batch(scope, with_mask):
     if scope == 'mmdet':
         return demo_mm_inputs(batch_size=2, image_shapes=[(3, 96, 128)] * 2, num_items=[2, 3], num_classes=80,
                               with_mask=with_mask)
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 96, 128)))) for _ in range(2)]
+    size = dict(img_shape=(96, 128), ori_shape=(96, 128))
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 96, 128))), metainfo=size)
+               for _ in range(2)]
     return dict(inputs=[torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8) for _ in range(2)], data_samples=samples)
 
 
 @pytest.mark.parametrize('path', SWAPS, ids=lambda path: path.stem)
 def test_swap_trains_a_step(path):
-    """The upstream model reads our widths, its loss is finite, and its gradient reaches every stage of our backbone."""
+    """The upstream model reads our widths, its loss is finite, its gradient reaches every stage of our backbone, and it
+    predicts."""
     cfg = Config.fromfile(str(path))
     import_scope(cfg)
     torch.manual_seed(0)
@@ -62,8 +65,15 @@ def test_swap_trains_a_step(path):
         assert type(model.backbone) is ConvNeXtV2
         data = model.data_preprocessor(make_batch(cfg.default_scope, 'panoptic_head' in cfg.model), training=True)
         loss, _ = model.parse_losses(model(**data, mode='loss'))
-    loss.backward()
-    assert torch.isfinite(loss)
+        loss.backward()
+        with torch.no_grad():
+            given = model.data_preprocessor(make_batch(cfg.default_scope, 'panoptic_head' in cfg.model))
+            predicted = model.eval()(**given, mode='predict')
+    assert torch.isfinite(loss) and len(predicted) == 2
+    if cfg.default_scope == 'mmdet':
+        assert all(torch.isfinite(one.pred_instances.scores).all() for one in predicted if 'pred_instances' in one)
+    else:
+        assert [one.pred_sem_seg.shape for one in predicted] == [(96, 128)] * 2
     for stage in model.backbone.stages:
         assert stage[0].depthwise_conv.weight.grad.abs().sum() > 0
 
