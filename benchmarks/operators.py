@@ -145,10 +145,10 @@ def main() -> None:
     rounds, extensions = parser.parse_args().rounds, load()
     from measure import machine
     lines = ['# Operators of mmcv: compiled, and by torchvision', '',
-             'Written by `benchmarks/operators.py`: largest absolute differences between both (0 is equal bit for '
-             'bit), and median', f'milliseconds of {rounds} turns, with the gradient where there is one and with the Python '
-             'wrapper of mmcv, which both share.', 'On a GPU: not measured.', '',
-             machine(('torch', 'torchvision', 'mmcv'), torch.device('cpu')), '',
+             'Written by `benchmarks/operators.py`. Largest absolute differences, where 0 is equal bit for bit; median '
+             f'milliseconds of {rounds} turns,', 'with the gradient where there is one, and with the Python wrapper of '
+             'mmcv that both share. Not measured on a GPU.', '',
+             machine(torch.device('cpu'), ('torch', 'torchvision', 'mmcv')), '',
              '| Operator | Values | Gradients | Largest | Compiled, ms | torchvision, ms | Ratio |',
              '| --- | --- | --- | --- | --- | --- | --- |']
     for name, case in cases().items():
