@@ -21,7 +21,8 @@ BARE = ['tests/test_backbone_contract.py', 'tests/test_layers.py', 'tests/test_l
         'tests/test_response_norms.py', 'tests/test_execution', 'tests/test_checkpoint', 'tests/test_pretrain',
         '--ignore=tests/test_checkpoint/test_frameworks.py']
 # With them, and the building of every recipe; what is left tests set-up, packaging and tools
-PORTABLE = ['tests/test_backbone.py', 'tests/test_versions.py', 'tests/test_recipes/test_every_leaf.py', *BARE[:-1]]
+PORTABLE = ['tests/test_mmcv_operators', 'tests/test_backbone.py', 'tests/test_versions.py',
+            'tests/test_recipes/test_every_leaf.py', *BARE[:-1]]
 
 nox.options.sessions = ['wheel', 'mim', 'upstream']
 nox.options.error_on_missing_interpreters = True
@@ -85,12 +86,10 @@ def upstream(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def forks(session: nox.Session) -> None:
-    """The portable tests on the OneDL forks, mmcv built from source: 10 minutes and more on two cores."""
+    """The portable tests on the OneDL forks, whose operators torchvision serves: nothing is compiled."""
     borrow(session, UPSTREAM)
     session.install('--no-deps', '--no-build-isolation', 'onedl-mmengine==0.10.12')
-    path = os.pathsep.join([os.environ['PATH'], str(VENV / 'bin')])  # ninja is there
-    session.install('--no-deps', '--no-build-isolation', 'onedl-mmcv==2.3.6',
-                    env={'MMCV_WITH_OPS': '1', 'FORCE_CUDA': os.environ.get('FORCE_CUDA', '0'), 'PATH': path})
+    session.install('--no-deps', '--no-build-isolation', 'onedl-mmcv==2.3.6', env={'MMCV_WITH_OPS': '0'})
     session.install('--no-deps', '--no-build-isolation', *FORKS)
     session.env['PYTHONPATH'] = str(ROOT)
     session.run('python', '-m', 'mmconvnextv2.doctor')
@@ -103,3 +102,28 @@ def bare(session: nox.Session) -> None:
     install_wheel(session, 'torch==2.11.0', 'torchvision==0.26.0', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0',
                   extras='[dev]')
     session.run('python', '-m', 'pytest', *(session.posargs or BARE))
+
+
+def install_lock(session: nox.Session, *torch: str) -> None:
+    """Install the lock, fetched anew, with another torch and torchvision where they are given."""
+    lock = (ROOT / 'requirements' / 'lock.txt').read_text()
+    first, rest = lock.split('# compiled')[0].split('# rest')
+    pinned = [line for line in first.splitlines() if '==' in line]
+    session.install(*(torch or pinned), *[line for line in pinned if not line.startswith('torch')])
+    session.install('--no-deps', *[line for line in rest.splitlines() if '==' in line])
+    session.env['PYTHONPATH'] = str(ROOT)
+    session.run('python', '-m', 'mmconvnextv2.doctor')
+
+
+@nox.session(python=['3.12', '3.13'])
+def interpreters(session: nox.Session) -> None:
+    """The portable tests on the lock and another Python."""
+    install_lock(session)
+    session.run('python', '-m', 'pytest', *(session.posargs or PORTABLE))
+
+
+@nox.session(python='3.11')
+def newest(session: nox.Session) -> None:
+    """The portable tests on the newest torch that has a torchvision, otherwise the lock."""
+    install_lock(session, 'torch', 'torchvision')
+    session.run('python', '-m', 'pytest', *(session.posargs or PORTABLE))
