@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
 from .data_checks import check_data, inner_datasets
+from .folder_lock import lock_folder
 from .mmcv_operators import serving_operators
 from .recipes import read_config
 from .safe_loading import allow_mmengine_checkpoints
@@ -206,6 +207,8 @@ def train(args: Namespace) -> None:
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')
     check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
+    if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
+        lock_folder(cfg.work_dir)
     runner = build_runner(cfg, whole=bool(cfg.get('resume')))
     skip_initial_weights_on_resume(runner)
     runner.train()

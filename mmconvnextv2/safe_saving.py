@@ -5,7 +5,9 @@ truncates ``last_checkpoint`` to write it. Here a file takes its name once it is
 then does ``last_checkpoint`` point to it, and only then are outdated files removed.
 """
 import os
+import re
 import shutil
+from collections import deque
 from pathlib import Path
 from typing import List, Optional, Union
 
@@ -13,6 +15,8 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
+
+from .folder_lock import lock_folder
 
 PART = '.part'  # ends the name of a file that is being written
 OUTDATED = 'outdated_checkpoints'  # in a checkpoint, the files that it makes outdated
@@ -115,13 +119,52 @@ class VerifiedCheckpointHook(CheckpointHook):
         super().__init__(*args, backend_args=backend_args, out_dir=out_dir, **kwargs)
 
     def before_train(self, runner) -> None:
-        """Settle the folder, and take away what a killed run was writing, or had yet to remove."""
+        """Settle the folder, and take away what a killed run was writing, or had yet to remove.
+
+        Which files a resumed checkpoint calls its own is believed only of files in this run's folder with names that
+        this hook gives, and only if the checkpoint itself lies there: a run that goes on in another folder owns
+        nothing of the old one.
+        """
+        noted = runner.message_hub.runtime_info
+        steps = noted.pop('keep_ckpt_ids', [])
         super().before_train(runner)
-        outdated = runner.message_hub.runtime_info.get(OUTDATED, [])
-        self._remove([path for path in outdated if os.path.dirname(path) == self.out_dir])  # never of another folder
+        if isinstance(self.file_backend, LocalBackend) and is_main_process():
+            lock_folder(self.out_dir)
+        continues = self._lies_here(runner._load_from) if runner._load_from else True
+        outdated = noted.get(OUTDATED, []) if continues else []
+        self._remove(list(outdated) if isinstance(outdated, (list, tuple)) else [])
+        if self.max_keep_ckpts > 0:
+            steps = steps if isinstance(steps, (list, deque)) else []
+            steps = [step for step in steps if type(step) is int and step >= 0]
+            self._remove([self._path_of(step) for step in steps[:-self.max_keep_ckpts]] if continues else [])
+            self.keep_ckpt_ids = deque(steps if continues else [], self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        if self.save_best:
+            self._set_best_paths({key: self._own_path(path) if continues else None
+                                  for key, path in self._best_paths().items()})
         if isinstance(self.file_backend, AtomicBackend) and is_main_process():
             for part in Path(self.out_dir).glob('*' + PART):
                 part.unlink(missing_ok=True)
+
+    def _path_of(self, step: int) -> str:
+        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+
+    def _lies_here(self, path: str) -> bool:
+        """Whether a file lies in the folder of this run's checkpoints, links resolved where it is local."""
+        folder = os.path.dirname(str(path))
+        if '://' in str(path) or '://' in str(self.out_dir):
+            return folder == str(self.out_dir).rstrip('/')
+        return os.path.realpath(folder) == os.path.realpath(self.out_dir)
+
+    def _own_path(self, path: object) -> Optional[str]:
+        """Return where a file that a checkpoint names lies in this run's folder, also after that was moved; None if
+        this hook gives no such name, or it is not there."""
+        name = os.path.basename(path) if isinstance(path, str) else ''
+        template = '[0-9]+'.join(map(re.escape, re.split(r'\{[^}]*\}', self.filename_tmpl)))
+        if not re.fullmatch(f'(best_.+_)?{template}', name):
+            return None
+        own = self.file_backend.join_path(self.out_dir, name)
+        return own if self.file_backend.exists(own) else None
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         """Write, point to it, and only then remove what is outdated."""
@@ -143,8 +186,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         steps = [*self.keep_ckpt_ids, step]
         self.keep_ckpt_ids.append(step)
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        names = (self.filename_tmpl.format(old) for old in steps[:-self.max_keep_ckpts])
-        outdated = [self.file_backend.join_path(self.out_dir, name) for name in names]
+        outdated = [self._path_of(old) for old in steps[:-self.max_keep_ckpts]]
         runner.message_hub.update_info(OUTDATED, outdated)  # for a run that resumes after a kill before the removal
         return outdated
 
@@ -169,8 +211,12 @@ class VerifiedCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict = paths
 
     def _remove(self, paths: List[str]) -> None:
+        """Remove checkpoints of this run: whatever a path says, only what this hook names in its folder."""
         for path in paths if is_main_process() else []:
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
-            elif self.file_backend.isdir(path):
-                self.file_backend.rmtree(path)
+            own = self._own_path(path)
+            if own is None or not self._lies_here(path):
+                continue
+            if self.file_backend.isfile(own):
+                self.file_backend.remove(own)
+            elif self.file_backend.isdir(own):
+                self.file_backend.rmtree(own)

@@ -12,6 +12,7 @@ import torch
 from real_runs import PER_EPOCH, assert_same_weights, draw_pictures, last, make_config, start, train, wait_for
 
 from mmconvnextv2 import FiniteLossHook, PreemptionHook
+from mmconvnextv2.safe_loading import load_file
 from mmconvnextv2.safe_saving import PART, AtomicBackend, VerifiedCheckpointHook
 
 
@@ -168,7 +169,7 @@ def test_skipped_updates_change_nothing(pictures, tmp_path, fused):
                'optim_wrapper.optimizer.fused': fused}
     with pytest.raises(SystemExit, match='stopped at iteration'):
         train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png'), **options))
-    checkpoints = [torch.load(path, weights_only=True) for path in sorted(
+    checkpoints = [load_file(str(path)) for path in sorted(
         tmp_path.glob('iter_*.pth'), key=lambda path: int(path.stem[5:]))]
     equal = [torch.equal(one['state_dict']['head.pred.weight'], other['state_dict']['head.pred.weight'])
              and all(torch.equal(value, other['optimizer']['state'][0][name])
