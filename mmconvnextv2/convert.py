@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from .atomic import replacing
 from .checkpoint import (DIALECTS, classifier_from_canonical, classifier_to_canonical, detect_dialect, from_canonical,
                          pretraining_from_canonical, pretraining_to_canonical, read_arch, to_canonical, unwrap)
 from .foreign_models import run
@@ -139,19 +140,15 @@ def write_atomically(content: dict, weights: Dict[str, Tensor], target: str) -> 
     Raises:
         OSError: If it cannot be written; an older target is as it was.
     """
-    partial = f'{target}.{os.getpid()}.partial'
     try:
-        if target.endswith('.safetensors'):
-            from safetensors.torch import save_file
-            save_file(weights, partial, metadata=dict(format='pt'))
-        else:
-            torch.save(content, partial)
-        os.replace(partial, target)
+        with replacing(target) as partial:
+            if target.endswith('.safetensors'):
+                from safetensors.torch import save_file
+                save_file(weights, partial, metadata=dict(format='pt'))
+            else:
+                torch.save(content, partial)
     except Exception as error:  # torch and safetensors have their own errors for a full disk
         raise OSError(f'{target} cannot be written ({error}): is the disk full?') from error
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
 
 
 def whole(value: Tensor) -> Tensor:

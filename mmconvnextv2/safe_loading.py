@@ -54,7 +54,7 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
 @contextmanager
 def _local_copy(path: str) -> Iterator[str]:
     if path.startswith(('http://', 'https://')):
-        yield download(path)
+        yield download(path, load_file)
     elif '://' in path:
         with get_local_path(path) as local:
             yield str(local)

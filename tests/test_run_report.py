@@ -137,3 +137,35 @@ def test_given_pictures_and_mistakes(work_dir, tmp_path):
         with pytest.raises(SystemExit, match='error: .*--work-dir of a training or test'):
             page_of(folder)
         assert not (folder / 'report.html').exists()
+
+
+@pytest.mark.parametrize('place', ['20260102_000000/vis_data/vis_image/frame_1.png',
+                                   '20260102_000000/vis_data/scalars.json',
+                                   '20260102_000000/20260102_000000.log',
+                                   '20260102_000000/vis_data/config.py',
+                                   '20260102_000000/vis_data/vis_image', '20260102_000000/vis_data', '20260103_000000',
+                                   'last_checkpoint'])
+def test_links_out_of_the_folder_are_refused(work_dir, tmp_path, place):
+    """Whatever of a stranger's folder links elsewhere does not enter the page: pictures, logs, folders of them."""
+    outside, target = tmp_path / 'outside', work_dir / place
+    write_run(outside, 'vis_data', [dict(loss=1., step=1)])
+    (outside / 'frame_1.png').write_text('secret')
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    is_file = '.' in target.name or target.name == 'last_checkpoint'
+    target.symlink_to(outside / 'frame_1.png' if is_file else outside)
+    with pytest.raises(ValueError, match=f'{target.name}.* links to a place outside'):
+        report_run(parse_args([str(work_dir)]))
+    assert not (work_dir / 'report.html').exists()
+
+
+def test_prepared_links_are_not_followed(work_dir, tmp_path):
+    """Links named like the page, or like the file that is written first, lead nowhere: the page is a new file."""
+    outside = tmp_path / 'outside.txt'
+    outside.write_text('kept')
+    for name in ('report.html', 'report.html.partial'):
+        (work_dir / name).symlink_to(outside)
+    report_run(parse_args([str(work_dir)]))
+    assert outside.read_text() == 'kept' and not (work_dir / 'report.html').is_symlink()
+    assert (work_dir / 'report.html').read_text().startswith('<!doctype html>')

@@ -8,6 +8,8 @@ from typing import Dict, List, Sequence, Tuple, Union
 
 from matplotlib.figure import Figure
 
+from ..atomic import replacing
+
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
 th{background:#f4f4f4}img{max-width:100%;margin:.3rem 0}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
@@ -115,8 +117,7 @@ class Report:
 
     def write(self, path: Union[str, Path]) -> None:
         """Write the file, all or nothing."""
-        path = Path(path)
-        partial = path.with_name(path.name + '.partial')
-        partial.write_text(f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}'
-                           f'</title><style>{STYLE}</style></head><body>{"".join(self.parts)}</body></html>')
-        partial.replace(path)
+        with replacing(str(path)) as partial:
+            Path(partial).write_text(
+                f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title><style>'
+                f'{STYLE}</style></head><body>{"".join(self.parts)}</body></html>', encoding='utf-8')

@@ -34,16 +34,28 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     return parser.parse_args(argv)
 
 
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of a folder: what it shows would go into the page.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f'{path} links to a place outside {folder}: put a copy of the file in its place')
+
+
 def find_runs(work_dir: Path) -> List[Path]:
     """Return the folders of a work folder's runs, oldest first.
 
     Raises:
         FileNotFoundError: If the folder is not there.
-        ValueError: If no run logged anything in it.
+        ValueError: If no run logged anything in it, or a link leads out of it.
     """
     if not work_dir.is_dir():
         raise FileNotFoundError(f'{work_dir} does not exist; give the --work-dir of a training or test')
     runs = sorted(path for path in work_dir.iterdir() if (path / 'vis_data').is_dir())
+    for path in [*runs, *(file for run in runs for file in [*run.glob('*'), *(run / 'vis_data').rglob('*')])]:
+        check_inside(path, work_dir)
     if not runs:
         raise ValueError(f'{work_dir} holds no run (no */vis_data); give the --work-dir of a training or test')
     return runs
@@ -98,12 +110,14 @@ def environment_of(log: str) -> str:
 
 
 def newest_checkpoint(work_dir: Path) -> Optional[Path]:
-    """Return the checkpoint that ``last_checkpoint`` names, also when the work folder was moved; None if it is gone."""
+    """Return the file in the work folder that ``last_checkpoint`` names, wherever that was; None if it is gone."""
     pointer = work_dir / 'last_checkpoint'
     if not pointer.is_file():
         return None
-    path = Path(pointer.read_text().strip())
-    return next((file for file in (path, work_dir / path.name) if file.is_file()), None)
+    path = work_dir / Path(pointer.read_text(errors='replace').strip()).name
+    check_inside(pointer, work_dir)
+    check_inside(path, work_dir)
+    return path if path.is_file() else None
 
 
 def parameter_groups(checkpoint: dict) -> List[dict]:

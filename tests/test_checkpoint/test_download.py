@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 from safetensors.torch import save
 
-from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2 import ConvNeXtV2, download
 from mmconvnextv2.checkpoint import load_backbone
 from mmconvnextv2.safe_loading import load_file
 
@@ -67,17 +69,16 @@ def folder(tmp_path, monkeypatch):
 
 def cached():
     cache = Path(torch.hub.get_dir(), 'checkpoints')
-    return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
+    return sorted(path.name for path in cache.rglob('*') if path.is_file())
 
 
 def test_a_url_is_fetched_once(folder, capfd):
-    """A URL is read once, under a progress bar; the second time the cache serves, with the server gone. What stands
-    behind a question mark is not part of the file's name."""
+    """A URL is read once, under a progress bar; the second time the cache serves, with the server gone."""
     (folder / 'weights.safetensors').write_bytes(CONTENT)
     with serving(folder) as (address, asked):
         for _ in range(2):
             assert torch.equal(load_file(f'{address}/weights.safetensors?download=true')['weight'], WEIGHTS['weight'])
-    assert torch.equal(load_file(f'{address}/weights.safetensors')['weight'], WEIGHTS['weight'])
+    assert torch.equal(load_file(f'{address}/weights.safetensors?download=true')['weight'], WEIGHTS['weight'])
     assert asked == ['/weights.safetensors?download=true'] and cached() == ['weights.safetensors']
     assert '100%' in capfd.readouterr().err
 
@@ -121,6 +122,107 @@ def test_names_with_a_digest_are_verified(folder, name):
     (folder / name).write_bytes(CONTENT)
     with serving(folder) as (address, _):
         assert torch.equal(load_file(f'{address}/{name}')['weight'], WEIGHTS['weight'])
+
+
+class Odd(SimpleHTTPRequestHandler):
+    """Answers each path of :data:`ANSWERS` with its headers, then its pieces, each after a pause."""
+
+    def do_GET(self):
+        status, headers, pieces = ANSWERS[self.path]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        try:
+            for pause, piece in pieces:
+                time.sleep(pause)
+                self.wfile.write(piece)
+                self.wfile.flush()
+        except OSError:  # who asked has gone
+            pass
+
+    def log_message(self, *args):
+        pass
+
+
+def torch_file():
+    buffer = io.BytesIO()
+    torch.save(WEIGHTS, buffer)
+    return buffer.getvalue()
+
+
+ANSWERS = {
+    '/silent.safetensors': (200, {}, [(30, CONTENT)]),
+    '/dripping.safetensors': (200, {'Content-Length': len(CONTENT)}, [(0.4, bytes([byte])) for byte in CONTENT]),
+    '/slow.safetensors': (200, {'Content-Length': len(CONTENT)}, [(0.3, CONTENT[:50]), (0.3, CONTENT[50:])]),
+    '/cut.safetensors': (200, {}, [(0, CONTENT[:-1])]),
+    '/cut.pth': (200, {}, [(0, torch_file()[:-30])]),
+    '/short.pth': (200, {'Content-Length': 900}, [(0, torch_file())]),
+    '/page.pth': (200, {}, [(0, b'<!DOCTYPE html><html>Log in first</html>')]),
+    '/abc.safetensors': (200, {'Content-Length': 'abc'}, [(0, CONTENT)]),
+    '/to-ftp.pth': (302, {'Location': 'ftp://127.0.0.1/weights.pth'}, []),
+    '/to-file.pth': (302, {'Location': 'file:///etc/passwd'}, []),
+    '/moved.safetensors': (302, {'Location': '/slow.safetensors'}, []),
+}
+
+
+@pytest.mark.parametrize('name, message', [
+    ('silent.safetensors', 'cannot be downloaded: .*timed out'),
+    ('dripping.safetensors', r'cannot be downloaded: \d bytes came in'),
+    ('cut.safetensors', 'is not kept: it cannot be read .* truncated'),
+    ('cut.pth', 'is not kept: it cannot be read as an archive .* truncated'),
+    ('short.pth', 'is not kept: it cannot be read as an archive .* truncated'),
+    ('page.pth', 'is not kept: it is no checkpoint: it is a web page'),
+    ('to-ftp.pth', 'it redirects to ftp://127.0.0.1/weights.pth, and only http and https are followed'),
+    ('to-file.pth', "'file:///etc/passwd' is not allowed"),
+    ('slow.safetensors', None), ('moved.safetensors', None), ('abc.safetensors', None)])
+def test_odd_servers(folder, monkeypatch, name, message):
+    """A server that is silent, drips, cuts, lies about the length, answers with a page or leads to another protocol
+    leaves nothing in the cache and one line; a slow one and one without a usable length are read."""
+    monkeypatch.setattr(download, 'TIMEOUT', 1)
+    monkeypatch.setattr(download, 'SLOWEST', 100)
+    with ThreadingHTTPServer(('127.0.0.1', 0), Odd) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}/{name}'
+        if message is None:
+            assert torch.equal(load_file(url)['weight'], WEIGHTS['weight'])
+        else:
+            with pytest.raises(ValueError, match=message) as caught:
+                load_file(url)
+            assert url in str(caught.value) and '.partial' not in str(caught.value) and cached() == []
+        server.shutdown()
+
+
+def test_files_of_one_name_are_kept_apart(folder):
+    """Two addresses that end in the same name give two files, as every model of Hugging Face's hub does."""
+    for place, value in (('a', 1.), ('b', 2.)):
+        (folder / place).mkdir()
+        (folder / place / 'model.safetensors').write_bytes(save(dict(weight=torch.tensor([value]))))
+    with serving(folder) as (address, _):
+        for _ in range(2):
+            found = [load_file(f'{address}/{place}/model.safetensors')['weight'].item() for place in 'ab']
+            assert found == [1, 2]
+
+
+def test_a_cached_file_is_verified(folder):
+    """A file in the cache whose SHA-256 is not the one in its name is fetched again."""
+    name = f'epoch-{hashlib.sha256(CONTENT).hexdigest()[:8]}.safetensors'
+    (folder / name).write_bytes(CONTENT)
+    with serving(folder) as (address, asked):
+        load_file(f'{address}/{name}')
+        Path(download.cached_path(f'{address}/{name}')).write_bytes(save(dict(weight=torch.zeros(1))))
+        assert torch.equal(load_file(f'{address}/{name}')['weight'], WEIGHTS['weight'])
+        load_file(f'{address}/{name}')
+    assert len(asked) == 2
+
+
+def test_many_at_once(folder):
+    """Eight threads that ask for one file get it whole, and leave one file."""
+    (folder / 'weights.safetensors').write_bytes(CONTENT)
+    with serving(folder) as (address, _), ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(load_file, [f'{address}/weights.safetensors'] * 8))
+    assert all(torch.equal(one['weight'], WEIGHTS['weight']) for one in found) and cached() == ['weights.safetensors']
 
 
 PROCESS = """

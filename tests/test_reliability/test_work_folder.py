@@ -46,7 +46,8 @@ def test_names_in_a_checkpoint_remove_nothing_of_others(pictures, tmp_path):
     forge(run, outdated_checkpoints=[
         str(run / '..'), f'{run}/X/..', str(run), '/', str(precious), str(precious / 'iter_1.pth'),
         f'{run}/link/iter_1.pth', str(run / 'notes.pth'), str(run / 'epoch_7'), f'{run}/../iter_1.pth',
-        str(run / 'iter_9.pth' / 'iter_1.pth'), 7, None, str(run / 'iter_3.pth')], keep_ckpt_ids=['../iter_1', '1/../../notes', -1, 2.5, None, '*', 5, 6],
+        str(run / 'iter_9.pth' / 'iter_1.pth'), 7, None, str(run / 'iter_3.pth')],
+        keep_ckpt_ids=['../iter_1', '1/../../notes', -1, 2.5, None, '*', 5, 6],
         best_ckpt=str(precious / 'iter_1.pth'))
     cfg = make_config(pictures, run, epochs=2)
     train(cfg, True)
