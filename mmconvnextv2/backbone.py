@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .errors import UserError
 from .execution import Execution, Grid, check_images, get_execution
 from .layer_decay import layer_depth
 from .layers import DropPath, LayerNorm, mean_over_sites
@@ -40,11 +41,11 @@ def resolve_arch(arch: Union[str, dict]) -> Tuple[Tuple[int, ...], Tuple[int, ..
     """
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f'arch={arch!r} is unknown: choose from {list(ARCHS)}, or give '
-                             'dict(depths=(a, b, c, d), channels=(e, f, g, h))')
+            raise UserError(f'arch={arch!r} is unknown: choose from {list(ARCHS)}, or give '
+                            'dict(depths=(a, b, c, d), channels=(e, f, g, h))')
         arch = ARCHS[arch]
     if set(arch) != {'depths', 'channels'} or len(arch['depths']) != 4 or len(arch['channels']) != 4:
-        raise ValueError(f'arch={arch!r}: expected dict(depths=(a, b, c, d), channels=(e, f, g, h))')
+        raise UserError(f'arch={arch!r}: expected dict(depths=(a, b, c, d), channels=(e, f, g, h))')
     return tuple(arch['depths']), tuple(arch['channels'])
 
 
@@ -183,9 +184,9 @@ class ConvNeXtV2(BaseModule):
         self.depths, self.channels = resolve_arch(arch)
         self.out_indices = _resolve_out_indices(out_indices)
         if not 0 <= frozen_stages <= 4:
-            raise ValueError(f'frozen_stages={frozen_stages}: expected 0 to 4')
+            raise UserError(f'frozen_stages={frozen_stages}: expected 0 to 4')
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate={drop_path_rate}: expected a rate in [0, 1)')
+            raise UserError(f'drop_path_rate={drop_path_rate}: expected a rate in [0, 1)')
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
@@ -201,8 +202,8 @@ class ConvNeXtV2(BaseModule):
                 Stage(*(ConvNeXtV2Block(width, rate, response_norm, layer_scale_init_value)
                         for rate in rates[first:first + depth])))
         if with_cp and any(isinstance(module, nn.BatchNorm1d) for module in self.stages.modules()):
-            raise ValueError("with_cp=True with response_norm=dict(type='BN'): computing blocks again would count each "
-                             'batch twice in the running statistics; set with_cp=False')
+            raise UserError("with_cp=True with response_norm=dict(type='BN'): computing blocks again would count each "
+                            'batch twice in the running statistics; set with_cp=False')
         for stage in self.out_indices if out_norm else ():
             self.add_module(f'norm{stage}', LayerNorm(self.channels[stage]))
         self._freeze()
@@ -297,5 +298,5 @@ def _resolve_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
     """Return ``out_indices`` ascending and in 0 to 3, or raise ``ValueError``."""
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     if not indices or any(not -4 <= index <= 3 for index in indices):
-        raise ValueError(f'out_indices={out_indices!r}: expected stages in 0 to 3')
+        raise UserError(f'out_indices={out_indices!r}: expected stages in 0 to 3')
     return tuple(sorted({index % 4 for index in indices}))

@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.utils import track_iter_progress
 
 from .data_checks import check_data
+from .errors import UserError
 from .execution import CELL
 from .launch import load_config
 
@@ -111,7 +112,7 @@ def browse(args: Namespace) -> None:
     """
     cfg = load_config(args)
     if not cfg.get(f'{args.split}_dataloader'):
-        raise ValueError(f'--split={args.split}: the config has no {args.split}_dataloader.')
+        raise UserError(f'--split={args.split}: the config has no {args.split}_dataloader.')
     check_data(cfg, (args.split, ))
     browser = Browser(cfg, args.split)
     for index in track_iter_progress(range(min(args.num, len(browser)))):

@@ -1,20 +1,18 @@
 """How a command ends: one line for what the user can mend, a traceback for any other error."""
 import gc
-import os
 import re
 import sys
-import traceback
 from argparse import Namespace
 from typing import Callable, Optional
 
 import torch.distributed as dist
 
+from .errors import UserError
 from .faults import explain_fault
 from .typos import explain_typo
 
-# A traceback's last entry when a `raise` statement of this package made the error: file, statement, message
-STATED = re.compile(r'File "([^"]+)", line \d+, in [^\n]*\n\s+raise (?:Value|FileNotFound|FileExists|Runtime)Error\('
-                    r'(?:(?!File ")[\s\S])*?^\w+: ([\s\S]+)\Z', re.MULTILINE)
+IN_WORKER = 'Original Traceback (most recent call last)'  # torch puts a worker's traceback into the message
+BUILT = re.compile(r'^class `\w+` in [\w/.]+\.py: ')  # mmengine puts the class in front of what building it raised
 
 
 def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
@@ -40,9 +38,11 @@ def stated_mistake(error: Optional[BaseException]) -> Optional[str]:
     None for any other."""
     if error is None:
         return None
-    match = STATED.search(''.join(traceback.format_exception(error, chain=False)).rstrip())
-    if match and os.path.abspath(match[1]).startswith(os.path.dirname(os.path.abspath(__file__)) + os.sep):
-        return ' '.join(match[2].split())
+    if isinstance(error, UserError):
+        text = str(error)
+        if IN_WORKER in text:
+            text = re.split(rf'^[\w.]*{type(error).__name__}: ', text, flags=re.MULTILINE)[-1]
+        return ' '.join(BUILT.sub('', text).split())
     if isinstance(error, OSError) and error.filename:
         return f'{error.filename}: {error.strerror}'
     return explain_fault(error) or explain_typo(error) or stated_mistake(error.__cause__ or error.__context__)

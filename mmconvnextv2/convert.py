@@ -12,6 +12,7 @@ from torch import Tensor
 from .atomic import replacing
 from .checkpoint import (DIALECTS, classifier_from_canonical, classifier_to_canonical, detect_dialect, from_canonical,
                          pretraining_from_canonical, pretraining_to_canonical, read_arch, to_canonical, unwrap)
+from .errors import ExistingFileError, FileError, MissingFileError, UserError
 from .foreign_models import run
 from .safe_loading import load_file
 
@@ -82,8 +83,8 @@ def convert_training_file(source: str, target: str, layout: str, config: str, op
     content = load_file(source)
     dialect = detect_dialect(unwrap(content, 'raw'))
     if {dialect, layout} != {'canonical', 'official-sparse'}:
-        raise ValueError(f'training checkpoints go between canonical and official-sparse, not from {dialect} to '
-                         f'{layout}')
+        raise UserError(f'training checkpoints go between canonical and official-sparse, not from {dialect} to '
+                        f'{layout}')
     converted, report = convert_training(content, layout == 'canonical', config, options, epoch_length)
     write_atomically(converted, {}, target)
     return f'{source} ({dialect}) -> {target} ({layout})\n{report}'
@@ -92,11 +93,11 @@ def convert_training_file(source: str, target: str, layout: str, config: str, op
 def check_target(target: str, force: bool, suffixes: Tuple[str, ...] = SUFFIXES) -> None:
     """Refuse a target that exists, whose folder does not, or whose suffix says nothing about its kind."""
     if not target.endswith(suffixes):
-        raise ValueError(f'{target} must end in {", ".join(suffixes)}')
+        raise UserError(f'{target} must end in {", ".join(suffixes)}')
     if os.path.exists(target) and not force:
-        raise FileExistsError(f'{target} exists: choose another name, or overwrite it with --force')
+        raise ExistingFileError(f'{target} exists: choose another name, or overwrite it with --force')
     if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
-        raise FileNotFoundError(f'the folder of {target} does not exist: make it, or choose another')
+        raise MissingFileError(f'the folder of {target} does not exist: make it, or choose another')
 
 
 def _pretraining_converter(dialect: str, layout: str) -> Callable[[dict], dict]:
@@ -104,7 +105,7 @@ def _pretraining_converter(dialect: str, layout: str) -> Callable[[dict], dict]:
         return pretraining_to_canonical
     if (dialect, layout) == ('canonical', 'official-sparse'):
         return pretraining_from_canonical
-    raise ValueError(f'--pretraining converts between canonical and official-sparse, not from {dialect} to {layout}')
+    raise UserError(f'--pretraining converts between canonical and official-sparse, not from {dialect} to {layout}')
 
 
 def classifier_converter(layout: str) -> Callable[[dict], dict]:
@@ -148,7 +149,7 @@ def write_atomically(content: dict, weights: Dict[str, Tensor], target: str) -> 
             else:
                 torch.save(content, partial)
     except Exception as error:  # torch and safetensors have their own errors for a full disk
-        raise OSError(f'{target} cannot be written ({error}): is the disk full?') from error
+        raise FileError(f'{target} cannot be written ({error}): is the disk full?') from error
 
 
 def whole(value: Tensor) -> Tensor:
@@ -193,15 +194,15 @@ def check_conversion(source: str, target: str, weights: str = 'default') -> str:
     lost = [name for name in expected if name not in back and not name.startswith('norm')]
     lost += [name for name in back if name not in expected or not torch.equal(back[name], expected[name])]
     if lost:
-        raise ValueError(f'{target} does not convert back to {source}: {len(lost)} weights differ, '
-                         f'{", ".join(lost[:10])}')
+        raise UserError(f'{target} does not convert back to {source}: {len(lost)} weights differ, '
+                        f'{", ".join(lost[:10])}')
     images = torch.randn(2, expected['downsample_layers.0.0.weight'].shape[1], 64, 96,
                          generator=torch.Generator().manual_seed(0))
     theirs, ours = (run(backbone_converter(detect_dialect(file))(file), images) for file in (before, after))
     difference = max(_difference(one, other) for one, other in zip(theirs[1:], ours[1:]) if None not in (one, other))
     libraries = f'{detect_dialect(before)} ({theirs.library}) and {detect_dialect(after)} ({ours.library})'
     if difference > TOLERANCE:
-        raise ValueError(f'{target}: the outputs of {libraries} differ by {difference:.1e} of the largest value')
+        raise UserError(f'{target}: the outputs of {libraries} differ by {difference:.1e} of the largest value')
     return (f'{target} converts back to the same bits ({len(back)} weights); the outputs of {libraries} differ by at '
             f'most {difference:.1e} of the largest value')
 

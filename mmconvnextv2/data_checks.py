@@ -7,6 +7,8 @@ from typing import Iterator, Sequence, Tuple
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from .errors import UserError
+
 
 def inner_datasets(dataset: dict) -> Iterator[dict]:
     """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
@@ -42,8 +44,8 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
         for dataset in inner_datasets(loader.get('dataset') or {}):
             for key, path in _dataset_paths(dataset):
                 if '://' not in path and not os.path.exists(path):
-                    raise ValueError(f'{split}_dataloader.dataset.{key}: {path!r} does not exist. Lay the data out as '
-                                     'configs/README.md says, or set the key with --cfg-options.')
+                    raise UserError(f'{split}_dataloader.dataset.{key}: {path!r} does not exist. Lay the data out as '
+                                    'configs/README.md says, or set the key with --cfg-options.')
             check_class_count(cfg, dataset, split)
 
 
@@ -79,11 +81,11 @@ def check_class_count(cfg: Config, dataset: dict, split: str) -> None:
     annotated, source = _annotated_classes(cfg, dataset)
     lacking = [name for name in classes if name not in annotated]
     if annotated and lacking:
-        raise ValueError(f'metainfo.classes={classes} of {split}_dataloader: {source} has no {lacking}, its categories '
-                         f'are {annotated}. Set metainfo.classes to names among them, and num_classes to their count.')
+        raise UserError(f'metainfo.classes={classes} of {split}_dataloader: {source} has no {lacking}, its categories '
+                        f'are {annotated}. Set metainfo.classes to names among them, and num_classes to their count.')
     if classes and counts and counts != {len(classes)}:
-        raise ValueError(f'num_classes={sorted(counts)} in the model, but {len(classes)} classes in metainfo.classes '
-                         f'({split}_dataloader). Set num_classes and metainfo.classes to the same classes.')
+        raise UserError(f'num_classes={sorted(counts)} in the model, but {len(classes)} classes in metainfo.classes '
+                        f'({split}_dataloader). Set num_classes and metainfo.classes to the same classes.')
 
 
 def _annotated_classes(cfg: Config, dataset: dict) -> Tuple[list, str]:
@@ -101,7 +103,7 @@ def _read_categories(path: str) -> list:
         ValueError: If the file is empty.
     """
     if not os.path.getsize(path):
-        raise ValueError(f'the annotation file {path} is empty; expected COCO\'s JSON.')
+        raise UserError(f'the annotation file {path} is empty; expected COCO\'s JSON.')
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         start = content.find(b'[', content.rfind(b'"categories"'))
         text = content[start:start + 2**20].decode(errors='ignore')

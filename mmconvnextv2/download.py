@@ -19,6 +19,7 @@ import torch
 from mmengine.dist import barrier, get_rank, is_distributed
 
 from .atomic import replacing
+from .errors import UserError
 
 CHUNK = 1 << 18  # bytes
 TIMEOUT = 30  # seconds in which nothing comes
@@ -73,7 +74,7 @@ def cached_path(url: str) -> str:
     """
     name = os.path.basename(urlsplit(url).path)
     if not name:
-        raise ValueError(f'{url} names no file')
+        raise UserError(f'{url} names no file')
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     if _announced_hash(name):
         return os.path.join(folder, name)
@@ -99,20 +100,20 @@ def _fetch_once(url: str, target: str, check: Optional[Callable[[str], object]])
             with _open(url) as answer, open(partial, 'wb') as file:
                 digest = _copy(answer, file, os.path.basename(target))
             if announced and not digest.startswith(announced):
-                raise ValueError(f'{url} has SHA-256 {digest[:8]}..., its name announces {announced}: the file was '
-                                 'changed or damaged on its way')
+                raise UserError(f'{url} has SHA-256 {digest[:8]}..., its name announces {announced}: the file was '
+                                'changed or damaged on its way')
             if check is not None:
                 _check(url, partial, check)
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        raise ValueError(f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the '
-                         'network, or give a local file') from error
+        raise UserError(f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the '
+                        'network, or give a local file') from error
 
 
 def _check(url: str, partial: str, check: Callable[[str], object]) -> None:
     try:
         check(partial)
     except ValueError as error:
-        raise ValueError(f'the download of {url} is not kept: {str(error).replace(partial, "it")}') from error
+        raise UserError(f'the download of {url} is not kept: {str(error).replace(partial, "it")}') from error
 
 
 def _open(url: str) -> HTTPResponse:
@@ -151,5 +152,5 @@ def _copy(answer: HTTPResponse, file: BinaryIO, name: str) -> str:
                     raise TimeoutError(f'{copied - counted} bytes came in {TIMEOUT} seconds')
                 counted, since = copied, time.monotonic()
     if copied < announced:
-        raise ValueError(f'the download of {name} broke off after {copied} of {announced} bytes: start it again')
+        raise UserError(f'the download of {name} broke off after {copied} of {announced} bytes: start it again')
     return digest.hexdigest()

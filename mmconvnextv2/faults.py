@@ -20,12 +20,14 @@ from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from .errors import RunError, UserError
 from .safe_saving import ATOMIC, point_to
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SILENT = ('Timed out waiting', 'timeout', 'Connection closed by peer', 'Connection reset by peer', 'Broken pipe',
           'Watchdog caught collective operation')
 UNREADABLE = re.compile(r'failed to load image: (.+)')  # an assertion of mmcv's
+NEEDS_COMPILED = 'needs compiled mmcv'  # an operator that torchvision lacks
 INTERRUPTED = 'interrupted.pth'
 
 
@@ -41,6 +43,8 @@ def explain_fault(error: BaseException) -> Optional[str]:
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
         return (f'{text}: mmcv has no compiled operators here. Import mmconvnextv2 before mmdet, mmseg or mmcv.ops, or '
                 'run `python -m mmconvnextv2 install-operators` once, and leave MMCONVNEXTV2_OPERATORS unset')
+    if isinstance(error, RuntimeError) and NEEDS_COMPILED in text:
+        return text
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
     pictures = UNREADABLE.findall(str(error))
@@ -94,8 +98,8 @@ class PreemptionHook(Hook):
     def __init__(self, signals: Sequence[str] = ('SIGTERM', ), interval: int = 10) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown or interval < 1:
-            raise ValueError(f'signals={signals}, interval={interval} of PreemptionHook: expected names such as '
-                             "'SIGTERM' or 'SIGUSR1', and 1 or more iterations")
+            raise UserError(f'signals={signals}, interval={interval} of PreemptionHook: expected names such as '
+                            "'SIGTERM' or 'SIGUSR1', and 1 or more iterations")
         self.signals = [signal.Signals[name] for name in signals]
         self.interval = interval
         self._told_at = None
@@ -192,7 +196,7 @@ class FiniteLossHook(Hook):
 
     def __init__(self, max_skips: int = 0) -> None:
         if max_skips < 0:
-            raise ValueError(f'max_skips={max_skips} of FiniteLossHook: expected 0 or more')
+            raise UserError(f'max_skips={max_skips} of FiniteLossHook: expected 0 or more')
         self.max_skips = max_skips
         self._num_skips = 0
         self._found = None  # whether the step of this iteration met a bad gradient
@@ -222,9 +226,9 @@ class FiniteLossHook(Hook):
         self._num_skips += 1
         runner.message_hub.update_info('num_skipped_updates', self._num_skips)
         if self._num_skips > self.max_skips:
-            raise RuntimeError(f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
-                               'checkpoint, which is from before; look at those pictures, lower the learning rate, or '
-                               f"let custom_hooks' dict(type='FiniteLossHook', max_skips={self.max_skips}) skip more")
+            raise RunError(f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
+                           'checkpoint, which is from before; look at those pictures, lower the learning rate, or '
+                           f"let custom_hooks' dict(type='FiniteLossHook', max_skips={self.max_skips}) skip more")
         print_log(f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: '
                   f'{found}', 'current', logging.WARNING)
 

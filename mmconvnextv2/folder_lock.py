@@ -12,6 +12,8 @@ from typing import Dict
 
 from mmengine.logging import print_log
 
+from .errors import UserError
+
 NAME = '.run.lock'
 _held: Dict[str, int] = {}  # lock files of this process by path, and their descriptors
 
@@ -38,7 +40,7 @@ def lock_folder(folder: str) -> None:
     except (BlockingIOError, PermissionError) as error:
         holder = _describe(os.read(descriptor, 4096))
         os.close(descriptor)
-        raise ValueError(f'{folder} is in use by {holder}: give another --work-dir, or end that run first') from error
+        raise UserError(f'{folder} is in use by {holder}: give another --work-dir, or end that run first') from error
     except OSError as error:
         os.close(descriptor)
         print_log(f'{folder} cannot be locked ({error.strerror}): start no second run in it', 'current')

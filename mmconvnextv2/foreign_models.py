@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import ConvNeXtV2
 from .checkpoint import detect_dialect, read_arch, to_canonical
+from .errors import UserError
 from .versions import name_and_version
 
 
@@ -120,8 +121,8 @@ def _load(model: nn.Module, weights: Dict[str, Tensor], optional: Tuple[str, ...
     missing, extra = model.load_state_dict(weights, strict=False)
     lost = [name for name in (*missing, *extra) if not name.startswith(optional)]
     if lost:
-        raise ValueError(f'{type(model).__module__}.{type(model).__name__} and the file disagree on {len(lost)} names: '
-                         f'{", ".join(lost[:10])}')
+        raise UserError(f'{type(model).__module__}.{type(model).__name__} and the file disagree on {len(lost)} names: '
+                        f'{", ".join(lost[:10])}')
 
 
 def _run_and_watch(model: nn.Module, watched: nn.Module, images: Tensor) -> Tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
 from .data_checks import check_data, inner_datasets
+from .errors import UserError
 from .folder_lock import lock_folder
 from .mmcv_operators import serving_operators
 from .recipes import read_config
@@ -80,7 +81,7 @@ def load_config(args: Namespace) -> Config:
         ValueError: If the file does not exist, or ``default_scope`` is not installed.
     """
     if not os.path.isfile(args.config):
-        raise ValueError(f'config={args.config!r} does not exist; `ls configs/*` lists the recipes.')
+        raise UserError(f'config={args.config!r} does not exist; `ls configs/*` lists the recipes.')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
@@ -101,11 +102,11 @@ def import_scope(cfg: Config) -> None:
     """
     scope = cfg.get('default_scope')
     if scope not in VISUALIZATION_HOOKS:
-        raise ValueError(f'default_scope={scope!r} is unknown; allowed are {sorted(VISUALIZATION_HOOKS)}.')
+        raise UserError(f'default_scope={scope!r} is unknown; allowed are {sorted(VISUALIZATION_HOOKS)}.')
     try:
         import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
     except ModuleNotFoundError as error:
-        raise ValueError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
+        raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
 
 
 def revert_sync_batch_norm(cfg: Config) -> None:
@@ -185,7 +186,7 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
         cfg.optim_wrapper.pop('loss_scale', None)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
+            raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
         cfg.auto_scale_lr.enable = True
         # mmengine takes the batch of one forward; an optimizer step sees accumulative_counts of them
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
@@ -197,7 +198,7 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
 
 def check_checkpoint(path: Optional[str], argument: str) -> None:
     if path and '://' not in path and not os.path.isfile(path):
-        raise ValueError(f'{argument}={path!r} does not exist; give a checkpoint file or its URL.')
+        raise UserError(f'{argument}={path!r} does not exist; give a checkpoint file or its URL.')
 
 
 def train(args: Namespace) -> None:
@@ -238,7 +239,7 @@ def apply_tta(cfg: Config) -> None:
     """
     for key in ('tta_model', 'tta_pipeline'):
         if key not in cfg:
-            raise ValueError(f'--tta needs {key} in the config.')
+            raise UserError(f'--tta needs {key} in the config.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     for dataset in inner_datasets(cfg.test_dataloader.dataset):
         dataset['pipeline'] = deepcopy(cfg.tta_pipeline)
@@ -254,7 +255,7 @@ def test(args: Namespace) -> dict:
         ValueError: If the checkpoint does not exist or ``--out`` is no pickle file.
     """
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise ValueError(f'--out={args.out!r} must end in .pkl or .pickle.')
+        raise UserError(f'--out={args.out!r} must end in .pkl or .pickle.')
     check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_config(args)
     check_data(cfg, ('test', ))

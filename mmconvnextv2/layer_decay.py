@@ -14,6 +14,8 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
+from .errors import UserError
+
 DECAY_TYPES = ('layer_wise', 'group_wise')
 BLOCKS_PER_GROUP = 3
 
@@ -21,8 +23,8 @@ BLOCKS_PER_GROUP = 3
 def check_decay_type(decay_type: str) -> None:
     """Raise ``ValueError`` unless ``decay_type`` is one of ``DECAY_TYPES``."""
     if decay_type not in DECAY_TYPES:
-        raise ValueError(f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step a block) or '
-                         '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).')
+        raise UserError(f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step a block) or '
+                        '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).')
 
 
 def num_decay_layers(depths: Sequence[int], decay_type: str) -> int:
@@ -123,11 +125,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         unknown = set(self.paramwise_cfg) - {'decay_rate', 'decay_type', 'custom_keys'}
         if unknown:
-            raise ValueError(f'paramwise_cfg holds {sorted(unknown)}; allowed are decay_rate, decay_type, custom_keys.')
+            raise UserError(f'paramwise_cfg holds {sorted(unknown)}; allowed are decay_rate, decay_type, custom_keys.')
         self.decay_rate = self.paramwise_cfg.get('decay_rate', 1.)
         self.decay_type = self.paramwise_cfg.get('decay_type', 'group_wise')
         if not 0 < self.decay_rate <= 1:
-            raise ValueError(f'decay_rate={self.decay_rate!r} must lie in (0, 1].')
+            raise UserError(f'decay_rate={self.decay_rate!r} must lie in (0, 1].')
         check_decay_type(self.decay_type)
 
     def _custom_cfg(self, name: str) -> dict:
@@ -151,8 +153,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         else:
             owner, owner_prefix = module, prefix
         if not hasattr(owner, 'get_layer_depth'):
-            raise ValueError(f'{type(module).__name__} has no backbone with get_layer_depth(); layer decay needs a '
-                             'ConvNeXtV2 backbone. Remove "constructor" and "paramwise_cfg" to train without decay.')
+            raise UserError(f'{type(module).__name__} has no backbone with get_layer_depth(); layer decay needs a '
+                            'ConvNeXtV2 backbone. Remove "constructor" and "paramwise_cfg" to train without decay.')
         return lambda name: owner.get_layer_depth(name, owner_prefix, self.decay_type)
 
     def add_params(self, params: List[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:

@@ -8,6 +8,8 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from .errors import UserError
+
 
 @OPTIM_WRAPPERS.register_module()
 class BF16OptimWrapper(OptimWrapper):
@@ -39,8 +41,8 @@ class FP16OptimWrapper(AmpOptimWrapper):
         OptimWrapper.__init__(self, **kwargs)  # the parent's own would ask for a GPU
         constant = isinstance(loss_scale, (int, float)) and loss_scale > 0
         if not (constant or loss_scale == 'dynamic' or isinstance(loss_scale, dict)):
-            raise ValueError(f"loss_scale={loss_scale!r}: expected 'dynamic', a positive number, or a dict of "
-                             'arguments of torch.amp.GradScaler')
+            raise UserError(f"loss_scale={loss_scale!r}: expected 'dynamic', a positive number, or a dict of "
+                            'arguments of torch.amp.GradScaler')
         options = dict(init_scale=float(loss_scale)) if constant else loss_scale if loss_scale != 'dynamic' else {}
         self.loss_scaler = torch.amp.GradScaler(get_device(), **options)
         self._scale_update_param = float(loss_scale) if constant else None

@@ -4,6 +4,8 @@ from typing import List, Sequence
 
 from mmengine.utils import scandir
 
+from .errors import MissingFileError, UserError
+
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')
 
 
@@ -22,7 +24,7 @@ def list_pictures(paths: Sequence[str]) -> List[str]:
         elif os.path.isfile(path):
             files.append(path)
         else:
-            raise FileNotFoundError(f'{path} does not exist')
+            raise MissingFileError(f'{path} does not exist')
     if not files:
-        raise ValueError(f'there is no picture ({", ".join(EXTENSIONS)}) in {list(paths)}')
+        raise UserError(f'there is no picture ({", ".join(EXTENSIONS)}) in {list(paths)}')
     return files

@@ -18,6 +18,7 @@ from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import ProgressBar
 
 from .checkpoint import check_weights
+from .errors import UserError
 from .launch import check_checkpoint, load_config
 from .pictures import list_pictures
 from .safe_loading import allow_mmengine_checkpoints, load_file
@@ -66,8 +67,8 @@ def list_sources(inputs: Sequence[str]) -> List[Source]:
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f'inputs: {len(twice)} names stand for several files, for example {twice[0]!r}; their results '
-                         'would overwrite each other. Give the folder above them, or predict in several calls.')
+        raise UserError(f'inputs: {len(twice)} names stand for several files, for example {twice[0]!r}; their results '
+                        'would overwrite each other. Give the folder above them, or predict in several calls.')
     return sources
 
 
@@ -87,13 +88,13 @@ class Predictor:
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_threshold: float = 0.3) -> None:
         self.scope = cfg.default_scope
         if self.scope not in ('mmdet', 'mmseg'):
-            raise ValueError(f'default_scope={self.scope!r}: predictions are drawn for detectors (mmdet) and '
-                             'segmentors (mmseg) only.')
+            raise UserError(f'default_scope={self.scope!r}: predictions are drawn for detectors (mmdet) and '
+                            'segmentors (mmseg) only.')
         if not 0 <= score_threshold <= 1:
-            raise ValueError(f'score_threshold={score_threshold}: expected 0 to 1.')
+            raise UserError(f'score_threshold={score_threshold}: expected 0 to 1.')
         weights = load_file(checkpoint)
         if 'dataset_meta' not in weights.get('meta', {}):
-            raise ValueError(f'the checkpoint {checkpoint} holds no class names; give one that tools/train.py wrote.')
+            raise UserError(f'the checkpoint {checkpoint} holds no class names; give one that tools/train.py wrote.')
         self.score_threshold = score_threshold
         self.apis = import_module(f'{self.scope}.apis')
         allow_mmengine_checkpoints()
@@ -177,12 +178,12 @@ def predict_video(predictor: Predictor, source: Source, out: str) -> Iterator[Di
     import cv2
     reader = mmcv.VideoReader(source.path)
     if not reader.opened or not reader.width:
-        raise ValueError(f'{source.path} cannot be read as a video; convert it, for example to MP4 with H.264.')
+        raise UserError(f'{source.path} cannot be read as a video; convert it, for example to MP4 with H.264.')
     target = os.path.join(out, 'drawn', f'{source.name}.mp4')
     os.makedirs(os.path.dirname(target), exist_ok=True)
     writer = cv2.VideoWriter(target, cv2.VideoWriter_fourcc(*'mp4v'), reader.fps or 25, reader.resolution)
     if not writer.isOpened():
-        raise ValueError(f'{target} cannot be written: this OpenCV has no MPEG-4 encoder.')
+        raise UserError(f'{target} cannot be written: this OpenCV has no MPEG-4 encoder.')
     try:
         for number, frame in enumerate(reader):
             sample = predictor(frame)

@@ -13,6 +13,7 @@ from typing import List, NamedTuple, Optional
 
 from .analysis.report import Report, read_curve, read_metric, read_scalars
 from .datasets import make_embedded
+from .errors import RunError
 
 TASKS = ('mask-rcnn', 'upernet')
 METRICS = (('box AP', 'mask-rcnn', 'coco/bbox_mAP', 100), ('mask AP', 'mask-rcnn', 'coco/segm_mAP', 100),
@@ -48,7 +49,7 @@ def run(command: List[str], work_dir: Path, title: str) -> None:
             raise
     print(f'\r  done in {time.monotonic() - started:.0f} s{" " * 50}', flush=True)
     if process.returncode:
-        raise RuntimeError(f'{title} failed; the end of {log}:\n' + '\n'.join(log.read_text().splitlines()[-15:]))
+        raise RunError(f'{title} failed; the end of {log}:\n' + '\n'.join(log.read_text().splitlines()[-15:]))
 
 
 def _show_progress(work_dir: Path, seconds: float) -> None:

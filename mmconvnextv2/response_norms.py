@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import UserError
 from .layers import LayerNorm, hide, mean_over_sites, statistics_dtype
 
 AGGREGATIONS = {  # sites (B, N, C), zero where they do not count, and which count, to responses (B, 1, C)
@@ -90,7 +91,7 @@ class GRN(ResponseNorm):
         for name, value, known in (('aggregation', aggregation, AGGREGATIONS),
                                    ('normalization', normalization, NORMALIZATIONS)):
             if value not in known:
-                raise ValueError(f'{name}={value!r} of the response norm GRN: choose from {list(known)}')
+                raise UserError(f'{name}={value!r} of the response norm GRN: choose from {list(known)}')
         self.eps = eps
         self.aggregation = aggregation
         self.normalization = normalization
@@ -242,11 +243,11 @@ def build_response_norm(config: Optional[dict], num_channels: int) -> Optional[n
     arguments = dict(config)
     kind = arguments.pop('type', None)
     if kind not in RESPONSE_NORMS:
-        raise ValueError(f"response_norm=dict(type={kind!r}) is unknown: choose from {sorted(RESPONSE_NORMS)}, or None "
-                         'for ConvNeXt V1')
+        raise UserError(f"response_norm=dict(type={kind!r}) is unknown: choose from {sorted(RESPONSE_NORMS)}, or None "
+                        'for ConvNeXt V1')
     known = list(inspect.signature(RESPONSE_NORMS[kind]).parameters)[1:]
     unknown = [name for name in arguments if name not in known]
     if unknown:
-        raise ValueError(f'response_norm=dict(type={kind!r}, ...) does not know {", ".join(unknown)}: choose from '
-                         f'{known}')
+        raise UserError(f'response_norm=dict(type={kind!r}, ...) does not know {", ".join(unknown)}: choose from '
+                        f'{known}')
     return RESPONSE_NORMS[kind](num_channels, **arguments)

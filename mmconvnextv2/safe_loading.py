@@ -15,6 +15,7 @@ from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
 
 from .download import download
+from .errors import MissingFileError, UserError
 from .unpickling import NotAllowed, Refused, read_pickled
 
 SAFETENSORS_MAX_HEADER = 100_000_000
@@ -47,7 +48,7 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
             _check_archive(local)
         content = _read_pickle(str(path), local, map_location)
     if not isinstance(content, dict):
-        raise ValueError(f'{path} holds a {type(content).__name__}: a checkpoint is a dict of weights')
+        raise UserError(f'{path} holds a {type(content).__name__}: a checkpoint is a dict of weights')
     return content
 
 
@@ -65,10 +66,10 @@ def _local_copy(path: str) -> Iterator[str]:
 def _file_kind(path: str) -> str:
     """Tell 'zip' (torch >= 1.6), 'pickle' (older torch) and 'safetensors' apart by the first bytes."""
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'checkpoint {path!r} is not a file: check the path')
+        raise MissingFileError(f'checkpoint {path!r} is not a file: check the path')
     size = os.path.getsize(path)
     if size == 0:
-        raise ValueError(f'{path} is empty (0 bytes): {DAMAGED}')
+        raise UserError(f'{path} is empty (0 bytes): {DAMAGED}')
     with open(path, 'rb') as file:
         head = file.read(64)
     if head.startswith(b'PK\x03\x04'):
@@ -79,8 +80,8 @@ def _file_kind(path: str) -> str:
     if head[8:9] == b'{':
         _check_safetensors_header(path, head, size)
         return 'safetensors'
-    raise ValueError(f'{path} is no checkpoint: {_describe_foreign(head)}; expected a file written by torch.save or a '
-                     '.safetensors file')
+    raise UserError(f'{path} is no checkpoint: {_describe_foreign(head)}; expected a file written by torch.save or a '
+                    '.safetensors file')
 
 
 def _describe_foreign(head: bytes) -> str:
@@ -97,9 +98,9 @@ def _check_safetensors_header(path: str, head: bytes, size: int) -> None:
     if 8 + length <= size and length <= SAFETENSORS_MAX_HEADER:
         return
     if 8 + int.from_bytes(head[:8], 'big') <= size:
-        raise ValueError(f'{path} has its header length in big-endian order: write it again as little-endian, as the '
-                         'safetensors format demands')
-    raise ValueError(f'{path} announces a header of {length} bytes but has {size}: {DAMAGED}')
+        raise UserError(f'{path} has its header length in big-endian order: write it again as little-endian, as the '
+                        'safetensors format demands')
+    raise UserError(f'{path} announces a header of {length} bytes but has {size}: {DAMAGED}')
 
 
 def _read_safetensors(path: str, map_location: Any) -> dict:
@@ -107,11 +108,11 @@ def _read_safetensors(path: str, map_location: Any) -> dict:
         from safetensors import SafetensorError
         from safetensors.torch import load_file as load_safetensors
     except ImportError as error:
-        raise ValueError(f'{path} is a safetensors file: install the package safetensors to read it') from error
+        raise UserError(f'{path} is a safetensors file: install the package safetensors to read it') from error
     try:
         return load_safetensors(path, device=str(map_location or 'cpu'))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path} cannot be read ({error}): {DAMAGED}') from error
+        raise UserError(f'{path} cannot be read ({error}): {DAMAGED}') from error
 
 
 def _check_archive(path: str) -> None:
@@ -122,32 +123,32 @@ def _check_archive(path: str) -> None:
             orders = [archive.read(entry) for entry in entries
                       if entry.filename.endswith('/byteorder') and entry.file_size < 16]
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f'{path} cannot be read as an archive ({error}): {DAMAGED}') from error
+        raise UserError(f'{path} cannot be read as an archive ({error}): {DAMAGED}') from error
     total = sum(entry.file_size for entry in entries)
     if total > os.path.getsize(path) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError(f'{path} has {os.path.getsize(path)} bytes and unpacks to {total}: torch.save does not '
-                         'compress, so this is refused as a possible zip bomb')
+        raise UserError(f'{path} has {os.path.getsize(path)} bytes and unpacks to {total}: torch.save does not '
+                        'compress, so this is refused as a possible zip bomb')
     if not any(entry.filename.endswith('/data.pkl') for entry in entries):
-        raise ValueError(f'{path} is a zip archive without data.pkl: it was not written by torch.save')
+        raise UserError(f'{path} is a zip archive without data.pkl: it was not written by torch.save')
     if any(order.decode('ascii', 'replace') != sys.byteorder for order in orders):
-        raise ValueError(f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: save it '
-                         'as safetensors on a machine of its own kind')
+        raise UserError(f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: save it '
+                        'as safetensors on a machine of its own kind')
 
 
 def _read_pickle(path: str, local: str, map_location: Any) -> Any:
     try:
         return read_pickled(local, map_location)
     except NotAllowed as error:
-        raise ValueError(f'{path} asks to run {str(error)!r}, which no checkpoint needs: refused, and none of it has '
-                         'run. Get the weights as .safetensors, or from a source that you trust') from error
+        raise UserError(f'{path} asks to run {str(error)!r}, which no checkpoint needs: refused, and none of it has '
+                        'run. Get the weights as .safetensors, or from a source that you trust') from error
     except Refused as error:
-        raise ValueError(f'{path} is refused: {error}. No honest checkpoint has this: the file is damaged, or crafted '
-                         'like a zip bomb. Get it again, as .safetensors where that is offered') from error
+        raise UserError(f'{path} is refused: {error}. No honest checkpoint has this: the file is damaged, or crafted '
+                        'like a zip bomb. Get it again, as .safetensors where that is offered') from error
     except (MemoryError, RecursionError, OSError):
         raise
     except Exception as error:  # whatever a damaged pickle makes of the stack
-        raise ValueError(f'{path} cannot be read ({type(error).__name__}: {error}): {DAMAGED}, or it is no '
-                         'checkpoint') from error
+        raise UserError(f'{path} cannot be read ({type(error).__name__}: {error}): {DAMAGED}, or it is no '
+                        'checkpoint') from error
 
 
 def load_from_local_safely(filename: str, map_location: Any = None) -> dict:

@@ -16,6 +16,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from .errors import RunError
 from .folder_lock import lock_folder
 
 PART = '.part'  # ends the name of a file that is being written
@@ -51,13 +52,13 @@ class AtomicBackend(LocalBackend):
                 _flush_folder(target.parent)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise RuntimeError(
+            raise RunError(
                 f'cannot write {target} ({len(obj) / 2**20:.1f} MiB): {error.strerror}, {_free(target.parent)} MiB are '
                 'free. Earlier checkpoints are untouched: make room, then go on with --resume') from error
         if not whole:
             part.unlink()
-            raise RuntimeError(f'{target} came back from the disk with other bytes than were written: the disk is '
-                               'failing. Earlier checkpoints are untouched: set another --work-dir')
+            raise RunError(f'{target} came back from the disk with other bytes than were written: the disk is '
+                           'failing. Earlier checkpoints are untouched: set another --work-dir')
 
     def put_text(self, obj: str, filepath: Union[str, Path], encoding: str = 'utf-8') -> None:
         """Write text as :meth:`put` does."""

@@ -18,6 +18,7 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 
 from .backbone import ConvNeXtV2Block
+from .errors import UserError
 from .safe_saving import ATOMIC
 
 
@@ -43,8 +44,8 @@ class FSDP2Strategy(DDPStrategy):
         """Shard each ConvNeXt V2 block, and what remains as one piece."""
         fully_shard, register_fsdp_forward_method = _import_fsdp2()
         if not is_distributed():
-            raise ValueError("strategy=dict(type='FSDP2Strategy') shards a model over processes, and there is one: "
-                             'start with tools/dist_train.sh, or take runner_type and strategy out of the config')
+            raise UserError("strategy=dict(type='FSDP2Strategy') shards a model over processes, and there is one: "
+                            'start with tools/dist_train.sh, or take runner_type and strategy out of the config')
         from torch.distributed.device_mesh import init_device_mesh
         model = self.convert_model(model.to(get_device()))
         mesh = init_device_mesh(get_device(), (self.world_size, ))
@@ -114,7 +115,7 @@ def _import_fsdp2() -> tuple:
     try:
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
     except ImportError as error:
-        raise ValueError("strategy=dict(type='FSDP2Strategy') needs torch >= 2.6") from error
+        raise UserError("strategy=dict(type='FSDP2Strategy') needs torch >= 2.6") from error
     return fully_shard, register_fsdp_forward_method
 
 

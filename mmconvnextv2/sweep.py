@@ -13,6 +13,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 from .__main__ import TOOLS
 from .analysis.run_report import find_runs, read_entries
+from .errors import RunError, UserError
 from .launch import parse_train_args
 from .recipes import read_config
 from .train_options import find_metric
@@ -83,8 +84,8 @@ def sweep(args: Namespace) -> None:
     if not args.table:
         (work_dir_of(args) / 'sweep.md').write_text(table + '\n')
     if failed:
-        raise RuntimeError(f'{len(failed)} of {len(runs)} runs failed: see '
-                           f'{", ".join(str(run.folder / "console.log") for run in failed)}; the same command goes on.')
+        raise RunError(f'{len(failed)} of {len(runs)} runs failed: see '
+                       f'{", ".join(str(run.folder / "console.log") for run in failed)}; the same command goes on.')
 
 
 def work_dir_of(args: Namespace) -> Path:
@@ -100,8 +101,8 @@ def grid_of(args: Namespace) -> Dict[str, Sequence[float]]:
     given = {name: getattr(args, name) or GRIDS.get(args.grid, {}).get(name) for name in KEYS}
     grid = {name: values for name, values in given.items() if values}
     if not grid:
-        raise ValueError('nothing to sweep: give values with --lr, --decay or --drop-path, or --grid with one of '
-                         f'{", ".join(GRIDS)}.')
+        raise UserError('nothing to sweep: give values with --lr, --decay or --drop-path, or --grid with one of '
+                        f'{", ".join(GRIDS)}.')
     return grid
 
 
@@ -128,7 +129,7 @@ def check_train_args(args: Namespace, grid: Dict[str, Sequence[float]]) -> None:
     own = [flag for flag, value in (('--work-dir', parsed.work_dir), ('--resume', parsed.resume)) if value]
     own += [KEYS[name] for name in grid if KEYS[name] in (parsed.cfg_options or {})]
     if own:
-        raise ValueError(f'{own[0]} is set by the sweep, for each run: take it out of what follows `--`.')
+        raise UserError(f'{own[0]} is set by the sweep, for each run: take it out of what follows `--`.')
 
 
 def note_plan(args: Namespace) -> None:
@@ -139,7 +140,7 @@ def note_plan(args: Namespace) -> None:
     """
     path, plan = work_dir_of(args) / PLAN, dict(config=str(args.config), train_args=args.train_args)
     if path.exists() and json.loads(path.read_text()) != plan:
-        raise ValueError(f'{path.parent} holds another sweep ({path.read_text().strip()}): give another --work-dir.')
+        raise UserError(f'{path.parent} holds another sweep ({path.read_text().strip()}): give another --work-dir.')
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plan) + '\n')
 

@@ -15,6 +15,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from .errors import UserError
 from .typos import nearest
 
 EMA_MOMENTUM = 1e-4  # a decay of 0.9999, that of the paper's fine-tuning (tables 9 to 13)
@@ -62,7 +63,7 @@ def add_tracker(cfg: Config, flag: str, backend: str, package: str) -> None:
         ValueError: If the package that it needs is not installed.
     """
     if find_spec(package) is None:
-        raise ValueError(f'{flag} needs the package {package!r}: pip install {package}')
+        raise UserError(f'{flag} needs the package {package!r}: pip install {package}')
     visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
     backends = [*(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])]
     if backend not in [one['type'] for one in backends]:
@@ -81,10 +82,10 @@ def average_weights(cfg: Config, momentum: float) -> None:
     """
     if not 0 < momentum <= 0.5:
         hint = f'; for a decay of {momentum} give {1 - momentum:.6g}' if 0.5 < momentum < 1 else ''
-        raise ValueError(f'--ema={momentum}: give the share of the newest weights, above 0 and at most 0.5{hint}.')
+        raise UserError(f'--ema={momentum}: give the share of the newest weights, above 0 and at most 0.5{hint}.')
     if (cfg.get('strategy') or {}).get('type') == 'FSDP2Strategy':
-        raise ValueError("--ema needs a whole copy of the model, and strategy=dict(type='FSDP2Strategy') shards it: "
-                         'take one of them out.')
+        raise UserError("--ema needs a whole copy of the model, and strategy=dict(type='FSDP2Strategy') shards it: "
+                        'take one of them out.')
     given = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == 'EMAHook']
     for hook in given:
         hook.momentum = momentum
@@ -100,10 +101,10 @@ def stop_early(cfg: Config, metric: str, patience: str = str(PATIENCE), *rest: s
         ValueError: If there is no evaluation, or the patience is no positive whole number.
     """
     if rest or not patience.isdecimal() or not int(patience):
-        raise ValueError(f'--early-stop {" ".join([metric, patience, *rest])}: give METRIC, or METRIC PATIENCE with '
-                         'the number of evaluations to wait, at least 1; put the config before the flag.')
+        raise UserError(f'--early-stop {" ".join([metric, patience, *rest])}: give METRIC, or METRIC PATIENCE with '
+                        'the number of evaluations to wait, at least 1; put the config before the flag.')
     if cfg.get('val_cfg') is None:
-        raise ValueError(f'--early-stop {metric}: the config has no evaluation (val_cfg), whose metric it could be.')
+        raise UserError(f'--early-stop {metric}: the config has no evaluation (val_cfg), whose metric it could be.')
     _add_hook(cfg, type='BestScoreStoppingHook', monitor=metric, patience=int(patience))
 
 
@@ -115,10 +116,10 @@ def compile_backbone(cfg: Config, backend: str) -> None:
     """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
-        raise ValueError(f'--compile={backend!r}: torch.compile has the backends {", ".join(known)}.')
+        raise UserError(f'--compile={backend!r}: torch.compile has the backends {", ".join(known)}.')
     if cfg.get('compile'):
-        raise ValueError(f'--compile compiles the backbone, and compile={cfg.compile} of the config the whole model: '
-                         'take one of them out.')
+        raise UserError(f'--compile compiles the backbone, and compile={cfg.compile} of the config the whole model: '
+                        'take one of them out.')
     _add_hook(cfg, type='CompileBackboneHook', backend=backend)
 
 
@@ -171,7 +172,7 @@ class BestScoreStoppingHook(EarlyStoppingHook):
         try:
             return self._init_rule(monitor)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f'early stopping on {monitor!r}: names with {", ".join(self._default_greater_keys)} should rise, with '
                 f"{', '.join(self._default_less_keys)} fall; for another name set custom_hooks=[dict("
                 f"type='{type(self).__name__}', monitor={monitor!r}, rule='greater')].") from error
@@ -202,4 +203,4 @@ def find_metric(name: str, known: List[str]) -> str:
         return found[0]
     meant = nearest(name, known)
     hint = f'did you mean {meant!r}? ' if meant else ''
-    raise ValueError(f'metric {name!r}: {hint}there is {", ".join(known)}.')
+    raise UserError(f'metric {name!r}: {hint}there is {", ".join(known)}.')

@@ -16,6 +16,7 @@ from .checkpoint.conversion import list_problems, read_layout, write_layout
 from .checkpoint.layouts import PRETRAINING
 from .checkpoint.moments import (convert_moments, read_moments, read_official_training, write_moments,
                                  write_official_training)
+from .errors import UserError
 from .recipes import read_config
 
 
@@ -96,11 +97,11 @@ def training_from_canonical(content: dict, recipe: Recipe) -> dict:
     """
     lacks = [key for key in ('meta', 'state_dict', 'optimizer') if key not in content]
     if lacks:
-        raise ValueError(f'a training checkpoint of mmengine holds meta, state_dict and optimizer; {lacks} missing')
+        raise UserError(f'a training checkpoint of mmengine holds meta, state_dict and optimizer; {lacks} missing')
     num_epochs, iterations = content['meta']['epoch'], content['meta']['iter']
     if not num_epochs or iterations % num_epochs:
-        raise ValueError(f'this checkpoint was saved after {iterations} iterations, in epoch {num_epochs + 1}: the '
-                         'official script resumes whole epochs, convert one saved at the end of an epoch')
+        raise UserError(f'this checkpoint was saved after {iterations} iterations, in epoch {num_epochs + 1}: the '
+                        'official script resumes whole epochs, convert one saved at the end of an epoch')
     _check_shapes(content['state_dict'], recipe)
     moments = read_moments(content['optimizer'], recipe.groups, content['state_dict'])
     moments = convert_moments(moments, lambda state: write_layout(state, PRETRAINING, 'pretraining'))
@@ -138,7 +139,7 @@ def _run_schedule(schedule: List[dict], wrapper: OptimWrapper, num_epochs: int, 
 def _check_shapes(weights: Dict[str, Tensor], recipe: Recipe) -> None:
     problems = list_problems(weights, recipe.shapes)
     if problems:
-        raise ValueError(f'the checkpoint does not fit the config: {problems}. Check model.backbone and model.neck')
+        raise UserError(f'the checkpoint does not fit the config: {problems}. Check model.backbone and model.neck')
 
 
 def _check_hyperparameters(group: dict, recipe: Recipe) -> None:
@@ -146,15 +147,15 @@ def _check_hyperparameters(group: dict, recipe: Recipe) -> None:
     ours = recipe.optim_wrapper.defaults
     for key in ('betas', 'eps'):
         if key in group and not torch.allclose(torch.tensor(group[key]), torch.tensor(ours[key]), rtol=1e-6, atol=0.):
-            raise ValueError(f'the run has {key}={group[key]}, the config {ours[key]}: set '
-                             f'optim_wrapper.optimizer.{key} to the former')
+            raise UserError(f'the run has {key}={group[key]}, the config {ours[key]}: set '
+                            f'optim_wrapper.optimizer.{key} to the former')
 
 
 def _epoch_length(moments: dict, num_epochs: int) -> int:
     steps = {int(state['step']) for state in moments.values()}
     if len(steps) != 1 or min(steps) % num_epochs:
-        raise ValueError(f'the optimizer made {sorted(steps)} steps in {num_epochs} epochs: give the iterations an '
-                         'epoch of your config with --epoch-length')
+        raise UserError(f'the optimizer made {sorted(steps)} steps in {num_epochs} epochs: give the iterations an '
+                        'epoch of your config with --epoch-length')
     return steps.pop() // num_epochs
 
 

@@ -12,6 +12,8 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from .errors import UserError
+
 UNKNOWN_KEY = re.compile(r"__init__\(\) got an unexpected keyword argument '(\w+)'")
 UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w.-]*::([\w ]+) registry')
 
@@ -76,4 +78,4 @@ def check_overrides(cfg: Config, options: Optional[dict]) -> None:
         name = option.split('.')[0]
         meant = nearest(name, cfg.keys(), cutoff=0.8) if name not in cfg else None
         if meant:
-            raise ValueError(f'--cfg-options {option}: the config has no {name!r}, did you mean {meant!r}?')
+            raise UserError(f'--cfg-options {option}: the config has no {name!r}, did you mean {meant!r}?')

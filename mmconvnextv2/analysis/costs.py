@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import UserError
 from ..launch import load_config
 
 PROPOSALS, DETECTIONS = 1000, 100
@@ -72,7 +73,7 @@ def count_costs(model: nn.Module, height: int, width: int) -> Costs:
     channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
     images = torch.empty(1, channels, height, width, device='meta')
     if hasattr(model, 'execution'):
-        raise ValueError(f'{type(model).__name__} has no inference: count a detector, segmentor or classifier.')
+        raise UserError(f'{type(model).__name__} has no inference: count a detector, segmentor or classifier.')
     if hasattr(model, 'roi_head'):
         return _count_proposals(model, images)
     features, work = multiply_adds(model.backbone, images)

@@ -7,6 +7,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import numpy as np
 import torch
 
+from ..errors import UserError
 from .feature_plots import Panel, plot_maps, plot_over_depth, plot_selectivity
 from .hidden_features import Block, depths_of, find_blocks, sites_to_square, watch_hidden, watch_outputs
 from .labelled_pictures import Pictures, choose_labelled, choose_pictures, load_batch
@@ -85,8 +86,8 @@ def choose_blocks(blocks: Sequence[Block], given: Sequence[str]) -> List[int]:
     numbers = [names.index(one) if one in names else int(one) if one.isdecimal() else len(blocks) for one in given]
     wrong = [one for one, number in zip(given, numbers) if number >= len(blocks)]
     if wrong:
-        raise ValueError(f'--blocks {" ".join(wrong)}: the model has the blocks 0 to {len(blocks) - 1}, {names[0]} to '
-                         f'{names[-1]}')
+        raise UserError(f'--blocks {" ".join(wrong)}: the model has the blocks 0 to {len(blocks) - 1}, {names[0]} to '
+                        f'{names[-1]}')
     return sorted(set(numbers))
 
 
@@ -182,7 +183,7 @@ def read_distances(path: str) -> Dict[str, List[Distance]]:
     with open(path, newline='') as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != Distance._fields:
-        raise ValueError(f'{path} is no distance.csv: expected the columns {", ".join(Distance._fields)}')
+        raise UserError(f'{path} is no distance.csv: expected the columns {", ".join(Distance._fields)}')
     measured: Dict[str, List[Distance]] = {}
     for model, block, depth, channels, distance, deviation, pictures in rows[1:]:
         row = Distance(model, block, float(depth), int(channels), float(distance), float(deviation), int(pictures))

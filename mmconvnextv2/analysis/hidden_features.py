@@ -9,6 +9,8 @@ from typing import Callable, Iterator, List, NamedTuple
 
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 SECOND_LINEARS = (
     'pointwise_conv2',  # ours and mmpretrain's ConvNeXt
     'mlp.fc2',  # timm: ConvNeXt, ViT and others
@@ -38,8 +40,8 @@ def find_blocks(model: nn.Module) -> List[Block]:
             block = name[:-len(place) - 1]
             blocks.append(Block(block, model.get_submodule(block), module))
     if not blocks:
-        raise ValueError(f'{type(model).__name__} has no block whose second linear is known: expected modules named '
-                         f'{", ".join(SECOND_LINEARS)}')
+        raise UserError(f'{type(model).__name__} has no block whose second linear is known: expected modules named '
+                        f'{", ".join(SECOND_LINEARS)}')
     return blocks
 
 
@@ -109,5 +111,5 @@ def sites_to_square(sites: Tensor) -> Tensor:
     """
     side = math.isqrt(sites.shape[1])
     if side**2 != sites.shape[1]:
-        raise ValueError(f'{sites.shape[1]} sites of a square picture are no square: tokens that are no sites?')
+        raise UserError(f'{sites.shape[1]} sites of a square picture are no square: tokens that are no sites?')
     return sites.unflatten(1, (side, side))

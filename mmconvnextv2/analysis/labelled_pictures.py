@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
+from ..errors import MissingFileError, UserError
 from ..pictures import list_pictures
 
 
@@ -26,7 +27,7 @@ class Pictures(Dataset):
 
     def __init__(self, files: Sequence[str], size: int = 224, labels: Optional[Sequence[int]] = None) -> None:
         if size <= 0 or size % 32:
-            raise ValueError(f'--size {size}: give a multiple of 32')
+            raise UserError(f'--size {size}: give a multiple of 32')
         self.files = files
         self.labels = [0] * len(files) if labels is None else labels
         self.view = Compose([
@@ -46,7 +47,7 @@ class Pictures(Dataset):
             with Image.open(path) as picture:
                 return self.view(picture.convert('RGB')), self.labels[index]
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f'{path} cannot be read as a picture: {error}') from error
+            raise UserError(f'{path} cannot be read as a picture: {error}') from error
 
     def batches(self, batch_size: int, num_workers: int = 0) -> DataLoader:
         """Return a loader of pictures, uint8 (B, 3, size, size), and classes, long (B, ), in order."""
@@ -79,10 +80,10 @@ def choose_labelled(folder: str,
         ValueError: If there are fewer than two classes, or one has no picture.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f'{folder} is no folder')
+        raise MissingFileError(f'{folder} is no folder')
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     if len(classes) < 2:
-        raise ValueError(f'{folder} holds {len(classes)} folders: expected one folder a class, two or more')
+        raise UserError(f'{folder} holds {len(classes)} folders: expected one folder a class, two or more')
     files, labels = [], []
     for label, name in enumerate(classes):
         path = os.path.join(folder, name)

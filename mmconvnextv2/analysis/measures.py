@@ -8,6 +8,7 @@ from typing import Dict, List, Tuple
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..layers import statistics_dtype
 
 
@@ -70,7 +71,7 @@ def count_dead_and_saturated(features: Tensor, tolerance: float = 0.05) -> Tuple
         ValueError: If the tolerance is out of its range.
     """
     if not 0 < tolerance < 1:
-        raise ValueError(f'--tolerance {tolerance}: expected a share in (0, 1)')
+        raise UserError(f'--tolerance {tolerance}: expected a share in (0, 1)')
     values = features.double()
     peak = values.abs().amax(1)  # (B, C)
     dead = peak <= tolerance * peak.mean(1, keepdim=True)
@@ -92,7 +93,7 @@ class ClassSelectivity:
 
     def __init__(self, num_classes: int) -> None:
         if num_classes < 2:
-            raise ValueError(f'num_classes={num_classes}: selectivity needs two or more classes')
+            raise UserError(f'num_classes={num_classes}: selectivity needs two or more classes')
         self.num_classes = num_classes
         self.sums: Dict[int, Tensor] = {}
         self.counts: Dict[int, Tensor] = {}
@@ -113,7 +114,7 @@ class ClassSelectivity:
         """
         counts = self.counts[index]
         if not counts.all():
-            raise ValueError(f'classes {(counts == 0).nonzero()[:, 0].tolist()} had no picture')
+            raise UserError(f'classes {(counts == 0).nonzero()[:, 0].tolist()} had no picture')
         means = self.sums[index] / counts[:, None]  # (classes, C)
         highest = means.amax(0)
         others = (means.sum(0) - highest) / (self.num_classes - 1)

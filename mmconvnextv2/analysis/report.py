@@ -9,6 +9,7 @@ from typing import Dict, List, Sequence, Tuple, Union
 from matplotlib.figure import Figure
 
 from ..atomic import replacing
+from ..errors import UserError
 
 STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
@@ -40,7 +41,7 @@ def read_metric(work_dir: Union[str, Path], key: str) -> float:
     """
     values = [entry[key] for entry in read_scalars(work_dir) if key in entry]
     if not values:
-        raise ValueError(f'{work_dir} has logged no {key!r}: did its evaluation finish?')
+        raise UserError(f'{work_dir} has logged no {key!r}: did its evaluation finish?')
     return values[-1]
 
 

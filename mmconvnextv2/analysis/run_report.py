@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
+from ..errors import MissingFileError, UserError
 from ..pictures import list_pictures
 from ..safe_loading import load_file
 from .feature_tool import read_distances
@@ -41,7 +42,7 @@ def check_inside(path: Path, folder: Path) -> None:
         ValueError: If it does.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f'{path} links to a place outside {folder}: put a copy of the file in its place')
+        raise UserError(f'{path} links to a place outside {folder}: put a copy of the file in its place')
 
 
 def find_runs(work_dir: Path) -> List[Path]:
@@ -52,12 +53,12 @@ def find_runs(work_dir: Path) -> List[Path]:
         ValueError: If no run logged anything in it, or a link leads out of it.
     """
     if not work_dir.is_dir():
-        raise FileNotFoundError(f'{work_dir} does not exist; give the --work-dir of a training or test')
+        raise MissingFileError(f'{work_dir} does not exist; give the --work-dir of a training or test')
     runs = sorted(path for path in work_dir.iterdir() if (path / 'vis_data').is_dir())
     for path in [*runs, *(file for run in runs for file in [*run.glob('*'), *(run / 'vis_data').rglob('*')])]:
         check_inside(path, work_dir)
     if not runs:
-        raise ValueError(f'{work_dir} holds no run (no */vis_data); give the --work-dir of a training or test')
+        raise UserError(f'{work_dir} holds no run (no */vis_data); give the --work-dir of a training or test')
     return runs
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..backbone import ARCHS, ConvNeXtV2
 from ..checkpoint import detect_dialect, from_canonical, load_backbone, read_arch, read_backbone, to_canonical, unwrap
+from ..errors import UserError
 from ..recipes import read_config
 from ..safe_loading import load_file
 
@@ -44,8 +45,8 @@ class Subject(NamedTuple):
         try:
             self.model((images.to(parameter) - mean) / std)
         except AssertionError as error:
-            raise ValueError(f'{self.label} refuses pictures of {images.shape[2]}x{images.shape[3]} pixels: {error} '
-                             'Give another --size') from error
+            raise UserError(f'{self.label} refuses pictures of {images.shape[2]}x{images.shape[3]} pixels: {error} '
+                            'Give another --size') from error
 
 
 def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> List[Subject]:
@@ -57,14 +58,14 @@ def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> List[S
     labels = [spec[0] for spec in specs]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise ValueError(f'--model: the labels {twice} stand twice; give each model its own')
+        raise UserError(f'--model: the labels {twice} stand twice; give each model its own')
     return [load_subject(*_split(spec), device) for spec in specs]
 
 
 def _split(spec: Sequence[str]) -> Tuple[str, str, Optional[str]]:
     if len(spec) not in (2, 3):
-        raise ValueError(f'--model {" ".join(spec)}: expected LABEL SOURCE [WEIGHTS]; --help lists what may be '
-                         'given')
+        raise UserError(f'--model {" ".join(spec)}: expected LABEL SOURCE [WEIGHTS]; --help lists what may be '
+                        'given')
     return spec[0], spec[1], spec[2] if len(spec) == 3 else None
 
 
@@ -82,18 +83,18 @@ def load_subject(label: str, source: str, weights: Optional[str] = None, device:
     elif weights is None:
         model = _load_file(source)
     else:
-        raise ValueError(f'SOURCE={source!r} is no architecture ({", ".join(ARCHS)}), config or library '
-                         f'({", ".join(LIBRARIES)}): --help lists what may stand there')
+        raise UserError(f'SOURCE={source!r} is no architecture ({", ".join(ARCHS)}), config or library '
+                        f'({", ".join(LIBRARIES)}): --help lists what may stand there')
     if getattr(model, 'in_channels', 3) != 3 or len(mean) != 3:
-        raise ValueError(f'{source} reads pictures of {getattr(model, "in_channels", len(mean))} channels: only models '
-                         'of RGB pictures can be analysed')
+        raise UserError(f'{source} reads pictures of {getattr(model, "in_channels", len(mean))} channels: only models '
+                        'of RGB pictures can be analysed')
     model.eval()  # mmpretrain's return nothing from it
     return Subject(label, model.to(device), mean, std)
 
 
 def _required(weights: Optional[str], source: str) -> str:
     if weights is None:
-        raise ValueError(f'{source} says no weights: add a checkpoint, or {RANDOM!r}')
+        raise UserError(f'{source} says no weights: add a checkpoint, or {RANDOM!r}')
     return weights
 
 
@@ -121,12 +122,12 @@ def _load_config(path: str, weights: str) -> Tuple[nn.Module, Sequence[float], S
     cfg = read_config(path)
     backbone = cfg.get('model', {}).get('backbone')
     if backbone is None:
-        raise ValueError(f'{path} has no model.backbone')
+        raise UserError(f'{path} has no model.backbone')
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = MODELS.build({**backbone, 'init_cfg': None})
     if not isinstance(model, ConvNeXtV2):
-        raise ValueError(f'{path} has the backbone {type(model).__name__}: name models of mmpretrain and timm, or give '
-                         'a config of ConvNeXtV2')
+        raise UserError(f'{path} has the backbone {type(model).__name__}: name models of mmpretrain and timm, or give '
+                        'a config of ConvNeXtV2')
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     mean, std = (preprocessor.get(key) or default for key, default in zip(('mean', 'std'), IMAGENET))
     return _filled(model, weights), mean, std
@@ -138,8 +139,8 @@ def _load_file(path: str) -> nn.Module:
     weights = {key: value for key, value in weights.items() if not key.startswith('norm')}
     of_norm = {key.rpartition('.')[2] for key in weights if '.grn.' in key}
     if of_norm - {'gamma', 'beta'}:
-        raise ValueError(f'{path} holds another response norm than GRN: give the config it was trained with, LABEL '
-                         f'CONFIG.py {path}')
+        raise UserError(f'{path} holds another response norm than GRN: give the config it was trained with, LABEL '
+                        f'CONFIG.py {path}')
     depths, channels = read_arch(weights)
     in_channels = weights['downsample_layers.0.0.weight'].shape[1]
     scaled = any(key.endswith('.gamma') and '.grn.' not in key for key in weights)
@@ -154,7 +155,7 @@ def _load_mmpretrain(name: str, weights: Optional[str]) -> nn.Module:
     _check_name('mmpretrain', name, mmpretrain.list_models())
     model = mmpretrain.get_model(name, pretrained=weights is None)
     if not hasattr(model, 'backbone'):
-        raise ValueError(f'mmpretrain:{name} has no backbone')
+        raise UserError(f'mmpretrain:{name} has no backbone')
     if weights is None:
         return model.backbone
     if weights == RANDOM:
@@ -195,13 +196,13 @@ def _import(package: str) -> ModuleType:
     try:
         return import_module(package)
     except ImportError as error:
-        raise ValueError(f'{package}: models need the package {package}, whose import failed: {error}') from error
+        raise UserError(f'{package}: models need the package {package}, whose import failed: {error}') from error
 
 
 def _check_name(library: str, name: str, known: List[str]) -> None:
     if name not in known:
         near = get_close_matches(name, known, 5, 0.4)
-        raise ValueError(f'{library} has no model {name!r}; near are {", ".join(near) or "none"}')
+        raise UserError(f'{library} has no model {name!r}; near are {", ".join(near) or "none"}')
 
 
 def _load(model: nn.Module, weights: Dict[str, Tensor], path: str, optional: Tuple[str, ...]) -> None:
@@ -211,6 +212,6 @@ def _load(model: nn.Module, weights: Dict[str, Tensor], path: str, optional: Tup
              and getattr(weights.get(key), 'shape', None) != shape]
     extra = [key for key in weights if key not in wanted and not key.startswith(optional)]
     if wrong or extra:
-        raise ValueError(f'{path} does not fit {type(model).__name__}: {len(wrong)} weights are missing or of a wrong '
-                         f'shape ({", ".join(wrong[:3])}), {len(extra)} are not in the model ({", ".join(extra[:3])})')
+        raise UserError(f'{path} does not fit {type(model).__name__}: {len(wrong)} weights are missing or of a wrong '
+                        f'shape ({", ".join(wrong[:3])}), {len(extra)} are not in the model ({", ".join(extra[:3])})')
     model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=False)

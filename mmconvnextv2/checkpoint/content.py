@@ -5,6 +5,8 @@ the official code write them beside each other.
 """
 from typing import Dict
 
+from ..errors import UserError
+
 WEIGHTS = ('default', 'raw', 'ema')
 PLACES = ('state_dict', 'model', 'model_state_dict', 'module')
 AVERAGES = ('model_ema', 'state_dict_ema')
@@ -23,11 +25,11 @@ def unwrap(content: dict, weights: str = 'default') -> dict:
         ValueError: If the file has no such weights, or ``weights`` is unknown.
     """
     if weights not in WEIGHTS:
-        raise ValueError(f'weights={weights!r} is unknown: choose from {list(WEIGHTS)}')
+        raise UserError(f'weights={weights!r} is unknown: choose from {list(WEIGHTS)}')
     found = _find(content)
     if weights not in found:
-        raise ValueError(f'weights={weights!r}: the file holds no moving average ({", ".join(AVERAGES)}, mmengine\'s '
-                         f'ema_state_dict); its keys are {", ".join(map(str, list(content)[:10]))}')
+        raise UserError(f'weights={weights!r}: the file holds no moving average ({", ".join(AVERAGES)}, mmengine\'s '
+                        f'ema_state_dict); its keys are {", ".join(map(str, list(content)[:10]))}')
     return found[weights]
 
 

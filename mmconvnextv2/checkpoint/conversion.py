@@ -10,6 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from torch import Tensor
 
+from ..errors import UserError
 from .layouts import CLASSIFIERS, CONV_1X1, DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
@@ -41,11 +42,11 @@ def detect_dialect(state_dict: dict) -> str:
              for dialect, signature in SIGNATURES.items()}
     found = {dialect: name for dialect, name in found.items() if name is not None}
     if not found:
-        raise ValueError(f'these weights are of no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
-                         f'{len(names)} keys, {some(list(state_dict))}')
+        raise UserError(f'these weights are of no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
+                        f'{len(names)} keys, {some(list(state_dict))}')
     if len(found) > 1:
         seen = ', '.join(f'{name} ({dialect})' for dialect, name in found.items())
-        raise ValueError(f'these weights are of {len(found)} layouts at once: {seen}. Keep the keys of one model')
+        raise UserError(f'these weights are of {len(found)} layouts at once: {seen}. Keep the keys of one model')
     return _variant(next(iter(found)), {respell(key): value for key, value in state_dict.items()})
 
 
@@ -83,10 +84,10 @@ def read_backbone(state_dict: dict) -> Backbone:
         weights, dropped = read_layout(state_dict, DIALECTS[dialect], dialect)
     odd = [f'{key} ({type(value).__name__})' for key, value in weights.items() if not isinstance(value, Tensor)]
     if odd:
-        raise ValueError(f'{len(odd)} weights are no tensors: {some(odd)}')
+        raise UserError(f'{len(odd)} weights are no tensors: {some(odd)}')
     problems = list_problems(weights, _expected_shapes(weights))
     if problems:
-        raise ValueError(f'these weights ({dialect} layout) are no whole ConvNeXt backbone: {problems}')
+        raise UserError(f'these weights ({dialect} layout) are no whole ConvNeXt backbone: {problems}')
     return Backbone(dialect, weights, dropped)
 
 
@@ -99,7 +100,7 @@ def from_canonical(state_dict: dict, dialect: str) -> Dict[str, Tensor]:
     if dialect == 'canonical':
         return dict(state_dict)
     if dialect not in DIALECTS:
-        raise ValueError(f"dialect={dialect!r} is unknown: choose from {['canonical', *DIALECTS]}")
+        raise UserError(f"dialect={dialect!r} is unknown: choose from {['canonical', *DIALECTS]}")
     return write_layout(state_dict, DIALECTS[dialect], dialect)
 
 
@@ -114,7 +115,7 @@ def classifier_to_canonical(state_dict: dict) -> Dict[str, Tensor]:
     names = {respell(key): key for key in state_dict}
     lost = [f'{layer}.{leaf}' for leaf in ('weight', 'bias') if f'{layer}.{leaf}' not in names]
     if lost:
-        raise ValueError(f'these weights ({dialect} layout) are no classifier: {some(lost)} missing')
+        raise UserError(f'these weights ({dialect} layout) are no classifier: {some(lost)} missing')
     head = {f'head.fc.{leaf}': state_dict[names[f'{layer}.{leaf}']] for leaf in ('weight', 'bias')}
     return {**{f'backbone.{name}': value for name, value in weights.items()}, **head}
 
@@ -130,7 +131,7 @@ def classifier_from_canonical(state_dict: dict, dialect: str) -> Dict[str, Tenso
 
 def _classifying_layer(dialect: str) -> Tuple[str, str]:
     if dialect not in CLASSIFIERS:
-        raise ValueError(f'the {dialect} layout has no classifier: choose from {", ".join(CLASSIFIERS)}')
+        raise UserError(f'the {dialect} layout has no classifier: choose from {", ".join(CLASSIFIERS)}')
     return CLASSIFIERS[dialect]
 
 
@@ -171,9 +172,9 @@ def read_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Tuple[D
             twice += [key] if name in converted else []
             converted[name] = _reshape(rule, key, value)
     if left_over:
-        raise ValueError(f'{len(left_over)} keys are not of the {layout} layout: {some(left_over)}')
+        raise UserError(f'{len(left_over)} keys are not of the {layout} layout: {some(left_over)}')
     if twice:
-        raise ValueError(f'{len(twice)} weights stand in the file twice: {some(twice)}')
+        raise UserError(f'{len(twice)} weights stand in the file twice: {some(twice)}')
     return converted, dropped
 
 
@@ -182,7 +183,7 @@ def _reshape(rule: Rule, key: str, value: Tensor) -> Tensor:
         return rule.reshape.read(value) if rule.reshape else value
     except (RuntimeError, TypeError, IndexError, AttributeError) as error:
         shape = tuple(getattr(value, 'shape', ())) or type(value).__name__
-        raise ValueError(f'{key} is of a wrong shape, {shape}: it cannot become {rule.canonical}') from error
+        raise UserError(f'{key} is of a wrong shape, {shape}: it cannot become {rule.canonical}') from error
 
 
 def write_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Dict[str, Tensor]:
@@ -196,7 +197,7 @@ def write_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Dict[s
         else:
             converted[rule.foreign.format(**match.groupdict())] = rule.reshape.write(value) if rule.reshape else value
     if left_over:
-        raise ValueError(f'the {layout} layout has no place for {len(left_over)} keys: {some(left_over)}')
+        raise UserError(f'the {layout} layout has no place for {len(left_over)} keys: {some(left_over)}')
     return converted
 
 
@@ -210,7 +211,7 @@ def find_rule(name: str, rules: Sequence[Rule]) -> Tuple[int, Dict[str, str]]:
         match = _pattern(rule.foreign).fullmatch(name)
         if match:
             return line, match.groupdict()
-    raise ValueError(f'{name} is of no line of the table')
+    raise UserError(f'{name} is of no line of the table')
 
 
 def _first_match(patterns: List[Tuple['re.Pattern', Rule]], key: str) -> Tuple[Optional['re.Match'], Optional[Rule]]:
@@ -244,12 +245,12 @@ def _canonical_backbone(state_dict: dict) -> Tuple[Dict[str, Tensor], List[str]]
     names = {respell(key): key for key in state_dict}
     homes = [name[:-len(ANCHOR)] for name in names if name.endswith(ANCHOR)]
     if len(homes) > 1:
-        raise ValueError(f'these weights hold {len(homes)} backbones, {some(homes)}: keep one of them')
+        raise UserError(f'these weights hold {len(homes)} backbones, {some(homes)}: keep one of them')
     home = homes[0] if homes else ''
     inside = {name[len(home):]: state_dict[key] for name, key in names.items() if name.startswith(home)}
     left_over = [name for name in inside if not CANONICAL_KEY.match(name)]
     if left_over:
-        raise ValueError(f'{len(left_over)} keys are not of the canonical layout: {some(left_over)}')
+        raise UserError(f'{len(left_over)} keys are not of the canonical layout: {some(left_over)}')
     inside = {name: CONV_1X1.read(value) if name.endswith(POINTWISE) and getattr(value, 'ndim', 0) == 4 else value
               for name, value in inside.items()}  # mmpretrain's linear_pw_conv=False
     return inside, [key for name, key in names.items() if not name.startswith(home)]
@@ -271,7 +272,7 @@ def _expected_shapes(weights: Dict[str, Tensor]) -> Dict[str, Tuple[int, ...]]:
     them; output norms are expected only where they are."""
     depths, channels = read_arch(weights)
     if sum(depths) > len(weights):
-        raise ValueError(f'these weights number their blocks up to {depths}, but are only {len(weights)}')
+        raise UserError(f'these weights number their blocks up to {depths}, but are only {len(weights)}')
     shapes = _stem_shapes(weights.get(ANCHOR), channels[0])
     for stage in range(1, 4):
         name = f'downsample_layers.{stage}'

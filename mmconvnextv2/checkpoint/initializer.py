@@ -13,6 +13,7 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..safe_loading import load_file
 from .content import unwrap
 from .conversion import ANCHOR, Backbone, list_problems, read_backbone, some
@@ -54,8 +55,8 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: Op
         {key: value.shape for key, value in wanted.items()
          if key in found.weights or not key.startswith('norm') and key not in changed})
     if problems:
-        raise ValueError(f'{path} ({found.dialect} layout) does not fit {type(model).__name__}: {problems}. Check arch '
-                         "and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose.")
+        raise UserError(f'{path} ({found.dialect} layout) does not fit {type(model).__name__}: {problems}. Check arch '
+                        "and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose.")
     model.load_state_dict({key: found.weights[key] for key in wanted if key in found.weights}, strict=False)
     dropped = [key for key in dropped if key in found.weights]
     print_log(f'{path}: {_tell(found, wanted, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
@@ -73,25 +74,25 @@ def _changed_grn(change: Optional[str], loaded: Dict[str, Tensor], wanted: Dict[
     if change is None:
         return []
     if change == 'drop' and (in_model or not in_file):
-        raise ValueError(f"grn='drop': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
-                         'response_norm=None for the model, and leave grn out where the file has none')
+        raise UserError(f"grn='drop': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
+                        'response_norm=None for the model, and leave grn out where the file has none')
     if change == 'add' and (in_file or not in_model):
-        raise ValueError(f"grn='add': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
-                         "response_norm=dict(type='GRN') for the model, and leave grn out where the file has it")
+        raise UserError(f"grn='add': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
+                        "response_norm=dict(type='GRN') for the model, and leave grn out where the file has it")
     other = [key for key in in_file + in_model if not key.endswith(('.grn.gamma', '.grn.beta'))]
     if other:
-        raise ValueError(f'grn={change!r} changes GRN alone, and {some(other)} is of another response norm')
+        raise UserError(f'grn={change!r} changes GRN alone, and {some(other)} is of another response norm')
     odd = [key for key in in_model if wanted[key].any()]
     if odd:
-        raise ValueError(f"grn='add' starts as the identity, which {some(odd)} is not: set "
-                         "response_norm=dict(type='GRN') for the model, newly built")
+        raise UserError(f"grn='add' starts as the identity, which {some(odd)} is not: set "
+                        "response_norm=dict(type='GRN') for the model, newly built")
     return in_file or in_model
 
 
 def check_grn_change(change: Optional[str]) -> None:
     """Raise ``ValueError`` for a change that is not known."""
     if change not in GRN_CHANGES:
-        raise ValueError(f'grn={change!r} is unknown: choose from {list(GRN_CHANGES)}')
+        raise UserError(f'grn={change!r} is unknown: choose from {list(GRN_CHANGES)}')
 
 
 def _tell(found: Backbone, wanted: Dict[str, Tensor], dropped: List[str]) -> str:
@@ -130,8 +131,8 @@ class ConvNeXtV2Pretrained:
 
     def __init__(self, checkpoint: str, weights: str = 'default', grn: Optional[str] = None) -> None:
         if not checkpoint:
-            raise ValueError(f'checkpoint={checkpoint!r} of ConvNeXtV2Pretrained: give a path or a URL, or set '
-                             'init_cfg=None to start from drawn weights')
+            raise UserError(f'checkpoint={checkpoint!r} of ConvNeXtV2Pretrained: give a path or a URL, or set '
+                            'init_cfg=None to start from drawn weights')
         self.checkpoint = checkpoint
         check_grn_change(grn)
         self.weights = weights

@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserError
 from .content import unwrap
 
 
@@ -26,7 +27,7 @@ def check_weights(model: nn.Module, checkpoint: dict, source: str, whole: bool =
     wanted = {name: value.shape for name, value in model.named_parameters() if whole or name.startswith('backbone.')}
     wrong = [name for name, shape in wanted.items() if getattr(weights.get(name), 'shape', None) != shape]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f'the checkpoint {source} is of another model: {len(wrong)} of {len(wanted)} weights '
             f'are missing or of another shape, {", ".join(wrong[:3])} ... Give a checkpoint that this config '
             'trained; weights for the backbone alone go into model.backbone.init_cfg.checkpoint.')

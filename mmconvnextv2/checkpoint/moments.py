@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from torch import Tensor
 
+from ..errors import UserError
 from .conversion import find_rule, respell, some
 from .layouts import PRETRAINING
 
@@ -47,8 +48,8 @@ def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: Dict
     """
     sizes, wanted = [len(group['params']) for group in optimizer['param_groups']], [len(group) for group in groups]
     if sizes != wanted:
-        raise ValueError(f'the optimizer state has groups of {sizes} parameters, expected {wanted}: it is of another '
-                         'model, or split its weight decay in another way')
+        raise UserError(f'the optimizer state has groups of {sizes} parameters, expected {wanted}: it is of another '
+                        'model, or split its weight decay in another way')
     numbers = [number for group in optimizer['param_groups'] for number in group['params']]
     named = dict(zip([name for group in groups for name in group], numbers))
     moments = {name: optimizer['state'][number] for name, number in named.items() if number in optimizer['state']}
@@ -56,8 +57,8 @@ def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: Dict
              for name, state in moments.items() for kind, value in _tensors(state).items()
              if value.shape != weights[name].shape]
     if wrong:
-        raise ValueError(f'{len(wrong)} tensors of the optimizer state have another shape than their weights: '
-                         f'{some(wrong)}. The parameters stand in another order')
+        raise UserError(f'{len(wrong)} tensors of the optimizer state have another shape than their weights: '
+                        f'{some(wrong)}. The parameters stand in another order')
     return moments
 
 
@@ -90,8 +91,8 @@ def read_official_training(content: dict) -> Tuple[Dict[str, Tensor], Moments, i
     """
     lacks = [key for key in ('model', 'optimizer', 'epoch') if key not in content]
     if lacks:
-        raise ValueError(f'a training checkpoint of the official script holds model, optimizer and epoch; {lacks} '
-                         f'missing among {some(list(map(str, content)))}')
+        raise UserError(f'a training checkpoint of the official script holds model, optimizer and epoch; {lacks} '
+                        f'missing among {some(list(map(str, content)))}')
     weights = {respell(key): value for key, value in content['model'].items()}
     moments = read_moments(content['optimizer'], official_groups(weights), weights)
     return weights, moments, content['epoch'] + 1

@@ -12,6 +12,8 @@ from mmdet.registry import DATASETS
 from mmengine.fileio import get_text
 from mmengine.logging import print_log
 
+from ..errors import UserError
+
 FIELDS = dict(
     categories=dict(id=int, name=str),
     images=dict(id=int, file_name=str, height=int, width=int),
@@ -46,7 +48,7 @@ class CheckedCocoDataset(CocoDataset):
             pictures = super().load_data_list()
         except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
             problem = find_problem(get_text(self.ann_file, backend_args=self.backend_args))
-            raise ValueError(f'{self.ann_file}: {problem or error}') from error
+            raise UserError(f'{self.ann_file}: {problem or error}') from error
         kept = sum(len(picture['instances']) for picture in pictures)
         if kept < self._num_annotations:
             print_log(f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
@@ -69,8 +71,8 @@ class CheckedCocoDataset(CocoDataset):
         """
         pictures = super().filter_data()
         if not pictures:
-            raise ValueError(f'{self.ann_file}: none of its {len(self.data_list)} pictures has an annotation of the '
-                             f"classes {self.metainfo['classes']}: nothing to train on")
+            raise UserError(f'{self.ann_file}: none of its {len(self.data_list)} pictures has an annotation of the '
+                            f"classes {self.metainfo['classes']}: nothing to train on")
         return pictures
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ..errors import UserError
 from .scenes import OBJECTS, SPLITS, draw_scene
 
 ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
@@ -42,7 +43,7 @@ class EmbeddedSpec:
         for name, least in dict(unlabelled=1, train=1, val=1, size=32, seed=0).items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ValueError(f'{name}={value!r}: expected a whole number of at least {least}')
+                raise UserError(f'{name}={value!r}: expected a whole number of at least {least}')
 
     def manifest(self) -> dict:
         """Return what ``spec.json`` holds."""
@@ -73,7 +74,7 @@ def make_embedded(root: str, spec: EmbeddedSpec = EmbeddedSpec()) -> bool:
     if holds(root, spec):
         return False
     if os.path.exists(root):
-        raise ValueError(f'{root} exists and does not hold {spec} of this version: remove it or choose another folder')
+        raise UserError(f'{root} exists and does not hold {spec} of this version: remove it or choose another folder')
     root = os.path.abspath(root)
     os.makedirs(os.path.dirname(root), exist_ok=True)
     partial = tempfile.mkdtemp(prefix=f'.{os.path.basename(root)}.', dir=os.path.dirname(root))

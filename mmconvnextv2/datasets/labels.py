@@ -9,6 +9,8 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 from mmseg.registry import TRANSFORMS
 
+from ..errors import UserError
+
 IGNORED = 255
 
 
@@ -35,11 +37,11 @@ class LoadCheckedLabels(LoadAnnotations):
             fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend)
         labels = labels.squeeze()
         if labels.ndim != 2:
-            raise ValueError(f'{path} has shape {labels.shape}: expected one channel, a class index a pixel; '
-                             'colours of a palette are no labels')
+            raise UserError(f'{path} has shape {labels.shape}: expected one channel, a class index a pixel; '
+                            'colours of a palette are no labels')
         if labels.shape != tuple(results['img_shape'][:2]):
-            raise ValueError(f"{path} has {labels.shape} rows and columns, its picture {results['img_path']} has "
-                             f"{tuple(results['img_shape'][:2])}: labels and picture must have one size")
+            raise UserError(f"{path} has {labels.shape} rows and columns, its picture {results['img_path']} has "
+                            f"{tuple(results['img_shape'][:2])}: labels and picture must have one size")
         reduces = results['reduce_zero_label'] if self.reduce_zero_label is None else self.reduce_zero_label
         mapped = results.get('label_map') or {}
         if not mapped:
@@ -57,6 +59,6 @@ class LoadCheckedLabels(LoadAnnotations):
         wrong = labels[(labels > last) & (labels != IGNORED)]
         if wrong.size or labels.min(initial=0) < 0:
             found = sorted({int(value) for value in np.unique(wrong)} or {int(labels.min())})
-            raise ValueError(f'{path} has labels {found[:5]} at {wrong.size} pixels: expected 0 to {last}, or '
-                             f'{IGNORED} for ignored' + (', where 0 is ignored too' if first else '')
-                             + '. Mend the file, or set num_classes and metainfo.classes')
+            raise UserError(f'{path} has labels {found[:5]} at {wrong.size} pixels: expected 0 to {last}, or '
+                            f'{IGNORED} for ignored' + (', where 0 is ignored too' if first else '')
+                            + '. Mend the file, or set num_classes and metainfo.classes')

@@ -1,4 +1,5 @@
 """How a forward visits the sites of an image: one class an execution, chosen by name."""
+from ..errors import UserError
 from .base import CELL, Execution, Grid, check_images, mask_to_visible_cells
 from .dense import Dense
 from .masked import Leaky, Masked
@@ -19,10 +20,10 @@ def get_execution(name: str, masking: bool) -> Execution:
         ValueError: If the name is unknown, or the execution cannot be used with (or without) visible cells.
     """
     if name not in EXECUTIONS:
-        raise ValueError(f'execution={name!r} is unknown: choose from {sorted(EXECUTIONS)}')
+        raise UserError(f'execution={name!r} is unknown: choose from {sorted(EXECUTIONS)}')
     if EXECUTIONS[name].masks != masking:
-        raise ValueError(f"execution={name!r} {'needs' if not masking else 'cannot use'} visible_cells: "
-                         f'choose from {sorted(n for n, e in EXECUTIONS.items() if e.masks == masking)}')
+        raise UserError(f"execution={name!r} {'needs' if not masking else 'cannot use'} visible_cells: "
+                        f'choose from {sorted(n for n, e in EXECUTIONS.items() if e.masks == masking)}')
     return EXECUTIONS[name]()
 
 

@@ -10,6 +10,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 CELL = 32  # pixels along one side of a masking cell, the stride of the last stage
 
 
@@ -90,23 +92,23 @@ def check_images(images: Tensor, visible_cells: Optional[Tensor]) -> None:
     Only shapes and dtypes are looked at: reading values would wait for the GPU.
     """
     if images.ndim != 4:
-        raise ValueError(f'images has shape {tuple(images.shape)}: expected (B, channels, height, width)')
+        raise UserError(f'images has shape {tuple(images.shape)}: expected (B, channels, height, width)')
     height, width = images.shape[-2:]
     if visible_cells is None:
         if min(height, width) < CELL:
-            raise ValueError(f'images are {height}x{width} pixels: the backbone needs at least {CELL}x{CELL}')
+            raise UserError(f'images are {height}x{width} pixels: the backbone needs at least {CELL}x{CELL}')
         return
     if height % CELL or width % CELL:
-        raise ValueError(f'images are {height}x{width} pixels: with visible_cells both sides must be multiples of '
-                         f'{CELL}; resize or crop to {max(height // CELL, 1) * CELL}x{max(width // CELL, 1) * CELL}')
+        raise UserError(f'images are {height}x{width} pixels: with visible_cells both sides must be multiples of '
+                        f'{CELL}; resize or crop to {max(height // CELL, 1) * CELL}x{max(width // CELL, 1) * CELL}')
     num_cells = (height // CELL) * (width // CELL)
     shape = tuple(visible_cells.shape)
     if visible_cells.dtype != torch.long or len(shape) != 2 or shape[0] != images.shape[0]:
-        raise ValueError(f'visible_cells is {visible_cells.dtype} of shape {shape}: expected torch.int64 of shape '
-                         f'({images.shape[0]}, K); mask_to_visible_cells makes it from a bool mask')
+        raise UserError(f'visible_cells is {visible_cells.dtype} of shape {shape}: expected torch.int64 of shape '
+                        f'({images.shape[0]}, K); mask_to_visible_cells makes it from a bool mask')
     if not 1 <= shape[1] <= num_cells:
-        raise ValueError(f'visible_cells shows {shape[1]} cells an image: expected 1 to {num_cells} for '
-                         f'{height}x{width} pixels')
+        raise UserError(f'visible_cells shows {shape[1]} cells an image: expected 1 to {num_cells} for '
+                        f'{height}x{width} pixels')
 
 
 def mask_to_visible_cells(visible: Tensor) -> Tensor:
@@ -120,9 +122,9 @@ def mask_to_visible_cells(visible: Tensor) -> Tensor:
         ValueError: If the mask is not bool, hides everything, or images show different numbers of cells.
     """
     if visible.dtype != torch.bool or visible.ndim != 3:
-        raise ValueError(f'visible is {visible.dtype} of shape {tuple(visible.shape)}: expected bool of shape '
-                         '(B, height / 32, width / 32), True = visible')
+        raise UserError(f'visible is {visible.dtype} of shape {tuple(visible.shape)}: expected bool of shape '
+                        '(B, height / 32, width / 32), True = visible')
     counts = sorted(set(visible.flatten(1).sum(1).tolist()))
     if len(counts) != 1 or counts[0] == 0:
-        raise ValueError(f'visible shows {counts} cells an image: every image must show the same number, at least 1')
+        raise UserError(f'visible shows {counts} cells an image: every image must show the same number, at least 1')
     return visible.flatten(1).nonzero()[:, 1].view(len(visible), -1)

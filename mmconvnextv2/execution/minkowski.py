@@ -17,6 +17,7 @@ from typing import Any, Iterator, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..layers import statistics_dtype
 from .base import Grid
 from .packed import Packed
@@ -163,11 +164,11 @@ def new_manager(device: torch.device) -> Any:
     """
     engine = import_minkowski_engine()
     if device.type == 'cuda' and not engine.is_cuda_available():
-        raise ValueError(f"execution='minkowski' got pictures on {device}, but the installed MinkowskiEngine was built "
-                         "for the CPU: choose execution='packed', train on the CPU, or build MinkowskiEngine with CUDA")
+        raise UserError(f"execution='minkowski' got pictures on {device}, but the installed MinkowskiEngine was built "
+                        "for the CPU: choose execution='packed', train on the CPU, or build MinkowskiEngine with CUDA")
     if device.type not in ('cpu', 'cuda'):
-        raise ValueError(f"execution='minkowski' got pictures on {device}: MinkowskiEngine runs on cpu and cuda; "
-                         "choose execution='packed'")
+        raise UserError(f"execution='minkowski' got pictures on {device}: MinkowskiEngine runs on cpu and cuda; "
+                        "choose execution='packed'")
     kind = engine.CoordinateMapType
     return engine.CoordinateManager(
         D=2,

@@ -6,6 +6,7 @@ from typing import Any, Callable, Optional, Sequence
 from mmengine.config import DictAction
 
 from ..convert import check_target
+from ..errors import UserError
 from ..launch import check_checkpoint, load_config
 from .graphs import PARTS, SMALLEST, default_part, read_graph, read_pixels
 from .libraries import Source, export_hugging_face, export_safetensors, export_timm, read_source
@@ -80,7 +81,7 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
     check_target(args.out, args.force, (suffix, ))
     check_checkpoint(args.checkpoint, 'checkpoint')
     if min(args.size) < SMALLEST:
-        raise ValueError(f'--size {args.size[0]} {args.size[1]}: sides are of {SMALLEST} pixels and more')
+        raise UserError(f'--size {args.size[0]} {args.size[1]}: sides are of {SMALLEST} pixels and more')
     cfg = load_config(args)
     exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), args.half, args.weights)
     report = export(exported, args.out, tuple(args.size))

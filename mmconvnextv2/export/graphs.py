@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbone import ConvNeXtV2, ConvNeXtV2Block
 from ..checkpoint import check_weights, load_backbone, unwrap
+from ..errors import UserError
 from ..safe_loading import load_file
 from ..version import __version__
 
@@ -183,7 +184,7 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
     """
     pixels, cfg = read_pixels(cfg), Config(dict(model=cfg.model, scope=cfg.default_scope, file=cfg.filename))  # a copy
     if cfg.model.backbone.type != 'ConvNeXtV2':
-        raise ValueError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
+        raise UserError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
     cfg.model.backbone.init_cfg = None
     kind, content = BackboneGraph, load_file(checkpoint)
     if part == 'backbone':
@@ -192,8 +193,8 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
     else:
         scope, name, kind = WHOLE[part]
         if (cfg.scope, cfg.model.type) != (scope, name):
-            raise ValueError(f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
-                             f'{cfg.scope}: use --part backbone')
+            raise UserError(f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
+                            f'{cfg.scope}: use --part backbone')
         model = _build_whole(cfg, unwrap(content, weights), checkpoint)
     reference = kind(model, pixels.mean, pixels.std)
     graph = kind(model, pixels.mean, pixels.std, half) if half else reference
@@ -210,10 +211,10 @@ def _build_whole(cfg: Config, weights: Dict[str, Tensor], source: str) -> nn.Mod
     state = {name.removeprefix('module.'): value for name, value in weights.items()}
     missing, _ = model.load_state_dict(state, strict=False)
     if missing:  # running statistics
-        raise ValueError(f'the checkpoint {source} lacks {len(missing)} buffers, {", ".join(missing[:3])}: give one '
-                         'that this config trained')
+        raise UserError(f'the checkpoint {source} lacks {len(missing)} buffers, {", ".join(missing[:3])}: give one '
+                        'that this config trained')
     if cfg.scope == 'mmseg' and not isinstance(_try(model, cfg.model.backbone.get('in_channels', 3)), Tensor):
-        raise ValueError(f'{type(model.decode_head).__name__} does not turn maps into logits: use --part backbone')
+        raise UserError(f'{type(model.decode_head).__name__} does not turn maps into logits: use --part backbone')
     return model
 
 

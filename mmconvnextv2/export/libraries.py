@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..backbone import ARCHS, ConvNeXtV2
 from ..checkpoint import classifier_to_canonical, detect_dialect, read_arch, to_canonical, unwrap
 from ..convert import backbone_converter, classifier_converter, layout_variant, whole, write_atomically
+from ..errors import UserError
 from ..safe_loading import load_file
 from .graphs import class_names
 from .model_card import Card, write_card
@@ -134,8 +135,8 @@ def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) 
     library = f'{library} {version(library)}'
     worst = max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(wanted, found, strict=True))
     if not worst <= TOLERANCE:
-        raise ValueError(f'{library} computes something else from these weights, {worst:.1e} of the largest value '
-                         'away: nothing was written; use another version of it')
+        raise UserError(f'{library} computes something else from these weights, {worst:.1e} of the largest value '
+                        'away: nothing was written; use another version of it')
     return f'{library} loads it, and computes what ConvNeXtV2 does but for {worst:.1e} of the largest value'
 
 
@@ -267,7 +268,7 @@ def export_safetensors(source: Source, folder: str, card: Card) -> str:
         write_atomically({}, weights, path)
         back = load_file(path)
         if back.keys() != weights.keys() or not all(torch.equal(back[name], weights[name]) for name in weights):
-            raise ValueError(f'{folder}: the file does not hold what was written to it')
+            raise UserError(f'{folder}: the file does not hold what was written to it')
         write_card(os.path.join(partial, 'README.md'), os.path.basename(os.path.abspath(folder)), card, 'mmconvnextv2',
                    source.facts, "init_cfg = dict(type='ConvNeXtV2Pretrained', checkpoint="
                    f'{os.path.join(folder, "model.safetensors")!r})  # of the backbone', bool(source.classifier))
@@ -276,8 +277,8 @@ def export_safetensors(source: Source, folder: str, card: Card) -> str:
 
 def _need_grn(source: Source) -> None:
     if not any(name.endswith('.grn.gamma') for name in source.weights):
-        raise ValueError('these weights have no GRN, and the ConvNeXt V2 of timm and transformers has: '
-                         'tools/convert_checkpoint.py writes them without a library around')
+        raise UserError('these weights have no GRN, and the ConvNeXt V2 of timm and transformers has: '
+                        'tools/convert_checkpoint.py writes them without a library around')
 
 
 def _pictures(source: Source) -> Tensor:
@@ -293,9 +294,9 @@ def new_folder(folder: str) -> Iterator[str]:
     """
     home, name = os.path.split(os.path.abspath(folder))
     if os.path.lexists(folder):
-        raise ValueError(f'{folder} exists: choose another name, or remove it')
+        raise UserError(f'{folder} exists: choose another name, or remove it')
     if not os.path.isdir(home):
-        raise ValueError(f'the folder of {folder} does not exist: make it, or choose another')
+        raise UserError(f'the folder of {folder} does not exist: make it, or choose another')
     with tempfile.TemporaryDirectory(dir=home, prefix='.export-') as work:
         partial = os.path.join(work, name)
         os.mkdir(partial)

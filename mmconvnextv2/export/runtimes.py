@@ -14,6 +14,7 @@ from typing import Callable, Iterator, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .graphs import SMALLEST, Exported, PixelGraph
 
 TRACED = (2, 96, 128)  # batch, height and width of the example; all different, so that none is taken for another
@@ -26,7 +27,7 @@ def need(*packages: str) -> None:
     """Raise ``ValueError`` that says how to get packages that are absent."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ValueError(f'{", ".join(missing)} not installed: pip install "mmconvnextv2[export]"')
+        raise UserError(f'{", ".join(missing)} not installed: pip install "mmconvnextv2[export]"')
 
 
 def export_onnx(exported: Exported, target: str, size: Tuple[int, int]) -> List[str]:
@@ -81,9 +82,9 @@ def compare(exported: Exported, run: Runner, size: Tuple[int, int]) -> Iterator[
         differences = [float((found - wanted).abs().max() / wanted.abs().max()) for wanted, found in pairs]
         worst = max(differences, key=lambda one: (one != one, one))  # NaN counts as the largest
         if not worst <= limit:
-            raise ValueError(f'outputs for {batch}x{height}x{width} pixels differ from PyTorch\'s by {worst:.1e} of '
-                             f'the largest value, allowed are {limit:.0e}: nothing was written'
-                             + ('; try without --half' if exported.graph.dtype == torch.float16 else ''))
+            raise UserError(f'outputs for {batch}x{height}x{width} pixels differ from PyTorch\'s by {worst:.1e} of '
+                            f'the largest value, allowed are {limit:.0e}: nothing was written'
+                            + ('; try without --half' if exported.graph.dtype == torch.float16 else ''))
         yield f'{batch} x {height} x {width} pixels: differs from PyTorch by {worst:.1e} of the largest value'
 
 
@@ -103,7 +104,7 @@ def _traced(export: Callable[[Tensor], object], graph: PixelGraph) -> object:
         return export(torch.rand(batch, graph.backbone.in_channels, height, width) * 255)
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.Unsupported) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise ValueError(f'torch {torch.__version__} cannot export this model: {reason}') from error
+        raise UserError(f'torch {torch.__version__} cannot export this model: {reason}') from error
 
 
 def _onnx_runner(path: str) -> Runner:

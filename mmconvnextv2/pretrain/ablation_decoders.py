@@ -11,6 +11,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbone import ConvNeXtV2Block
+from ..errors import UserError
 from ..execution import CELL, get_execution
 from ..execution.base import Grid, map_to_sites, sites_to_map
 from ..layers import LayerNorm
@@ -56,7 +57,7 @@ class FCMAEUNetDecoder(BaseModule):
                  skips: bool = False, response_norm: Optional[dict] = dict(type='GRN')) -> None:
         super().__init__(init_cfg=INIT_CFG)
         if channels % 2**(LEVELS - 1) or channels <= 0:
-            raise ValueError(f'channels={channels} of FCMAEUNetDecoder: they halve three times; give a multiple of 8')
+            raise UserError(f'channels={channels} of FCMAEUNetDecoder: they halve three times; give a multiple of 8')
         self.skips = skips
         widths = [channels >> level for level in range(LEVELS)]
         sources = list(in_channels)[::-1] if skips else [in_channels]
@@ -144,8 +145,8 @@ class FCMAETransformerDecoder(BaseModule):
     def __init__(self, in_channels: int, channels: int = 512, depth: int = 8, num_heads: int = 16) -> None:
         super().__init__(init_cfg=INIT_CFG)
         if channels % 4 or channels % num_heads:
-            raise ValueError(f'channels={channels} of FCMAETransformerDecoder: give a multiple of 4 and of '
-                             f'num_heads={num_heads}')
+            raise UserError(f'channels={channels} of FCMAETransformerDecoder: give a multiple of 4 and of '
+                            f'num_heads={num_heads}')
         self.out_channels = channels
         self.proj = nn.Conv2d(in_channels, channels, 1)
         self.mask_token = nn.Parameter(torch.zeros(channels))

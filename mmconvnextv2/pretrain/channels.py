@@ -15,6 +15,8 @@ from mmengine.model import BaseDataPreprocessor
 from mmpretrain.registry import MODELS, TRANSFORMS
 from PIL import Image
 
+from ..errors import FileError, UserError
+
 TIFF = (b'II*\0', b'MM\0*')  # how such files begin
 
 
@@ -51,7 +53,7 @@ class LoadPicture(BaseTransform):
 
     def __init__(self, channels: int) -> None:
         if channels < 1:
-            raise ValueError(f'channels={channels} of LoadPicture: expected 1 or more')
+            raise UserError(f'channels={channels} of LoadPicture: expected 1 or more')
         self.channels = channels
 
     def transform(self, results: dict) -> dict:
@@ -66,14 +68,14 @@ class LoadPicture(BaseTransform):
         pixels = read_array(content, path) if path.lower().endswith('.npy') else read_picture(content, path)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or pixels.shape[2] != self.channels:
-            raise ValueError(
+            raise UserError(
                 f'{path} has shape {pixels.shape} (height, width, channels), but LoadPicture has channels='
                 f'{self.channels}: set it, model.backbone.in_channels and the lengths of '
                 'model.data_preprocessor.mean and std to what the pictures have, or take this file out')
         scale = 257 if pixels.dtype == np.uint16 else 1
         results['img'] = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(scale)
         if not np.isfinite(results['img']).all():
-            raise OSError(f'{path} holds values that are not finite in float32')
+            raise FileError(f'{path} holds values that are not finite in float32')
         results['img_shape'] = results['ori_shape'] = pixels.shape[:2]
         return results
 
@@ -90,9 +92,9 @@ def read_picture(content: bytes, path: str) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        raise OSError(f'{path} cannot be decoded: {error}') from error
+        raise FileError(f'{path} cannot be decoded: {error}') from error
     if pixels is None:
-        raise OSError(f'{path} cannot be decoded; more than four channels are read from .npy files')
+        raise FileError(f'{path} cannot be decoded; more than four channels are read from .npy files')
     if content[:4] in TIFF and pixels.shape[2:] == (4, ) and pixels.dtype == np.uint8:
         return np.asarray(Image.open(io.BytesIO(content)))  # OpenCV multiplies colours of such files by alpha
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA) if pixels.ndim == 3 and pixels.shape[2] == 4 else pixels
@@ -107,9 +109,9 @@ def read_array(content: bytes, path: str) -> np.ndarray:
     try:
         pixels = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise OSError(f'{path} is no array of numbers: {error}') from error
+        raise FileError(f'{path} is no array of numbers: {error}') from error
     if pixels.dtype.kind not in 'biuf':
-        raise OSError(f'{path} is an array of {pixels.dtype}: expected real numbers')
+        raise FileError(f'{path} is an array of {pixels.dtype}: expected real numbers')
     return pixels[..., ::-1] if pixels.ndim == 3 and pixels.shape[2] == 3 else pixels
 
 
@@ -132,8 +134,8 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
                  to_rgb: bool = False, non_blocking: bool = False) -> None:
         super().__init__(non_blocking)
         if (mean is None) != (std is None) or (mean is not None and (len(mean) != len(std) or min(std) <= 0)):
-            raise ValueError(f'mean={mean} and std={std} of the data_preprocessor: expected as many of one as of the '
-                             'other, and positive deviations')
+            raise UserError(f'mean={mean} and std={std} of the data_preprocessor: expected as many of one as of the '
+                            'other, and positive deviations')
         self.to_rgb = to_rgb
         self.normalises = mean is not None
         if self.normalises:
@@ -149,9 +151,9 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         data = self.cast_data(data)
         images = data['inputs']
         if self.normalises and self.mean.numel() not in (1, images.shape[1]):
-            raise ValueError(f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the pictures '
-                             f'have {images.shape[1]} channels: give as many, or load pictures with as many '
-                             "(dict(type='LoadPicture', channels=...))")
+            raise UserError(f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the pictures '
+                            f'have {images.shape[1]} channels: give as many, or load pictures with as many '
+                            "(dict(type='LoadPicture', channels=...))")
         images = images.flip(1) if self.to_rgb and images.shape[1] == 3 else images
         images = images.float()
         return {**data, 'inputs': (images - self.mean) / self.std if self.normalises else images}

@@ -17,6 +17,7 @@ from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from torch.utils.data import Sampler
 
+from ..errors import RunError, UserError
 from ..pictures import EXTENSIONS
 
 
@@ -65,7 +66,7 @@ class UnlabelledImages(CustomDataset):
     def __init__(self, data_root: str, pipeline: tuple = (), max_corrupt_share: float = 0.01,
                  extensions: Sequence[str] = EXTENSIONS, **kwargs) -> None:
         if not 0 <= max_corrupt_share < 1:
-            raise ValueError(f'max_corrupt_share={max_corrupt_share}: expected a share in [0, 1)')
+            raise UserError(f'max_corrupt_share={max_corrupt_share}: expected a share in [0, 1)')
         self.max_corrupt_share = max_corrupt_share
         super().__init__(data_root=data_root, pipeline=pipeline, with_label=False, extensions=extensions, **kwargs)
 
@@ -84,7 +85,7 @@ class UnlabelledImages(CustomDataset):
                     return self.prepare_data(index)
                 except (OSError, AssertionError, SyntaxError, cv2.error) as error:
                     self._note_corrupt(index, error)
-        raise RuntimeError(f'none of the {len(self)} pictures below {self.data_root!r} can be read')
+        raise RunError(f'none of the {len(self)} pictures below {self.data_root!r} can be read')
 
     def _note_corrupt(self, index: int, error: Exception) -> None:
         """Log an unreadable file, and stop the run when there are too many."""
@@ -95,8 +96,8 @@ class UnlabelledImages(CustomDataset):
         count = int(self._corrupt.sum())
         if count > max(1, self.max_corrupt_share * len(self)):
             names = [self.get_data_info(int(one))['img_path'] for one in self._corrupt.nonzero()[:10, 0]]
-            raise RuntimeError(f'{count} of {len(self)} pictures are unreadable, more than max_corrupt_share='
-                               f'{self.max_corrupt_share} allows: {", ".join(names)}')
+            raise RunError(f'{count} of {len(self)} pictures are unreadable, more than max_corrupt_share='
+                           f'{self.max_corrupt_share} allows: {", ".join(names)}')
 
 
 @DATA_SAMPLERS.register_module()

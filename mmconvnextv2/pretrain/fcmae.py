@@ -10,6 +10,7 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..execution import CELL, get_execution
 from ..execution.base import Grid
 from ..execution.cells import scatter
@@ -101,8 +102,8 @@ def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
     """
     skips = config.get('skips', False)
     if skips and backbone.out_indices != (0, 1, 2, 3):
-        raise ValueError(f'the decoder has skips=True but the backbone returns stages {backbone.out_indices}: set '
-                         'model.backbone.out_indices=(0, 1, 2, 3)')
+        raise UserError(f'the decoder has skips=True but the backbone returns stages {backbone.out_indices}: set '
+                        'model.backbone.out_indices=(0, 1, 2, 3)')
     return MODELS.build({'in_channels': backbone.channels if skips else backbone.channels[-1], **config})
 
 
@@ -110,17 +111,17 @@ def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
     """Raise ``ValueError`` for a mean of another length than the backbone's input."""
     mean = getattr(preprocessor, 'mean', None)
     if mean is not None and mean.numel() not in (1, in_channels):
-        raise ValueError(f'model.data_preprocessor has {mean.numel()} values in mean and std, but model.backbone has '
-                         f'in_channels={in_channels}: give one value, or one a channel')
+        raise UserError(f'model.data_preprocessor has {mean.numel()} values in mean and std, but model.backbone has '
+                        f'in_channels={in_channels}: give one value, or one a channel')
 
 
 def _check_channels(images: Tensor, in_channels: int) -> None:
     """Raise ``ValueError`` for pictures (B, C, H, W) of another number of channels than the backbone's."""
     if images.ndim == 4 and images.shape[1] != in_channels:
-        raise ValueError(f'the pictures have {images.shape[1]} channels, but model.backbone has in_channels='
-                         f'{in_channels}: set it to what the pictures have, or load them with '
-                         f"dict(type='LoadPicture', channels={in_channels}), or color_type='grayscale' of "
-                         'LoadImageFromFile for one channel')
+        raise UserError(f'the pictures have {images.shape[1]} channels, but model.backbone has in_channels='
+                        f'{in_channels}: set it to what the pictures have, or load them with '
+                        f"dict(type='LoadPicture', channels={in_channels}), or color_type='grayscale' of "
+                        'LoadImageFromFile for one channel')
 
 
 def _hidden(visible_cells: Tensor, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
+from ..errors import UserError
 from ..execution import CELL
 
 
@@ -24,7 +25,7 @@ def num_visible(num_cells: int, mask_ratio: float) -> int:
     visible = math.floor(num_cells * (1 - mask_ratio) + 1e-9)
     if not 0 < visible < num_cells:
         state = 'every cell' if visible <= 0 else 'no cell'
-        raise ValueError(f'mask_ratio={mask_ratio} hides {state} of {num_cells}: {_workable_ratios(num_cells)}')
+        raise UserError(f'mask_ratio={mask_ratio} hides {state} of {num_cells}: {_workable_ratios(num_cells)}')
     return visible
 
 
@@ -58,7 +59,7 @@ class DrawVisibleCells(BaseTransform):
 
     def __init__(self, mask_ratio: float = 0.6) -> None:
         if not 0 < mask_ratio < 1:
-            raise ValueError(f'mask_ratio={mask_ratio}: expected a share of hidden cells in (0, 1)')
+            raise UserError(f'mask_ratio={mask_ratio}: expected a share of hidden cells in (0, 1)')
         self.mask_ratio = mask_ratio
 
     def transform(self, results: dict) -> dict:
@@ -69,13 +70,13 @@ class DrawVisibleCells(BaseTransform):
         """
         height, width = results['img'].shape[:2]
         if height % CELL or width % CELL:
-            raise ValueError(f'the pipeline gives pictures of {height}x{width} pixels: FCMAE needs multiples of '
-                             f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'")
+            raise UserError(f'the pipeline gives pictures of {height}x{width} pixels: FCMAE needs multiples of '
+                            f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'")
         num_cells = (height // CELL) * (width // CELL)
         try:
             count = num_visible(num_cells, self.mask_ratio)
         except ValueError as error:
-            raise ValueError(f'pictures of {height}x{width} pixels: {error}') from None
+            raise UserError(f'pictures of {height}x{width} pixels: {error}') from None
         visible = np.random.permutation(num_cells)[:count]
         results['visible_cells'] = np.sort(visible).astype(np.int64)
         return results
@@ -92,8 +93,8 @@ def stack_visible_cells(data_samples: Sequence, device: torch.device) -> Tensor:
     """
     cells: List[np.ndarray] = [sample.metainfo.get('visible_cells') for sample in data_samples]
     if any(one is None for one in cells):
-        raise ValueError("a data sample has no 'visible_cells': put dict(type='DrawVisibleCells') in front of "
-                         "'PackInputs', and 'visible_cells' in its meta_keys")
+        raise UserError("a data sample has no 'visible_cells': put dict(type='DrawVisibleCells') in front of "
+                        "'PackInputs', and 'visible_cells' in its meta_keys")
     if len({len(one) for one in cells}) != 1:
-        raise ValueError(f'the pictures of a batch show {sorted({len(one) for one in cells})} cells: expected one')
+        raise UserError(f'the pictures of a batch show {sorted({len(one) for one in cells})} cells: expected one')
     return torch.from_numpy(np.stack(cells)).to(device, non_blocking=True)

@@ -21,6 +21,7 @@ from mmpretrain.datasets import CustomDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..errors import MissingFileError, UserError
 from ..pictures import EXTENSIONS
 from .data import seeded
 
@@ -57,11 +58,11 @@ def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 
         ValueError: If a part is empty, there are fewer than two classes, or the parts have different ones.
     """
     if not os.path.isdir(data_root):
-        raise FileNotFoundError(f'data_root={data_root!r} of ProbeHook does not exist')
+        raise MissingFileError(f'data_root={data_root!r} of ProbeHook does not exist')
     parts = [part for part in ('train', 'val') if os.path.isdir(os.path.join(data_root, part))]
     if len(parts) == 1:
-        raise ValueError(f'data_root={data_root!r} of ProbeHook has a folder {parts[0]!r} alone: give train and val, '
-                         'or one folder a class')
+        raise UserError(f'data_root={data_root!r} of ProbeHook has a folder {parts[0]!r} alone: give train and val, '
+                        'or one folder a class')
     if parts:
         sets = [_read(os.path.join(data_root, part), pipeline) for part in parts]
         labels = [_labels(one) for one in sets]
@@ -72,9 +73,9 @@ def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 
         labels = [_labels(whole)[index] for index in indices]
     classes = [_classes(one) for one in sets]
     if classes[0] != classes[1] or len(classes[0]) < 2 or not all(map(len, labels)):
-        raise ValueError(f'{data_root} has {len(labels[0])} pictures of the classes {classes[0]} to learn from and '
-                         f'{len(labels[1])} of {classes[1]} to test on: expected pictures of the same classes, two '
-                         'or more, in both')
+        raise UserError(f'{data_root} has {len(labels[0])} pictures of the classes {classes[0]} to learn from and '
+                        f'{len(labels[1])} of {classes[1]} to test on: expected pictures of the same classes, two '
+                        'or more, in both')
     return (sets[0], labels[0]), (sets[1], labels[1]), len(classes[0])
 
 
@@ -233,9 +234,9 @@ class ProbeHook(Hook):
         smallest = dict(interval=interval, k=k, batch_size=batch_size, temperature=temperature, penalty=penalty)
         for name, value in smallest.items():
             if value <= 0:
-                raise ValueError(f'{name}={value} of ProbeHook: expected more than 0')
+                raise UserError(f'{name}={value} of ProbeHook: expected more than 0')
         if not 0 < val_share < 1:
-            raise ValueError(f'val_share={val_share} of ProbeHook: expected a share in (0, 1)')
+            raise UserError(f'val_share={val_share} of ProbeHook: expected a share in (0, 1)')
         self.data_root = data_root
         self.interval = interval
         self.k = k
@@ -255,8 +256,8 @@ class ProbeHook(Hook):
         """
         self._train, self._test, self._num_classes = labelled_split(self.data_root, self.pipeline, self.val_share)
         if self.k > len(self._train[1]):
-            raise ValueError(f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} pictures to learn '
-                             'from; choose no more neighbours')
+            raise UserError(f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} pictures to learn '
+                            'from; choose no more neighbours')
 
     def after_train_epoch(self, runner) -> None:
         """Evaluate when the interval has passed, and after the last epoch."""

@@ -12,6 +12,7 @@ from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop
 
+from ..errors import UserError
 from .data import seeded
 
 
@@ -53,11 +54,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._sampler_has_seed = config.get('sampler', {}).get('seed') is not None
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         if not hasattr(self.dataloader.sampler, 'skip'):
-            raise ValueError(f'train_dataloader.sampler={type(self.dataloader.sampler).__name__} cannot skip pictures: '
-                             "use dict(type='DrawSampler'), or train_cfg.type='EpochBasedTrainLoop'")
+            raise UserError(f'train_dataloader.sampler={type(self.dataloader.sampler).__name__} cannot skip pictures: '
+                            "use dict(type='DrawSampler'), or train_cfg.type='EpochBasedTrainLoop'")
         if not len(self.dataloader):
-            raise ValueError(f'train_dataloader.batch_size={self.dataloader.batch_size} is more than the '
-                             f'{len(self.dataloader.sampler)} pictures of a process: choose a smaller one')
+            raise UserError(f'train_dataloader.batch_size={self.dataloader.batch_size} is more than the '
+                            f'{len(self.dataloader.sampler)} pictures of a process: choose a smaller one')
 
     def run(self) -> torch.nn.Module:
         """Train to the end, from wherever the runner has resumed."""
@@ -117,7 +118,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         batch = self.dataloader.batch_size * processes
         before = hub.runtime_info.get('pictures_per_iteration', batch) if self._iter else batch
         if before != batch:
-            raise ValueError(f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
-                             f'{batch} pictures an iteration, but the run to resume has {before}: set it to '
-                             f'{before / processes:g}, or start anew from its weights with load_from')
+            raise UserError(f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
+                            f'{batch} pictures an iteration, but the run to resume has {before}: set it to '
+                            f'{before / processes:g}, or start anew from its weights with load_from')
         hub.update_info('pictures_per_iteration', batch)

@@ -224,7 +224,7 @@ def test_mmengine_reads_through_the_allow_list(tmp_path):
     torch.save(dict(state_dict=Call(os.mkdir, str(trace))), bad)
     run = subprocess.run([sys.executable, '-c', MMENGINE, good, bad], capture_output=True, text=True)
     assert "['cfg'] 4.0" in run.stdout, run.stderr
-    assert run.returncode != 0 and "ValueError: " in run.stderr and 'posix.mkdir' in run.stderr
+    assert run.returncode != 0 and "UserError: " in run.stderr and 'posix.mkdir' in run.stderr
     assert not trace.exists()
 
 
