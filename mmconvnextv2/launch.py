@@ -19,9 +19,10 @@ from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader, IterableDataset
 
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
-from .data_checks import check_data, inner_datasets
+from .data_checks import check_data, inner_datasets, settle_data
 from .errors import UserError
 from .folder_lock import lock_folder
 from .mmcv_operators import serving_operators
@@ -90,6 +91,7 @@ def load_config(args: Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     name = os.path.splitext(os.path.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
+    settle_data(cfg)
     import_scope(cfg)
     return cfg
 
@@ -211,8 +213,17 @@ def train(args: Namespace) -> None:
     if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
         lock_folder(cfg.work_dir)
     runner = build_runner(cfg, whole=bool(cfg.get('resume')))
+    _check_length(runner.train_loop.dataloader)
     skip_initial_weights_on_resume(runner)
     runner.train()
+
+
+def _check_length(loader: DataLoader) -> None:
+    """Refuse an epoch without a whole batch, of which mmengine's schedules ask for a positive length."""
+    if not isinstance(loader.dataset, IterableDataset) and not len(loader):
+        raise UserError(f'train_dataloader: {len(loader.dataset)} pictures make no whole batch of {loader.batch_size} '
+                        'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
+                        'fewer')
 
 
 def apply_visualization(cfg: Config, args: Namespace) -> None:

@@ -54,6 +54,10 @@ train_pipeline = [
     dict(type='PackDetInputs')
 ]
 train_dataloader = dict(batch_size=2, dataset=dict(type='CheckedCocoDataset', pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CheckedCocoMetric')
+test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))
 auto_scale_lr = dict(base_batch_size=16)
 default_hooks = dict(

@@ -36,6 +36,10 @@ train_pipeline = [
     dict(type='PackDetInputs')
 ]
 train_dataloader = dict(batch_size=4, num_workers=4, dataset=dict(type='CheckedCocoDataset', pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CheckedCocoMetric')
+test_evaluator = val_evaluator
 default_hooks = dict(
     checkpoint=dict(type='VerifiedCheckpointHook'),
     preemption=dict(type='PreemptionHook'),

@@ -30,11 +30,13 @@ param_scheduler = [
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
-train_pipeline = [
-    _base_.train_pipeline[0], dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True),
-    *_base_.train_pipeline[2:]
-]
+labels = dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True)
+train_pipeline = [_base_.train_pipeline[0], labels, *_base_.train_pipeline[2:]]
+test_pipeline = [
+    labels if step['type'] == 'LoadAnnotations' else step for step in _base_.test_pipeline]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 # The paper's multi-scale test: five ratios of 2048x512, each with its mirror image.
 tta_ratios = [0.75, 0.875, 1.0, 1.125, 1.25]
 tta_pipeline = [
@@ -44,7 +46,7 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in tta_ratios],
             [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
+            [labels],
             [dict(type='PackSegInputs')],
         ])
 ]

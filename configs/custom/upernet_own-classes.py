@@ -3,7 +3,8 @@ _base_ = '../upernet/upernet_convnextv2-t_160k_ade20k-512x512.py'
 classes = ('road', 'building', 'tree')  # labels 0, 1, 2 in the PNGs; the only place where they are counted
 data_root = 'data/own'  # images/{train,val}/NAME.jpg and labels/{train,val}/NAME.png
 model = dict(decode_head=dict(num_classes=len(classes)), auxiliary_head=dict(num_classes=len(classes)))
-labels, pack = dict(type='LoadAnnotations'), dict(type='PackSegInputs')  # ADE20K's own shift labels by one
+labels = dict(type='LoadCheckedLabels', num_classes=len(classes))  # ADE20K's own shift labels by one
+pack = dict(type='PackSegInputs')
 train_pipeline = [_base_.train_pipeline[0], labels, *_base_.train_pipeline[2:]]
 test_pipeline = [*_base_.test_pipeline[:2], labels, pack]
 own = dict(type='BaseSegDataset', data_root=data_root, metainfo=dict(classes=classes), img_suffix='.jpg',

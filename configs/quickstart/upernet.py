@@ -11,11 +11,15 @@ model = dict(
     decode_head=dict(in_channels=_base_.sizes.atto.channels, channels=64, num_classes=num_classes),
     auxiliary_head=dict(in_channels=_base_.sizes.atto.channels[2], channels=64, num_classes=num_classes),
     test_cfg=dict(_delete_=True, mode='whole'))
-train_pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True),
-    dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
-test_pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True), dict(type='PackSegInputs')]
+labels = dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True)
+train_pipeline = [dict(type='LoadImageFromFile'), labels, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
+test_pipeline = [dict(type='LoadImageFromFile'), labels, dict(type='PackSegInputs')]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='TestTimeAug', transforms=[
+        [dict(type='Resize', scale_factor=ratio, keep_ratio=True) for ratio in (0.75, 1.0, 1.25)],
+        [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0., 1.)],
+        [labels], [dict(type='PackSegInputs')]])]
 dataset = dict(type='BaseSegDataset', data_root=data_root, metainfo=metainfo, reduce_zero_label=True,
                img_suffix='.png', seg_map_suffix='.png', _delete_=True)
 train_dataloader = dict(

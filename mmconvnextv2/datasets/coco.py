@@ -1,15 +1,19 @@
-"""COCO's annotation files as people really have them, for MMDetection.
+"""COCO's annotation files as people really have them, for MMDetection: one reader for datasets and metric.
 
-mmdet's ``CocoDataset`` shows a bare KeyError for a missing field and stops in the middle of training at an instance
-without a mask; here the first says what is missing where, and the second is left out before training.
+mmdet's ``CocoDataset`` and ``CocoMetric`` number classes in the order of the file's categories, whatever the config
+calls them, show a bare KeyError for a missing field, and stop in the middle of training or at the first evaluation at
+an object without a mask. Here classes go by name, the file is checked once as it is read, and what cannot be learnt is
+left out before training.
 """
 import json
 from collections import Counter
-from typing import List, Optional
+from typing import Any, Dict, List, Optional, Sequence
 
 from mmdet.datasets import CocoDataset
-from mmdet.registry import DATASETS
-from mmengine.fileio import get_text
+from mmdet.datasets.api_wrappers import COCO
+from mmdet.evaluation import CocoMetric
+from mmdet.registry import DATASETS, METRICS
+from mmengine.fileio import get, get_local_path
 from mmengine.logging import print_log
 
 from ..errors import UserError
@@ -20,22 +24,108 @@ FIELDS = dict(
     annotations=dict(id=int, image_id=int, category_id=int, bbox=list, area=(int, float)))
 
 
+def decode_json(content: bytes, source: str) -> Any:
+    """Return the value of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark, or in cp1252.
+
+    Raises:
+        ValueError: If it is no JSON.
+    """
+    try:
+        try:
+            return json.loads(content)
+        except UnicodeDecodeError:
+            print_log(f'{source} is not UTF-8: it is read as cp1252, of Windows', 'current')
+            return json.loads(content.decode('cp1252'))
+    except ValueError as error:
+        raise UserError(f'{source}: no JSON ({error}): the file may be cut short') from error
+
+
+def read_annotations(path: str, backend_args: Optional[dict] = None) -> Dict[str, Any]:
+    """Read a COCO file; objects without ``iscrowd`` are none, and ids of objects begin with 1, as evaluation needs.
+
+    Args:
+        path (str): A local path, or one of mmengine's file backends.
+        backend_args (dict, optional): See mmengine's ``fileio``. Defaults to None.
+
+    Raises:
+        ValueError: If the file is no COCO JSON, lacks a field, or two pictures or two objects have one id.
+    """
+    content = decode_json(get(path, backend_args=backend_args), path)
+    try:
+        objects, pictures = content.setdefault('annotations', []), content['images']
+        ids = [one['id'] for one in objects]
+        sound = len(set(ids)) == len(ids) and len({one['id'] for one in pictures}) == len(pictures)
+        for one in objects:
+            one.setdefault('iscrowd', 0)
+            sound = sound and len(one['bbox']) == 4
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f'{path}: {find_problem(content) or "unknown layout"}')
+    if min(ids, default=1) < 1:  # pycocotools takes a match with object 0 for none
+        for number, one in enumerate(objects, 1):
+            one['id'] = number
+    return content
+
+
+class CheckedCOCO(COCO):
+    """pycocotools' index of a file that :func:`read_annotations` has read; categories are found by name.
+
+    Args:
+        annotation_file (str, optional): Path. Defaults to None, an empty index.
+    """
+
+    def __init__(self, annotation_file: Optional[str] = None) -> None:
+        super().__init__()
+        if annotation_file is not None:
+            self.dataset = read_annotations(annotation_file)
+            self.createIndex()
+            self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
+
+    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (),
+                    cat_ids: Sequence[int] = ()) -> List[int]:
+        """Return category ids in the order of the names; a name that the file lacks becomes a category without objects.
+
+        Of several categories of one name, such as the root that Roboflow puts in front, the one with objects is taken.
+
+        Raises:
+            ValueError: If two categories of one name have objects.
+        """
+        if not cat_names or sup_names or cat_ids:
+            return super().get_cat_ids(cat_names, sup_names, cat_ids)
+        used = {one['category_id'] for one in self.dataset['annotations']}
+        return [self._find(name, used) for name in ([cat_names] if isinstance(cat_names, str) else cat_names)]
+
+    def _find(self, name: str, used: set) -> int:
+        ids = [one['id'] for one in self.dataset['categories'] if one['name'] == name]
+        if len(ids) > 1:
+            ids = [one for one in ids if one in used] or ids[-1:]
+        if len(ids) > 1:
+            raise UserError(f'the categories {ids} are all named {name!r} and have objects: give them different names')
+        if not ids:
+            ids = [max(self.cats, default=0) + 1]
+            self.cats[ids[0]] = dict(id=ids[0], name=name)
+            self.dataset['categories'].append(self.cats[ids[0]])
+        return ids[0]
+
+
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset`` with an answer to every odd annotation.
+    """mmdet's ``CocoDataset`` with an answer to every odd annotation, for training, validation and test.
 
-    Left out and counted in the log: boxes wholly outside their picture or thinner than a pixel, areas of zero, other
-    classes, and with ``needs_masks`` instances without polygons or RLE. Annotations of no picture of the file are
-    passed over. Crowds are ignored in training and evaluation. Category ids may have gaps. Pictures without annotations
-    are left out by ``filter_cfg``.
+    Classes go by name: ``metainfo.classes`` may be in any order. Left out and counted in the log: boxes wholly outside
+    their picture or thinner than a pixel, areas of zero, other classes, and with ``needs_masks`` instances without
+    polygons or RLE. Annotations of no picture of the file are passed over. Crowds are ignored in training and
+    evaluation. Category ids may have gaps. Pictures without annotations are left out by ``filter_cfg``.
 
     Args:
         needs_masks (bool): Whether the model learns masks. Defaults to True.
         kwargs: See mmdet's ``CocoDataset``.
 
     Raises:
-        ValueError: If the file is no COCO JSON, lacks a field, or leaves no picture to train on.
+        ValueError: If the file is no COCO JSON, lacks a field, or leaves nothing to train on.
     """
+    COCOAPI = CheckedCOCO
 
     def __init__(self, *args, needs_masks: bool = True, **kwargs) -> None:
         self.needs_masks = needs_masks
@@ -46,9 +136,14 @@ class CheckedCocoDataset(CocoDataset):
         self._num_annotations = 0
         try:
             pictures = super().load_data_list()
+        except UserError as error:
+            raise UserError(f'{self.ann_file}: {error}'.replace(f'{self.ann_file}: {self.ann_file}:',
+                                                                f'{self.ann_file}:')) from error
         except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
-            problem = find_problem(get_text(self.ann_file, backend_args=self.backend_args))
-            raise UserError(f'{self.ann_file}: {problem or error}') from error
+            problem = find_problem(decode_json(get(self.ann_file, backend_args=self.backend_args), self.ann_file))
+            if problem is None:
+                raise
+            raise UserError(f'{self.ann_file}: {problem}') from error
         kept = sum(len(picture['instances']) for picture in pictures)
         if kept < self._num_annotations:
             print_log(f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
@@ -59,7 +154,7 @@ class CheckedCocoDataset(CocoDataset):
         """Leave out what cannot be learnt."""
         self._num_annotations += len(raw_data_info['raw_ann_info'])
         picture = super().parse_data_info(raw_data_info)
-        if self.needs_masks and not self.test_mode:
+        if self.needs_masks:
             picture['instances'] = [one for one in picture['instances'] if one.get('mask')]
         return picture
 
@@ -67,27 +162,84 @@ class CheckedCocoDataset(CocoDataset):
         """Filter as mmdet does.
 
         Raises:
-            ValueError: If nothing is left.
+            ValueError: If nothing is left, or crowds alone.
         """
         pictures = super().filter_data()
         if not pictures:
             raise UserError(f'{self.ann_file}: none of its {len(self.data_list)} pictures has an annotation of the '
                             f"classes {self.metainfo['classes']}: nothing to train on")
+        instances = [one for picture in pictures for one in picture['instances']]
+        if not self.test_mode and instances and all(one['ignore_flag'] for one in instances):
+            raise UserError(f'{self.ann_file}: {ALL_CROWDS}'.format(len(instances)))
         return pictures
 
 
-def find_problem(text: str) -> Optional[str]:
-    """Return what is wrong with the text of a COCO file, None when every field is there."""
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        return f'no JSON ({error}): the file may be cut short'
+ALL_CROWDS = ('all {} objects have iscrowd=1, as CVAT exports masks, and a crowd is neither learnt nor evaluated: set '
+              'iscrowd to 0 in the file')
+
+
+@METRICS.register_module()
+class CheckedCocoMetric(CocoMetric):
+    """mmdet's ``CocoMetric`` on files as :class:`CheckedCocoDataset` reads them, classes by name.
+
+    An object without a mask counts in mask AP with its box as mask; the log says how many do.
+
+    Args:
+        ann_file (str, optional): As in ``CocoMetric``.
+        backend_args (dict, optional): As in ``CocoMetric``.
+        kwargs: See mmdet's ``CocoMetric``.
+
+    Raises:
+        ValueError: If the file is unsound, all its objects are crowds, or a picture of the data is not in it.
+    """
+
+    def __init__(self, ann_file: Optional[str] = None, *args, backend_args: Optional[dict] = None, **kwargs) -> None:
+        super().__init__(None, *args, backend_args=backend_args, **kwargs)
+        self.ann_file = ann_file
+        if ann_file is None:
+            return
+        with get_local_path(ann_file, backend_args=backend_args) as path:
+            self._coco_api = CheckedCOCO(path)
+        objects = self._coco_api.dataset['annotations']
+        if objects and all(one['iscrowd'] for one in objects):
+            raise UserError(f'{ann_file}: {ALL_CROWDS}'.format(len(objects)))
+        if 'segm' in self.metrics:
+            self._give_masks(objects)
+
+    def _give_masks(self, objects: List[dict]) -> None:
+        without = [one for one in objects if not one.get('segmentation')]
+        for one in without:
+            left, top, width, height = one['bbox']
+            right, bottom = left + width, top + height
+            one['segmentation'] = [[left, top, right, top, right, bottom, left, bottom]]
+        if without:
+            print_log(f'{self.ann_file}: {len(without)} of {len(objects)} objects have no mask; mask AP takes their '
+                      'boxes', 'current')
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Collect a batch.
+
+        Raises:
+            ValueError: If a picture is not in the annotation file.
+        """
+        if self.ann_file is not None:
+            unknown = [one['img_id'] for one in data_samples if one['img_id'] not in self._coco_api.imgs]
+            if unknown:
+                raise UserError(f'val_evaluator.ann_file or test_evaluator.ann_file={self.ann_file!r} has no picture '
+                                f'with id {unknown[0]}: set it to the annotation file of the data that is evaluated')
+        super().process(data_batch, data_samples)
+
+
+def find_problem(content: Any) -> Optional[str]:
+    """Return what is wrong with the content of a COCO file, None when every field is there."""
     if not isinstance(content, dict):
         return f'expected COCO\'s object of {list(FIELDS)}, found a {type(content).__name__}'
     for part, fields in FIELDS.items():
         if not isinstance(content.get(part), list):
             return f'there is no list {part!r}'
         for place, item in enumerate(content[part]):
+            if not isinstance(item, dict):
+                return f'{part}[{place}] is a {type(item).__name__}, expected an object'
             lacking = [name for name in fields if name not in item]
             wrong = [name for name, kind in fields.items() if name in item and not isinstance(item[name], kind)]
             if lacking or wrong:
@@ -95,5 +247,11 @@ def find_problem(text: str) -> Optional[str]:
                         + (f'lacks {lacking}' if lacking else f'has {wrong[0]}={item[wrong[0]]!r}'))
             if part == 'annotations' and len(item['bbox']) != 4:
                 return f'{part}[{place}] (id {item["id"]}) has bbox={item["bbox"]}, expected [x, y, width, height]'
-    ids = Counter(item['id'] for item in content['annotations'])
-    return next((f'{count} annotations have id {one}' for one, count in ids.items() if count > 1), None)
+    for part in ('images', 'annotations'):
+        count_of = Counter(item['id'] for item in content[part])
+        twice = {one: count for one, count in count_of.items() if count > 1}
+        if twice:
+            one = next(iter(twice))
+            return (f'{twice[one]} {part} have id {one}, and {len(twice)} ids in all occur more than once: number them '
+                    'anew, as after joining two files')
+    return None

@@ -16,7 +16,7 @@ IGNORED = 255
 
 @TRANSFORMS.register_module()
 class LoadCheckedLabels(LoadAnnotations):
-    """mmseg's ``LoadAnnotations``, which refuses labels that mean nothing.
+    """mmseg's ``LoadAnnotations``, which refuses labels that mean nothing; for training, validation and test.
 
     Args:
         num_classes (int): Of the model; labels are below it, after ``reduce_zero_label``, or 255 for ignored.
@@ -31,17 +31,26 @@ class LoadCheckedLabels(LoadAnnotations):
         super().__init__(**kwargs)
         self.num_classes = num_classes
 
+    def transform(self, results: dict) -> dict:
+        """Read the labels of a picture; nothing where it has none, as when inferencers predict for it."""
+        return super().transform(results) if 'seg_map_path' in results else results
+
     def _load_seg_map(self, results: dict) -> None:
         path = results['seg_map_path']
         labels = mmcv.imfrombytes(
             fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend)
+        if labels is None:
+            raise UserError(f'{path} cannot be read as a picture: replace it, or take it out of the data')
         labels = labels.squeeze()
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f'{path} holds numbers of type {labels.dtype}: expected integers, a class index a pixel')
         if labels.ndim != 2:
             raise UserError(f'{path} has shape {labels.shape}: expected one channel, a class index a pixel; '
                             'colours of a palette are no labels')
-        if labels.shape != tuple(results['img_shape'][:2]):
+        size = tuple(results.get('ori_shape', results.get('img_shape'))[:2])  # before any resizing
+        if labels.shape != size:
             raise UserError(f"{path} has {labels.shape} rows and columns, its picture {results['img_path']} has "
-                            f"{tuple(results['img_shape'][:2])}: labels and picture must have one size")
+                            f'{size}: labels and picture must have one size')
         reduces = results['reduce_zero_label'] if self.reduce_zero_label is None else self.reduce_zero_label
         mapped = results.get('label_map') or {}
         if not mapped:

@@ -6,13 +6,14 @@ import mmdet.utils
 import mmseg.utils
 import numpy as np
 import pytest
+import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from mmconvnextv2.command import run_tool
-from mmconvnextv2.datasets.coco import CheckedCocoDataset
+from mmconvnextv2.datasets.coco import CheckedCocoDataset, CheckedCocoMetric
 from mmconvnextv2.datasets.labels import LoadCheckedLabels
 
 mmdet.utils.register_all_modules(init_default_scope=False)
@@ -66,9 +67,13 @@ def test_odd_instances(tmp_path, changes, num_used, num_ignored):
 
 
 def test_pictures_without_annotations(tmp_path):
-    """A picture without annotations is left out, one with crowds alone stays; a file that leaves none is refused."""
-    dataset = load(tmp_path, content(annotation(1, iscrowd=1)))
-    assert len(dataset) == 1 and len(dataset[0]['data_samples'].ignored_instances) == 1
+    """A picture without annotations is left out, one with crowds alone stays; a file that leaves none, or nothing but
+    crowds, is refused."""
+    assert len(load(tmp_path, content(annotation(1)))) == 1
+    dataset = load(tmp_path, content(annotation(1, iscrowd=1), annotation(2, image_id=2)))
+    assert len(dataset) == 2 and len(dataset[0]['data_samples'].ignored_instances) == 1
+    with pytest.raises(ValueError, match='a.json: all 2 objects have iscrowd=1'):
+        load(tmp_path, content(annotation(1, iscrowd=1), annotation(2, iscrowd=1)))
     with pytest.raises(ValueError, match=r"a.json: none of its 2 pictures has an .* classes \('cat', 'dog'"):
         load(tmp_path, content())
     assert len(load(tmp_path, content(), test_mode=True)) == 2
@@ -101,6 +106,78 @@ def test_files_that_are_no_coco_are_refused(tmp_path, text, said):
     """A cut file, another kind of JSON and ids that occur twice are refused with the file's name."""
     with pytest.raises(ValueError, match=f'a.json: .*{said}'):
         load(tmp_path, text)
+
+
+def evaluate(folder, whole, classes, found, metric=('bbox', 'segm')):
+    """Evaluate what a detector finds, (class name, picture, box), on a file."""
+    (folder / 'val.json').write_bytes(whole if isinstance(whole, bytes) else json.dumps(whole).encode())
+    evaluator = CheckedCocoMetric(str(folder / 'val.json'), metric=list(metric))
+    evaluator.dataset_meta = dict(classes=classes)
+    for image in (1, 2):
+        here = [(name, box) for name, picture, box in found if picture == image]
+        masks = torch.zeros(len(here), 32, 48, dtype=torch.bool)
+        for mask, (_, box) in zip(masks, here):
+            mask[int(box[1]):int(box[3]), int(box[0]):int(box[2])] = True
+        evaluator.process({}, [dict(img_id=image, ori_shape=(32, 48), pred_instances=dict(
+            bboxes=torch.tensor([box for _, box in here]).reshape(-1, 4), scores=torch.ones(len(here)), masks=masks,
+            labels=torch.tensor([classes.index(name) for name, _ in here], dtype=torch.long)))])
+    metrics = evaluator.evaluate(2)
+    return metrics['coco/bbox_mAP'], metrics['coco/segm_mAP']
+
+
+BOX, SMALL = [4., 4., 20., 20.], [30., 10., 40., 20.]
+OTHER = dict(bbox=[30, 10, 10, 10], area=100, category_id=90, segmentation=[[30., 10., 40., 10., 40., 20., 30., 20.]])
+FOUND = [('cat', 1, BOX), ('dog', 2, SMALL)]
+
+
+@pytest.mark.parametrize('classes', [('cat', 'dog'), ('dog', 'cat'), ('bird', 'dog', 'cat')])
+@pytest.mark.parametrize('order', [1, -1])
+@pytest.mark.parametrize('change', ['plain', 'root', 'from 0', 'no iscrowd', 'cp1252', 'utf-8-sig', 'utf-16'])
+def test_classes_go_by_name(tmp_path, classes, order, change):
+    """Whatever the order of names in the config and of categories in the file, with a root category of a class's name,
+    object ids from 0, without iscrowd, and in other encodings, labels stand for their names in the data and a perfect
+    detector has AP 1; one that takes cats for dogs has 0."""
+    whole = content(annotation(1), annotation(2, image_id=2, **OTHER))
+    whole['categories'] = whole['categories'][::order]
+    if change == 'root':
+        whole['categories'].insert(0, dict(id=0, name='dog', supercategory='none'))
+    for number, one in enumerate(whole['annotations']):
+        one['id'] = number if change == 'from 0' else number + 1
+        if change == 'no iscrowd':
+            del one['iscrowd']
+    text = json.dumps({**whole, 'info': 'M\u00fcller'}, ensure_ascii=False)
+    whole = text.encode(change) if change in ('cp1252', 'utf-8-sig', 'utf-16') else text.encode()
+    (tmp_path / 'a.json').write_bytes(whole)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = CheckedCocoDataset(ann_file=str(tmp_path / 'a.json'), metainfo=dict(classes=classes), pipeline=[],
+                                     data_prefix=dict(img=''))
+    labels = [instance['bbox_label'] for index in (0, 1) for instance in dataset.get_data_info(index)['instances']]
+    assert [classes[label] for label in labels] == ['cat', 'dog']
+    assert evaluate(tmp_path, whole, classes, FOUND) == (1, 1)
+    assert evaluate(tmp_path, whole, classes, [('dog', 1, BOX), ('cat', 2, SMALL)]) == (0, 0)
+
+
+@pytest.mark.parametrize('segmentation', [[], None, 'missing'])
+def test_objects_without_masks_are_evaluated(tmp_path, segmentation):
+    """An object without a mask in the validation file is no KeyError: its box counts for both metrics, and it is left
+    out of what the data set loads."""
+    whole = content(annotation(1), annotation(2, image_id=2, **{**OTHER, 'segmentation': segmentation}))
+    assert evaluate(tmp_path, whole, ('cat', 'dog'), FOUND) == (1, 1)
+    assert len(load(tmp_path, whole, test_mode=True)[1]['data_samples'].gt_instances) == 0
+
+
+@pytest.mark.parametrize('whole, said', [
+    (content(annotation(1, iscrowd=1)), 'val.json: all 1 objects have iscrowd=1'),
+    (dict(content(annotation(1)), images=[dict(id=1, file_name='a', height=9, width=9)] * 2), '2 images have id 1'),
+    (dict(content(annotation(1)), images=[dict(id=3, file_name='a', height=9, width=9)]), 'has no picture with id 1'),
+    (dict(content(annotation(1), annotation(2, category_id=90)),
+          categories=[dict(id=7, name='cat'), dict(id=90, name='cat')]),
+     r'categories \[7, 90\] are all named .cat. and have objects'),
+    (b'{"images": [', 'no JSON')], ids=['crowds', 'one id', 'another split', 'one name', 'cut'])
+def test_evaluators_refuse(tmp_path, whole, said):
+    """A validation file whose numbers would mean nothing is refused with its name and the remedy."""
+    with pytest.raises(ValueError, match=said):
+        evaluate(tmp_path, whole, ('cat', 'dog'), FOUND)
 
 
 @pytest.mark.parametrize('content_of, said', [(b'text', r'/1.png cannot be read as a picture'), (b'', 'has no bytes')])
