@@ -99,6 +99,8 @@ def equal(one, other):
         return same and one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, argparse.Namespace):
+        return equal(vars(one), vars(other))
     if isinstance(one, dict):
         return list(one) == list(other) and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and not isinstance(one, torch.Size):

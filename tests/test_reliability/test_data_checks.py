@@ -1,0 +1,215 @@
+"""What a data set and its config disagree about is said in one line before training, and what agrees is let through."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+
+from mmconvnextv2.data_checks import check_data, settle_data
+from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
+from mmconvnextv2.launch import import_scope, parse_train_args, train
+from mmconvnextv2.recipes import read_config
+
+NAMES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp('drawn') / 'data'
+    make_embedded(str(root), EmbeddedSpec(unlabelled=1, train=4, val=4, size=64))
+    return root
+
+
+@pytest.fixture
+def data(drawn, tmp_path):
+    """A copy of the drawn data whose files a test may change."""
+
+    shutil.copytree(drawn, tmp_path / 'data')
+    return tmp_path / 'data'
+
+
+def checked(recipe, options, splits=('train', 'val')):
+    cfg = read_config(f'configs/{recipe}.py')
+    cfg.merge_from_dict(options)
+    settle_data(cfg)
+    import_scope(cfg)
+    check_data(cfg, splits)
+    return cfg
+
+
+def segmentor(data, **options):
+    places = {f'{split}_dataloader.dataset.data_root': str(data / 'ade') for split in ('train', 'val', 'test')}
+    return checked('quickstart/upernet', {**places, 'model.backbone.init_cfg': None, **options})
+
+
+def detector(data, **options):
+    places = {f'{split}_dataloader.dataset.data_root': f'{data}/coco/' for split in ('train', 'val', 'test')}
+    places['val_evaluator.ann_file'] = f'{data}/coco/annotations/instances_val2017.json'
+    return checked('quickstart/mask-rcnn', {**places, **options})
+
+
+def classifier(root, classes, **options):
+    places = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val')
+              for key, value in (('data_root', str(root)), ('metainfo.classes', classes))}
+    return checked('classification/convnextv2-a_fcmae-ft_in1k-224', {
+        **places, 'model.head.num_classes': 3, 'data_preprocessor.num_classes': 3, 'val_evaluator.topk': 1, **options})
+
+
+def make_folders(root, names=('a', 'b', 'c'), splits=('train', 'val')):
+    for split in splits:
+        for name in names:
+            (root / split / name).mkdir(parents=True)
+            for number in range(2):
+                Image.new('RGB', (40, 40)).save(root / split / name / f'{number}.png')
+    return root
+
+
+def test_sound_data_pass(data, tmp_path):
+    """The quickstart's data, and folders named like the classes, are let through with nothing changed."""
+    assert segmentor(data).train_dataloader.dataset.metainfo.classes[4:] == NAMES
+    assert detector(data).train_dataloader.dataset.metainfo.classes == NAMES
+    assert classifier(make_folders(tmp_path / 'f'), ('a', 'b', 'c')).val_dataloader.dataset.metainfo.classes == (
+        'a', 'b', 'c')
+
+
+@pytest.mark.parametrize('classes', [('c', 'a', 'b'), ['b', 'c', 'a']])
+def test_folders_keep_their_names(tmp_path, classes):
+    """Whatever the order of the names, each picture's label stands for its own folder's name."""
+    cfg = classifier(make_folders(tmp_path), classes)
+    for split in ('train', 'val'):
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            data = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+        for index in range(len(data)):
+            info = data.get_data_info(index)
+            assert f"/{data.metainfo['classes'][info['gt_label']]}/" in info['img_path']
+
+
+@pytest.mark.parametrize('change, options, said', [
+    (lambda root: (root / 'train' / '.ipynb_checkpoints').mkdir(), {}, "hidden folder '.ipynb_checkpoints'"),
+    (lambda root: make_folders(root, ['d'], ['train']), {}, "none for \\[\\]|has the folders"),
+    (lambda root: (root / 'val' / 'b').rename(root / 'val' / 'x'), {}, r"val has the folders .* none for \['b'\]"),
+    (lambda root: None, {'val_evaluator.topk': (1, 5)}, r'val_evaluator.topk=\(1, 5\): there are 3 classes'),
+])
+def test_folders_that_do_not_fit(tmp_path, change, options, said):
+    """A hidden folder, one too many, one of another name and a top-5 of three classes are named."""
+    change(make_folders(tmp_path))
+    with pytest.raises(ValueError, match=said):
+        classifier(tmp_path, ('a', 'b', 'c'), **options)
+
+
+def test_other_names_in_both_splits(tmp_path):
+    """Folders that have other names than the classes are taken in their order, if both splits have the same ones."""
+    cfg = classifier(make_folders(tmp_path), ('one', 'two', 'three'))
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('one', 'two', 'three')
+    (tmp_path / 'val' / 'a').rename(tmp_path / 'val' / 'z')
+    with pytest.raises(ValueError, match=r"different folders of classes, \['a', 'z'\]"):
+        classifier(tmp_path, ('one', 'two', 'three'))
+
+
+@pytest.mark.parametrize('evaluator, said', [
+    ('coco/annotations/instances_train2017.json', 'lists other pictures than .*instances_val2017.json'),
+    ('coco/annotations/nowhere.json', 'nowhere.json.* does not exist')])
+def test_file_of_the_evaluator(data, evaluator, said):
+    """An evaluator's file of another split, or of none, is named before training; a copy of the right one is not."""
+    path = data / 'coco/annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    for one in content['images']:
+        one['file_name'] = f'other_{one["file_name"]}'
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f'val_evaluator.ann_file=.*{said}'):
+        detector(data, **{'val_evaluator.ann_file': str(data / evaluator)})
+    copy = data / 'copy.json'
+    copy.write_bytes((data / 'coco/annotations/instances_val2017.json').read_bytes())
+    detector(data, **{'val_evaluator.ann_file': str(copy)})
+
+
+def test_order_of_a_plain_coco_dataset(data):
+    """mmdet's own data set, which goes by order, is refused where the orders differ, and used where they do not."""
+    plain = {'train_dataloader.dataset.type': 'CocoDataset', 'val_dataloader.dataset.type': 'CocoDataset'}
+    detector(data, **plain)
+    turned = {f'{split}_dataloader.dataset.metainfo.classes': NAMES[::-1] for split in ('train', 'val')}
+    with pytest.raises(ValueError, match="type='CheckedCocoDataset', which goes by name"):
+        detector(data, **plain, **turned)
+    detector(data, **turned)
+
+
+def test_one_class_as_text(data):
+    """One class by name alone is one class, not its letters."""
+    with pytest.raises(ValueError, match=r"num_classes=\[6\] in the model, but 1 classes"):
+        detector(data, **{'train_dataloader.dataset.metainfo.classes': 'disc'})
+
+
+@pytest.mark.parametrize('change, said', [
+    (lambda labels: np.where(labels > 4, 255, 0).astype(np.uint8), 'label files hold plain alone|hold no class alone'),
+    (lambda labels: labels * 0 + 1, 'hold plain alone, and 0% of pixels are 255'),
+    (lambda labels: labels.astype(np.uint16) * 256, 'has labels .* expected 0 to 10'),
+    (lambda labels: labels[::2, ::2], r'\(32, 32\) rows and columns, its picture .* has \(64, 64\)'),
+    (lambda labels: np.stack([labels] * 3, 2), 'expected one channel'),
+    (lambda labels: labels.astype(np.float32) + 0.5, 'numbers of type float32'),
+])
+@pytest.mark.parametrize('split', ['training', 'validation'])
+def test_labels_that_mean_nothing(data, change, said, split):
+    """Masks of 0 and 255, one class alone, 16 bits in steps of 256, another size, colours and fractions are named in
+    the training and in the validation labels alike."""
+    for path in (data / 'ade/annotations' / split).glob('*.png'):
+        labels = change(np.asarray(Image.open(path)))
+        if labels.dtype == np.float32:
+            path.unlink()
+            Image.fromarray(labels).save(path, format='TIFF')
+        else:
+            Image.fromarray(labels).save(path)
+    with pytest.raises(ValueError, match=said):
+        segmentor(data)
+
+
+def test_capitals_in_endings(data):
+    """Pictures that end in capitals would be left out, and are named; a list of files decides by itself."""
+    for number, path in enumerate(sorted((data / 'ade/images/training').glob('*.png'))):
+        if number % 2:
+            path.rename(path.with_suffix('.PNG'))
+    with pytest.raises(ValueError, match='2 of 4 pictures in .*training end otherwise'):
+        segmentor(data)
+
+
+def test_settings_that_learn_nothing(data):
+    """A single class of a softmax and a batch of one before batch normalisation are refused with their remedies, which
+    work."""
+    one = {'model.decode_head.num_classes': 1, 'model.auxiliary_head.num_classes': 1}
+    one |= {f'{split}_dataloader.dataset.metainfo.classes': ('crack', ) for split in ('train', 'val')}
+    with pytest.raises(ValueError, match='num_classes=1: the only class is always right'):
+        segmentor(data, **one)
+    with pytest.raises(ValueError, match='batch_size=1: UPerHead pools each picture to one value'):
+        segmentor(data, **{'train_dataloader.batch_size': 1})
+    segmentor(data, **{'train_dataloader.batch_size': 1, 'model.decode_head.norm_cfg': dict(type='GN', num_groups=32)})
+
+
+@pytest.mark.slow
+def test_remedies_train(data, tmp_path):
+    """A batch of one with group normalisation and no workers trains; more pictures in a batch than there are is
+    said."""
+    def arguments(*options):
+        places = [f'{split}_dataloader.dataset.data_root={data}/ade' for split in ('train', 'val', 'test')]
+        places += [f'{split}_dataloader.num_workers=0' for split in ('train', 'val')]
+        return parse_train_args(['configs/quickstart/upernet.py', '--work-dir', str(tmp_path / 'run'), '--cfg-options',
+                                 *places, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
+                                 'model.backbone.init_cfg=None', 'default_hooks.checkpoint.interval=2', *options])
+
+    train(arguments('train_dataloader.batch_size=1', 'model.decode_head.norm_cfg.type=GN',
+                    'model.decode_head.norm_cfg.num_groups=32'))
+    assert (tmp_path / 'run' / 'iter_2.pth').is_file()
+    with pytest.raises(ValueError, match='4 pictures make no whole batch of 64'):
+        train(arguments('train_dataloader.batch_size=64', 'train_dataloader.drop_last=True',
+                        'train_dataloader.sampler.type=DefaultSampler'))
+
+
+def test_settling_leaves_files_of_names_alone(tmp_path):
+    """``metainfo.classes`` may be a file of names, as mmengine reads it."""
+    (tmp_path / 'names.txt').write_text('a\nb\n')
+    cfg = Config(dict(train_dataloader=dict(num_workers=2, persistent_workers=True, dataset=dict(
+        metainfo=dict(classes=str(tmp_path / 'names.txt'))))))
+    settle_data(cfg)
+    assert cfg.train_dataloader.dataset.metainfo.classes == str(tmp_path / 'names.txt')
+    assert cfg.train_dataloader.persistent_workers
