@@ -34,11 +34,16 @@ def fake_mmcv(folder, content):
     return folder
 
 
+def without_fork(printed):
+    """Leave out what the OneDL fork's mmdet prints by itself."""
+    return printed.replace('Could not import OneDL\n', '')
+
+
 @lite
 def test_package_first_is_enough(tmp_path):
     """Importing the package makes mmdet's models importable, and prints nothing."""
     done = run(ALONE + 'import mmconvnextv2, mmdet.models', tmp_path)
-    assert done.returncode == 0 and done.stdout == '', done.stderr
+    assert done.returncode == 0 and without_fork(done.stdout) == '', done.stderr
 
 
 @lite
@@ -111,7 +116,7 @@ def test_opt_in_serves_scripts_that_import_mmdet_first(tmp_path):
     start = ALONE + f'import site; site.addsitedir({str(tmp_path)!r}); assert "torch" not in sys.modules\n'
     done = run(start + 'import mmdet.models, mmconvnextv2\n'
                'print(sum(hasattr(one, "serves") for one in sys.meta_path))', tmp_path)
-    assert done.returncode == 0 and done.stdout == '1\n', done.stderr
+    assert done.returncode == 0 and without_fork(done.stdout) == '1\n', done.stderr
     install.main(['--remove'], folder=str(tmp_path))
     assert list(tmp_path.glob('*.p*')) == []
 
