@@ -27,6 +27,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SILENT = ('Timed out waiting', 'timeout', 'Connection closed by peer', 'Connection reset by peer', 'Broken pipe',
           'Watchdog caught collective operation')
 UNREADABLE = re.compile(r'failed to load image: (.+)')  # an assertion of mmcv's
+MISSING = re.compile(r"No such file or directory: '([^']+)'")
 NEEDS_COMPILED = 'needs compiled mmcv'  # an operator that torchvision lacks
 INTERRUPTED = 'interrupted.pth'
 
@@ -39,7 +40,8 @@ def explain_fault(error: BaseException) -> Optional[str]:
     """
     text = ' '.join(str(error).split())
     if isinstance(error, OSError) and error.errno in FULL:
-        return f'the disk is full ({error.strerror}). Checkpoints are whole: make room, --resume goes on'
+        return (f'the disk is full ({error.strerror}): make room, and call again what failed, tools/train.py with '
+                '--resume; what was finished before is whole')
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
         return (f'{text}: mmcv has no compiled operators here. Import mmconvnextv2 before mmdet, mmseg or mmcv.ops, or '
                 'run `python -m mmconvnextv2 install-operators` once, and leave MMCONVNEXTV2_OPERATORS unset')
@@ -47,6 +49,12 @@ def explain_fault(error: BaseException) -> Optional[str]:
         return text
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
+    missing = MISSING.findall(text) if 'FileNotFoundError' in text or isinstance(error, FileNotFoundError) else []
+    if missing:
+        return f'{missing[-1]} does not exist, and the data name it: put it there, or take it out of the annotations'
+    if 'The image size in a batch should be the same' in text:
+        return ('val_dataloader and test_dataloader: pictures of several sizes are in one batch: set batch_size=1 for '
+                'both, or pad them with model.data_preprocessor.test_cfg.size_divisor=32')
     pictures = UNREADABLE.findall(str(error))
     if pictures:  # the last, after the source lines of a worker's traceback
         return f'{pictures[-1].strip()} cannot be read as a picture: replace it, or take it out of the data'

@@ -1,7 +1,10 @@
-"""Which files are pictures."""
+"""Which files are pictures, and their pixels as training reads them."""
 import os
 from typing import List, Sequence
 
+import cv2
+import mmcv
+import numpy as np
 from mmengine.utils import scandir
 
 from .errors import MissingFileError, UserError
@@ -28,3 +31,24 @@ def list_pictures(paths: Sequence[str]) -> List[str]:
     if not files:
         raise UserError(f'there is no picture ({", ".join(EXTENSIONS)}) in {list(paths)}')
     return files
+
+
+def read_rgb(path: str) -> np.ndarray:
+    """Read a picture as training does: turned as its EXIF says, 16 bits brought to 8, grey repeated, alpha dropped.
+
+    Returns:
+        np.ndarray: uint8 (H, W, 3), red first.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it cannot be read as a picture.
+    """
+    if not os.path.isfile(path):
+        raise MissingFileError(f'{path} does not exist')
+    try:
+        picture = mmcv.imread(path, channel_order='rgb')
+    except cv2.error:  # no bytes, or more pixels than OpenCV takes
+        picture = None
+    if picture is None:
+        raise UserError(f'{path} cannot be read as a picture: replace it, or take it out')
+    return picture

@@ -1,23 +1,29 @@
 """What ``tools/predict.py`` does: a detector's or segmentor's predictions for pictures, folders and videos.
 
-Models are built and run by mmdet's and mmseg's own inference functions and drawn by their visualizers.
+Models are built by mmdet's and mmseg's own functions, run through the pipeline of ``test_dataloader`` and drawn by
+their visualizers.
 """
+import json
 import logging
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 from importlib import import_module
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
+import cv2
 import mmcv
-import mmengine
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import ProgressBar
 
+from .atomic import replacing
 from .checkpoint import check_weights
+from .data_checks import inner_datasets
 from .errors import UserError
 from .launch import check_checkpoint, load_config
 from .pictures import list_pictures
@@ -93,16 +99,19 @@ class Predictor:
         if not 0 <= score_threshold <= 1:
             raise UserError(f'score_threshold={score_threshold}: expected 0 to 1.')
         weights = load_file(checkpoint)
-        if 'dataset_meta' not in weights.get('meta', {}):
+        if not {'dataset_meta', 'CLASSES'} & set(weights.get('meta', {})):
             raise UserError(f'the checkpoint {checkpoint} holds no class names; give one that tools/train.py wrote.')
         self.score_threshold = score_threshold
-        self.apis = import_module(f'{self.scope}.apis')
         allow_mmengine_checkpoints()
-        start = self.apis.init_detector if self.scope == 'mmdet' else self.apis.init_model
+        apis = import_module(f'{self.scope}.apis')
+        start = apis.init_detector if self.scope == 'mmdet' else apis.init_model
         self.model = start(cfg, checkpoint, device=device)
         check_weights(self.model, weights, checkpoint)
+        steps = resolve_test_pipeline(cfg)
         with DefaultScope.overwrite_default_scope(self.scope):
+            self.load, self.transform = Compose(steps[:1]), Compose(steps[1:])
             self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'predictions'})
+        self.is_grey = str(steps[0].get('color_type', 'color')).startswith('gray')
         if self.scope == 'mmdet':
             self.visualizer.dataset_meta = self.model.dataset_meta
         else:
@@ -114,12 +123,43 @@ class Predictor:
         """Class names by label."""
         return list(self.model.dataset_meta['classes'])
 
-    def __call__(self, picture_bgr: np.ndarray) -> Any:
-        """Predict for one picture, uint8 (H, W, 3), blue first; returns a ``DetDataSample`` or ``SegDataSample``."""
-        if self.scope == 'mmseg':
-            return self.apis.inference_model(self.model, picture_bgr).cpu()
-        sample = self.apis.inference_detector(self.model, picture_bgr).cpu()
-        sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.score_threshold]
+    def read(self, path: str) -> dict:
+        """Read a picture file as the config's test pipeline does; returns the pipeline's dict with ``img``.
+
+        Raises:
+            UserError: If the file is not there, has no bytes or is no picture.
+        """
+        if not os.path.isfile(path):
+            raise UserError('it is no longer there')
+        if not os.path.getsize(path):
+            raise UserError('it has no bytes')
+        try:
+            results = self.load(dict(img_path=path, img_id=0))
+        except UserError:
+            raise
+        except Exception as error:  # of whatever decodes it
+            raise UserError('it cannot be read as a picture') from error
+        if results is None or results.get('img') is None:
+            raise UserError('it cannot be read as a picture')
+        return results
+
+    def take(self, picture_bgr: np.ndarray) -> dict:
+        """Give a frame, uint8 (H, W, 3), blue first, the form of :meth:`read`."""
+        if self.is_grey:
+            picture_bgr = mmcv.bgr2gray(picture_bgr)
+        size = picture_bgr.shape[:2]
+        return dict(img=picture_bgr, img_path=None, img_id=0, img_shape=size, ori_shape=size)
+
+    def __call__(self, results: Union[dict, np.ndarray]) -> Any:
+        """Predict for what :meth:`read` or :meth:`take` gave, or for a picture, uint8 (H, W, 3), blue first; returns a
+        ``DetDataSample`` or ``SegDataSample``."""
+        results = self.take(results) if isinstance(results, np.ndarray) else results
+        data = self.transform(results)
+        with torch.no_grad():
+            sample, = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))
+        sample = sample.cpu()
+        if self.scope == 'mmdet':
+            sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.score_threshold]
         return sample
 
     def draw(self, picture_bgr: np.ndarray, sample: Any) -> np.ndarray:
@@ -150,15 +190,49 @@ class Predictor:
         return dict(instances=instances)
 
 
+def resolve_test_pipeline(cfg: Config) -> List[dict]:
+    """Return the pipeline of ``test_dataloader``, as ``tools/test.py`` follows it, without the steps that read labels.
+
+    Raises:
+        ValueError: If the config has none.
+    """
+    dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
+    steps = [step for step in dataset.get('pipeline') or [] if 'Annotations' not in step['type']
+             and 'Labels' not in step['type']]
+    if not steps:
+        raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
+    return steps
+
+
+def to_bgr(picture: np.ndarray) -> np.ndarray:
+    """Return a picture of any depth and number of channels, (H, W) or (H, W, C), as uint8 (H, W, 3) to draw on: one
+    channel as grey, the first three of more."""
+    picture = picture[..., None] if picture.ndim == 2 else picture
+    picture = picture[..., :3] if picture.shape[2] > 2 else picture[..., [0, 0, 0]]
+    if picture.dtype != np.uint8:
+        picture = picture.astype(np.float32)
+        low, high = float(picture.min()), float(picture.max())
+        if low < 0 or high > 255:
+            picture = (picture - low) * (255 / max(high - low, 1e-12))
+    return np.ascontiguousarray(picture.astype(np.uint8))
+
+
 def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
-    """Predict for one picture file, write its drawing and labels and yield its description; a file that cannot be read
-    is described by an ``error``."""
-    picture = mmcv.imread(source.path)
-    if picture is None:
-        print_log(f'skipped {source.path}: it cannot be read as a picture', 'current', logging.WARNING)
-        yield dict(file=source.path, error='it cannot be read as a picture')
+    """Predict for one picture file, write its drawing and labels and yield its description; one that cannot be read or
+    is too small for the model is described by an ``error``."""
+    try:
+        results = predictor.read(source.path)
+        picture = to_bgr(results['img'].copy())
+        sample = predictor(results)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (UserError, RuntimeError, ValueError, AssertionError, cv2.error) as error:
+        text = ' '.join(str(error).split()) or type(error).__name__
+        if not isinstance(error, UserError):
+            text = f'the model cannot take this picture ({text[:300]})'
+        print_log(f'skipped {source.path}: {text}', 'current', logging.WARNING)
+        yield dict(file=source.path, error=text)
         return
-    sample = predictor(picture)
     mmcv.imwrite(predictor.draw(picture, sample), os.path.join(out, 'drawn', f'{source.name}.png'))
     description = dict(file=source.path, **predictor.describe(sample))
     if predictor.scope == 'mmseg':
@@ -170,45 +244,119 @@ def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[
 
 
 def predict_video(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
-    """Predict for every frame of a video, write the drawn video and yield a description a frame.
-
-    Raises:
-        ValueError: If the video has no frame that can be read, or the drawn one cannot be written.
-    """
-    import cv2
+    """Predict for every frame of a video, write the drawn video and yield a description a frame; a video that cannot be
+    read, or ends before the length that it announces, is described by an ``error`` at the end."""
     reader = mmcv.VideoReader(source.path)
     if not reader.opened or not reader.width:
-        raise UserError(f'{source.path} cannot be read as a video; convert it, for example to MP4 with H.264.')
+        yield dict(file=source.path, error='it cannot be read as a video; convert it, for example to MP4 with H.264')
+        return
     target = os.path.join(out, 'drawn', f'{source.name}.mp4')
     os.makedirs(os.path.dirname(target), exist_ok=True)
     writer = cv2.VideoWriter(target, cv2.VideoWriter_fourcc(*'mp4v'), reader.fps or 25, reader.resolution)
     if not writer.isOpened():
         raise UserError(f'{target} cannot be written: this OpenCV has no MPEG-4 encoder.')
+    number = 0
     try:
-        for number, frame in enumerate(reader):
+        for frame in reader:
             sample = predictor(frame)
             writer.write(predictor.draw(frame, sample))
             yield dict(file=source.path, frame=number, **predictor.describe(sample))
+            number += 1
     finally:
         writer.release()
+    if number < reader.frame_cnt:
+        text = f'it breaks off after {number} of {reader.frame_cnt} frames: it is damaged or cut'
+        print_log(f'{source.path}: {text}', 'current', logging.WARNING)
+        yield dict(file=source.path, frame=number, error=text)
+
+
+class Journal:
+    """What is predicted so far, a line of JSON for each description, so that nothing is lost and a run can go on.
+
+    Args:
+        out (str): The folder of the results; the journal is its ``predictions.jsonl`` until all is done.
+        run (dict): What the predictions depend on; a journal of another run is begun anew.
+    """
+
+    def __init__(self, out: str, run: Dict[str, Any]) -> None:
+        self.path = os.path.join(out, 'predictions.jsonl')
+        os.makedirs(out, exist_ok=True)
+        found, end = self._read(run)
+        self.done = {entry['done'] for entry in found if 'done' in entry}
+        if self.done:
+            with open(self.path, 'r+b') as file:
+                file.truncate(end)
+        else:
+            with replacing(self.path) as partial, open(partial, 'w') as file:
+                file.write(json.dumps(dict(run=run)) + '\n')
+        self.file = open(self.path, 'a', encoding='utf-8')
+
+    def _read(self, run: Dict[str, Any]) -> Tuple[List[dict], int]:
+        """Return the entries of a journal of the same run, and the bytes up to its last input that is done."""
+        if not os.path.isfile(self.path):
+            return [], 0
+        entries, place, end = [], 0, 0
+        with open(self.path, 'rb') as file:
+            for line in file:
+                place += len(line)
+                try:
+                    entries.append(json.loads(line))
+                except ValueError:  # a kill in the middle of a line
+                    break
+                end = place if 'done' in entries[-1] else end
+        return (entries, end) if entries and entries[0].get('run') == json.loads(json.dumps(run)) else ([], 0)
+
+    def add(self, entry: Dict[str, Any]) -> None:
+        """Write an entry."""
+        self.file.write(json.dumps(entry) + '\n')
+        self.file.flush()
+
+    def close(self) -> List[dict]:
+        """End the journal; return the descriptions in it."""
+        self.file.close()
+        with open(self.path, encoding='utf-8') as file:
+            entries = [json.loads(line) for line in file]
+        return [entry for entry in entries if 'file' in entry]
 
 
 def predict(args: Namespace) -> None:
-    """Predict as ``tools/predict.py`` is told to.
+    """Predict as ``tools/predict.py`` is told to; called again after it was stopped, it goes on.
 
     Raises:
-        ValueError: See :class:`Predictor` and :func:`list_sources`.
+        ValueError: See :class:`Predictor` and :func:`list_sources`; at the end, if an input could not be predicted.
     """
     sources = list_sources(args.inputs)
     check_checkpoint(args.checkpoint, 'checkpoint')
     predictor = Predictor(load_config(args), args.checkpoint, args.device, args.score_thr)
-    predictions = []
-    progress = ProgressBar(sum(mmcv.VideoReader(source.path).frame_cnt if source.is_video else 1 for source in sources))
-    for source in sources:
-        predict_one = predict_video if source.is_video else predict_picture
-        for description in predict_one(predictor, source, args.out):
-            predictions.append(description)
-            progress.update()
+    journal = Journal(args.out, dict(
+        config=args.config, config_modified=_modified(args.config), checkpoint=args.checkpoint,
+        checkpoint_modified=_modified(args.checkpoint), options=repr(args.cfg_options), score_thr=args.score_thr))
+    if journal.done:
+        print(f'{len(journal.done)} inputs are predicted already: going on')
+    waiting = [source for source in sources if source.path not in journal.done]
+    progress = ProgressBar(sum(mmcv.VideoReader(source.path).frame_cnt if source.is_video else 1 for source in waiting))
+    try:
+        for source in waiting:
+            predict_one = predict_video if source.is_video else predict_picture
+            for description in predict_one(predictor, source, args.out):
+                journal.add(description)
+                progress.update()
+            journal.add(dict(done=source.path))
+    except KeyboardInterrupt:
+        sys.exit(f'\nstopped: {journal.path} holds what is done; the same command goes on')
+    predictions = journal.close()
     target = os.path.join(args.out, 'predictions.json')
-    mmengine.dump(dict(classes=predictor.classes, predictions=predictions), target, indent=1)
+    order = {source.path: number for number, source in enumerate(sources)}
+    predictions.sort(key=lambda one: order.get(one['file'], len(order)))
+    with replacing(target) as partial, open(partial, 'w', encoding='utf-8') as file:
+        json.dump(dict(classes=predictor.classes, predictions=predictions), file, indent=1)
+    os.remove(journal.path)
     print(f'\n{target}: {len(predictions)} predictions; drawn in {os.path.join(args.out, "drawn")}')
+    wrong = [one for one in predictions if 'error' in one]
+    if wrong:
+        raise UserError(f'{len(wrong)} of {len(sources)} inputs were not predicted, or not whole, and have an error in '
+                        f'{target}: {wrong[0]["file"]}: {wrong[0]["error"]}')
+
+
+def _modified(path: str) -> Optional[float]:
+    return os.path.getmtime(path) if os.path.isfile(path) else None

@@ -19,6 +19,8 @@ from .errors import MissingFileError, UserError
 from .unpickling import NotAllowed, Refused, read_pickled
 
 SAFETENSORS_MAX_HEADER = 100_000_000
+LAYOUT = dict(meta=(dict, ), state_dict=(dict, ), message_hub=(dict, ), optimizer=(dict, ),
+              param_schedulers=(list, dict))
 DAMAGED = 'it is truncated or damaged: copy or download it again'
 
 
@@ -49,7 +51,30 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
         content = _read_pickle(str(path), local, map_location)
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}: a checkpoint is a dict of weights')
+    _check_layout(path, content)
     return content
+
+
+def _check_layout(path: str, content: dict) -> None:
+    """Refuse parts of another form than all who write them give them; others take them without a look.
+
+    Raises:
+        ValueError: Naming the part.
+    """
+    hub = content.get('message_hub')
+    parts = {name: (content.get(name), kinds) for name, kinds in LAYOUT.items()}
+    if isinstance(hub, dict):
+        parts |= {f'message_hub.{name}': (hub.get(name), (dict, )) for name in ('log_scalars', 'runtime_info')}
+    if isinstance(content.get('meta'), dict):
+        parts |= {f'meta.{name}': (content['meta'].get(name), (int, )) for name in ('epoch', 'iter')}
+        parts['meta.dataset_meta'] = content['meta'].get('dataset_meta'), (dict, )
+    if isinstance(content.get('optimizer'), dict):
+        parts['optimizer.state'] = content['optimizer'].get('state'), (dict, )
+        parts['optimizer.param_groups'] = content['optimizer'].get('param_groups'), (list, )
+    for name, (value, kinds) in parts.items():
+        if value is not None and not isinstance(value, kinds):
+            raise UserError(f'{path} holds {name} as {type(value).__name__}, expected {kinds[0].__name__}: it was '
+                            'changed after it was written, or is no checkpoint of a training')
 
 
 @contextmanager

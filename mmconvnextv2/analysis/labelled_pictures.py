@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from ..errors import MissingFileError, UserError
-from ..pictures import list_pictures
+from ..pictures import list_pictures, read_rgb
 
 
 class Pictures(Dataset):
@@ -43,11 +43,7 @@ class Pictures(Dataset):
             ValueError: If the file cannot be read.
         """
         path = self.files[index]
-        try:
-            with Image.open(path) as picture:
-                return self.view(picture.convert('RGB')), self.labels[index]
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f'{path} cannot be read as a picture: {error}') from error
+        return self.view(Image.fromarray(read_rgb(path))), self.labels[index]
 
     def batches(self, batch_size: int, num_workers: int = 0) -> DataLoader:
         """Return a loader of pictures, uint8 (B, 3, size, size), and classes, long (B, ), in order."""

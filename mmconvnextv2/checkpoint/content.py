@@ -30,6 +30,9 @@ def unwrap(content: dict, weights: str = 'default') -> dict:
     if weights not in found:
         raise UserError(f'weights={weights!r}: the file holds no moving average ({", ".join(AVERAGES)}, mmengine\'s '
                         f'ema_state_dict); its keys are {", ".join(map(str, list(content)[:10]))}')
+    names = [name for name in found[weights] if not isinstance(name, str)]
+    if names:
+        raise UserError(f'a weight is named {names[0]!r}, and names are text: the file holds no state dict')
     return found[weights]
 
 

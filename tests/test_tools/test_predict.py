@@ -3,16 +3,21 @@ import json
 import pickle
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import cv2
 import mmcv
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from mmconvnextv2.command import run_tool
-from mmconvnextv2.predict import list_sources, parse_args, predict
+from mmconvnextv2.launch import import_scope
+from mmconvnextv2.predict import Predictor, list_sources, parse_args, predict, to_bgr
+from mmconvnextv2.recipes import read_config
 from mmconvnextv2.safe_loading import allow_mmengine_checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -88,14 +93,116 @@ def test_video_frames_are_predicted_one_by_one(tools, trained, tmp_path):
     assert mmcv.VideoReader(str(tmp_path / 'film' / 'drawn' / 'film.mp4')).frame_cnt == 2
 
 
-def test_broken_picture_is_named_and_the_rest_goes_on(tools, trained, tmp_path, capsys):
-    """A file that is no picture gets an entry with an error; the others are predicted."""
+def predict_all(tools, trained, task, out, *inputs, options=()):
+    """Predict, and return the line that the tool ends with, None at status 0, and what it wrote."""
+    ended = None
+    try:
+        run_tool(predict, parse_args([
+            tools.configs[task], str(tools.last(trained(task), task)), *map(str, inputs), '--out', str(out), '--device',
+            'cpu', '--score-thr', '0', '--cfg-options', *tools.options(task), *options]))
+    except SystemExit as stop:
+        ended = str(stop)
+    done = out / 'predictions.json'
+    return ended, json.loads(done.read_text())['predictions'] if done.exists() else None
+
+
+def test_bad_pictures_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
+    """Files that are no picture, have no bytes or end early get an entry with an error, the others are predicted, and
+    the command ends with one line and another status than 0."""
     (tmp_path / 'in').mkdir()
-    (tmp_path / 'in' / 'a.jpg').write_bytes(b'no picture')
-    good = next((tools.data / VAL['upernet']).glob('*.png'))
-    (tmp_path / 'in' / 'b.png').write_bytes(good.read_bytes())
-    broken, fine = run_predict(tools, trained, 'upernet', tmp_path / 'out', tmp_path / 'in')['predictions']
-    assert 'cannot be read' in broken['error'] and fine['classes']
+    good = next((tools.data / VAL['upernet']).glob('*.png')).read_bytes()
+    for name, content in (('a.jpg', b'no picture'), ('b.png', good), ('c.png', b''), ('d.png', good)):
+        (tmp_path / 'in' / name).write_bytes(content)
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', tmp_path / 'in')
+    assert ended.startswith('error: 2 of 4 inputs were not predicted') and 'a.jpg: it cannot be read' in ended
+    assert [Path(one['file']).name for one in found] == ['a.jpg', 'b.png', 'c.png', 'd.png']
+    assert found[2]['error'] == 'it has no bytes' and found[1]['classes'] == found[3]['classes']
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'predictions.json', 'drawn', 'labels'}
+
+
+def test_stopped_predictions_go_on(tools, trained, tmp_path, monkeypatch):
+    """A run that is stopped, or killed in the middle of a line, loses nothing: called again it predicts the rest alone,
+    and the file is that of a run in one go; other settings begin anew."""
+    pictures = sorted((tools.data / VAL['upernet']).glob('*.png'))
+    whole = predict_all(tools, trained, 'upernet', tmp_path / 'whole', *pictures)[1]
+    seen, call = [], Predictor.__call__
+
+    def stop_at_the_second(self, results):
+        seen.append(results['img_path'])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return call(self, results)
+
+    monkeypatch.setattr(Predictor, '__call__', stop_at_the_second)
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *pictures)
+    assert 'the same command goes on' in ended and found is None
+    with open(tmp_path / 'out' / 'predictions.jsonl', 'a') as file:
+        file.write('{"file": "torn')
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *pictures)
+    assert ended is None and seen == [str(pictures[0]), str(pictures[1]), str(pictures[1])]
+    assert found == whole
+    seen[:] = [None] * 2
+    (tmp_path / 'out' / 'predictions.jsonl').write_text('{"run": {}}\n{"done": "%s"}\n' % pictures[0])
+    assert predict_all(tools, trained, 'upernet', tmp_path / 'out', *pictures)[1] == whole and len(seen) == 4
+
+
+def test_cut_video_is_said(tools, trained, tmp_path):
+    """A video that announces more frames than it holds keeps those that could be read, and has an error behind them."""
+    film, writer = tmp_path / 'film.avi', None
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*'MJPG'), 5, (64, 64))
+    for number in range(12):
+        writer.write(np.full((64, 64, 3), number * 20, np.uint8))
+    writer.release()
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'whole', film)
+    assert ended is None and len(found) == 12
+    film.write_bytes(film.read_bytes()[:film.stat().st_size // 2])
+    announced = mmcv.VideoReader(str(film)).frame_cnt
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'cut', film)
+    if announced == 12:
+        assert 'breaks off after' in ended and found[-1]['frame'] == len(found) - 1 < 12
+    (tmp_path / 'junk.mp4').write_bytes(b'junk')
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'junk', tmp_path / 'junk.mp4', film)
+    assert 'cannot be read as a video' in ended and len(found) > 1
+
+
+def build_model(cfg):
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize('load, channels', [(dict(type='LoadImageFromFile', color_type='grayscale'), 1),
+                                            (dict(type='mmpretrain.LoadPicture', channels=5), 5)])
+def test_other_channels_follow_the_test_pipeline(tools, tmp_path, load, channels):
+    """A model of grey pictures or of arrays with five bands, whose loader stands in test_dataloader alone, predicts
+    what ``tools/test.py``'s data loader feeds it; frames of a video become grey too."""
+    cfg = read_config(tools.configs['upernet'])
+    import_scope(cfg)
+    import_module('mmconvnextv2.pretrain')
+    cfg.merge_from_dict({'model.backbone.init_cfg': None, 'model.backbone.in_channels': channels})
+    cfg.model.data_preprocessor.update(mean=[114.5] * channels, std=[57.9] * channels, bgr_to_rgb=False)
+    cfg.test_dataloader.dataset.pipeline[0] = load
+    model = build_model(cfg)
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(
+        classes=cfg.metainfo.classes, palette=[[number] * 3 for number in range(10)]))), tmp_path / 'a.pth')
+    path = tmp_path / ('a.png' if channels == 1 else 'a.npy')
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, channels), dtype=np.uint8)
+    if channels == 1:
+        cv2.imwrite(str(path), pixels)
+    else:
+        np.save(path, pixels)
+    predictor = Predictor(cfg, str(tmp_path / 'a.pth'), 'cpu')
+    results = predictor.read(str(path))
+    sample = predictor(results)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = model.test_step(dict(inputs=[image], data_samples=[sample.clone()]))[0].pred_sem_seg.data
+    assert torch.equal(sample.pred_sem_seg.data, expected)
+    assert predictor.draw(to_bgr(results['img']), sample).shape == (64, 64, 3)
+    if channels == 1:
+        frame = predictor(np.repeat(pixels, 3, 2))
+        assert torch.equal(frame.pred_sem_seg.data, expected)
 
 
 def test_names_of_results(tmp_path):
