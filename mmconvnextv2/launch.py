@@ -27,6 +27,7 @@ from .errors import UserError
 from .folder_lock import lock_folder
 from .mmcv_operators import serving_operators
 from .recipes import read_config
+from .resume_changes import ResumeHook
 from .safe_loading import allow_mmengine_checkpoints
 from .train_options import add_train_options, apply_train_options
 from .typos import check_overrides
@@ -170,6 +171,7 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
     allow_mmengine_checkpoints()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(MatchingWeightsHook(whole=whole), priority='LOWEST')
+    runner.register_hook(ResumeHook(), priority='LOWEST')
     if 'mmcv._ext' in sys.modules:
         runner.logger.info(f'operators of mmcv: {serving_operators()}')
     return runner

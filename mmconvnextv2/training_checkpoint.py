@@ -18,6 +18,7 @@ from .checkpoint.moments import (convert_moments, read_moments, read_official_tr
                                  write_official_training)
 from .errors import UserError
 from .recipes import read_config
+from .resume_changes import advance_schedulers
 
 
 class Recipe(NamedTuple):
@@ -126,13 +127,7 @@ def _run_schedule(schedule: List[dict], wrapper: OptimWrapper, num_epochs: int, 
     """Take the optimizer's learning rates to where they are after some epochs; return the schedulers' states."""
     schedulers = [PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=wrapper, epoch_length=epoch_length))
                   for part in schedule]
-    wrapper.step()  # without gradients: schedulers warn unless an optimizer steps first
-    for _ in range(num_epochs):
-        for by_epoch, times in ((False, epoch_length), (True, 1)):
-            due = [scheduler for scheduler in schedulers if scheduler.by_epoch == by_epoch]
-            for _ in range(times if due else 0):
-                for scheduler in due:
-                    scheduler.step()
+    advance_schedulers(schedulers, num_epochs, epoch_length)
     return [scheduler.state_dict() for scheduler in schedulers]
 
 
