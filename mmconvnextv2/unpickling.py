@@ -336,7 +336,7 @@ class Machine:
         name = self.pop()
         if not isinstance(name, Name) or name.path not in OBJECTS or arguments != ():
             raise NotAllowed(f'{_short(name)}{_short(arguments)}')
-        self.push(Unfinished(OBJECTS[name.path]))
+        self.push({} if OBJECTS[name.path] == 'dict' else Unfinished(OBJECTS[name.path]))
 
     def op_build(self, _: Any) -> None:
         state = self.pop()
@@ -404,6 +404,13 @@ def _bytes(kind: type) -> Callable:
         machine.take('copied', len(content))
         return kind(content)
     return build
+
+
+def _path(machine: Machine, *parts: str) -> str:
+    """A path among hyperparameters becomes text."""
+    _require(all(type(part) is str for part in parts), 'a path has no parts')
+    machine.take('copied', sum(map(len, parts)))
+    return '/'.join(parts)
 
 
 def _complex(machine: Machine, real: float, imaginary: float) -> complex:
@@ -547,7 +554,10 @@ def _namespace(machine: Machine, target: Unfinished, state: dict) -> argparse.Na
 
 
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
-OBJECTS = {HISTORY: 'HistoryBuffer', 'argparse.Namespace': 'Namespace'}
+OBJECTS = {HISTORY: 'HistoryBuffer', 'argparse.Namespace': 'Namespace',
+           **{f'{module}.AttributeDict': 'dict' for module in (  # Lightning's hyperparameters
+               'pytorch_lightning.utilities.parsing', 'lightning.pytorch.utilities.parsing',
+               'lightning_fabric.utilities.data', 'lightning.fabric.utilities.data')}}
 STATES = {'numpy.dtype': _dtype, 'numpy.ndarray': _array, 'HistoryBuffer': _history, 'Namespace': _namespace}
 TENSORS = {'torch._utils._rebuild_tensor': _tensor, 'torch._utils._rebuild_tensor_v2': _tensor,
            'torch._utils._rebuild_tensor_v3': _tensor_of_dtype, 'torch._utils._rebuild_parameter': _parameter,
@@ -559,6 +569,8 @@ CALLS: Dict[str, Callable] = {
     'builtins.complex': _complex, 'builtins.getattr': _getattr, '_codecs.encode': _encode,
     'torch.Size': _size, 'torch.device': _device, **TENSORS,
     'torch._tensor._rebuild_from_type_v2': _tensor_with_attributes, 'numpy.dtype': _numpy_dtype}
+CALLS |= {f'{module}.{kind}Path': _path for module in ('pathlib', 'pathlib._local')
+          for kind in ('Posix', 'Windows', '')}
 for _core in ('numpy.core', 'numpy._core'):
     CALLS |= {f'{_core}.multiarray._reconstruct': _array_to_fill, f'{_core}.multiarray.scalar': _scalar,
               f'{_core}.numeric._frombuffer': _array_of_buffer}

@@ -1,4 +1,4 @@
-"""The state dict inside a checkpoint file: under which key, and with or without its moving average.
+"""The state dict inside a checkpoint file: under which key, behind which prefix, with or without its moving average.
 
 mmengine's ``EMAHook`` writes the average into ``state_dict`` and the trained weights into ``ema_state_dict``; timm and
 the official code write them beside each other.
@@ -16,7 +16,8 @@ def unwrap(content: dict, weights: str = 'default') -> dict:
     """Return the state dict inside a checkpoint file's content.
 
     Args:
-        content (dict): Of a file of mmengine, mmpretrain, timm, the official code, or a state dict as it is.
+        content (dict): Of a file of mmengine, mmpretrain, timm, the official code, Lightning or torch's
+            ``AveragedModel``, or a state dict as it is.
         weights (str): ``'ema'``, the moving average; ``'raw'``, what the optimizer trained; ``'default'``, what the
             file's own library loads first: the average of mmengine's, the trained ones of others. Defaults to
             ``'default'``.
@@ -33,7 +34,17 @@ def unwrap(content: dict, weights: str = 'default') -> dict:
     names = [name for name in found[weights] if not isinstance(name, str)]
     if names:
         raise UserError(f'a weight is named {names[0]!r}, and names are text: the file holds no state dict')
-    return found[weights]
+    return _without_wrapper(found[weights], 'pytorch-lightning_version' in content)
+
+
+def _without_wrapper(weights: dict, is_lightning: bool) -> dict:
+    """Take off what torch's ``AveragedModel`` and Lightning put in front of every name."""
+    if 'n_averaged' in weights and all(name.startswith('module.') for name in weights if name != 'n_averaged'):
+        return {name[len('module.'):]: value for name, value in weights.items() if name != 'n_averaged'}
+    attributes = {name.partition('.')[0] for name in weights}
+    if is_lightning and len(attributes) == 1:  # the module's attribute that holds the model
+        return {name.partition('.')[2]: value for name, value in weights.items()}
+    return weights
 
 
 def _find(content: dict) -> Dict[str, dict]:

@@ -107,10 +107,17 @@ def _licence(path: str, dialect: str) -> str:
 
 
 def _adapt_stem(loaded: Dict[str, Tensor], wanted: Dict[str, Tensor]) -> str:
-    """Repeat and rescale the stem's kernel in ``loaded`` for another number of input channels; say so."""
+    """Bring the stem's kernel in ``loaded`` to another number of input channels, as timm does; say so.
+
+    One channel gets the sum over channels, which answers a grey picture as the file's stem answers it in colour. More
+    channels get the file's in turn, rescaled to the same sum of weights.
+    """
     kernel, channels = loaded[ANCHOR], wanted[ANCHOR].shape[1]
     if kernel.shape[1] == channels:
         return ''
+    if channels == 1:
+        loaded[ANCHOR] = kernel.sum(1, keepdim=True)
+        return f'The stem was summed from {kernel.shape[1]} to 1 input channel. '
     repeats = torch.arange(channels) % kernel.shape[1]
     loaded[ANCHOR] = kernel[:, repeats] * (kernel.shape[1] / channels)
     return f'The stem was repeated from {kernel.shape[1]} to {channels} input channels and rescaled. '

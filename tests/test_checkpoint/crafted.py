@@ -158,7 +158,7 @@ class Fuzzer:
 
     def program(self):
         """A content, at times with bytes exchanged or cut."""
-        content = bytearray(b'\x80\x02' + dump(dict(state_dict=self.value(), meta=self.value())) + b'.')
+        content = bytearray(b'\x80\x02' + dump(dict(first=self.value(), second=self.value())) + b'.')
         for _ in range(self.random.choice([0, 0, 0, 1, 3])):
             content[self.random.randrange(len(content))] = self.random.randrange(256)
         return bytes(content[:self.random.randrange(len(content))] if self.random.random() < 0.05 else content)

@@ -1,5 +1,8 @@
 """Weights go into and come out of whole models of every framework: loaded last, bit for bit, averaged or not."""
 import logging
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +176,46 @@ def test_adapted_stem_answers_as_the_files_does(tmp_path, channels):
     grey = torch.randn(1, 1, 32, 32)
     torch.testing.assert_close(model(grey.expand(-1, channels, -1, -1))[0], source(grey.expand(-1, 3, -1, -1))[0],
                                rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4, 6])
+def test_adapted_stem_is_timms(tmp_path, channels):
+    """Whatever the kernel, the stem for another number of channels is that of timm's ``adapt_input_conv``; of grey
+    pictures it gives what the file's stem gives for them in colour."""
+    from timm.models import adapt_input_conv
+    source = make(out_norm=False)
+    torch.save(source.state_dict(), tmp_path / 'weights.pth')
+    model = ConvNeXtV2(NARROW, channels, out_indices=(3, ), out_norm=False)
+    load_backbone(model, str(tmp_path / 'weights.pth'))
+    kernel = source.downsample_layers[0][0].weight
+    torch.testing.assert_close(model.downsample_layers[0][0].weight, adapt_input_conv(channels, kernel.detach()))
+    if channels == 1:
+        grey = torch.randn(1, 1, 32, 32)
+        torch.testing.assert_close(model(grey)[0], source(grey.expand(-1, 3, -1, -1))[0], rtol=1e-4, atol=1e-4)
+
+
+class AttributeDict(dict):
+    """Pickles under the name of Lightning's."""
+
+
+@pytest.mark.parametrize('place', ['model.', 'net.', 'model.backbone.'])
+def test_lightning_and_averaged_models(tmp_path, monkeypatch, place):
+    """Files of Lightning, with its hyperparameters, and of torch's ``AveragedModel`` start a backbone bit for bit."""
+    source = make(out_norm=False)
+    AttributeDict.__module__ = 'pytorch_lightning.utilities.parsing'
+    for name in ('pytorch_lightning', 'pytorch_lightning.utilities', AttributeDict.__module__):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[AttributeDict.__module__].AttributeDict = AttributeDict
+    torch.save({'pytorch-lightning_version': '2.0', 'hyper_parameters': AttributeDict(lr=0.1, data=Path('a/b')),
+                'state_dict': {place + name: value for name, value in source.state_dict().items()}},
+               tmp_path / 'lightning.ckpt')
+    averaged = torch.optim.swa_utils.AveragedModel(source)
+    torch.save(averaged.state_dict(), tmp_path / 'averaged.pth')
+    assert load_file(str(tmp_path / 'lightning.ckpt'))['hyper_parameters'] == dict(lr=0.1, data='a/b')
+    for name in ('lightning.ckpt', 'averaged.pth'):
+        model = make(out_norm=False)
+        load_backbone(model, str(tmp_path / name))
+        assert_holds(model, source.state_dict())
 
 
 @pytest.mark.parametrize('kind', SCOPES)
