@@ -11,6 +11,10 @@ venv=${1:?usage: install.sh VENV [minkowski | export]}
 lock=$here/lock.txt
 python=${PYTHON:-python3}
 need_gib=10
+# What a user sets for other installs would lead these ones elsewhere.
+unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_PYTHON PIP_NO_DEPS PIP_REQUIREMENT PIP_CONSTRAINT PIP_DRY_RUN PIP_UPGRADE PIP_EDITABLE \
+    PIP_IGNORE_INSTALLED PIP_NO_INDEX PIP_ONLY_BINARY PIP_NO_BINARY PYTHONHOME PYTHONPATH
+export PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 HOME="${HOME:-$venv}"
 torch_cuda=13.0  # of the locked torch; known here so that a missing toolkit is found before torch is fetched
 
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -18,6 +22,23 @@ say() { printf 'setup: %s\n' "$*"; }
 pinned() { sed -n "s/^\($1==[^ ]*\).*/\1/p" "$lock"; }
 pip() { "$venv/bin/python" -m pip "$@"; }
 works() { [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; }
+
+# One set-up of a place at a time; the lock of a dead one is taken over.
+lock() {
+    local place=${venv%/}.setup-lock holder tries=0
+    mkdir -p "$(dirname "$venv")" 2>/dev/null || true
+    until mkdir "$place" 2>/dev/null; do
+        [ -d "$place" ] || return 0  # nothing can be made here, which check_place says better
+        holder=$(cat "$place/process" 2>/dev/null || true)
+        if [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null; then rm -rf "$place"; continue; fi
+        tries=$((tries + 1))
+        [ "$tries" -lt 10 ] || fail "another set-up (process ${holder:-unknown}) is making $venv: wait until it is done; if there is none, remove $place"
+        sleep 0.2
+    done
+    echo $$ > "$place/process"
+    trap 'rm -rf "$place_of_lock"' EXIT
+    place_of_lock=$place
+}
 
 stop() {
     trap - INT TERM
@@ -179,7 +200,7 @@ install_all() {
 remove_old() {
     say "$1, making $venv anew"
     touch "$venv/.mmconvnextv2"
-    find "$venv" -mindepth 1 -maxdepth 1 ! -name .mmconvnextv2 -exec rm -rf {} +
+    find "$venv/" -mindepth 1 -maxdepth 1 ! -name .mmconvnextv2 -exec rm -rf {} +
 }
 
 install_minkowski() {
@@ -206,6 +227,7 @@ install_export() {
 }
 
 hash=$( (sha256sum "$lock" 2>/dev/null || shasum -a 256 "$lock") | cut -c 1-16)
+lock
 made=$(cat "$venv/.lock" 2>/dev/null || true)
 ops=$(mmcv_ops)
 if [ "${made%-*}" != "$hash" ] || ! works; then

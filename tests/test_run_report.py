@@ -1,5 +1,6 @@
 """``tools/report.py`` puts what any run left in its work folder on one page that a browser draws from disk."""
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -169,3 +170,18 @@ def test_prepared_links_are_not_followed(work_dir, tmp_path):
     report_run(parse_args([str(work_dir)]))
     assert outside.read_text() == 'kept' and not (work_dir / 'report.html').is_symlink()
     assert (work_dir / 'report.html').read_text().startswith('<!doctype html>')
+
+
+def test_odd_names_and_values(work_dir, tmp_path):
+    """A metric whose name looks like a formula, a loss that is null, a torn line and a folder whose name is not UTF-8
+    make a page all the same."""
+    scalars = work_dir / '20260102_000000' / 'vis_data' / 'scalars.json'
+    entries = [{'$x_{': 1. + step, 'cost $': 2., 'loss': None, 'mIoU': 3., 'step': step} for step in (40, 50)]
+    scalars.write_text(scalars.read_text() + '\n'.join(map(json.dumps, entries)) + '\n[1]\n{"loss": 0.')
+    odd = os.fsencode(tmp_path) + b'/na\xffme'
+    os.rename(work_dir, odd)
+    page = os.fsdecode(odd) + '/report.html'
+    report_run(parse_args([os.fsdecode(odd), '--out', page]))
+    with open(page, encoding='utf-8') as file:
+        text = file.read()
+    assert '$x_{' in text and 'na?me' in text

@@ -315,3 +315,54 @@ def test_missing_openblas(machine):
     machine.put('ldconfig', 'echo "libc.so.6 => /lib/libc.so.6"')
     assert_refused(machine.run('minkowski'), 'OpenBLAS', 'libopenblas-dev')
     assert machine.asked() == []
+
+
+def test_changed_lock_behind_a_link(machine):
+    """Where VENV is a link to a folder, the folder is emptied too, and the link stays."""
+    place = machine.home / 'elsewhere'
+    place.mkdir()
+    machine.venv.symlink_to(place)
+    assert machine.run().returncode == 0
+    (place / '.lock').write_text('0' * 16 + '-torchvision')
+    (place / 'old-package').touch()
+    result = machine.run()
+    assert result.returncode == 0 and not (place / 'old-package').exists(), result.stderr_text
+    assert machine.venv.is_symlink() and (place / '.lock').read_text().startswith(LOCK_HASH)
+
+
+def test_settings_of_other_installs_do_not_reach_pip(machine):
+    """What a user sets for pip and Python elsewhere leads no package to another place, and HOME may be unset."""
+    seen = machine.home / 'seen'
+    (machine.home / 'inside').write_text(INSIDE.format(home=machine.home) + f'env >> {seen}\n')
+    names = ('PIP_TARGET', 'PIP_PREFIX', 'PIP_NO_DEPS', 'PIP_CONSTRAINT', 'PYTHONPATH', 'PYTHONHOME')
+    machine.put('env', f'exec {shutil.which("env")} "$@"')
+    environment = {**dict.fromkeys(names, '/elsewhere'), 'PIP_USER': '1', 'PIP_REQUIRE_VIRTUALENV': '1',
+                   'PIP_INDEX_URL': 'http://mirror'}
+    started = subprocess.run(
+        ['bash', SCRIPT, machine.venv], text=True, capture_output=True,
+        env={'PATH': str(machine.tools), 'PYTHON': 'python3.11', **environment})
+    assert started.returncode == 0, started.stderr
+    told = dict(line.partition('=')[::2] for line in seen.read_text().splitlines())
+    assert not set(names) & set(told) and told['PIP_USER'] == told['PIP_REQUIRE_VIRTUALENV'] == '0'
+    assert told['PIP_INDEX_URL'] == 'http://mirror' and told['HOME']
+
+
+def test_two_at_once(machine):
+    """While one set-up works, another in the same place is refused and changes nothing; the lock of a killed one is taken
+    over."""
+    (machine.home / 'slow').touch()
+    first = machine.start()
+    busy = machine.home / 'busy'
+    while not (busy.exists() and busy.read_text()):
+        assert first.poll() is None, first.stderr.read()
+        time.sleep(0.05)
+    machine.asked()
+    second = machine.run()
+    assert_refused(second, f'another set-up (process {first.pid})', 'wait')
+    assert machine.asked() == []
+    os.killpg(os.getpgid(int(busy.read_text())), signal.SIGKILL)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate(timeout=20)
+    (machine.home / 'slow').unlink()
+    assert machine.run().returncode == 0
+    assert not (machine.home / 'venv.setup-lock').exists()

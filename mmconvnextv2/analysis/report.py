@@ -23,13 +23,25 @@ def read_scalars(work_dir: Union[str, Path]) -> List[dict]:
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         return []
-    lines = files[-1].read_text().splitlines()
-    return [json.loads(line) for line in lines if line.startswith('{') and line.endswith('}')]
+    return parse_scalars(files[-1].read_text(errors='replace'))
+
+
+def parse_scalars(text: str) -> List[dict]:
+    """Return the entries of mmengine's ``scalars.json``, numbers alone; lines that a kill tore are left out."""
+    entries = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            entries.append({name: value for name, value in entry.items() if isinstance(value, (int, float))})
+    return entries
 
 
 def read_curve(work_dir: Union[str, Path], key: str = 'loss') -> Tuple[List[int], List[float]]:
     """Return (steps, values) of a logged scalar."""
-    points = [(entry.get('iter', entry['step']), entry[key]) for entry in read_scalars(work_dir) if key in entry]
+    points = [(entry.get('iter', entry.get('step', 0)), entry[key]) for entry in read_scalars(work_dir) if key in entry]
     return [step for step, _ in points], [value for _, value in points]
 
 
@@ -108,8 +120,8 @@ class Report:
         figure = Figure(figsize=(8, 3.2), layout='constrained')
         axes = figure.subplots()
         for name, (steps, values) in curves.items():
-            axes.plot(steps, values, label=name)
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+            axes.plot(steps, values, label=name.replace('$', r'\$'))  # which begins a formula in matplotlib
+        axes.set(xlabel=xlabel, ylabel=ylabel.replace('$', r'\$'))
         axes.grid(alpha=0.3)
         axes.legend()
         buffer = io.BytesIO()
@@ -119,6 +131,6 @@ class Report:
     def write(self, path: Union[str, Path]) -> None:
         """Write the file, all or nothing."""
         with replacing(str(path)) as partial:
-            Path(partial).write_text(
+            Path(partial).write_bytes((
                 f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title><style>'
-                f'{STYLE}</style></head><body>{"".join(self.parts)}</body></html>', encoding='utf-8')
+                f'{STYLE}</style></head><body>{"".join(self.parts)}</body></html>').encode(errors='replace'))  # names of files need not be UTF-8

@@ -2,7 +2,6 @@
 
 Takes mmengine's log, scalars, config, checkpoint and pictures as they are; nothing has to be switched on before.
 """
-import json
 import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -12,7 +11,7 @@ from ..errors import MissingFileError, UserError
 from ..pictures import list_pictures
 from ..safe_loading import load_file
 from .feature_tool import read_distances
-from .report import Report
+from .report import Report, parse_scalars
 
 Curves = Dict[str, Tuple[List[float], List[float]]]
 NOT_METRICS = re.compile(r'loss|^(base_lr|lr|data_time|time|memory|grad_norm|step|iter|epoch)$|acc_seg$|^acc$')
@@ -67,8 +66,7 @@ def read_entries(runs: Sequence[Path]) -> List[dict]:
     entries = []
     for run in runs:
         path = run / 'vis_data' / 'scalars.json'
-        lines = path.read_text().splitlines() if path.is_file() else []
-        new = [json.loads(line) for line in lines if line.startswith('{') and line.endswith('}')]
+        new = parse_scalars(path.read_text(errors='replace')) if path.is_file() else []
         trained = [entry['iter'] for entry in new if 'iter' in entry]
         if trained:
             entries = [entry for entry in entries if entry.get('iter', entry.get('step', 0)) < min(trained)]
@@ -217,7 +215,7 @@ def report_run(args: Namespace) -> None:
         report.code(environment_of(log))
     config = runs[-1] / 'vis_data' / 'config.py'
     if config.is_file():
-        report.folded('Config', config.read_text())
+        report.folded('Config', config.read_text(errors='replace'))
     out = Path(args.out) if args.out else work_dir / 'report.html'
     report.write(out)
-    print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')
+    print(f'{out}: {out.stat().st_size / 1e6:.1f} MB'.encode(errors='replace').decode())
