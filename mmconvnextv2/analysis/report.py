@@ -133,4 +133,5 @@ class Report:
         with replacing(str(path)) as partial:
             Path(partial).write_bytes((
                 f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title><style>'
-                f'{STYLE}</style></head><body>{"".join(self.parts)}</body></html>').encode(errors='replace'))  # names of files need not be UTF-8
+                f'{STYLE}</style></head><body>{"".join(self.parts)}</body></html>'
+            ).encode(errors='replace'))  # names of files need not be UTF-8
