@@ -1,7 +1,7 @@
 """From command-line arguments to a runner, for MMDetection, MMSegmentation and MMPretrain configs alike.
 
 Follows the arguments of OpenMMLab's ``tools/train.py`` and ``tools/test.py``. Differs from them in checking the data
-and the class count before a long start, in loading checkpoints through an exact allow-list, and in replacing SyncBN
+and the class count before a long start, in reading checkpoints without running them, and in replacing SyncBN
 where it cannot run.
 """
 import os

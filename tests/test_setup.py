@@ -348,7 +348,7 @@ def test_settings_of_other_installs_do_not_reach_pip(machine):
 
 
 def test_two_at_once(machine):
-    """While one set-up works, another in its place is refused and changes nothing; a killed one's lock is taken over."""
+    """While one set-up works, another there is refused and changes nothing; a killed one's lock is taken over."""
     (machine.home / 'slow').touch()
     first = machine.start()
     busy = machine.home / 'busy'
