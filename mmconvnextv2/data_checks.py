@@ -39,6 +39,11 @@ def _dataset_paths(dataset: dict) -> Iterator[Tuple[str, str]]:
             yield f'data_prefix.{key}'.rstrip('.'), os.path.join(root, folder)
 
 
+def reads_annotations(step: dict) -> bool:
+    """Whether a step of a pipeline reads boxes, masks or labels."""
+    return step['type'].rpartition('.')[2] in ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
+
+
 def settle_data(cfg: Config) -> None:
     """Read the config's data as it was meant: one class given as text is one class, and a loader without workers keeps
     none."""

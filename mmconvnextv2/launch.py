@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, IterableDataset
 
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
-from .data_checks import check_data, inner_datasets, settle_data
+from .data_checks import check_data, inner_datasets, reads_annotations, settle_data
 from .errors import UserError
 from .folder_lock import lock_folder
 from .mmcv_operators import serving_operators
@@ -89,12 +89,20 @@ def load_config(args: Namespace) -> Config:
     cfg.launcher = args.launcher
     check_overrides(cfg, args.cfg_options)
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        cfg.merge_from_dict({key: whole_path(value) for key, value in args.cfg_options.items()})
     name = os.path.splitext(os.path.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     settle_data(cfg)
     import_scope(cfg)
     return cfg
+
+
+def whole_path(value: object) -> object:
+    """Return a path with commas, which ``--cfg-options`` takes for a list, as it was; any other value as it is."""
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        joined = ','.join(value)
+        return joined if os.path.exists(joined) else value
+    return value
 
 
 def import_scope(cfg: Config) -> None:
@@ -255,7 +263,20 @@ def apply_tta(cfg: Config) -> None:
             raise UserError(f'--tta needs {key} in the config.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     for dataset in inner_datasets(cfg.test_dataloader.dataset):
-        dataset['pipeline'] = deepcopy(cfg.tta_pipeline)
+        dataset['pipeline'] = _like_test(deepcopy(cfg.tta_pipeline), dataset.get('pipeline') or [])
+
+
+def _like_test(tta_pipeline: list, test_pipeline: Sequence[dict]) -> list:
+    """Give a TTA pipeline the steps of the test pipeline that read pictures and labels, for data of one's own."""
+    reads_labels = [step for step in test_pipeline if reads_annotations(step)]
+    if test_pipeline:
+        tta_pipeline[0] = deepcopy(test_pipeline[0])
+    for step in tta_pipeline:
+        branches = step.get('transforms', []) if step['type'] == 'TestTimeAug' else []
+        for number, branch in enumerate(branches):
+            if reads_labels and len(branch) == 1 and reads_annotations(branch[0]):
+                branches[number] = [deepcopy(reads_labels[0])]
+    return tta_pipeline
 
 
 def test(args: Namespace) -> dict:

@@ -23,7 +23,7 @@ from mmengine.utils import ProgressBar
 
 from .atomic import replacing
 from .checkpoint import check_weights
-from .data_checks import inner_datasets
+from .data_checks import inner_datasets, reads_annotations
 from .errors import UserError
 from .launch import check_checkpoint, load_config
 from .pictures import list_pictures
@@ -197,8 +197,7 @@ def resolve_test_pipeline(cfg: Config) -> List[dict]:
         ValueError: If the config has none.
     """
     dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
-    steps = [step for step in dataset.get('pipeline') or [] if 'Annotations' not in step['type']
-             and 'Labels' not in step['type']]
+    steps = [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
     if not steps:
         raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
     return steps

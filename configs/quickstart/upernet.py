@@ -17,7 +17,7 @@ test_pipeline = [dict(type='LoadImageFromFile'), labels, dict(type='PackSegInput
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='TestTimeAug', transforms=[
-        [dict(type='Resize', scale=(int(128 * ratio), int(128 * ratio)), keep_ratio=True) for ratio in _base_.tta_ratios],
+        [dict(type='Resize', scale=(int(128 * one), int(128 * one)), keep_ratio=True) for one in _base_.tta_ratios],
         [dict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0., 1.)],
         [labels], [dict(type='PackSegInputs')]])]
 dataset = dict(type='BaseSegDataset', data_root=data_root, metainfo=metainfo, reduce_zero_label=True,

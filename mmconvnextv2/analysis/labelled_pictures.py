@@ -77,7 +77,7 @@ def choose_labelled(folder: str,
     """
     if not os.path.isdir(folder):
         raise MissingFileError(f'{folder} is no folder')
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
     if len(classes) < 2:
         raise UserError(f'{folder} holds {len(classes)} folders: expected one folder a class, two or more')
     files, labels = [], []

@@ -15,9 +15,12 @@ from mmdet.evaluation import CocoMetric
 from mmdet.registry import DATASETS, METRICS
 from mmengine.fileio import get, get_local_path
 from mmengine.logging import print_log
+from PIL import Image
 
 from ..errors import UserError
 
+ORIENTATION = 0x0112  # of EXIF
+NUM_CHECKED = 50
 FIELDS = dict(
     categories=dict(id=int, name=str),
     images=dict(id=int, file_name=str, height=int, width=int),
@@ -144,11 +147,32 @@ class CheckedCocoDataset(CocoDataset):
             if problem is None:
                 raise
             raise UserError(f'{self.ann_file}: {problem}') from error
+        self._check_sizes(pictures[:NUM_CHECKED])
         kept = sum(len(picture['instances']) for picture in pictures)
         if kept < self._num_annotations:
             print_log(f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
                       'outside their picture, are thinner than a pixel, of other classes or without a mask', 'current')
         return pictures
+
+    def _check_sizes(self, pictures: Sequence[dict]) -> None:
+        """Compare the sizes that the file gives with those of its first pictures, turned as their EXIF says.
+
+        Raises:
+            ValueError: If they differ: boxes and masks would lie elsewhere.
+        """
+        for picture in pictures:
+            try:
+                with Image.open(picture['img_path']) as file:
+                    turned = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+                    width, height = file.size[::-1] if turned else file.size
+            except (OSError, SyntaxError, ValueError):  # not there, remote or damaged: whoever reads it says so
+                continue
+            if (height, width) != (picture['height'], picture['width']):
+                raise UserError(
+                    f"{self.ann_file}: {picture['img_path']} has {width} x {height} pixels"
+                    f"{', turned as its EXIF says' if turned else ''}, the file gives {picture['width']} x "
+                    f"{picture['height']}: export the annotations of these pictures, or turn them for good with "
+                    'exiftran or ImageMagick -auto-orient')
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """Leave out what cannot be learnt."""

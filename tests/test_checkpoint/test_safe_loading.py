@@ -219,7 +219,8 @@ load_checkpoint(model, sys.argv[2])
 def test_mmengine_reads_through_the_allow_list(tmp_path):
     """mmengine's own loader reads its files without ``meta['config']``, which it would execute, and refuses others."""
     good, bad, trace = tmp_path / 'good.pth', tmp_path / 'bad.pth', tmp_path / 'trace'
-    torch.save(dict(meta=dict(cfg='a = 1', config='raise'), message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.], [1]))),
+    hub = dict(log_scalars=dict(loss=HistoryBuffer([1.], [1])))
+    torch.save(dict(meta=dict(cfg='a = 1', config='raise'), message_hub=hub,
                     state_dict=dict(weight=torch.ones(2, 2), bias=torch.zeros(2))), good)
     torch.save(dict(state_dict=Call(os.mkdir, str(trace))), bad)
     run = subprocess.run([sys.executable, '-c', MMENGINE, good, bad], capture_output=True, text=True)

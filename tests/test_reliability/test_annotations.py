@@ -1,5 +1,7 @@
 """Odd annotations of detection and segmentation: each is used, left out and counted, or refused with its place."""
 import json
+import subprocess
+import sys
 from argparse import Namespace
 
 import mmdet.utils
@@ -220,3 +222,44 @@ def test_bad_labels_are_refused(tmp_path, pixels, said):
     """Labels out of range, above 255, of another size or in colour are refused with the file and what was found."""
     with pytest.raises(ValueError, match=f'labels.png has {said}'):
         labels(tmp_path, pixels)
+
+
+@pytest.mark.parametrize('orientation, size, said', [
+    (1, (48, 32), None), (6, (32, 48), None), (6, (48, 32), 'has 32 x 48 pixels, turned as its EXIF says'),
+    (1, (60, 40), 'has 60 x 40 pixels, the file gives 48 x 32')])
+def test_sizes_of_other_pictures_are_refused(tmp_path, orientation, size, said):
+    """Sizes in the file that belong to the picture before its EXIF rotation, or to another one, are named; those after
+    rotation are right."""
+    load(tmp_path, content(annotation(1)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new('RGB', size).save(tmp_path / '1.jpg', exif=exif)
+    whole = content(annotation(1))
+    whole['images'][0]['file_name'] = '1.jpg'
+    if said is None:
+        assert load(tmp_path, whole)[0]['inputs'].shape == (3, 32, 48)
+    else:
+        with pytest.raises(ValueError, match=f'a.json: .*1.jpg {said}'):
+            load(tmp_path, whole)
+
+
+OPTIMIZED = '''
+import sys
+from argparse import Namespace
+from mmcv.transforms import LoadImageFromFile
+from torch.utils.data import DataLoader
+from mmconvnextv2.command import run_tool
+class Pictures(list):
+    def __getitem__(self, index):
+        return LoadImageFromFile()(dict(img_path=sys.argv[1]))['img']
+run_tool(lambda args: list(DataLoader(Pictures([1]), num_workers=int(sys.argv[2]))), Namespace(traceback=False))
+'''
+
+
+@pytest.mark.parametrize('workers, said', [('0', 'bad.png cannot be read as a picture'), ('1', 'unset PYTHONOPTIMIZE')])
+def test_unreadable_pictures_without_assertions(tmp_path, workers, said):
+    """Where Python runs without assertions, on which mmcv leans, an unreadable picture is one line too."""
+    (tmp_path / 'bad.png').write_bytes(b'junk')
+    run = subprocess.run([sys.executable, '-O', '-c', OPTIMIZED, str(tmp_path / 'bad.png'), workers],
+                         capture_output=True, text=True)
+    assert run.returncode == 1 and said in run.stderr.strip().splitlines()[-1] and 'Traceback' not in run.stderr

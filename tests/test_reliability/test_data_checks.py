@@ -8,9 +8,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from mmconvnextv2.data_checks import check_data, settle_data
+from mmconvnextv2.data_checks import check_data, reads_annotations, settle_data
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
-from mmconvnextv2.launch import import_scope, parse_train_args, train
+from mmconvnextv2.launch import apply_tta, import_scope, load_config, parse_train_args, train
 from mmconvnextv2.recipes import read_config
 
 NAMES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
@@ -213,3 +213,25 @@ def test_settling_leaves_files_of_names_alone(tmp_path):
     settle_data(cfg)
     assert cfg.train_dataloader.dataset.metainfo.classes == str(tmp_path / 'names.txt')
     assert cfg.train_dataloader.persistent_workers
+
+
+def test_paths_with_commas(tmp_path):
+    """A path with a comma is a path in ``--cfg-options``, a list stays a list."""
+    folder = tmp_path / 'a,b'
+    folder.mkdir()
+    args = parse_train_args(['configs/quickstart/upernet.py', '--cfg-options', f'data_root={folder}',
+                             f'train_dataloader.dataset.data_root={folder}', 'custom=x,y'])
+    cfg = load_config(args)
+    assert cfg.data_root == cfg.train_dataloader.dataset.data_root == str(folder) and cfg.custom == ['x', 'y']
+
+
+@pytest.mark.parametrize('recipe', ['custom/upernet_five-channels', 'custom/upernet_own-classes', 'quickstart/upernet'])
+def test_augmented_tests_read_as_tests_do(recipe):
+    """``--tta`` reads pictures and labels by the steps of the test pipeline, whatever its base had."""
+    cfg = read_config(f'configs/{recipe}.py')
+    steps = cfg.test_dataloader.dataset.pipeline
+    apply_tta(cfg)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    assert pipeline[0] == steps[0]
+    labels, = [branch[0] for branch in pipeline[1].transforms if reads_annotations(branch[0])]
+    assert labels in steps
