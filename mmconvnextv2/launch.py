@@ -32,6 +32,7 @@ from .safe_loading import allow_mmengine_checkpoints
 from .train_options import add_train_options, apply_train_options
 from .typos import check_overrides
 
+OURS = dict(mmdet=('datasets.coco', 'mixed_precision'), mmseg=('datasets.labels', ))
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
     mmpretrain=dict(type='VisualizationHook'),
@@ -116,6 +117,8 @@ def import_scope(cfg: Config) -> None:
         raise UserError(f'default_scope={scope!r} is unknown; allowed are {sorted(VISUALIZATION_HOOKS)}.')
     try:
         import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+        for name in OURS.get(scope, ()):  # whatever custom_imports says, which a config of one's own may replace
+            import_module(f'mmconvnextv2.{name}')
     except ModuleNotFoundError as error:
         raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
 
@@ -262,6 +265,8 @@ def apply_tta(cfg: Config) -> None:
         if key not in cfg:
             raise UserError(f'--tta needs {key} in the config.')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    if 'data_preprocessor' in cfg.model.module:  # mmengine would take the one at the top of the config, of the base
+        cfg.model.data_preprocessor = deepcopy(cfg.model.module.data_preprocessor)
     for dataset in inner_datasets(cfg.test_dataloader.dataset):
         dataset['pipeline'] = _like_test(deepcopy(cfg.tta_pipeline), dataset.get('pipeline') or [])
 

@@ -12,8 +12,13 @@ from .errors import MissingFileError, UserError
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')
 
 
-def list_pictures(paths: Sequence[str]) -> List[str]:
+def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[str]:
     """Return picture files, those of folders in order of name.
+
+    Args:
+        paths (Sequence[str]): Files, which are taken as they are, and folders.
+        extensions (Sequence[str]): Endings of the files that are taken from folders, capitals alike. Defaults to those
+            of pictures.
 
     Raises:
         FileNotFoundError: If a path is not there.
@@ -22,14 +27,14 @@ def list_pictures(paths: Sequence[str]) -> List[str]:
     files = []
     for path in paths:
         if os.path.isdir(path):
-            names = scandir(path, suffix=EXTENSIONS, recursive=True, case_sensitive=False)
+            names = scandir(path, suffix=tuple(extensions), recursive=True, case_sensitive=False)
             files += [os.path.join(path, name) for name in sorted(names)]
         elif os.path.isfile(path):
             files.append(path)
         else:
             raise MissingFileError(f'{path} does not exist')
     if not files:
-        raise UserError(f'there is no picture ({", ".join(EXTENSIONS)}) in {list(paths)}')
+        raise UserError(f'there is no picture ({", ".join(extensions)}) in {list(paths)}')
     return files
 
 

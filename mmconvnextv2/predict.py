@@ -26,7 +26,7 @@ from .checkpoint import check_weights
 from .data_checks import inner_datasets, reads_annotations
 from .errors import UserError
 from .launch import check_checkpoint, load_config
-from .pictures import list_pictures
+from .pictures import EXTENSIONS, list_pictures
 from .safe_loading import allow_mmengine_checkpoints, load_file
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
@@ -57,8 +57,12 @@ class Source(NamedTuple):
     is_video: bool
 
 
-def list_sources(inputs: Sequence[str]) -> List[Source]:
+def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[Source]:
     """List the pictures and videos among files and folders; results of a folder keep its tree.
+
+    Args:
+        inputs (Sequence[str]): Files and folders.
+        extensions (Sequence[str]): Of the files that are taken from folders. Defaults to those of pictures.
 
     Raises:
         FileNotFoundError: If an input is not there.
@@ -68,7 +72,7 @@ def list_sources(inputs: Sequence[str]) -> List[Source]:
     for given in inputs:
         root = given if os.path.isdir(given) else os.path.dirname(given)
         is_video = given.lower().endswith(VIDEOS) and os.path.isfile(given)
-        for path in [given] if is_video else list_pictures([given]):
+        for path in [given] if is_video else list_pictures([given], extensions):
             sources.append(Source(path, os.path.splitext(os.path.relpath(path, root))[0], is_video))
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -107,7 +111,9 @@ class Predictor:
         start = apis.init_detector if self.scope == 'mmdet' else apis.init_model
         self.model = start(cfg, checkpoint, device=device)
         check_weights(self.model, weights, checkpoint)
-        steps = resolve_test_pipeline(cfg)
+        steps = steps_of_test(cfg)
+        if not steps:
+            raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
         with DefaultScope.overwrite_default_scope(self.scope):
             self.load, self.transform = Compose(steps[:1]), Compose(steps[1:])
             self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'predictions'})
@@ -190,17 +196,10 @@ class Predictor:
         return dict(instances=instances)
 
 
-def resolve_test_pipeline(cfg: Config) -> List[dict]:
-    """Return the pipeline of ``test_dataloader``, as ``tools/test.py`` follows it, without the steps that read labels.
-
-    Raises:
-        ValueError: If the config has none.
-    """
+def steps_of_test(cfg: Config) -> List[dict]:
+    """Return the pipeline of ``test_dataloader``, which ``tools/test.py`` follows, without steps that read labels."""
     dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
-    steps = [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
-    if not steps:
-        raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
-    return steps
+    return [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
 
 
 def to_bgr(picture: np.ndarray) -> np.ndarray:
@@ -324,9 +323,12 @@ def predict(args: Namespace) -> None:
     Raises:
         ValueError: See :class:`Predictor` and :func:`list_sources`; at the end, if an input could not be predicted.
     """
-    sources = list_sources(args.inputs)
     check_checkpoint(args.checkpoint, 'checkpoint')
-    predictor = Predictor(load_config(args), args.checkpoint, args.device, args.score_thr)
+    cfg = load_config(args)
+    loader = (steps_of_test(cfg) or [dict(type='')])[0]['type']
+    reads_arrays = loader.rpartition('.')[2] == 'LoadPicture'
+    sources = list_sources(args.inputs, (*EXTENSIONS, '.npy') if reads_arrays else EXTENSIONS)
+    predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
     journal = Journal(args.out, dict(
         config=args.config, config_modified=_modified(args.config), checkpoint=args.checkpoint,
         checkpoint_modified=_modified(args.checkpoint), options=repr(args.cfg_options), score_thr=args.score_thr))
