@@ -52,7 +52,7 @@ def test_bugs_show_their_traceback():
         run_tool(lambda args: int('x'), Namespace(traceback=False))
 
 
-@pytest.mark.parametrize('options', [[], ['-O'], ['-OO']], ids=['plain', '-O', '-OO'])
+@pytest.mark.parametrize('options', [[], ['-O']], ids=['plain', '-O'])
 def test_without_sources_and_asserts(tmp_path, options):
     """Installed as byte code alone, and with assertions off, a stated mistake is one line all the same."""
     package = tmp_path / 'mmconvnextv2'
