@@ -12,7 +12,6 @@ from .faults import explain_fault
 from .typos import explain_typo
 
 IN_WORKER = 'Original Traceback (most recent call last)'  # torch puts a worker's traceback into the message
-BUILT = re.compile(r'^class `\w+` in [\w/.]+\.py: ')  # mmengine puts the class in front of what building it raised
 
 
 def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
@@ -42,7 +41,7 @@ def stated_mistake(error: Optional[BaseException]) -> Optional[str]:
         text = str(error)
         if IN_WORKER in text:
             text = re.split(rf'^[\w.]*{type(error).__name__}: ', text, flags=re.MULTILINE)[-1]
-        return ' '.join(BUILT.sub('', text).split())
+        return ' '.join(text.split())
     if isinstance(error, OSError) and error.filename:
         return f'{error.filename}: {error.strerror}'
     return explain_fault(error) or explain_typo(error) or stated_mistake(error.__cause__ or error.__context__)

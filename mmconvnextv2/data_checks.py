@@ -1,4 +1,5 @@
 """Checks of a config's data before a long start: paths, class names and class counts."""
+import codecs
 import json
 import mmap
 import os
@@ -10,20 +11,11 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from .errors import UserError
-from .label_checks import check_labels
+from .label_checks import check_labels, inner_datasets
 
+FOLDER_DATASETS = ('CustomDataset', 'ImageNet')  # which number the folders that they find
 SPLITS = ('train', 'val', 'test')
 SOFTMAX_HEADS = ('UPerHead', 'PSPHead', 'FCNHead', 'ASPPHead', 'SegformerHead')
-
-
-def inner_datasets(dataset: dict) -> Iterator[dict]:
-    """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
-    inner = dataset.get('dataset', dataset.get('datasets'))
-    if inner is None:
-        yield dataset
-        return
-    for child in inner if isinstance(inner, (list, tuple)) else [inner]:
-        yield from inner_datasets(child)
 
 
 def _dataset_paths(dataset: dict) -> Iterator[Tuple[str, str]]:
@@ -37,11 +29,6 @@ def _dataset_paths(dataset: dict) -> Iterator[Tuple[str, str]]:
     for key, folder in (prefix.items() if isinstance(prefix, dict) else [('', prefix)]):
         if isinstance(folder, str):
             yield f'data_prefix.{key}'.rstrip('.'), os.path.join(root, folder)
-
-
-def reads_annotations(step: dict) -> bool:
-    """Whether a step of a pipeline reads boxes, masks or labels."""
-    return step['type'].rpartition('.')[2] in ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 
 
 def settle_data(cfg: Config) -> None:
@@ -119,8 +106,9 @@ def _check_evaluator(cfg: Config, split: str) -> None:
 
 
 def _images_of(path: str) -> set:
+    from .datasets.coco import decode_json  # needs mmdet
     with open(path, 'rb') as file:
-        content = json.loads(file.read())
+        content = decode_json(file.read(), path)
     return {(one.get('id'), one.get('file_name')) for one in content.get('images', [])}
 
 
@@ -132,7 +120,8 @@ def _check_folders(cfg: Config, splits: Sequence[str]) -> None:
             prefix = dataset.get('data_prefix') or {}
             prefix = prefix.get('img_path', '') if isinstance(prefix, dict) else prefix
             root = os.path.join(dataset.get('data_root') or '', prefix or dataset.get('split') or '')
-            if dataset.get('ann_file') or dataset.get('with_label') is False or not os.path.isdir(root):
+            by_folder = str(dataset.get('type')).rpartition('.')[2] in FOLDER_DATASETS and not dataset.get('ann_file')
+            if not by_folder or dataset.get('with_label') is False or not os.path.isdir(root):
                 continue
             names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
             hidden = [name for name in names if name.startswith('.')]
@@ -185,7 +174,8 @@ def _check_segmentor(cfg: Config, splits: Sequence[str]) -> None:
     if 'train' in splits and loader.get('batch_size') == 1 and pools and alone:
         raise UserError(f'train_dataloader.batch_size=1: {heads[0].type} pools each picture to one value per channel, '
                         'which batch normalisation of a single picture cannot learn from. Use batch_size=2, or group '
-                        'normalisation: --cfg-options model.decode_head.norm_cfg="dict(type=\'GN\', num_groups=32)"')
+                        'normalisation: --cfg-options model.decode_head.norm_cfg.type=GN '
+                        'model.decode_head.norm_cfg.num_groups=32')
 
 
 def model_class_counts(model: dict) -> set:
@@ -255,9 +245,18 @@ def _read_categories(path: str) -> list:
     if not os.path.getsize(path):
         raise UserError(f'the annotation file {path} is empty; expected COCO\'s JSON.')
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.find(b'[', content.rfind(b'"categories"'))
-        text = content[start:start + 2**20].decode(errors='replace')
+        place = content.rfind(b'"categories"')
+        start = content.find(b'[', place) if place >= 0 else -1
+        text = _decode_start(content[start:start + 2**20]) if start > 0 else ''
     try:
-        return json.JSONDecoder().raw_decode(text)[0] if start > 0 else []
+        return json.JSONDecoder().raw_decode(text)[0] if text else []
     except ValueError:
         return []
+
+
+def _decode_start(content: bytes) -> str:
+    """Decode the beginning of a text, which may end inside a character, as ``datasets.coco`` decodes the whole."""
+    try:
+        return codecs.getincrementaldecoder('utf-8')().decode(content)
+    except UnicodeDecodeError:
+        return content.decode('cp1252', errors='replace')

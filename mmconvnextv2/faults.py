@@ -28,6 +28,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SILENT = ('Timed out waiting', 'timeout', 'Connection closed by peer', 'Connection reset by peer', 'Broken pipe',
           'Watchdog caught collective operation')
 UNREADABLE = re.compile(r'failed to load image: (.+)')  # an assertion of mmcv's
+LOADING = os.path.join('mmcv', 'transforms', 'loading.py')
 UNCHECKED = "'NoneType' object has no attribute"  # what mmcv's assertion is without assertions
 MISSING = re.compile(r"No such file or directory: '([^']+)'")
 NEEDS_COMPILED = 'needs compiled mmcv'  # an operator that torchvision lacks
@@ -62,8 +63,9 @@ def explain_fault(error: BaseException) -> Optional[str]:
         return f'{pictures[-1].strip()} cannot be read as a picture: replace it, or take it out of the data'
     if isinstance(error, AttributeError) and UNCHECKED in text:
         name = _local_name(error, 'filename')
-        return (f'{name or "a picture"} cannot be read as a picture: replace it, or take it out of the data'
-                + ('' if name else '; unset PYTHONOPTIMIZE to see which'))
+        if name or LOADING in text:  # a worker's traceback is text, without its variables
+            return (f'{name or "an image"} cannot be read as an image: replace it, or take it out of the data'
+                    + ('' if name else '; unset PYTHONOPTIMIZE to see which'))
     if '!buf.empty()' in text:
         return 'a picture has no bytes: `find FOLDER -size 0` names it; replace it, or take it out of the data'
     if 'DataLoader worker' in text and ('exited unexpectedly' in text or 'is killed by signal' in text):
@@ -78,7 +80,7 @@ def explain_fault(error: BaseException) -> Optional[str]:
 def _local_name(error: BaseException, name: str) -> Optional[str]:
     """Return the text in a local variable of mmcv's loading transforms, if the error went through them here."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename.endswith(os.path.join('transforms', 'loading.py')) and name in frame.f_locals:
+        if frame.f_code.co_filename.endswith(LOADING) and name in frame.f_locals:
             return str(frame.f_locals[name])
     return None
 

@@ -1,5 +1,4 @@
 """One run per work folder: two would remove each other's unfinished checkpoints."""
-import atexit
 import fcntl
 import json
 import os
@@ -15,7 +14,7 @@ from mmengine.logging import print_log
 from .errors import UserError
 
 NAME = '.run.lock'
-_held: Dict[str, int] = {}  # lock files of this process by path, and their descriptors
+_held: Dict[str, int] = {}  # descriptors by path of the lock file; open until the process ends
 
 
 def lock_folder(folder: str) -> None:
@@ -59,10 +58,3 @@ def _describe(content: bytes) -> str:
                 f'({str(holder["command"])[:200]})')
     except (ValueError, KeyError, TypeError):
         return 'another run'
-
-
-@atexit.register
-def _release() -> None:
-    for path, descriptor in _held.items():
-        os.close(descriptor)
-    _held.clear()

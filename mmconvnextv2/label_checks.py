@@ -1,7 +1,7 @@
 """A look at the first labels of a segmentation data set before training: what they hold, and what they lack."""
 from collections import Counter
 from copy import deepcopy
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 from mmengine.config import Config
@@ -11,8 +11,23 @@ from mmengine.registry import DATASETS, DefaultScope
 from .errors import UserError
 
 MOST = 20  # pictures a split
-LOADERS = ('LoadAnnotations', 'LoadCheckedLabels')
+LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 IGNORED = 255
+
+
+def inner_datasets(dataset: dict) -> Iterator[dict]:
+    """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
+    inner = dataset.get('dataset', dataset.get('datasets'))
+    if inner is None:
+        yield dataset
+        return
+    for child in inner if isinstance(inner, (list, tuple)) else [inner]:
+        yield from inner_datasets(child)
+
+
+def reads_annotations(step: dict) -> bool:
+    """Whether a step of a pipeline reads boxes, masks or labels."""
+    return step['type'].rpartition('.')[2] in LOADERS
 
 
 def check_labels(cfg: Config, splits: Sequence[str]) -> None:
@@ -22,11 +37,15 @@ def check_labels(cfg: Config, splits: Sequence[str]) -> None:
         ValueError: If a label file is unsound, or the labels hold a single class beside what is ignored.
     """
     for split in splits:
-        dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
-        labels = count_labels(dataset) if dataset else None
-        if labels is None or not labels['counts']:
-            continue
-        _judge(split, labels['counts'], labels['classes'], labels['num_read'])
+        counts: Counter = Counter()
+        classes, num_read = (), 0
+        for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}):
+            labels = count_labels(dataset)
+            if labels is not None:
+                counts.update(labels['counts'])
+                classes, num_read = labels['classes'], num_read + labels['num_read']
+        if counts:
+            _judge(split, counts, classes, num_read)
 
 
 def count_labels(dataset: dict) -> Optional[Dict]:
@@ -52,7 +71,7 @@ def count_labels(dataset: dict) -> Optional[Dict]:
 def first_steps(pipeline: List[dict]) -> Optional[List[dict]]:
     """Return the steps that load picture and labels, None without labels or with more in between."""
     for number, step in enumerate(pipeline[:3]):
-        if step.get('type') in LOADERS:
+        if reads_annotations(step):
             return [pipeline[0], step] if number else None
     return None
 

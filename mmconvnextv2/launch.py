@@ -22,9 +22,10 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, IterableDataset
 
 from .checkpoint import MatchingWeightsHook, skip_initial_weights_on_resume
-from .data_checks import check_data, inner_datasets, reads_annotations, settle_data
+from .data_checks import check_data, settle_data
 from .errors import UserError
 from .folder_lock import lock_folder
+from .label_checks import inner_datasets, reads_annotations
 from .mmcv_operators import serving_operators
 from .recipes import read_config
 from .resume_changes import ResumeHook

@@ -23,8 +23,8 @@ from mmengine.utils import ProgressBar
 
 from .atomic import replacing
 from .checkpoint import check_weights
-from .data_checks import inner_datasets, reads_annotations
 from .errors import UserError
+from .label_checks import inner_datasets, reads_annotations
 from .launch import check_checkpoint, load_config
 from .pictures import EXTENSIONS, list_pictures
 from .safe_loading import allow_mmengine_checkpoints, load_file

@@ -223,9 +223,6 @@ class Machine:
     def op_pop_mark(self, _: Any) -> None:
         self.pop_to_mark()
 
-    def op_dup(self, _: Any) -> None:
-        self.push(self.stack[-1])
-
     def op_none(self, _: Any) -> None:
         self.push(None)
 

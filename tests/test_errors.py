@@ -48,6 +48,8 @@ def test_bugs_show_their_traceback():
     from mmconvnextv2.backbone import ConvNeXtV2
     with pytest.raises(TypeError):
         run_tool(lambda args: ConvNeXtV2(arch=dict(depths=(1, 1, 1, 1), channels=None)), Namespace(traceback=False))
+    with pytest.raises(AttributeError, match='NoneType'):  # as an unreadable image is without assertions, elsewhere
+        run_tool(lambda args: None.shape, Namespace(traceback=False))
     with pytest.raises(ValueError, match='invalid literal'):
         run_tool(lambda args: int('x'), Namespace(traceback=False))
 

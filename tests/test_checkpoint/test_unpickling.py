@@ -16,7 +16,7 @@ from mmengine.logging import HistoryBuffer
 from mmconvnextv2.safe_loading import load_file
 
 V2 = 'torch._utils._rebuild_tensor_v2'
-NESTED = Raw(b'X\x01\x00\x00\x00a' + b'2\x86' * 60)  # a tuple of a value twice, sixty times
+NESTED = Raw(b'X\x01\x00\x00\x00a' + b'q\x00h\x00\x86' * 60)  # a tuple of a value twice, sixty times
 SUBARRAY = (3, '|', ('f8', (512, )), None, None, 4096, 1, 0)
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 CRAFTED = {
@@ -98,7 +98,7 @@ def equal(one, other):
         same = one.dtype == other.dtype and one.stride() == other.stride() and one.requires_grad == other.requires_grad
         return same and one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
     if isinstance(one, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
+        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
     if isinstance(one, argparse.Namespace):
         return equal(vars(one), vars(other))
     if isinstance(one, dict):

@@ -256,7 +256,7 @@ run_tool(lambda args: list(DataLoader(Pictures([1]), num_workers=int(sys.argv[2]
 '''
 
 
-@pytest.mark.parametrize('workers, said', [('0', 'bad.png cannot be read as a picture'), ('1', 'unset PYTHONOPTIMIZE')])
+@pytest.mark.parametrize('workers, said', [('0', 'bad.png cannot be read as an image'), ('1', 'unset PYTHONOPTIMIZE')])
 def test_unreadable_pictures_without_assertions(tmp_path, workers, said):
     """Where Python runs without assertions, on which mmcv leans, an unreadable picture is one line too."""
     (tmp_path / 'bad.png').write_bytes(b'junk')

@@ -8,8 +8,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from mmconvnextv2.data_checks import check_data, reads_annotations, settle_data
+from mmconvnextv2.data_checks import check_data, settle_data
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
+from mmconvnextv2.label_checks import reads_annotations
 from mmconvnextv2.launch import apply_tta, import_scope, load_config, parse_train_args, train
 from mmconvnextv2.recipes import read_config
 
@@ -89,7 +90,7 @@ def test_folders_keep_their_names(tmp_path, classes):
 
 @pytest.mark.parametrize('change, options, said', [
     (lambda root: (root / 'train' / '.ipynb_checkpoints').mkdir(), {}, "hidden folder '.ipynb_checkpoints'"),
-    (lambda root: make_folders(root, ['d'], ['train']), {}, "none for \\[\\]|has the folders"),
+    (lambda root: make_folders(root, ['d'], ['train']), {}, r"train has the folders \['a', 'b', 'c', 'd'\]"),
     (lambda root: (root / 'val' / 'b').rename(root / 'val' / 'x'), {}, r"val has the folders .* none for \['b'\]"),
     (lambda root: None, {'val_evaluator.topk': (1, 5)}, r'val_evaluator.topk=\(1, 5\): there are 3 classes'),
 ])
@@ -235,3 +236,40 @@ def test_augmented_tests_read_as_tests_do(recipe):
     assert pipeline[0] == steps[0]
     labels, = [branch[0] for branch in pipeline[1].transforms if reads_annotations(branch[0])]
     assert labels in steps
+
+
+def test_labels_behind_a_wrapper(data):
+    """A repeated and a concatenated data set are looked at through their wrappers; one part may hold a single class."""
+    cfg = segmentor(data)
+    plain = cfg.train_dataloader.dataset
+    for path in (data / 'ade/annotations/training').glob('*.png'):
+        Image.fromarray(np.full((64, 64), 1, np.uint8)).save(path)
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=plain)
+    with pytest.raises(ValueError, match='train: the first 4 label files hold plain alone'):
+        check_data(cfg, ('train', ))
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[plain, cfg.val_dataloader.dataset])
+    check_data(cfg, ('train', ))
+
+
+def test_hidden_folders_of_unlabelled_images(tmp_path):
+    """Folders that are no classes, as in pretraining, may be hidden."""
+    (tmp_path / '.thumbnails').mkdir()
+    checked('quickstart/fcmae', {'train_dataloader.dataset.data_root': str(tmp_path)}, ('train', ))
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'cp1252', 'utf-8-sig', 'utf-16'])
+def test_names_in_other_encodings(data, encoding):
+    """Names beyond ASCII are compared as they are meant, in the annotation file and in that of the evaluator."""
+    for split in ('train', 'val'):
+        path = data / f'coco/annotations/instances_{split}2017.json'
+        content = json.loads(path.read_text())
+        content['categories'][0]['name'] = 'M\u00fchle'
+        path.write_bytes(json.dumps(content, ensure_ascii=False).encode(encoding))
+    shutil.copy(data / 'coco/annotations/instances_val2017.json', data / 'copy.json')
+    names = ('M\u00fchle', *NAMES[1:])
+    options = {f'{split}_dataloader.dataset.metainfo.classes': names for split in ('train', 'val')}
+    detector(data, **options, **{'val_evaluator.ann_file': str(data / 'copy.json')})
+    wrong = {key: ('Muhle', *NAMES[1:]) for key in options}
+    if encoding != 'utf-16':  # whose names are compared when the file is parsed
+        with pytest.raises(ValueError, match='has no .*Muhle'):
+            detector(data, **wrong)
