@@ -85,11 +85,13 @@ def find_mixture() -> Iterator[Finding]:
 
 
 def find_imports() -> Iterator[Finding]:
-    """Import what is installed; the packages refuse each other's versions there."""
+    """Import what is installed, as far as recipes need it: the packages refuse each other's versions there, and miss
+    what they did not ask for."""
     for name, module in MODULES.items():
         if installed_version(name) or installed_version(FORKS[name]):
-            yield tried(f'import {module}', lambda: f'{import_module(module).__version__} works',
-                        'its message says which version it wants: reinstall the set of requirements/lock.txt')
+            yield tried(f'import {module}',
+                        lambda: import_module(f'{module}.utils') and f'{import_module(module).__version__} works',
+                        'install what its message names, or the set of requirements/lock.txt')
 
 
 def find_recipes() -> Iterator[Finding]:

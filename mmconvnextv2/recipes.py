@@ -7,6 +7,7 @@ are written for MMDetection, MMSegmentation or MMPretrain, and say so in ``defau
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
+from .errors import UserError
 from .versions import FORKS, installed_version
 
 SCOPE = __name__.partition('.')[0]
@@ -34,8 +35,17 @@ def read_config(path: str) -> Config:
 
     Raises:
         FileNotFoundError: If the file does not exist.
+        ValueError: If a module of ``custom_imports`` cannot be imported; the message names what is missing.
     """
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except ImportError as error:  # mmengine names what it was importing, and not what is missing
+        root: BaseException = error
+        while root.__cause__ or root.__context__:
+            root = root.__cause__ or root.__context__
+        raise UserError(f'{path}: custom_imports cannot be imported: {root}. Install what is missing, or set '
+                        'PYTHONPATH to the folder of a module of your own; `python -m mmconvnextv2.doctor` tries the '
+                        'rest') from error
     _drop_scope(cfg._cfg_dict)
     return cfg
 

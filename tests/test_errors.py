@@ -15,6 +15,7 @@ import mmconvnextv2
 from mmconvnextv2.command import run_tool
 from mmconvnextv2.errors import ExistingFileError, FileError, MissingFileError, RunError, UserError
 
+ROOT = Path(mmconvnextv2.__file__).parents[1]
 BUILTIN = {UserError: ValueError, MissingFileError: FileNotFoundError, ExistingFileError: FileExistsError,
            FileError: OSError, RunError: RuntimeError}
 
@@ -67,3 +68,13 @@ def test_without_sources_and_asserts(tmp_path, options):
                          cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
     assert run.returncode == 1 and run.stderr.strip().splitlines()[-1].startswith("error: checkpoint 'nowhere.pth'")
     assert 'Traceback' not in run.stderr
+
+
+def test_missing_module_of_a_config(tmp_path):
+    """A module that a config's custom_imports cannot import is named with what it lacks, however deep that lies."""
+    (tmp_path / 'own_module.py').write_text('import numpy, module_that_nobody_has\n')
+    (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['own_module'], allow_failed_imports=False)\n")
+    run = subprocess.run([sys.executable, '-m', 'mmconvnextv2', 'train', 'mine.py'], cwd=tmp_path, capture_output=True,
+                         text=True, env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'})
+    assert run.returncode == 1 and 'Traceback' not in run.stderr
+    assert "No module named 'module_that_nobody_has'. Install what is missing" in run.stderr.strip().splitlines()[-1]
