@@ -80,6 +80,7 @@ class CheckedCOCO(COCO):
 
     def __init__(self, annotation_file: Optional[str] = None) -> None:
         super().__init__()
+        self.source = annotation_file
         if annotation_file is not None:
             self.dataset = read_annotations(annotation_file)
             self.createIndex()
@@ -104,7 +105,7 @@ class CheckedCOCO(COCO):
         if len(ids) > 1:
             ids = [one for one in ids if one in used] or ids[-1:]
         if len(ids) > 1:
-            raise UserError(f'the categories {ids} are all named {name!r} and have objects: give them different names')
+            raise UserError(f'{self.source}: the categories {ids} are all named {name!r} and have objects: give them different names')
         if not ids:
             ids = [max(self.cats, default=0) + 1]
             self.cats[ids[0]] = dict(id=ids[0], name=name)
@@ -139,9 +140,8 @@ class CheckedCocoDataset(CocoDataset):
         self._num_annotations = 0
         try:
             pictures = super().load_data_list()
-        except UserError as error:
-            raise UserError(f'{self.ann_file}: {error}'.replace(f'{self.ann_file}: {self.ann_file}:',
-                                                                f'{self.ann_file}:')) from error
+        except UserError:
+            raise
         except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
             problem = find_problem(decode_json(get(self.ann_file, backend_args=self.backend_args), self.ann_file))
             if problem is None:
