@@ -105,7 +105,8 @@ class CheckedCOCO(COCO):
         if len(ids) > 1:
             ids = [one for one in ids if one in used] or ids[-1:]
         if len(ids) > 1:
-            raise UserError(f'{self.source}: the categories {ids} are all named {name!r} and have objects: give them different names')
+            raise UserError(f'{self.source}: the categories {ids} are all named {name!r} and have objects: give them '
+                            'different names')
         if not ids:
             ids = [max(self.cats, default=0) + 1]
             self.cats[ids[0]] = dict(id=ids[0], name=name)
