@@ -8,6 +8,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 
 from mmconvnextv2.command import run_tool
@@ -84,6 +85,17 @@ def random_checkpoint(config, path):
         if parameter.ndim > 1:
             std = 0.2 if cfg.default_scope == 'mmseg' else 0.05  # of which several classes come
             torch.nn.init.normal_(parameter, std=std, generator=generator)
+    for layer in model.modules():
+        if getattr(layer, 'bias', None) is not None:  # torch draws those from the process's own generator
+            torch.nn.init.zeros_(layer.bias)
+    if cfg.default_scope == 'mmseg':  # normalised by what it sees, or one class wins everywhere
+        bands = next(layer.in_channels for layer in model.modules() if isinstance(layer, torch.nn.Conv2d))
+        pictures = F.interpolate(torch.randn(4, bands, 6, 6, generator=generator), size=96, mode='bilinear')
+        for norm in (layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)):
+            norm.momentum = None
+        with torch.no_grad():
+            model.train()
+            model.decode_head(model.extract_feat(pictures))
     classes = cfg.get('classes') or cfg.metainfo.classes
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(
         classes=tuple(classes), palette=[[60 * number % 256] * 3 for number in range(len(classes))]))), path)
