@@ -17,6 +17,7 @@ from .data_checks import check_data
 from .errors import UserError
 from .execution import CELL
 from .launch import load_config
+from .pipelines import name_files
 
 HIDDEN = 114  # grey level of hidden cells
 
@@ -62,6 +63,7 @@ class Browser:
         self.scope = cfg.default_scope
         with DefaultScope.overwrite_default_scope(self.scope):
             self.dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+            name_files(self.dataset)
             self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'browse'})
         self.visualizer.dataset_meta = self.dataset.metainfo
         preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}

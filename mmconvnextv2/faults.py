@@ -6,11 +6,9 @@ import errno
 import logging
 import math
 import os
-import re
 import signal
 import threading
 import time
-import traceback
 from functools import partial
 from typing import Any, Callable, List, Optional, Sequence
 
@@ -27,10 +25,6 @@ from .safe_saving import ATOMIC, point_to
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SILENT = ('Timed out waiting', 'timeout', 'Connection closed by peer', 'Connection reset by peer', 'Broken pipe',
           'Watchdog caught collective operation')
-UNREADABLE = re.compile(r'failed to load image: (.+)')  # an assertion of mmcv's
-LOADING = os.path.join('mmcv', 'transforms', 'loading.py')
-UNCHECKED = "'NoneType' object has no attribute"  # what mmcv's assertion is without assertions
-MISSING = re.compile(r"No such file or directory: '([^']+)'")
 NEEDS_COMPILED = 'needs compiled mmcv'  # an operator that torchvision lacks
 INTERRUPTED = 'interrupted.pth'
 
@@ -52,36 +46,15 @@ def explain_fault(error: BaseException) -> Optional[str]:
         return text
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
-    missing = MISSING.findall(text) if 'FileNotFoundError' in text or isinstance(error, FileNotFoundError) else []
-    if missing:
-        return f'{missing[-1]} does not exist, and the data name it: put it there, or take it out of the annotations'
     if 'The image size in a batch should be the same' in text:
         return ('val_dataloader and test_dataloader: pictures of several sizes are in one batch: set batch_size=1 for '
                 'both, or pad them with model.data_preprocessor.test_cfg.size_divisor=32')
-    pictures = UNREADABLE.findall(str(error))
-    if pictures:  # the last, after the source lines of a worker's traceback
-        return f'{pictures[-1].strip()} cannot be read as a picture: replace it, or take it out of the data'
-    if isinstance(error, AttributeError) and UNCHECKED in text:
-        name = _local_name(error, 'filename')
-        if name or LOADING in text:  # a worker's traceback is text, without its variables
-            return (f'{name or "an image"} cannot be read as an image: replace it, or take it out of the data'
-                    + ('' if name else '; unset PYTHONOPTIMIZE to see which'))
-    if '!buf.empty()' in text:
-        return 'a picture has no bytes: `find FOLDER -size 0` names it; replace it, or take it out of the data'
     if 'DataLoader worker' in text and ('exited unexpectedly' in text or 'is killed by signal' in text):
         return (f'{text.split(". ")[0].rstrip(".")}: a process that reads data died. The machine may lack memory: '
                 'lower train_dataloader.num_workers, then go on with --resume')
     if isinstance(error, RuntimeError) and is_distributed() and any(sign in text for sign in SILENT):
         return (f'process {get_rank()} waited in vain for another one, which died or hangs (the limit is '
                 f'env_cfg.dist_cfg.timeout, in seconds): see its log, then go on with --resume. {text}')
-    return None
-
-
-def _local_name(error: BaseException, name: str) -> Optional[str]:
-    """Return the text in a local variable of mmcv's loading transforms, if the error went through them here."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_filename.endswith(LOADING) and name in frame.f_locals:
-            return str(frame.f_locals[name])
     return None
 
 

@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 
 from .errors import UserError
+from .pipelines import name_files
 
 MOST = 20  # pictures a split
 LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
@@ -59,6 +60,7 @@ def count_labels(dataset: dict) -> Optional[Dict]:
         return None
     with DefaultScope.overwrite_default_scope('mmseg'):
         data = DATASETS.build({**deepcopy(dataset), 'pipeline': steps, 'lazy_init': False, 'indices': None})
+        name_files(data)
     counts: Counter = Counter()
     num_read = min(MOST, len(data))
     for index in range(num_read):

@@ -27,6 +27,7 @@ from .errors import UserError
 from .folder_lock import lock_folder
 from .label_checks import inner_datasets, reads_annotations
 from .mmcv_operators import serving_operators
+from .pipelines import NamingRunner
 from .recipes import read_config
 from .resume_changes import ResumeHook
 from .safe_loading import allow_mmengine_checkpoints
@@ -181,7 +182,7 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
     """
     revert_sync_batch_norm(cfg)
     allow_mmengine_checkpoints()
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else NamingRunner.from_cfg(cfg)
     runner.register_hook(MatchingWeightsHook(whole=whole), priority='LOWEST')
     runner.register_hook(ResumeHook(), priority='LOWEST')
     if 'mmcv._ext' in sys.modules:

@@ -9,7 +9,7 @@ import mmseg.utils
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import pseudo_collate
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from mmconvnextv2.command import run_tool
 from mmconvnextv2.datasets.coco import CheckedCocoDataset, CheckedCocoMetric
 from mmconvnextv2.datasets.labels import LoadCheckedLabels
+from mmconvnextv2.pipelines import name_files
 
 mmdet.utils.register_all_modules(init_default_scope=False)
 mmseg.utils.register_all_modules(init_default_scope=False)
@@ -182,14 +183,41 @@ def test_evaluators_refuse(tmp_path, whole, said):
         evaluate(tmp_path, whole, ('cat', 'dog'), FOUND)
 
 
-@pytest.mark.parametrize('content_of, said', [(b'text', r'/1.png cannot be read as a picture'), (b'', 'has no bytes')])
+@pytest.mark.parametrize('content_of', (b'text', b'', None), ids=('text', 'no bytes', 'missing'))
 @pytest.mark.parametrize('workers', (0, 1))
-def test_unreadable_pictures_of_detection_are_one_line(tmp_path, content_of, said, workers):
-    """A damaged or empty picture ends the command with one line, from a data loader's worker too."""
+def test_unreadable_images_of_detection_are_one_line(tmp_path, content_of, workers):
+    """A damaged, empty or missing image ends the command with one line that names it, from a data loader's worker too."""
     dataset = load(tmp_path, content(annotation(1)))
-    (tmp_path / '1.png').write_bytes(content_of)
+    name_files(dataset)
+    (tmp_path / '1.png').unlink()
+    if content_of is not None:
+        (tmp_path / '1.png').write_bytes(content_of)
+    said = f'{tmp_path}/1.png' + (': No such file' if content_of is None else ' cannot be read as an image')
     loader = DataLoader(dataset, num_workers=workers, collate_fn=pseudo_collate)
-    with pytest.raises(SystemExit, match=f'^error: .*{said}'):
+    with pytest.raises(SystemExit, match=f'^error: {said}'):
+        run_tool(lambda args: list(loader), Namespace(traceback=False))
+
+
+class Halve:
+    """A transform of the user's own, with a bug."""
+
+    def __call__(self, data):
+        return data['no such key']
+
+
+@pytest.mark.parametrize('step, said', [
+    (dict(type='mmdet.Resize', scale=(0, 0)), 'Resize, step 2 of its pipeline, failed with'),
+    (Halve(), None)], ids=('mmdet', 'own'))
+@pytest.mark.parametrize('workers', (0, 1))
+def test_failing_steps_are_named(tmp_path, step, said, workers):
+    """A step of OpenMMLab's that fails ends with image, step and reason in one line; a bug of the user's own step keeps
+    its traceback."""
+    dataset = load(tmp_path, content(annotation(1)))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset.pipeline = Compose([*dataset.pipeline.transforms[:2], step])
+    name_files(dataset)
+    loader = DataLoader(dataset, num_workers=workers, collate_fn=pseudo_collate)
+    with pytest.raises(SystemExit if said else KeyError, match=said and f'^error: {tmp_path}/1.png: {said}'):
         run_tool(lambda args: list(loader), Namespace(traceback=False))
 
 
@@ -246,20 +274,25 @@ def test_sizes_of_other_pictures_are_refused(tmp_path, orientation, size, said):
 OPTIMIZED = '''
 import sys
 from argparse import Namespace
-from mmcv.transforms import LoadImageFromFile
+from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader
+import mmcv.transforms
 from mmconvnextv2.command import run_tool
-class Pictures(list):
-    def __getitem__(self, index):
-        return LoadImageFromFile()(dict(img_path=sys.argv[1]))['img']
-run_tool(lambda args: list(DataLoader(Pictures([1]), num_workers=int(sys.argv[2]))), Namespace(traceback=False))
+from mmconvnextv2.pipelines import name_files
+class Images(BaseDataset):
+    def load_data_list(self):
+        return [dict(img_path=sys.argv[1])]
+dataset = Images(pipeline=[dict(type='LoadImageFromFile')])
+name_files(dataset)
+run_tool(lambda args: list(DataLoader(dataset, num_workers=int(sys.argv[2]))), Namespace(traceback=False))
 '''
 
 
-@pytest.mark.parametrize('workers, said', [('0', 'bad.png cannot be read as an image'), ('1', 'unset PYTHONOPTIMIZE')])
-def test_unreadable_pictures_without_assertions(tmp_path, workers, said):
-    """Where Python runs without assertions, on which mmcv leans, an unreadable picture is one line too."""
+@pytest.mark.parametrize('workers', ('0', '1'))
+def test_unreadable_images_without_assertions(tmp_path, workers):
+    """Where Python runs without assertions, on which mmcv leans, an unreadable image is the same line."""
     (tmp_path / 'bad.png').write_bytes(b'junk')
     run = subprocess.run([sys.executable, '-O', '-c', OPTIMIZED, str(tmp_path / 'bad.png'), workers],
                          capture_output=True, text=True)
-    assert run.returncode == 1 and said in run.stderr.strip().splitlines()[-1] and 'Traceback' not in run.stderr
+    assert run.returncode == 1 and 'Traceback' not in run.stderr
+    assert 'bad.png cannot be read as an image' in run.stderr.strip().splitlines()[-1]
