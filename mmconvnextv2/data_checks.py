@@ -45,15 +45,21 @@ def settle_data(cfg: Config) -> None:
                 metainfo['classes'] = (metainfo['classes'], )
 
 
-def check_data(cfg: Config, splits: Sequence[str]) -> None:
+def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> None:
     """Check that the data of the given splits is there, and that its files, the config and the model agree.
 
     Classes are compared by name, never by order or count alone, between the config, the annotation files or class
-    folders of all splits and the evaluators'.
+    folders of all splits and the evaluators'. Of several processes, the first one alone reads files.
+
+    Args:
+        cfg (Config): The config.
+        splits (Sequence[str]): Of 'train', 'val' and 'test'.
+        read_files (bool): Whether annotation files and the first labels are read too. Defaults to True.
 
     Raises:
         ValueError: Naming the config key and the path that is missing, or what disagrees.
     """
+    read_files = read_files and is_first_process()
     for split in splits:
         loader = cfg.get(f'{split}_dataloader') or {}
         for dataset in inner_datasets(loader.get('dataset') or {}):
@@ -61,14 +67,24 @@ def check_data(cfg: Config, splits: Sequence[str]) -> None:
                 if '://' not in path and not os.path.exists(path):
                     raise UserError(f'{split}_dataloader.dataset.{key}: {path!r} does not exist. Lay the data out as '
                                     'configs/README.md says, or set the key with --cfg-options.')
-            check_class_count(cfg, dataset, split)
-            _check_endings(dataset, split)
-        _check_evaluator(cfg, split)
+            check_class_count(cfg, dataset, split, read_files)
+            if read_files:
+                _check_endings(dataset, split)
+        _check_top_k(cfg, split)
+        if read_files:
+            _check_evaluator(cfg, split)
     if cfg.default_scope == 'mmpretrain':
         _check_folders(cfg, splits)
     if cfg.default_scope == 'mmseg':
         _check_segmentor(cfg, splits)
-        check_labels(cfg, splits)
+        if read_files:
+            check_labels(cfg, splits)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that torchrun, srun or mpirun started, before they meet."""
+    ranks = [os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK') if name in os.environ]
+    return not ranks or ranks[0] == '0'
 
 
 def _check_endings(dataset: dict, split: str) -> None:
@@ -84,11 +100,25 @@ def _check_endings(dataset: dict, split: str) -> None:
                         f'in {folder} end otherwise, such as {others[0]}, and would be left out: rename them')
 
 
-def _check_evaluator(cfg: Config, split: str) -> None:
-    """Compare an evaluator's annotation file with the data it evaluates, and its top-k with the number of classes."""
+def _evaluators(cfg: Config, split: str) -> Sequence[dict]:
     evaluators = cfg.get(f'{split}_evaluator') or []
+    return evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+
+
+def _check_top_k(cfg: Config, split: str) -> None:
+    """Compare a classifier's evaluators' top-k with the number of classes."""
+    counts = model_class_counts(cfg.model) if cfg.default_scope == 'mmpretrain' else set()
+    for evaluator in _evaluators(cfg, split):
+        topk = evaluator.get('topk', 1)
+        if counts and max([topk] if isinstance(topk, int) else topk) > min(counts):
+            raise UserError(f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set it to 1, and drop '
+                            'the larger ones')
+
+
+def _check_evaluator(cfg: Config, split: str) -> None:
+    """Compare an evaluator's annotation file with the data it evaluates."""
     datasets = list(inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}))
-    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+    for evaluator in _evaluators(cfg, split):
         theirs = evaluator.get('ann_file') or ''
         for dataset in datasets if theirs.endswith('.json') and '://' not in theirs else []:
             if not os.path.isfile(theirs):
@@ -98,11 +128,6 @@ def _check_evaluator(cfg: Config, split: str) -> None:
             if os.path.isfile(ours) and not os.path.samefile(ours, theirs) and _images_of(ours) != _images_of(theirs):
                 raise UserError(f'{split}_evaluator.ann_file={theirs!r} lists other pictures than {ours!r} of '
                                 f'{split}_dataloader: set it to the same file')
-        topk = evaluator.get('topk', 1)
-        most, counts = max([topk] if isinstance(topk, int) else topk), model_class_counts(cfg.model)
-        if counts and cfg.default_scope == 'mmpretrain' and most > min(counts):
-            raise UserError(f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set it to 1, and drop '
-                            'the larger ones')
 
 
 def _images_of(path: str) -> set:
@@ -200,14 +225,15 @@ def dataset_classes(dataset: dict, scope: str) -> Tuple[str, ...]:
     return (classes, ) if isinstance(classes, str) else tuple(classes or ())
 
 
-def check_class_count(cfg: Config, dataset: dict, split: str) -> None:
-    """Compare the heads' ``num_classes``, the data set's class names and a COCO-style annotation file.
+def check_class_count(cfg: Config, dataset: dict, split: str, read_files: bool = True) -> None:
+    """Compare the heads' ``num_classes``, the data set's class names and, if files are read, a COCO-style annotation
+    file.
 
     Raises:
         ValueError: Naming both numbers, or the classes that the annotation file lacks.
     """
     counts, classes = model_class_counts(cfg.model), dataset_classes(dataset, cfg.default_scope)
-    annotated, source = _annotated_classes(cfg, dataset)
+    annotated, source = _annotated_classes(cfg, dataset) if read_files else ([], '')
     if dataset.get('type') in ('CocoDataset', 'mmdet.CocoDataset'):
         _check_order(annotated, classes, source, split)
     lacking = [name for name in classes if name not in annotated]

@@ -44,6 +44,7 @@ VISUALIZATION_HOOKS = dict(
 def _add_common_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/CONFIG_NAME')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
+    parser.add_argument('--skip-data-checks', action='store_true', help='start without reading annotations and labels')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed')
     parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
@@ -224,7 +225,8 @@ def train(args: Namespace) -> None:
     apply_train_args(cfg, args)
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')
-    check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ))
+    check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ),
+               read_files=not args.skip_data_checks)
     if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
         lock_folder(cfg.work_dir)
     runner = build_runner(cfg, whole=bool(cfg.get('resume')))
@@ -299,7 +301,7 @@ def test(args: Namespace) -> dict:
         raise UserError(f'--out={args.out!r} must end in .pkl or .pickle.')
     check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_config(args)
-    check_data(cfg, ('test', ))
+    check_data(cfg, ('test', ), read_files=not args.skip_data_checks)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         apply_visualization(cfg, args)

@@ -1,6 +1,6 @@
 """Pipelines whose errors name the image and the step, in the main process and in data workers alike.
 
-What mmcv, mmdet, mmseg and mmpretrain raise inside a transform names neither, and assertions vanish under ``python -O``.
+What mmcv, mmdet, mmseg and mmpretrain raise inside a transform names neither, and ``python -O`` drops assertions.
 """
 from typing import Any, Optional
 

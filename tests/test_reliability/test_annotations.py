@@ -186,7 +186,7 @@ def test_evaluators_refuse(tmp_path, whole, said):
 @pytest.mark.parametrize('content_of', (b'text', b'', None), ids=('text', 'no bytes', 'missing'))
 @pytest.mark.parametrize('workers', (0, 1))
 def test_unreadable_images_of_detection_are_one_line(tmp_path, content_of, workers):
-    """A damaged, empty or missing image ends the command with one line that names it, from a data loader's worker too."""
+    """A damaged, empty or missing image ends the command with one line that names it, from a data worker too."""
     dataset = load(tmp_path, content(annotation(1)))
     name_files(dataset)
     (tmp_path / '1.png').unlink()

@@ -137,6 +137,24 @@ def test_order_of_a_plain_coco_dataset(data):
     detector(data, **turned)
 
 
+def test_files_are_read_once_and_on_demand(data, monkeypatch):
+    """Only the first of several processes reads annotations and labels, and none with ``--skip-data-checks``."""
+    places = [f'{split}_dataloader.dataset.data_root={data}/ade' for split in ('train', 'val')]
+    (data / 'ade/annotations/training').rename(data / 'labels')
+    (data / 'ade/annotations/training').mkdir()
+    for path in (data / 'labels').iterdir():
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(data / 'ade/annotations/training' / path.name)
+    arguments = ['configs/quickstart/upernet.py', '--cfg-options', *places, 'optim_wrapper.optimizer.lr=-1',
+                 'model.backbone.init_cfg=None', '--work-dir', str(data / 'work')]
+    with pytest.raises(ValueError, match='nothing can be learnt'):
+        train(parse_train_args(arguments))
+    with pytest.raises(ValueError, match='learning rate'):  # found later
+        train(parse_train_args([*arguments, '--skip-data-checks']))
+    monkeypatch.setenv('RANK', '1')
+    with pytest.raises(ValueError, match='learning rate'):
+        train(parse_train_args(arguments))
+
+
 def test_one_class_as_text(data):
     """One class by name alone is one class, not its letters."""
     with pytest.raises(ValueError, match=r"num_classes=\[6\] in the model, but 1 classes"):
