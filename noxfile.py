@@ -96,6 +96,14 @@ def forks(session: nox.Session) -> None:
     session.run('python', '-m', 'pytest', *(session.posargs or PORTABLE))
 
 
+@nox.session(python='3.11')
+def fuzz(session: nox.Session) -> None:
+    """An hour of crafted checkpoints: each is read or refused, nothing crashes, grows or is written."""
+    borrow(session)
+    session.env['PYTHONPATH'] = str(ROOT)
+    session.run('python', '-W', 'ignore', 'tests/test_checkpoint/crafted.py', *(session.posargs or ['--minutes', '60']))
+
+
 @nox.session(python=['3.10', '3.12'])
 def bare(session: nox.Session) -> None:
     """Another Python, everything fetched: the tests that need neither mmdet, mmseg nor compiled operations."""

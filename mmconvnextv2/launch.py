@@ -86,8 +86,6 @@ def load_config(args: Namespace) -> Config:
     Raises:
         ValueError: If the file does not exist, or ``default_scope`` is not installed.
     """
-    if not os.path.isfile(args.config):
-        raise UserError(f'config={args.config!r} does not exist; `ls configs/*` lists the recipes.')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher

@@ -4,10 +4,12 @@ MMEngine's ``Config.fromfile`` finds packages through ``MODULE2PACKAGE``, gives 
 package it came from, and looks types up in the registries of that scope. This package has no registries: its recipes
 are written for MMDetection, MMSegmentation or MMPretrain, and say so in ``default_scope``.
 """
+import os
+
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
-from .errors import UserError
+from .errors import MissingFileError, UserError
 from .versions import FORKS, installed_version
 
 SCOPE = __name__.partition('.')[0]
@@ -37,6 +39,8 @@ def read_config(path: str) -> Config:
         FileNotFoundError: If the file does not exist.
         ValueError: If a module of ``custom_imports`` cannot be imported; the message names what is missing.
     """
+    if not os.path.isfile(path):
+        raise MissingFileError(f'config={path!r} does not exist; `ls configs/*` lists the recipes.')
     try:
         cfg = Config.fromfile(path)
     except ImportError as error:  # mmengine names what it was importing, and not what is missing

@@ -124,7 +124,8 @@ def plan_runs(args: Namespace) -> List[Run]:
 
 
 def check_train_args(args: Namespace, grid: Dict[str, Sequence[float]]) -> None:
-    """Raise ``ValueError`` for arguments of the training that the sweep sets itself."""
+    """Raise ``ValueError`` for a config that is not there, and for arguments of the training that the sweep sets."""
+    read_config(args.config)
     parsed = parse_train_args([args.config, *args.train_args])
     own = [flag for flag, value in (('--work-dir', parsed.work_dir), ('--resume', parsed.resume)) if value]
     own += [KEYS[name] for name in grid if KEYS[name] in (parsed.cfg_options or {})]

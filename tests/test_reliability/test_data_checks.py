@@ -1,13 +1,16 @@
 """What a data set and its config disagree about is said in one line before training, and what agrees is let through."""
 import json
 import shutil
+from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 
+from mmconvnextv2.command import run_tool
 from mmconvnextv2.data_checks import check_data, settle_data
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
 from mmconvnextv2.label_checks import reads_annotations
@@ -222,6 +225,14 @@ def test_remedies_train(data, tmp_path):
     with pytest.raises(ValueError, match='4 pictures make no whole batch of 64'):
         train(arguments('train_dataloader.batch_size=64', 'train_dataloader.drop_last=True',
                         'train_dataloader.sampler.type=DefaultSampler'))
+
+
+def test_sizes_in_a_validation_batch():
+    """mmseg's preprocessor takes no batch of several sizes in evaluation: one line names the keys to set."""
+    preprocessor = MODELS.build(dict(type='mmseg.SegDataPreProcessor'))
+    images = [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]
+    with pytest.raises(SystemExit, match='^error: .*set batch_size=1 for both, or pad them with'):
+        run_tool(lambda args: preprocessor(dict(inputs=images, data_samples=None)), Namespace(traceback=False))
 
 
 def test_settling_leaves_files_of_names_alone(tmp_path):

@@ -1,0 +1,146 @@
+"""What worked with release 0.1 works: its checkpoints, configs, names and command lines; see ``make_release.py``."""
+import json
+import pickle
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+import warnings
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_data import draw_data
+from make_release import describe, sums_of_weights
+
+from mmconvnextv2.command import run_tool
+from mmconvnextv2.launch import parse_test_args, parse_train_args
+from mmconvnextv2.launch import test as run_test
+from mmconvnextv2.launch import train
+from mmconvnextv2.recipes import read_config
+
+ROOT, FILES = Path(__file__).parents[2], Path(__file__).parent / 'files'
+NAMES = json.loads((FILES / 'names.json').read_text())
+RESULTS = json.loads((FILES / 'results.json').read_text())
+CHECKPOINTS = {path.parent.name: path for path in FILES.glob('*/*.pth')}
+TESTED = [task for task in CHECKPOINTS if task != 'fcmae']
+
+
+@pytest.fixture(scope='module')
+def drawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('release')
+    draw_data(folder / 'work_dirs' / 'release' / 'data')
+    return folder
+
+
+@pytest.fixture
+def home(drawn, monkeypatch):
+    """The folder that the configs' relative paths start from."""
+    monkeypatch.chdir(drawn)
+    return drawn
+
+
+@pytest.mark.parametrize('task', CHECKPOINTS)
+def test_runs_go_on(home, tmp_path, task):
+    """A dumped config and its checkpoint resume: the second epoch or iteration follows, FCMAE's with 0.1's weights."""
+    last = CHECKPOINTS[task].name.replace('1', '2')
+    run_tool(train, parse_train_args([
+        str(FILES / task / 'config.py'), '--resume', str(CHECKPOINTS[task]), '--work-dir', str(tmp_path / task)]))
+    assert (tmp_path / task / last).is_file()
+    if task == 'fcmae':
+        found = sums_of_weights(tmp_path / task / last)
+        assert found.keys() == RESULTS['fcmae'].keys()
+        for name, sums in RESULTS['fcmae'].items():
+            np.testing.assert_allclose(found[name], sums, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('task', TESTED)
+def test_predictions_stay(home, tmp_path, task):
+    """A dumped config and its checkpoint predict what 0.1 predicted."""
+    out = tmp_path / 'out.pkl'
+    run_tool(run_test, parse_test_args([str(FILES / task / 'config.py'), str(CHECKPOINTS[task]), '--out', str(out),
+                                    '--work-dir', str(tmp_path)]))
+    found = pickle.loads(out.read_bytes())
+    assert len(found) == len(RESULTS[task])
+    for one in found:
+        expected = RESULTS[task]['/'.join(Path(one['img_path']).parts[-2:])]
+        if task == 'mask-rcnn':
+            for key, values in describe(one).items():
+                np.testing.assert_allclose(values, expected[key], rtol=1e-4, atol=1e-3)
+        else:
+            np.testing.assert_allclose(describe(one), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('task', CHECKPOINTS)
+def test_weights_stay(task):
+    """A checkpoint's backbone loads strictly, with the values of the file."""
+    from mmconvnextv2 import ConvNeXtV2
+    from mmconvnextv2.checkpoint import load_backbone, read_arch, to_canonical
+    weights = torch.load(CHECKPOINTS[task], map_location='cpu', weights_only=False)['state_dict']
+    norms = {name for name in weights if re.match(r'backbone\.norm\d', name)}
+    depths, channels = read_arch(to_canonical(weights))
+    stages = sorted({int(name[len('backbone.norm')]) for name in norms})
+    model = ConvNeXtV2(dict(depths=depths, channels=channels), out_indices=stages or (3, ), out_norm=bool(norms))
+    load_backbone(model, str(CHECKPOINTS[task]))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[f'backbone.{name}']), name
+
+
+def test_names_can_be_imported():
+    """Every module of 0.1 can be imported, and has the names that its documents list."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        for module in NAMES['modules']:
+            import_module(module)
+        for module, names in NAMES['python'].items():
+            lacking = [name for name in names if not hasattr(import_module(module), name)]
+            assert not lacking, module
+
+
+def test_types_are_registered():
+    """Configs may name every class that 0.1 registered, in the same registry."""
+    for module in NAMES['modules']:
+        import_module(module)
+    for place, names in NAMES['types'].items():
+        scope, _, key = place.rpartition('.')
+        registry = getattr(import_module(f'{scope or "mmengine"}.registry'), key)
+        assert not [name for name in names if registry.get(name) is None], place
+
+
+@pytest.mark.parametrize('config', NAMES['configs'])
+def test_configs_stay(config):
+    """Every config of 0.1 is still read under its path."""
+    assert len(read_config(str(ROOT / config)))
+
+
+def call(tool, arguments, monkeypatch):
+    """Run a file of ``tools/`` in this process as a command; return its exit status."""
+    monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / tool), run_name='__main__')
+        sys.exit(0)
+    return end.value.code
+
+
+@pytest.mark.parametrize('tool', NAMES['options'])
+def test_options_stay(tool, monkeypatch, capsys):
+    """Every tool of 0.1 has the options that it had."""
+    assert not call(f'tools/{tool}', ['--help'], monkeypatch)
+    found = set(re.findall(r'(?<![\w-])--[a-z][\w-]*', capsys.readouterr().out))
+    assert not set(NAMES['options'][tool]) - found
+
+
+@pytest.mark.skipif(not shutil.which('bash'), reason='bash expands the braces of some: install it')
+@pytest.mark.parametrize('command', NAMES['commands'])
+def test_command_lines_stay(command, tmp_path, monkeypatch, capsys):
+    """Every command line of 0.1's documents is understood: in an empty folder it ends with what is missing there."""
+    monkeypatch.chdir(tmp_path)
+    expanded = subprocess.run(['bash', '-c', f'printf "%s\\n" {command.partition("&&")[0]}'], text=True,
+                              capture_output=True, check=True).stdout
+    tool, *arguments = expanded.splitlines()
+    ended = call(tool, arguments, monkeypatch)
+    said = 'error: .*(does not exist|no such file|is not a file)'
+    assert isinstance(ended, str) and re.match(said, ended, re.IGNORECASE), (ended, capsys.readouterr().err)
