@@ -62,7 +62,7 @@ def test_predictions_stay(home, tmp_path, task):
     """A dumped config and its checkpoint predict what 0.1 predicted."""
     out = tmp_path / 'out.pkl'
     run_tool(run_test, parse_test_args([str(FILES / task / 'config.py'), str(CHECKPOINTS[task]), '--out', str(out),
-                                    '--work-dir', str(tmp_path)]))
+                                        '--work-dir', str(tmp_path)]))
     found = pickle.loads(out.read_bytes())
     assert len(found) == len(RESULTS[task])
     for one in found:
