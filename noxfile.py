@@ -92,7 +92,7 @@ def forks(session: nox.Session) -> None:
     session.install('--no-deps', 'onedl-mmcv==2.3.6')  # built where torch is not in sight, it compiles nothing
     session.install('--no-deps', '--no-build-isolation', *FORKS)
     session.env['PYTHONPATH'] = str(ROOT)
-    session.run('python', '-m', 'mmconvnextv2.doctor')
+    session.run('python', '-m', 'mmconvnextv2', 'doctor')
     session.run('python', '-m', 'pytest', *(session.posargs or PORTABLE))
 
 
@@ -120,7 +120,7 @@ def install_lock(session: nox.Session, *torch: str) -> None:
     session.install(*(torch or pinned), *[line for line in pinned if not line.startswith('torch')])
     session.install('--no-deps', *[line for line in rest.splitlines() if '==' in line])
     session.env['PYTHONPATH'] = str(ROOT)
-    session.run('python', '-m', 'mmconvnextv2.doctor')
+    session.run('python', '-m', 'mmconvnextv2', 'doctor')
 
 
 @nox.session(python=['3.12', '3.13'])

@@ -15,8 +15,8 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.backbone import ARCHS, ConvNeXtV2Block
 from mmconvnextv2.checkpoint import from_canonical
+from mmconvnextv2.models.convnext_v2 import ARCHS, ConvNeXtV2Block
 from mmconvnextv2.pretrain import FCMAE
 from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells
 
@@ -151,7 +151,9 @@ def _dense(model, images, bf16):
 
 def downstream(config, batch, side, device, backbone='ours'):
     """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn pictures."""
-    from mmconvnextv2.launch import load_config, parse_train_args, revert_sync_batch_norm
+    from mmconvnextv2.commands.arguments import load_config
+    from mmconvnextv2.commands.runner import revert_sync_batch_norm
+    from mmconvnextv2.commands.train import parse_train_args
     cfg = load_config(parse_train_args([config]))
     revert_sync_batch_norm(cfg)
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)

@@ -20,8 +20,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mmconvnextv2.analysis.costs import count_parameters, multiply_adds
-from mmconvnextv2.backbone import ConvNeXtV2Block
+from mmconvnextv2.commands.flops import count_parameters, multiply_adds
+from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-{}_64xb64-1600e_in1k.py'
 IMAGENET, EPOCHS, BATCH, A_GPU = 1_281_167, 1600, 4096, 64  # pictures, of the released weights, effective, at a time

@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
-from mmconvnextv2.safe_loading import load_file
 
 CONFIG = 'configs/quickstart/fcmae.py'
 

@@ -4,7 +4,7 @@ Importing the package registers the backbone with mmengine, and torchvision's op
 compiled ones. It needs torch and mmengine only.
 """
 from .version import __version__  # isort: skip
-from .versions import check_versions  # isort: skip
+from .utils.compat import check_versions  # isort: skip
 
 check_versions()
 
@@ -12,15 +12,16 @@ from .mmcv_operators import register  # noqa: E402  # isort: skip
 
 register()  # before anything imports mmcv.ops
 
-from .backbone import ARCHS, ConvNeXtV2, ConvNeXtV2Block  # noqa: E402
 from .checkpoint import ConvNeXtV2Pretrained  # noqa: E402
-from .faults import FiniteLossHook, PreemptionHook  # noqa: E402
-from .optim_wrapper import BF16OptimWrapper, FP16OptimWrapper  # noqa: E402
-from .recipes import read_config, register_names  # noqa: E402
-from .response_norms import GRN  # noqa: E402
-from .safe_saving import VerifiedCheckpointHook  # noqa: E402
-from .train_options import BestScoreStoppingHook, CompileBackboneHook  # noqa: E402
+from .engine import BF16OptimWrapper, FP16OptimWrapper, LayerDecayOptimWrapperConstructor  # noqa: E402, F401
+from .engine.hooks import VerifiedCheckpointHook  # noqa: E402
+from .engine.hooks import BestScoreStoppingHook, CompileBackboneHook, FiniteLossHook, PreemptionHook  # noqa: E402
+from .models import ARCHS, GRN, ConvNeXtV2, ConvNeXtV2Block  # noqa: E402
+from .utils.config import read_config, register_names  # noqa: E402
+from .utils.moved import moved_names, register_moved  # noqa: E402
 
+__getattr__ = moved_names(__name__)
+register_moved()
 register_names()
 
 __all__ = [

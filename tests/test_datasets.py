@@ -9,8 +9,9 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mmconvnextv2.datasets import GROUNDS, OBJECTS, EmbeddedSpec, draw_scene, embedded, make_embedded
-from mmconvnextv2.datasets.scenes import object_mask
+from mmconvnextv2.datasets import GROUNDS, OBJECTS, EmbeddedSpec, draw_scene, make_embedded
+from mmconvnextv2.datasets.synthetic import writer as embedded
+from mmconvnextv2.datasets.synthetic.scenes import object_mask
 
 SPEC = EmbeddedSpec(unlabelled=2, train=6, val=3, size=64)
 

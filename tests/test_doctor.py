@@ -1,18 +1,18 @@
-"""``python -m mmconvnextv2.doctor`` uses what is installed, and says what to do about what does not work."""
+"""``python -m mmconvnextv2 doctor`` uses what is installed, and says what to do about what does not work."""
 import os
 import subprocess
 import sys
 
 import pytest
 
-from mmconvnextv2 import doctor
-from mmconvnextv2.execution import EXECUTIONS
+from mmconvnextv2.commands import doctor
+from mmconvnextv2.models.execution import EXECUTIONS
 
 
 def run_doctor(folder):
     """Run the command with ``folder`` in front of the installed packages."""
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get('PYTHONPATH')])])
-    return subprocess.run([sys.executable, '-m', 'mmconvnextv2.doctor'], capture_output=True, text=True, timeout=600,
+    return subprocess.run([sys.executable, '-m', 'mmconvnextv2', 'doctor'], capture_output=True, text=True, timeout=600,
                           env={**os.environ, 'PYTHONPATH': path, 'CUDA_VISIBLE_DEVICES': ''})
 
 

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import mmconvnextv2
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.errors import ExistingFileError, FileError, MissingFileError, RunError, UserError
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.utils.errors import ExistingFileError, FileError, MissingFileError, RunError, UserError
 
 ROOT = Path(mmconvnextv2.__file__).parents[1]
 BUILTIN = {UserError: ValueError, MissingFileError: FileNotFoundError, ExistingFileError: FileExistsError,
@@ -46,7 +46,7 @@ def test_errors_of_ours_are_one_line(error, workers):
 
 def test_bugs_show_their_traceback():
     """A ValueError that nobody raised on purpose is not taken for a mistake of the user's, raised from our code too."""
-    from mmconvnextv2.backbone import ConvNeXtV2
+    from mmconvnextv2.models.convnext_v2 import ConvNeXtV2
     with pytest.raises(TypeError):
         run_tool(lambda args: ConvNeXtV2(arch=dict(depths=(1, 1, 1, 1), channels=None)), Namespace(traceback=False))
     with pytest.raises(AttributeError, match='NoneType'):  # as an unreadable image is without assertions, elsewhere

@@ -8,12 +8,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmconvnextv2.checkpoint import check_weights
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.export.command import parse_args
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.commands.arguments import import_scope
+from mmconvnextv2.commands.export import parse_args
+from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.export.graphs import BackboneGraph, CellAverage, Exported
 from mmconvnextv2.export.runtimes import export_program, need
-from mmconvnextv2.launch import import_scope
-from mmconvnextv2.safe_loading import load_file
 
 needs_onnx = pytest.mark.skipif(not find_spec('onnxruntime') or not find_spec('onnxscript'),
                                 reason='needs onnx, onnxruntime and onnxscript: make export')

@@ -8,7 +8,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.layer_decay import LayerDecayOptimWrapperConstructor
+from mmconvnextv2.engine.layer_decay import LayerDecayOptimWrapperConstructor
 
 DEPTHS = dict(atto=(2, 2, 6, 2), tiny=(3, 3, 9, 3), base=(3, 3, 27, 3))
 WIDTHS = dict(atto=40, tiny=96, base=128)

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmconvnextv2.layers import DropPath, LayerNorm, mean_over_sites
+from mmconvnextv2.models.layers import DropPath, LayerNorm
+from mmconvnextv2.ops.reductions import mean_over_sites
 
 
 def test_drop_path_drops_whole_images():

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.versions import LITE, WORKING
+from mmconvnextv2.utils.compat import LITE, WORKING
 
 ROOT = Path(__file__).parents[1]
 

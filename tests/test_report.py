@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmconvnextv2.analysis.report import Report, read_curve, read_metric
+from mmconvnextv2.analysis.html import Report, read_curve, read_metric
 
 
 def test_report_is_self_contained(tmp_path):

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.backbone import ConvNeXtV2Block
-from mmconvnextv2.layer_decay import is_exempt_from_weight_decay
-from mmconvnextv2.response_norms import (AGGREGATIONS, GRN, NORMALIZATIONS, RESPONSE_NORMS, build_response_norm,
-                                         response_scale)
+from mmconvnextv2.engine.layer_decay import is_exempt_from_weight_decay
+from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
+from mmconvnextv2.models.response_norms import (AGGREGATIONS, GRN, NORMALIZATIONS, RESPONSE_NORMS, build_response_norm,
+                                                response_scale)
 
 COUNTED = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1]], dtype=torch.bool)[..., None]
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmconvnextv2.analysis.run_report import parse_args, report_run
-from mmconvnextv2.command import run_tool
+from mmconvnextv2.commands.report import parse_args, report_run
+from mmconvnextv2.commands.run_tool import run_tool
 
 LOG = '''2026/01/01 00:00:00 - mmengine - INFO -
 ------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_feature_distances_are_drawn(work_dir, tmp_path, monkeypatch):
     table.write_text('model,block,depth,channels,distance,deviation,pictures\n'
                      'GRN,a,0.0,8,0.25,0.1,4\nGRN,b,1.0,8,0.5,0.1,4\nV1,a,1.0,8,0.125,0.1,4\n')
     drawn = {}
-    monkeypatch.setattr('mmconvnextv2.analysis.run_report.Report.curves',
+    monkeypatch.setattr('mmconvnextv2.commands.report.Report.curves',
                         lambda self, curves, caption, **labels: drawn.update(curves))
     assert 'Feature diversity' in page_of(work_dir, '--distance', str(table))
     assert drawn['GRN'] == ([0., 1.], [0.25, 0.5]) and drawn['V1'] == ([1.], [0.125])
@@ -109,7 +109,7 @@ def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
     """Of the iterations that both runs logged, the resumed run's are drawn; time is that of training alone, and rates
     are drawn for each depth."""
     drawn = {}
-    monkeypatch.setattr('mmconvnextv2.analysis.run_report.Report.curves',
+    monkeypatch.setattr('mmconvnextv2.commands.report.Report.curves',
                         lambda self, curves, caption, ylabel='loss': drawn.update(curves))
     page_of(work_dir)
     assert drawn['loss'] == ([10, 20, 30], [3., 2., 1.])

@@ -7,7 +7,8 @@ import pytest
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
-from mmconvnextv2 import recipes, versions
+from mmconvnextv2.utils import compat as versions
+from mmconvnextv2.utils import config as recipes
 
 
 def install_fake(folder, name, version):

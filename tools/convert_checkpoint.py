@@ -3,8 +3,8 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file, convert_training_file
+from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file, convert_training_file
+from mmconvnextv2.commands.run_tool import run_tool
 
 
 def parse_args() -> argparse.Namespace:

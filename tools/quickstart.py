@@ -5,7 +5,7 @@ Example: python tools/quickstart.py --seed 0
 import argparse
 import sys
 
-from mmconvnextv2.quickstart import main, repository_check
+from mmconvnextv2.commands.quickstart import main, repository_check
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

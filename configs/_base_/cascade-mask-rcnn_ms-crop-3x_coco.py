@@ -4,7 +4,7 @@ _base_ = [
     'mmdet::_base_/default_runtime.py', './coco_schedule.py'
 ]
 custom_imports = dict(
-    imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
+    imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 num_classes = 80
 bbox_head = [
     dict(

@@ -4,7 +4,7 @@ _base_ = [
     'mmdet::_base_/default_runtime.py', './coco_schedule.py'
 ]
 custom_imports = dict(
-    imports=['mmconvnextv2', 'mmconvnextv2.mixed_precision', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
+    imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 image_size = (1024, 1024)
 # One switch each: with_cp=True recomputes blocks; compile=True at top level; frozen_stages=N.
 model = dict(

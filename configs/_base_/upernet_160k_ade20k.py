@@ -3,7 +3,7 @@ _base_ = [
     './sizes.py', 'mmseg::_base_/models/upernet_convnext.py', 'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py'
 ]
-custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.datasets.labels'], allow_failed_imports=False)
+custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.datasets.segmentation'], allow_failed_imports=False)
 num_classes = 150
 crop_size = (512, 512)
 model = dict(

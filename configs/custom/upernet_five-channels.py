@@ -1,7 +1,7 @@
 # As upernet_own-classes.py for .npy arrays (height, width, 5), such as satellite bands.
 _base_ = './upernet_own-classes.py'
 custom_imports = dict(
-    imports=['mmconvnextv2', 'mmconvnextv2.datasets.labels', 'mmconvnextv2.pretrain'], allow_failed_imports=False)
+    imports=['mmconvnextv2', 'mmconvnextv2.datasets.segmentation', 'mmconvnextv2.pretrain'], allow_failed_imports=False)
 channels = 5
 model = dict(
     # one value a band, of your pictures

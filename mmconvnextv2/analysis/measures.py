@@ -8,8 +8,8 @@ from typing import Dict, List, Tuple
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..layers import statistics_dtype
+from ..ops.reductions import statistics_dtype
+from ..utils.errors import UserError
 
 
 def cosine_distance(features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .layouts import CLASSIFIERS, CONV_1X1, DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')

@@ -1,5 +1,7 @@
 """The embedded data set: procedural pictures in the layouts of COCO, ADE20K and plain unlabelled folders."""
-from .embedded import EmbeddedSpec, make_embedded
-from .scenes import GROUNDS, OBJECTS, Scene, draw_scene
+from ..utils.moved import moved_names
+from .synthetic.scenes import GROUNDS, OBJECTS, Scene, draw_scene
+from .synthetic.writer import EmbeddedSpec, make_embedded
 
+__getattr__ = moved_names(__name__)
 __all__ = ['EmbeddedSpec', 'GROUNDS', 'OBJECTS', 'Scene', 'draw_scene', 'make_embedded']

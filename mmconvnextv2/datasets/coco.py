@@ -17,7 +17,7 @@ from mmengine.fileio import get, get_local_path
 from mmengine.logging import print_log
 from PIL import Image
 
-from ..errors import UserError
+from ..utils.errors import UserError
 
 ORIENTATION = 0x0112  # of EXIF
 NUM_CHECKED = 50

@@ -17,10 +17,10 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..backbone import ConvNeXtV2, ConvNeXtV2Block
 from ..checkpoint import check_weights, load_backbone, unwrap
-from ..errors import UserError
-from ..safe_loading import load_file
+from ..checkpoint.load import load_file
+from ..models.convnext_v2 import ConvNeXtV2, ConvNeXtV2Block
+from ..utils.errors import UserError
 from ..version import __version__
 
 SMALLEST = 64  # pixels along a side; torch.export takes a map with a single row for a special case

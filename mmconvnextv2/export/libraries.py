@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import ARCHS, ConvNeXtV2
 from ..checkpoint import classifier_to_canonical, detect_dialect, read_arch, to_canonical, unwrap
-from ..convert import backbone_converter, classifier_converter, layout_variant, whole, write_atomically
-from ..errors import UserError
-from ..safe_loading import load_file
+from ..checkpoint.convert import backbone_converter, classifier_converter, layout_variant, whole, write_atomically
+from ..checkpoint.load import load_file
+from ..models.convnext_v2 import ARCHS, ConvNeXtV2
+from ..utils.errors import UserError
 from .graphs import class_names
 from .model_card import Card, write_card
 from .runtimes import need, replaced_when_done

@@ -14,7 +14,7 @@ from typing import Callable, Iterator, List, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..utils.errors import UserError
 from .graphs import SMALLEST, Exported, PixelGraph
 
 TRACED = (2, 96, 128)  # batch, height and width of the example; all different, so that none is taken for another

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..layers import statistics_dtype
 from .autocast import cast_for_autocast, without_autocast
 from .dispatch import is_watched
+from .reductions import statistics_dtype
 
 ROWS = 32  # of a tile at most; it is as wide as the map
 VALUES = 2**19  # of the windows that are correlated at a time, which stay in the caches

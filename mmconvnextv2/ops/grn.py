@@ -1,22 +1,58 @@
 """GRN (arXiv 2301.00808, section 3.4) as one differentiable operation, and the derivative of its normalisation.
 
 Eager code keeps a float32 copy of half-precision features for the norm's derivative, and a copy with zeros where sites
-do not count; this keeps the features as they came and the norms of an image. The formula itself is
-``response_norms``'s. Letters: x (B, N, C) features, n = norm / mean norm the response (B, 1, C), s = 1 + gamma * n the
-scale.
+do not count; this keeps the features as they came and the norms of an image. Letters: x (B, N, C) features, n = norm /
+mean norm the response (B, 1, C), s = 1 + gamma * n the scale.
 """
 from typing import Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..layers import hide, statistics_dtype
-from ..response_norms import NORMALIZATIONS, response_scale
 from .autocast import without_autocast
+from .reductions import hide, mean_over_sites, statistics_dtype
 
+AGGREGATIONS = {  # sites (B, N, C), zero where they do not count, and which count, to responses (B, 1, C)
+    'L2': lambda values, counted: torch.linalg.vector_norm(values, dim=1, keepdim=True),
+    'L1': lambda values, counted: torch.linalg.vector_norm(values, 1, dim=1, keepdim=True),
+    'average': mean_over_sites,
+    'none': lambda values, counted: values,  # each site by itself, (B, N, C)
+}
+NORMALIZATIONS = {  # by the mean over channels, which is table 2's sum over channels up to a factor that gamma takes
+    'x/sum': lambda response, eps: response / (response.mean(dim=-1, keepdim=True) + eps),
+    '1/sum': lambda response, eps: 1 / (response.mean(dim=-1, keepdim=True) + eps),
+    'standardize': lambda response, eps: F.layer_norm(response, response.shape[-1:], eps=eps),
+    'none': lambda response, eps: response,
+}
 response_of = NORMALIZATIONS['x/sum']  # norms (B, 1, C) and eps to responses (B, 1, C)
 SQUARES = 2**18  # values squared at a time on the CPU; fewer take longer for their calls
+
+
+def response_scale(sites: Tensor,
+                   counted: Optional[Tensor] = None,
+                   eps: float = 1e-6,
+                   aggregation: str = 'L2',
+                   normalization: str = 'x/sum') -> Tensor:
+    """Return the normalised response of each channel, N(G(X)); GRN's by default.
+
+    The published formula has the mean over channels in the denominator (Algorithm 1), so a map whose channels respond
+    alike has the scale 1.
+
+    Args:
+        sites (Tensor): Features of shape (B, N, C).
+        counted (Tensor, optional): Bool, (B, N, 1), True where a site takes part in the norm. Defaults to None, all.
+        eps (float): Added to the mean over channels, or to their variance. Defaults to 1e-6.
+        aggregation (str): G, a key of ``AGGREGATIONS``. Defaults to ``'L2'``.
+        normalization (str): N, a key of ``NORMALIZATIONS``. Defaults to ``'x/sum'``.
+
+    Returns:
+        Tensor: The scale, in float32 for half-precision input: (B, 1, C); (B, 1, 1) for ``'1/sum'``, and N in place of
+        1 for the aggregation ``'none'``.
+    """
+    values = hide(sites.to(statistics_dtype(sites.dtype)), counted)
+    return NORMALIZATIONS[normalization](AGGREGATIONS[aggregation](values, counted), eps)
 
 
 def grn(x: Tensor, gamma: Tensor, beta: Tensor, counted: Optional[Tensor] = None, eps: float = 1e-6) -> Tensor:

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..layers import statistics_dtype
-from ..response_norms import response_scale
 from .autocast import cast_for_autocast, without_autocast
 from .dispatch import uses_kernels
-from .grn import response_of, scale_backward
-from .hidden import Hidden, KernelHidden, join_norms
-from .products import multiply
+from .grn import response_of, response_scale, scale_backward
+from .matmul import multiply
+from .mlp_passes import Hidden, KernelHidden, join_norms
+from .reductions import statistics_dtype
 
 PIECE = 2**22  # hidden values of a piece at most, 16 MiB in float32
 ROWS = 4096  # and sites: matrix products of more rows and few channels are slower

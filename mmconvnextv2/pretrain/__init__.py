@@ -1,15 +1,16 @@
 """FCMAE pretraining, an mmpretrain self-supervised algorithm. Importing it needs mmpretrain."""
-from ..layer_decay import LayerDecayOptimWrapperConstructor
-from ..strategy import FSDP2Strategy
+from ..engine.fsdp2 import FSDP2Strategy
+from ..engine.layer_decay import LayerDecayOptimWrapperConstructor
 from .ablation_decoders import FCMAETransformerDecoder, FCMAEUNetDecoder
-from .channels import FCMAEDataPreprocessor, LoadPicture
-from .data import DrawSampler, UnlabelledImages
+from .dataset import UnlabelledImages
 from .decoder import FCMAEDecoder, FCMAEHead
 from .fcmae import FCMAE
-from .hooks import ReconstructionHook
+from .loop import ResumableTrainLoop
 from .masking import DrawVisibleCells
+from .multichannel import FCMAEDataPreprocessor, LoadPicture
 from .probe import ProbeHook
-from .resume import ResumableTrainLoop
+from .reconstruction import ReconstructionHook
+from .sampler import DrawSampler
 
 __all__ = [
     'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDataPreprocessor', 'FCMAEDecoder', 'FCMAEHead',

@@ -10,11 +10,11 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..backbone import ConvNeXtV2Block
-from ..errors import UserError
-from ..execution import CELL, get_execution
-from ..execution.base import Grid, map_to_sites, sites_to_map
-from ..layers import LayerNorm
+from ..models.convnext_v2 import ConvNeXtV2Block
+from ..models.execution import CELL, get_execution
+from ..models.execution.base import Grid, map_to_sites, sites_to_map
+from ..models.layers import LayerNorm
+from ..utils.errors import UserError
 from .decoder import INIT_CFG, fill_hidden, last_map
 
 LEVELS = 4  # strides 32, 16, 8, 4, those of the encoder's stages

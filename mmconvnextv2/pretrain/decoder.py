@@ -13,12 +13,12 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..backbone import ConvNeXtV2Block
-from ..execution import CELL, get_execution
-from ..execution.base import Grid, map_to_sites, sites_to_map
-from ..execution.cells import gather
-from ..execution.masked import visible_sites
-from ..layers import statistics_dtype
+from ..models.convnext_v2 import ConvNeXtV2Block
+from ..models.execution import CELL, get_execution
+from ..models.execution.base import Grid, map_to_sites, sites_to_map
+from ..models.execution.cells import gather
+from ..models.execution.masked import visible_sites
+from ..ops.reductions import statistics_dtype
 
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)
 

@@ -10,11 +10,11 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..execution import CELL, get_execution
-from ..execution.base import Grid
-from ..execution.cells import scatter
-from ..execution.masked import visible_sites
+from ..models.execution import CELL, get_execution
+from ..models.execution.base import Grid
+from ..models.execution.cells import scatter
+from ..models.execution.masked import visible_sites
+from ..utils.errors import UserError
 from .masking import hidden_cells_of, stack_visible_cells
 
 
@@ -29,7 +29,7 @@ class FCMAE(BaseSelfSupervisor):
         head (dict): ``FCMAEHead``; ``in_channels`` and ``stride`` default to the decoder's, ``image_channels`` to the
             backbone's.
         execution (str): How the encoder visits sites: ``'packed'``, ``'masked'`` or another key of
-            ``mmconvnextv2.execution.EXECUTIONS`` that can mask. Defaults to ``'packed'``.
+            ``mmconvnextv2.models.execution.EXECUTIONS`` that can mask. Defaults to ``'packed'``.
         data_preprocessor (dict, optional): Its type defaults to ``FCMAEDataPreprocessor``.
         init_cfg (dict, optional): Defaults to None.
 

@@ -12,8 +12,8 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.registry import TRANSFORMS
 from torch import Tensor
 
-from ..errors import UserError
-from ..execution import CELL
+from ..models.execution import CELL
+from ..utils.errors import UserError
 
 
 def num_visible(num_cells: int, mask_ratio: float) -> int:

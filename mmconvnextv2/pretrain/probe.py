@@ -21,9 +21,9 @@ from mmpretrain.datasets import CustomDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..errors import MissingFileError, UserError
-from ..pictures import EXTENSIONS
-from .data import seeded
+from ..datasets.image_files import EXTENSIONS
+from ..utils.errors import MissingFileError, UserError
+from .sampler import seeded
 
 Labelled = Tuple[Dataset, Tensor]  # pictures and their classes, long (N, )
 

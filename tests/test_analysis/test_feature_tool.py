@@ -11,13 +11,13 @@ from PIL import Image
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.analysis.feature_hooks import find_blocks, watch_hidden, watch_outputs
 from mmconvnextv2.analysis.feature_plots import mosaic
-from mmconvnextv2.analysis.feature_tool import parse_args
-from mmconvnextv2.analysis.hidden_features import find_blocks, watch_hidden, watch_outputs
-from mmconvnextv2.analysis.labelled_pictures import Pictures, choose_labelled, choose_pictures
 from mmconvnextv2.analysis.measures import cosine_distance
-from mmconvnextv2.analysis.subjects import IMAGENET, load_subject
+from mmconvnextv2.analysis.models import IMAGENET, load_subject
 from mmconvnextv2.checkpoint import from_canonical
+from mmconvnextv2.commands.features import parse_args
+from mmconvnextv2.datasets.labelled_folder import Pictures, choose_labelled, choose_pictures
 
 ROOT = Path(__file__).parents[2]
 ARCH = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 20))

@@ -8,8 +8,8 @@ from torch import nn
 from transformers import ConvNextV2Config, ConvNextV2Model
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.analysis.hidden_features import (depths_of, find_blocks, sites_to_square, to_sites, watch_hidden,
-                                                   watch_outputs)
+from mmconvnextv2.analysis.feature_hooks import (depths_of, find_blocks, sites_to_square, to_sites, watch_hidden,
+                                                 watch_outputs)
 from mmconvnextv2.checkpoint import from_canonical
 
 ARCH = dict(depths=(1, 2, 1, 1), channels=(8, 12, 16, 20))

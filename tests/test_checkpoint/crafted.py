@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from mmconvnextv2.safe_loading import load_file
-from mmconvnextv2.unpickling import DTYPES, HISTORY, NAMES, STORAGES, TENSOR_TYPES
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.checkpoint.unpickling import DTYPES, HISTORY, NAMES, STORAGES, TENSOR_TYPES
 
 HARMFUL = {'os.system', 'builtins.eval', 'numpy.load', 'torch.load', 'builtins.__import__', 'numpy.frombuffer'}
 CALLABLE = sorted(NAMES - set(DTYPES) - set(STORAGES) - set(TENSOR_TYPES))

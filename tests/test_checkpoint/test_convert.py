@@ -14,8 +14,8 @@ from torch import nn
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import (from_canonical, pretraining_from_canonical, pretraining_to_canonical, read_arch,
                                      to_canonical, unwrap)
-from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file
+from mmconvnextv2.checkpoint.load import load_file
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))

@@ -19,9 +19,9 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 from safetensors.torch import save
 
-from mmconvnextv2 import ConvNeXtV2, download
-from mmconvnextv2.checkpoint import load_backbone
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.checkpoint import download, load_backbone
+from mmconvnextv2.checkpoint.load import load_file
 
 WEIGHTS = dict(weight=torch.arange(12.).reshape(3, 4))
 CONTENT = save(WEIGHTS)
@@ -229,7 +229,7 @@ PROCESS = """
 import os, sys, torch
 torch.hub.set_dir(sys.argv[1])
 torch.distributed.init_process_group('gloo')
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.load import load_file
 for name in ('broken.safetensors', 'weights.safetensors'):
     try:
         print(os.environ['RANK'], load_file(f'{sys.argv[2]}/{name}')['weight'].sum().item())

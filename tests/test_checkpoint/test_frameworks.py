@@ -13,8 +13,8 @@ from torch import nn
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import (DIALECTS, ConvNeXtV2Pretrained, from_canonical, load_backbone,
                                      skip_initial_weights_on_resume, unwrap)
-from mmconvnextv2.convert import convert_file
-from mmconvnextv2.safe_loading import allow_mmengine_checkpoints, load_file
+from mmconvnextv2.checkpoint.convert import convert_file
+from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +155,7 @@ def test_log_of_an_adapted_stem_and_of_dropped_norms(tmp_path):
 
 def test_published_conversions_have_the_licence_too():
     """OpenMMLab's, Hugging Face's and timm's conversions of the official weights are under the same licence."""
-    from mmconvnextv2.checkpoint.initializer import _licence
+    from mmconvnextv2.checkpoint.pretrained import _licence
     base = 'https://download.openmmlab.com/mmclassification/v0/'
     assert _licence(base + 'convnext-v2/convnext-v2-atto_3rdparty-fcmae_in1k_20230104-07514db4.pth', 'canonical')
     assert _licence('https://huggingface.co/facebook/convnextv2-tiny-1k-224/resolve/main/a.safetensors', 'huggingface')

@@ -9,11 +9,11 @@ from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical, load_backbone, read_backbone, to_canonical, unwrap
+from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file
+from mmconvnextv2.checkpoint.cross_check import Outputs, run
 from mmconvnextv2.checkpoint.layouts import CLASSIFIERS
-from mmconvnextv2.convert import LAYOUTS, check_conversion, convert_file
-from mmconvnextv2.foreign_models import Outputs, run
-from mmconvnextv2.safe_loading import load_file
-from mmconvnextv2.versions import name_and_version
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.utils.compat import name_and_version
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
@@ -263,7 +263,7 @@ def test_a_transformers_with_another_grn_is_not_used(tmp_path, monkeypatch):
 
 def test_check_finds_other_outputs():
     """A change of 1e-3 in the final norm alone is far above the tolerance of the check."""
-    from mmconvnextv2 import convert
+    from mmconvnextv2.checkpoint import convert
     model, images = make(), torch.randn(1, 3, 64, 64)
     one = run(model.state_dict(), images)
     other = run({**model.state_dict(), 'norm3.weight': model.norm3.weight + 1e-3}, images)

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import DIALECTS, from_canonical, skip_initial_weights_on_resume, to_canonical
-from mmconvnextv2.safe_loading import allow_mmengine_checkpoints
+from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 

@@ -18,7 +18,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.load import load_file
 
 
 class Call:
@@ -207,7 +207,7 @@ def test_safetensors_that_begin_as_a_pickle(tmp_path, length):
 MMENGINE = '''
 import sys, torch
 from mmengine.runner import load_checkpoint
-from mmconvnextv2.safe_loading import allow_mmengine_checkpoints
+from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
 allow_mmengine_checkpoints()
 allow_mmengine_checkpoints()
 model = torch.nn.Linear(2, 2)

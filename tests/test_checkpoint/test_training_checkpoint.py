@@ -13,12 +13,12 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch import nn
 
-from mmconvnextv2.convert import convert_training_file
-from mmconvnextv2.safe_loading import allow_mmengine_checkpoints, load_file
+from mmconvnextv2.checkpoint.convert import convert_training_file
+from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 
 pytest.importorskip('mmpretrain')
-from mmconvnextv2.training_checkpoint import (read_recipe, tell_weight_decay, training_from_canonical,  # noqa: E402
-                                              training_to_canonical)
+from mmconvnextv2.checkpoint.training_state import read_recipe, tell_weight_decay  # noqa: E402
+from mmconvnextv2.checkpoint.training_state import training_from_canonical, training_to_canonical  # noqa: E402
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 DEPTHS, CHANNELS, WIDTH = (1, 1, 2, 1), (4, 6, 8, 10), 12

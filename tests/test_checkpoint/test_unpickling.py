@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.load import load_file
 
 V2 = 'torch._utils._rebuild_tensor_v2'
 NESTED = Raw(b'X\x01\x00\x00\x00a' + b'q\x00h\x00\x86' * 60)  # a tuple of a value twice, sixty times

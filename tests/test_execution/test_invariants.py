@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmconvnextv2.execution import mask_to_visible_cells
+from mmconvnextv2.models.execution import mask_to_visible_cells
 
 needs_minkowski = pytest.mark.skipif(find_spec('MinkowskiEngine') is None, reason='run `make minkowski`')
 EXECUTIONS = ('masked', 'packed', pytest.param('minkowski', marks=needs_minkowski))

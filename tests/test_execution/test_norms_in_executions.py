@@ -6,9 +6,9 @@ import torch
 from test_invariants import CELLS, EXECUTIONS, assert_same, hidden_pixels, needs_minkowski, values_and_gradients
 from torch import nn
 
-from mmconvnextv2.backbone import ConvNeXtV2Block
-from mmconvnextv2.execution import Grid, get_execution
-from mmconvnextv2.response_norms import AGGREGATIONS, NORMALIZATIONS
+from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
+from mmconvnextv2.models.execution import Grid, get_execution
+from mmconvnextv2.models.response_norms import AGGREGATIONS, NORMALIZATIONS
 
 NORMS = [dict(type='GRN', aggregation='L1'), dict(type='GRN', aggregation='average'),
          dict(type='GRN', normalization='standardize'), dict(type='GRN', normalization='1/sum'),

@@ -13,16 +13,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmconvnextv2.backbone import ConvNeXtV2Block
-from mmconvnextv2.execution.base import Grid
-from mmconvnextv2.execution.dense import Dense
-from mmconvnextv2.execution.packed import Packed
-from mmconvnextv2.layers import LayerNorm
-from mmconvnextv2.ops import hidden, neighbours, plain, response_mlp, response_mlp_reference
+from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
+from mmconvnextv2.models.execution.base import Grid
+from mmconvnextv2.models.execution.dense import Dense
+from mmconvnextv2.models.execution.packed import Packed
+from mmconvnextv2.models.layers import LayerNorm
+from mmconvnextv2.ops import depthwise_triton as neighbours
+from mmconvnextv2.ops import mlp_passes as hidden
+from mmconvnextv2.ops import plain, response_mlp, response_mlp_reference
+from mmconvnextv2.ops.depthwise_triton import serves
 from mmconvnextv2.ops.dispatch import INTERPRETED, uses_kernels
-from mmconvnextv2.ops.hidden import Hidden, KernelHidden
 from mmconvnextv2.ops.kernels import gelu
-from mmconvnextv2.ops.neighbours import serves
+from mmconvnextv2.ops.mlp_passes import Hidden, KernelHidden
 
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 TOLERANCE = {torch.float64: dict(rtol=1e-9, atol=1e-9), torch.float32: dict(rtol=1e-4, atol=1e-4)}

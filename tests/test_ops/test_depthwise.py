@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmconvnextv2.execution.base import Grid
-from mmconvnextv2.execution.cells import gather, scatter, with_rows
-from mmconvnextv2.execution.dense import Dense
-from mmconvnextv2.execution.packed import Packed
+from mmconvnextv2.models.execution.base import Grid
+from mmconvnextv2.models.execution.cells import gather, scatter, with_rows
+from mmconvnextv2.models.execution.dense import Dense
+from mmconvnextv2.models.execution.packed import Packed
 from mmconvnextv2.ops import depthwise, depthwise_reference
 from mmconvnextv2.ops.depthwise import is_faster
 

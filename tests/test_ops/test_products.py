@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmconvnextv2.ops import products
+from mmconvnextv2.ops import matmul as products
 
 ONEDNN = pytest.mark.skipif(not products.HAS_INNER_PRODUCT, reason='install a torch that is built with oneDNN')
 SHAPES = {  # of the left and of the right factor

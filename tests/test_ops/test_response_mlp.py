@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmconvnextv2.backbone import ConvNeXtV2
+from mmconvnextv2.models.convnext_v2 import ConvNeXtV2
 from mmconvnextv2.ops import response_mlp, response_mlp_reference
 
 MODULE = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name

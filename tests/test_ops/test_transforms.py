@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mmconvnextv2.backbone import ConvNeXtV2Block
-from mmconvnextv2.execution import Grid, get_execution
+from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
+from mmconvnextv2.models.execution import Grid, get_execution
 from mmconvnextv2.ops import depthwise, grn, response_mlp
 
 SHAPES = {

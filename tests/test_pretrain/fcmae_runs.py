@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 from mmconvnextv2.pretrain import FCMAE
-from mmconvnextv2.safe_loading import allow_mmengine_checkpoints, load_file
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
 NUM_PICTURES, BATCH, EPOCHS = 14, 4, 2

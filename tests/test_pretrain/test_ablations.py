@@ -10,7 +10,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-from mmconvnextv2.backbone import ARCHS
+from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.pretrain import FCMAE, DrawVisibleCells
 from mmconvnextv2.pretrain.ablation_decoders import sincos_positions
 from mmconvnextv2.pretrain.masking import num_visible

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from mmconvnextv2.pretrain import FCMAE, DrawSampler, FCMAEDataPreprocessor, FCMAEDecoder, LoadPicture, UnlabelledImages
-from mmconvnextv2.pretrain.hooks import draw_reconstructions
+from mmconvnextv2.pretrain.reconstruction import draw_reconstructions
 
 FCMAE_CONFIGS = Path(__file__).parents[2] / 'configs' / 'fcmae'
 NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))

@@ -9,8 +9,8 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-import mmconvnextv2.pretrain.data as data
-from mmconvnextv2.backbone import ARCHS
+import mmconvnextv2.pretrain.dataset as data
+from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.pretrain import FCMAE, DrawSampler, DrawVisibleCells
 from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells
 

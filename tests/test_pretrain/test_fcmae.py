@@ -142,7 +142,7 @@ def _draws(dataset, seed, epoch):
 
 def test_runner_trains_resumes_and_draws(folder, tmp_path):
     """The shipped folder config trains through mmengine's Runner, writes a reconstruction, and resumes."""
-    from mmconvnextv2.safe_loading import allow_mmengine_checkpoints
+    from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
     allow_mmengine_checkpoints()
 
     def run(epochs, resume):

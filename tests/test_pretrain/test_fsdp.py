@@ -10,8 +10,8 @@ from mmengine.config import Config
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from mmconvnextv2.backbone import ConvNeXtV2Block
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 
 DOUBLE = {'model.type': 'DoubleFCMAE', 'optim_wrapper.clip_grad': dict(max_norm=0.05)}
 FSDP = {'runner_type': 'FlexibleRunner', 'strategy': dict(type='FSDP2Strategy')}

@@ -7,8 +7,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmconvnextv2.execution import mask_to_visible_cells
-from mmconvnextv2.ops.products import HAS_INNER_PRODUCT
+from mmconvnextv2.models.execution import mask_to_visible_cells
+from mmconvnextv2.ops.matmul import HAS_INNER_PRODUCT
 from mmconvnextv2.pretrain import FCMAE
 from mmconvnextv2.pretrain.masking import hidden_cells_of
 

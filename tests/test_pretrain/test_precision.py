@@ -9,12 +9,12 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmconvnextv2 import GRN, ConvNeXtV2Block, FP16OptimWrapper
-from mmconvnextv2.datasets.scenes import draw_scene
-from mmconvnextv2.execution import get_execution
-from mmconvnextv2.execution.base import Grid
+from mmconvnextv2.datasets.synthetic.scenes import draw_scene
+from mmconvnextv2.models.execution import get_execution
+from mmconvnextv2.models.execution.base import Grid
+from mmconvnextv2.models.response_norms import response_scale
 from mmconvnextv2.ops import response_mlp, response_mlp_reference
 from mmconvnextv2.pretrain import FCMAE
-from mmconvnextv2.response_norms import response_scale
 
 HALF = (torch.bfloat16, torch.float16)
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # half a unit in the last place, relative

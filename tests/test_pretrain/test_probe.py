@@ -13,10 +13,10 @@ from PIL import Image
 from scipy.optimize import minimize
 from torch import nn
 
+from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.pretrain import ProbeHook
 from mmconvnextv2.pretrain.probe import (default_pipeline, fit_linear, frozen, knn_vote, labelled_split, linear_vote,
                                          pooled_features)
-from mmconvnextv2.safe_loading import load_file
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))

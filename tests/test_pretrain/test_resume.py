@@ -63,7 +63,7 @@ def test_killed_and_resumed_is_bitwise_the_quiet_run(folder, tmp_path):
     process.wait()
     assert not (tmp_path / 'killed' / 'iter_12.pth').exists()
     finish(start(folder, tmp_path / 'killed', 2, '--resume'))
-    from mmconvnextv2.safe_loading import load_file
+    from mmconvnextv2.checkpoint.load import load_file
     quiet, resumed = (load_file(tmp_path / run / f'iter_{6 * EPOCHS}.pth') for run in ('quiet', 'killed'))
     first = load_file(tmp_path / 'quiet' / 'iter_6.pth')
     for key, value in quiet['state_dict'].items():

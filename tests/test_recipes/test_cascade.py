@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mmconvnextv2.command import run_tool
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
-from mmconvnextv2.launch import parse_train_args, train
 
 LEAF = (Path(__file__).parents[2] / 'configs' / 'cascade_mask_rcnn' /
         'cascade-mask-rcnn_convnextv2-t_fpn_ms-crop-3x_coco.py')

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS
 from PIL import Image
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.launch import parse_train_args, train
+from mmconvnextv2.commands.train import parse_train_args, train
 
 LEAVES = Path(__file__).parents[2] / 'configs' / 'classification'
 FCMAE, FROM22K, TO22K = '{}_fcmae-ft_in1k-224', '{}_in22k-ft_in1k-{}', '{}_fcmae-ft_in22k-224'

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmconvnextv2.command import run_tool
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
-from mmconvnextv2.launch import parse_train_args, train
 
 CUSTOM = Path(__file__).parents[2] / 'configs' / 'custom'
 NARROW = dict(depths=(1, 1, 1, 1), channels=(8, 8, 16, 16))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmconvnextv2.mixed_precision import FP32SingleRoIExtractor
+from mmconvnextv2.models.fp32_detection import FP32SingleRoIExtractor
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 # V1's Cascade recipes: learning rate, layer decay, drop path; large and huge as V1's large from ImageNet-22K

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mmconvnextv2.analysis.costs import build_on_meta, count_parameters
-from mmconvnextv2.launch import load_config, parse_test_args
+from mmconvnextv2.commands.arguments import load_config
+from mmconvnextv2.commands.flops import build_on_meta, count_parameters
+from mmconvnextv2.commands.test import parse_test_args
 
 ROOT = Path(__file__).parents[2]
 NO_RECIPES = {'_base_', 'custom', 'quickstart'}  # parts, worked examples and the embedded demonstration
@@ -72,7 +73,7 @@ def test_recipe_by_name(tmp_path):
     (tmp_path / 'mine.py').write_text("_base_ = 'mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py'\n"
                                       'train_cfg = dict(max_epochs=3)\n')
     code = (f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
-            'from mmconvnextv2.launch import load_config, parse_test_args\n'
+            'from mmconvnextv2.commands.train import load_config, parse_test_args\n'
             f"cfg = load_config(parse_test_args([{str(tmp_path / 'mine.py')!r}, 'none']))\n"
             'print(cfg.model.backbone.arch, cfg.train_pipeline[1].scale, cfg.train_cfg.max_epochs)')
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True)

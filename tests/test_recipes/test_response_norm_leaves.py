@@ -11,7 +11,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.backbone import ARCHS
+from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.pretrain import DrawVisibleCells
 
 CONFIGS = Path(__file__).parents[2] / 'configs'

@@ -16,11 +16,11 @@ import torch
 from make_data import draw_data
 from make_release import describe, sums_of_weights
 
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.launch import parse_test_args, parse_train_args
-from mmconvnextv2.launch import test as run_test
-from mmconvnextv2.launch import train
-from mmconvnextv2.recipes import read_config
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.commands.test import parse_test_args
+from mmconvnextv2.commands.test import test as run_test
+from mmconvnextv2.commands.train import parse_train_args, train
+from mmconvnextv2.utils.config import read_config
 
 ROOT, FILES = Path(__file__).parents[2], Path(__file__).parent / 'files'
 NAMES = json.loads((FILES / 'names.json').read_text())

@@ -13,9 +13,9 @@ from mmengine.config import Config
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.launch import build_runner
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.commands.runner import build_runner
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'
 PICTURES, BATCH = 12, 4
@@ -80,7 +80,7 @@ def train(cfg, resume=False):
 def start(function, *arguments, log):
     """Start ``function(*arguments)`` in a process of its own, with what it prints in a file."""
     context = torch.multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmconvnextv2.pretrain', 'mmconvnextv2.launch'])
+    context.set_forkserver_preload(['mmconvnextv2.pretrain', 'mmconvnextv2.commands.train'])
     process = context.Process(target=_work, args=(function, arguments, str(log)))
     process.start()
     return process

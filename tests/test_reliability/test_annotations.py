@@ -14,10 +14,10 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmconvnextv2.command import run_tool
+from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.datasets.coco import CheckedCocoDataset, CheckedCocoMetric
-from mmconvnextv2.datasets.labels import LoadCheckedLabels
-from mmconvnextv2.pipelines import name_files
+from mmconvnextv2.datasets.segmentation import LoadCheckedLabels
+from mmconvnextv2.engine.pipelines import name_files
 
 mmdet.utils.register_all_modules(init_default_scope=False)
 mmseg.utils.register_all_modules(init_default_scope=False)
@@ -277,8 +277,8 @@ from argparse import Namespace
 from mmengine.dataset import BaseDataset
 from torch.utils.data import DataLoader
 import mmcv.transforms
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.pipelines import name_files
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.engine.pipelines import name_files
 class Images(BaseDataset):
     def load_data_list(self):
         return [dict(img_path=sys.argv[1])]

@@ -12,8 +12,8 @@ import torch
 from real_runs import PER_EPOCH, assert_same_weights, draw_pictures, last, make_config, start, train, wait_for
 
 from mmconvnextv2 import FiniteLossHook, PreemptionHook
-from mmconvnextv2.safe_loading import load_file
-from mmconvnextv2.safe_saving import PART, AtomicBackend, VerifiedCheckpointHook
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.engine.hooks.checkpoint import PART, AtomicBackend, VerifiedCheckpointHook
 
 
 @pytest.fixture(scope='module')

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from real_runs import BATCH, PICTURES, draw_pictures, last, make_config, train
 
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.launch import build_runner
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.commands.runner import build_runner
 
 PER_EPOCH = PICTURES // BATCH
 

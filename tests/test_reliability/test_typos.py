@@ -4,10 +4,9 @@ from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 
-from mmconvnextv2.command import run_tool, stated_mistake
-from mmconvnextv2.faults import explain_fault
+from mmconvnextv2.commands.run_tool import explain_fault, run_tool, stated_mistake
 from mmconvnextv2.pretrain import FCMAEHead, UnlabelledImages
-from mmconvnextv2.typos import check_overrides, list_arguments
+from mmconvnextv2.utils.suggestions import check_overrides, list_arguments
 
 
 def said(build):

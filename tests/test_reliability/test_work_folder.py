@@ -9,7 +9,7 @@ import pytest
 import torch
 from real_runs import draw_pictures, last, make_config, start, train, wait_for
 
-from mmconvnextv2.folder_lock import NAME, lock_folder
+from mmconvnextv2.engine.folder_lock import NAME, lock_folder
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +102,7 @@ def test_lock_through_a_link_and_over_odd_content(tmp_path):
     (folder / NAME).write_bytes(b'\xff not json')
     lock_folder(str(folder))
     os.symlink(folder, other)
-    code = 'import sys; from mmconvnextv2.folder_lock import lock_folder; lock_folder(sys.argv[1])'
+    code = 'import sys; from mmconvnextv2.engine.folder_lock import lock_folder; lock_folder(sys.argv[1])'
     run = subprocess.run([sys.executable, '-c', code, str(other)], capture_output=True, text=True)
     assert f'in use by process {os.getpid()}' in run.stderr
     target = tmp_path / 'target'

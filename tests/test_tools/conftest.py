@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmconvnextv2.command import run_tool
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.commands.test import parse_test_args, test
+from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
-from mmconvnextv2.launch import parse_test_args, parse_train_args, test, train
 
 ROOT = Path(__file__).parents[2]
 SCALARS = 'num_workers=0 persistent_workers=False'.split()

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmconvnextv2.browse import browse, parse_args, picture_of
-from mmconvnextv2.command import run_tool
+from mmconvnextv2.commands.browse import browse, parse_args, picture_of
+from mmconvnextv2.commands.run_tool import run_tool
 
 HIDDEN = (114, 114, 114)
 

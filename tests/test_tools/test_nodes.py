@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.load import load_file
 
 ROOT = Path(__file__).parents[2]
 SRUN = '''#!/usr/bin/env bash

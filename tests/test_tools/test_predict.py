@@ -14,11 +14,11 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from mmconvnextv2.command import run_tool
-from mmconvnextv2.launch import import_scope
-from mmconvnextv2.predict import Predictor, list_sources, parse_args, predict, to_bgr
-from mmconvnextv2.recipes import read_config
-from mmconvnextv2.safe_loading import allow_mmengine_checkpoints
+from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
+from mmconvnextv2.commands.arguments import import_scope
+from mmconvnextv2.commands.predict import Predictor, list_sources, parse_args, predict, to_bgr
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.utils.config import read_config
 
 ROOT = Path(__file__).parents[2]
 VAL = {'mask-rcnn': 'coco/val2017', 'upernet': 'ade/images/validation'}

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from mmconvnextv2.launch import parse_train_args
-from mmconvnextv2.safe_loading import load_file
-from mmconvnextv2.sweep import FINISHED, GRIDS, parse_args, plan_runs, sweep
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.commands.sweep import FINISHED, GRIDS, parse_args, plan_runs, sweep
+from mmconvnextv2.commands.train import parse_train_args
 
 UPERNET = 'configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py'
 

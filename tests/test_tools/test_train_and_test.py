@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical
-from mmconvnextv2.safe_loading import load_file
+from mmconvnextv2.checkpoint.load import load_file
 
 ROOT = Path(__file__).parents[2]
 METRICS = {'mask-rcnn': ('coco/bbox_mAP', 'coco/segm_mAP'), 'upernet': ('mIoU', )}

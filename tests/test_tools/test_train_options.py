@@ -15,9 +15,10 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, METRICS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mmconvnextv2.launch import apply_train_args, parse_train_args
-from mmconvnextv2.safe_loading import load_file
-from mmconvnextv2.train_options import add_tracker, find_metric
+from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.commands.train import apply_train_args, parse_train_args
+from mmconvnextv2.commands.train_flags import add_tracker
+from mmconvnextv2.engine.hooks.early_stopping import find_metric
 
 ROOT = Path(__file__).parents[2]
 EVERY_ITERATION = 'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1', 'train_cfg.val_interval=1'

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ...layers import statistics_dtype
+from ..reductions import statistics_dtype
 
 TILE, BLOCK = (4, 8), 64  # sites and channels of a convolution's program
 NORM_SIZE = 4096  # sites times channels of a program that normalises, which sees all channels

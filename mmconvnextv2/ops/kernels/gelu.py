@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...layers import statistics_dtype
+from ..reductions import statistics_dtype
 
 MOST_ROWS, TILE, BLOCK = 256, 32, 64
 

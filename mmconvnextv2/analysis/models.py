@@ -1,0 +1,217 @@
+"""Models to analyse, by name: ours, mmpretrain's, timm's, or whatever a file of ConvNeXt weights holds."""
+import logging
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+
+from ..checkpoint import detect_dialect, from_canonical, load_backbone, read_arch, read_backbone, to_canonical, unwrap
+from ..checkpoint.load import load_file
+from ..models.convnext_v2 import ARCHS, ConvNeXtV2
+from ..utils.config import read_config
+from ..utils.errors import UserError
+
+IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and deviation of RGB, 0 to 255
+RANDOM = 'random'
+HELP = f'''LABEL is what figures call the model. SOURCE and WEIGHTS are one of:
+  FILE                      a checkpoint of a ConvNeXt of any known layout, a path or a URL
+  ARCH FILE                 {', '.join(ARCHS)}, with a checkpoint
+  CONFIG.py FILE            the backbone of a config (any response norm), with a checkpoint
+  mmpretrain:NAME [FILE]    a model of mmpretrain, with its published weights or a checkpoint
+  timm:NAME [FILE]          a model of timm, likewise
+"random" in the place of FILE leaves the weights as they are drawn.'''
+
+
+class Subject(NamedTuple):
+    """A model to analyse, and the normalisation of its RGB pictures (0 to 255), three values each."""
+    label: str
+    model: nn.Module
+    mean: Sequence[float] = IMAGENET[0]
+    std: Sequence[float] = IMAGENET[1]
+
+    def forward(self, images: Tensor) -> None:
+        """Run uint8 pictures (B, 3, H, W) through the model, for what watches it.
+
+        Raises:
+            ValueError: If the model asserts that it takes pictures of another size.
+        """
+        parameter = next(self.model.parameters())
+        mean, std = (parameter.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        try:
+            self.model((images.to(parameter) - mean) / std)
+        except AssertionError as error:
+            raise UserError(f'{self.label} refuses pictures of {images.shape[2]}x{images.shape[3]} pixels: {error} '
+                            'Give another --size') from error
+
+
+def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> List[Subject]:
+    """Build models from ``(LABEL, SOURCE)`` or ``(LABEL, SOURCE, WEIGHTS)``, in evaluation mode.
+
+    Raises:
+        ValueError: If a description is none of ``HELP``, a label stands twice, or weights do not fit.
+    """
+    labels = [spec[0] for spec in specs]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UserError(f'--model: the labels {twice} stand twice; give each model its own')
+    return [load_subject(*_split(spec), device) for spec in specs]
+
+
+def _split(spec: Sequence[str]) -> Tuple[str, str, Optional[str]]:
+    if len(spec) not in (2, 3):
+        raise UserError(f'--model {" ".join(spec)}: expected LABEL SOURCE [WEIGHTS]; --help lists what may be '
+                        'given')
+    return spec[0], spec[1], spec[2] if len(spec) == 3 else None
+
+
+def load_subject(label: str, source: str, weights: Optional[str] = None, device: str = 'cpu') -> Subject:
+    """Build one model; see ``HELP``."""
+    library, _, name = source.partition(':')
+    mean, std = IMAGENET
+    torch.manual_seed(0)
+    if library in LIBRARIES and name:
+        model = LIBRARIES[library](name, weights)
+    elif source.endswith('.py'):
+        model, mean, std = _load_config(source, _required(weights, source))
+    elif source in ARCHS:
+        model = _filled(ConvNeXtV2(source), _required(weights, source))
+    elif weights is None:
+        model = _load_file(source)
+    else:
+        raise UserError(f'SOURCE={source!r} is no architecture ({", ".join(ARCHS)}), config or library '
+                        f'({", ".join(LIBRARIES)}): --help lists what may stand there')
+    if getattr(model, 'in_channels', 3) != 3 or len(mean) != 3:
+        raise UserError(f'{source} reads pictures of {getattr(model, "in_channels", len(mean))} channels: only models '
+                        'of RGB pictures can be analysed')
+    model.eval()  # mmpretrain's return nothing from it
+    return Subject(label, model.to(device), mean, std)
+
+
+def _required(weights: Optional[str], source: str) -> str:
+    if weights is None:
+        raise UserError(f'{source} says no weights: add a checkpoint, or {RANDOM!r}')
+    return weights
+
+
+def _filled(model: nn.Module, weights: str) -> nn.Module:
+    """Draw or load the weights of a ``ConvNeXtV2``."""
+    if weights == RANDOM:
+        _draw(model)
+    else:
+        load_backbone(model, weights)
+    return model
+
+
+def _draw(model: nn.Module) -> None:
+    """Draw weights without mmengine's line for each of them."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
+
+
+def _load_config(path: str, weights: str) -> Tuple[nn.Module, Sequence[float], Sequence[float]]:
+    cfg = read_config(path)
+    backbone = cfg.get('model', {}).get('backbone')
+    if backbone is None:
+        raise UserError(f'{path} has no model.backbone')
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        model = MODELS.build({**backbone, 'init_cfg': None})
+    if not isinstance(model, ConvNeXtV2):
+        raise UserError(f'{path} has the backbone {type(model).__name__}: name models of mmpretrain and timm, or give '
+                        'a config of ConvNeXtV2')
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    mean, std = (preprocessor.get(key) or default for key, default in zip(('mean', 'std'), IMAGENET))
+    return _filled(model, weights), mean, std
+
+
+def _load_file(path: str) -> nn.Module:
+    """Build the ``ConvNeXtV2`` that a checkpoint is of."""
+    weights = read_backbone(unwrap(load_file(path))).weights
+    weights = {key: value for key, value in weights.items() if not key.startswith('norm')}
+    of_norm = {key.rpartition('.')[2] for key in weights if '.grn.' in key}
+    if of_norm - {'gamma', 'beta'}:
+        raise UserError(f'{path} holds another response norm than GRN: give the config it was trained with, LABEL '
+                        f'CONFIG.py {path}')
+    depths, channels = read_arch(weights)
+    in_channels = weights['downsample_layers.0.0.weight'].shape[1]
+    scaled = any(key.endswith('.gamma') and '.grn.' not in key for key in weights)
+    model = ConvNeXtV2(dict(depths=depths, channels=channels), in_channels, out_norm=False,
+                       response_norm=dict(type='GRN') if of_norm else None, layer_scale_init_value=float(scaled))
+    model.load_state_dict(weights)
+    return model
+
+
+def _load_mmpretrain(name: str, weights: Optional[str]) -> nn.Module:
+    mmpretrain = _import('mmpretrain')
+    _check_name('mmpretrain', name, mmpretrain.list_models())
+    model = mmpretrain.get_model(name, pretrained=weights is None)
+    if not hasattr(model, 'backbone'):
+        raise UserError(f'mmpretrain:{name} has no backbone')
+    if weights is None:
+        return model.backbone
+    if weights == RANDOM:
+        _draw(model)
+        return model.backbone
+    content = unwrap(load_file(weights))
+    whole = {key.partition('backbone.')[2]: value for key, value in content.items() if key.startswith('backbone.')}
+    _load(model.backbone, whole or to_canonical(content), weights, ('norm', ))
+    return model.backbone
+
+
+def _load_timm(name: str, weights: Optional[str]) -> nn.Module:
+    timm = _import('timm')
+    _check_name('timm', name, timm.list_models() + timm.list_pretrained())
+    model = timm.create_model(name, pretrained=weights is None, num_classes=0)
+    if weights not in (None, RANDOM):
+        content = unwrap(load_file(weights))
+        if name.startswith('convnext'):
+            content = _as_timm(content, model)
+        _load(model, content, weights, ('head.', 'norm.', 'fc_norm.'))
+    return model
+
+
+def _as_timm(weights: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
+    """Rename ConvNeXt weights of any layout to those of a model of timm."""
+    wide = any(key.endswith('mlp.fc1.weight') and value.ndim == 4 for key, value in model.state_dict().items())
+    layout = 'timm-conv' if wide else 'timm'
+    if detect_dialect(weights) == layout:
+        return weights
+    return from_canonical({key: value for key, value in to_canonical(weights).items() if not key.startswith('norm')},
+                          layout)
+
+
+LIBRARIES = {'mmpretrain': _load_mmpretrain, 'timm': _load_timm}
+
+
+def _import(package: str) -> ModuleType:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise UserError(f'{package}: models need the package {package}, whose import failed: {error}') from error
+
+
+def _check_name(library: str, name: str, known: List[str]) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, 5, 0.4)
+        raise UserError(f'{library} has no model {name!r}; near are {", ".join(near) or "none"}')
+
+
+def _load(model: nn.Module, weights: Dict[str, Tensor], path: str, optional: Tuple[str, ...]) -> None:
+    """Load strictly, but for what stands behind the last block."""
+    wanted = {key: value.shape for key, value in model.state_dict().items()}
+    wrong = [key for key, shape in wanted.items() if not key.startswith(optional)
+             and getattr(weights.get(key), 'shape', None) != shape]
+    extra = [key for key in weights if key not in wanted and not key.startswith(optional)]
+    if wrong or extra:
+        raise UserError(f'{path} does not fit {type(model).__name__}: {len(wrong)} weights are missing or of a wrong '
+                        f'shape ({", ".join(wrong[:3])}), {len(extra)} are not in the model ({", ".join(extra[:3])})')
+    model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=False)

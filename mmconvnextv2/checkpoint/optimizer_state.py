@@ -1,0 +1,111 @@
+"""AdamW's state by parameter name, between the official pretraining script's order of parameters and ours.
+
+An optimizer's state dict numbers the parameters, group by group, and names none. The official script has two groups,
+first what is not decayed (vectors and biases), then the rest, which there includes GRN and the mask token because they
+are no vectors; inside a group stands the order in which its modules are made. Reading needs no more than the order of
+the weights in the same file. Reshapes are permutations, so moments take the same ones as the weights.
+"""
+from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+from torch import Tensor
+
+from ..utils.errors import UserError
+from .conversion import find_rule, respell, some
+from .layouts import PRETRAINING
+
+Moments = Dict[str, Dict[str, Any]]
+HYPERPARAMETERS = ('lr', 'betas', 'eps', 'weight_decay', 'amsgrad')
+OFFICIAL_MODULES = ('mask_token', 'encoder.downsample_layers', 'encoder.stages', 'proj', 'decoder', 'pred')
+
+
+def sort_official(names: Sequence[str]) -> List[str]:
+    """Put parameter names of the official pretraining model into the order in which it makes them."""
+
+    def place(name: str) -> Tuple[int, ...]:
+        line, numbers = find_rule(name, PRETRAINING)
+        module = next(index for index, start in enumerate(OFFICIAL_MODULES) if name.startswith(start))
+        return module, int(numbers.get('s', numbers.get('d', 0))), int(numbers.get('b', 0)), line
+
+    return sorted(names, key=place)
+
+
+def official_groups(weights: Dict[str, Tensor]) -> List[List[str]]:
+    """Split official parameter names into those without and those with weight decay, each in the order given."""
+    exempt = [name for name, value in weights.items() if value.ndim <= 1 or name.endswith('.bias')]
+    return [exempt, [name for name in weights if name not in set(exempt)]]
+
+
+def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: Dict[str, Tensor]) -> Moments:
+    """Return the state of each parameter by name.
+
+    Args:
+        optimizer (dict): State dict of a torch optimizer, ``state`` and ``param_groups``.
+        groups (Sequence[Sequence[str]]): The names of its groups' parameters.
+        weights (dict): Tensors with the shapes that moments must have.
+
+    Raises:
+        ValueError: If groups or shapes disagree.
+    """
+    sizes, wanted = [len(group['params']) for group in optimizer['param_groups']], [len(group) for group in groups]
+    if sizes != wanted:
+        raise UserError(f'the optimizer state has groups of {sizes} parameters, expected {wanted}: it is of another '
+                        'model, or split its weight decay in another way')
+    numbers = [number for group in optimizer['param_groups'] for number in group['params']]
+    named = dict(zip([name for group in groups for name in group], numbers))
+    moments = {name: optimizer['state'][number] for name, number in named.items() if number in optimizer['state']}
+    wrong = [f'{kind} of {name} {tuple(value.shape)} instead of {tuple(weights[name].shape)}'
+             for name, state in moments.items() for kind, value in _tensors(state).items()
+             if value.shape != weights[name].shape]
+    if wrong:
+        raise UserError(f'{len(wrong)} tensors of the optimizer state have another shape than their weights: '
+                        f'{some(wrong)}. The parameters stand in another order')
+    return moments
+
+
+def write_moments(moments: Moments, groups: Sequence[Sequence[str]]) -> Dict[int, Dict[str, Any]]:
+    """Return an optimizer's ``state``, numbered through the groups; the inverse of :func:`read_moments`."""
+    names = [name for group in groups for name in group]
+    return {number: moments[name] for number, name in enumerate(names) if name in moments}
+
+
+def convert_moments(moments: Moments, convert: Callable[[dict], dict]) -> Moments:
+    """Rename parameters and reshape their moments, step counts aside, as ``convert`` does with weights."""
+    converted = {}
+    for name, state in moments.items():
+        reshaped = {kind: next(iter(convert({name: value}).items())) for kind, value in _tensors(state).items()}
+        new_name = next((new for new, _ in reshaped.values()), None)
+        if new_name is not None:
+            converted[new_name] = {**state, **{kind: value for kind, (_, value) in reshaped.items()}}
+    return converted
+
+
+def _tensors(state: Dict[str, Any]) -> Dict[str, Tensor]:
+    return {kind: value for kind, value in state.items() if isinstance(value, Tensor) and value.ndim}
+
+
+def read_official_training(content: dict) -> Tuple[Dict[str, Tensor], Moments, int]:
+    """Return the weights, the moments by official name, and the number of finished epochs of an official file.
+
+    Raises:
+        ValueError: If the file is no whole training checkpoint.
+    """
+    lacks = [key for key in ('model', 'optimizer', 'epoch') if key not in content]
+    if lacks:
+        raise UserError(f'a training checkpoint of the official script holds model, optimizer and epoch; {lacks} '
+                        f'missing among {some(list(map(str, content)))}')
+    weights = {respell(key): value for key, value in content['model'].items()}
+    moments = read_moments(content['optimizer'], official_groups(weights), weights)
+    return weights, moments, content['epoch'] + 1
+
+
+def write_official_training(weights: Dict[str, Tensor], moments: Moments, num_epochs: int, group: dict) -> dict:
+    """Return what the official script saves after ``num_epochs`` epochs; ``group`` gives AdamW's hyperparameters."""
+    weights = {name: weights[name] for name in sort_official(list(weights))}
+    groups = official_groups(weights)
+    hyperparameters = {key: group[key] for key in HYPERPARAMETERS if key in group}
+    numbers = iter(range(len(weights)))
+    param_groups = [{**hyperparameters, 'weight_decay': decay, 'params': [next(numbers) for _ in names]}
+                    for names, decay in zip(groups, (0., group['weight_decay']))]
+    moments = {name: {**state, 'step': int(state['step'])} for name, state in moments.items()}
+    return dict(model=weights, epoch=num_epochs - 1,
+                optimizer=dict(state=write_moments(moments, groups), param_groups=param_groups))

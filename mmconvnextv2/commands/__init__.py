@@ -1,0 +1,1 @@
+"""One module per tool: arguments in, one call out."""

@@ -1,0 +1,76 @@
+"""Arguments that the tools share, and the config that they give."""
+import os
+from argparse import ArgumentParser, Namespace
+from importlib import import_module
+from typing import Optional
+
+from mmengine.config import Config, DictAction
+
+from ..utils.config import read_config
+from ..utils.errors import UserError
+from ..utils.suggestions import check_overrides
+from .data_checks import settle_data
+
+OURS = dict(mmdet=('datasets.coco', 'models.fp32_detection'), mmseg=('datasets.segmentation', ))
+VISUALIZATION_HOOKS = dict(
+    mmdet=dict(type='DetVisualizationHook'),
+    mmpretrain=dict(type='VisualizationHook'),
+    mmseg=dict(type='SegVisualizationHook'))
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/CONFIG_NAME')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
+    parser.add_argument('--skip-data-checks', action='store_true', help='start without reading annotations and labels')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config, apply the overrides and settle the work folder.
+
+    Raises:
+        ValueError: If the file does not exist, or ``default_scope`` is not installed.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args.config)
+    cfg.launcher = args.launcher
+    check_overrides(cfg, args.cfg_options)
+    if args.cfg_options:
+        cfg.merge_from_dict({key: whole_path(value) for key, value in args.cfg_options.items()})
+    name = os.path.splitext(os.path.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
+    settle_data(cfg)
+    import_scope(cfg)
+    return cfg
+
+
+def whole_path(value: object) -> object:
+    """Return a path with commas, which ``--cfg-options`` takes for a list, as it was; any other value as it is."""
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        joined = ','.join(value)
+        return joined if os.path.exists(joined) else value
+    return value
+
+
+def import_scope(cfg: Config) -> None:
+    """Import the package of ``default_scope`` so that its classes are registered.
+
+    Raises:
+        ValueError: If the scope is unknown or not installed.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in VISUALIZATION_HOOKS:
+        raise UserError(f'default_scope={scope!r} is unknown; allowed are {sorted(VISUALIZATION_HOOKS)}.')
+    try:
+        import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+        for name in OURS.get(scope, ()):  # whatever custom_imports says, which a config of one's own may replace
+            import_module(f'mmconvnextv2.{name}')
+    except ModuleNotFoundError as error:
+        raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
+
+
+def check_checkpoint(path: Optional[str], argument: str) -> None:
+    if path and '://' not in path and not os.path.isfile(path):
+        raise UserError(f'{argument}={path!r} does not exist; give a checkpoint file or its URL.')

@@ -1,0 +1,123 @@
+"""What ``tools/browse.py`` does: draws training samples as the pipeline hands them to the model, with their labels.
+
+Drawn by mmdet's, mmseg's and mmpretrain's own visualizers; FCMAE's samples show their visible cells.
+"""
+import os
+from argparse import ArgumentParser, Namespace
+from importlib import import_module
+from typing import Any, Optional, Sequence
+
+import mmcv
+import numpy as np
+from mmengine.config import Config, DictAction
+from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
+from mmengine.utils import track_iter_progress
+
+from ..engine.pipelines import name_files
+from ..models.execution import CELL
+from ..utils.errors import UserError
+from .arguments import load_config
+from .data_checks import check_data
+
+HIDDEN = 114  # grey level of hidden cells
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/browse.py``."""
+    parser = ArgumentParser(
+        description='Draw training samples after augmentation, with boxes, masks, labels or visible cells.',
+        epilog='Example: python tools/browse.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --num 20')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--out', default='samples', help='folder of the pictures; default samples')
+    parser.add_argument('--num', type=int, default=12, help='how many samples; default 12')
+    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default train')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args(argv)
+
+
+def picture_of(inputs: np.ndarray, is_bgr: bool) -> np.ndarray:
+    """Turn a sample's channels (C, H, W), uint8 or float, into an RGB picture (H, W, 3), uint8.
+
+    Other than three channels show the first one.
+    """
+    if len(inputs) != 3:
+        inputs = np.repeat(inputs[:1], 3, axis=0)
+    elif is_bgr:
+        inputs = inputs[::-1]
+    if inputs.dtype != np.uint8 and inputs.max() > 255:
+        inputs = inputs / inputs.max() * 255  # deeper than 8 bits
+    return np.ascontiguousarray(inputs.transpose(1, 2, 0)).clip(0, 255).astype(np.uint8)
+
+
+class Browser:
+    """Draw the samples of a config's data set.
+
+    Args:
+        cfg (Config): The config.
+        split (str): 'train', 'val' or 'test'. Defaults to 'train'.
+    """
+
+    def __init__(self, cfg: Config, split: str = 'train') -> None:
+        self.scope = cfg.default_scope
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self.dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+            name_files(self.dataset)
+            self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'browse'})
+        self.visualizer.dataset_meta = self.dataset.metainfo
+        preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+        self.is_bgr = bool(preprocessor.get('bgr_to_rgb' if self.scope != 'mmpretrain' else 'to_rgb'))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def draw(self, index: int) -> np.ndarray:
+        """Return one sample drawn with its labels, RGB (H, W, 3)."""
+        item = self.dataset[index]
+        sample = item['data_samples']
+        picture = picture_of(item['inputs'].numpy(), self.is_bgr)
+        if 'visible_cells' in sample:
+            return self._hide(picture, np.asarray(sample.visible_cells))
+        if self.scope == 'mmpretrain':
+            self.visualizer.visualize_cls(picture, sample, classes=self.dataset.metainfo.get('classes'),
+                                          draw_pred=False, resize=max(224, min(picture.shape[:2])))
+            return self.visualizer.get_image()
+        if 'gt_instances' in sample:
+            self._unpack(sample.gt_instances)
+        self.visualizer.add_datasample('sample', picture, sample, draw_gt=True, draw_pred=False)
+        return self.visualizer.get_image()
+
+    @staticmethod
+    def _hide(picture: np.ndarray, visible_cells: np.ndarray) -> np.ndarray:
+        """Draw the picture beside itself with hidden cells in grey."""
+        height, width = (size // CELL for size in picture.shape[:2])
+        visible = np.zeros(height * width, bool)
+        visible[visible_cells] = True
+        visible = visible.reshape(height, width).repeat(CELL, 0).repeat(CELL, 1)[..., None]
+        return np.concatenate([picture, np.where(visible, picture, np.uint8(HIDDEN))], axis=1)
+
+    @staticmethod
+    def _unpack(instances: Any) -> None:
+        """Turn boxes and masks into the plain types that mmdet's visualizer draws."""
+        if hasattr(instances.bboxes, 'tensor'):
+            instances.bboxes = instances.bboxes.tensor
+        if 'masks' in instances:
+            instances.masks = import_module('mmdet.models.utils').mask2ndarray(instances.masks).astype(bool)
+
+
+def browse(args: Namespace) -> None:
+    """Draw as ``tools/browse.py`` is told to.
+
+    Raises:
+        ValueError: If the data is not there, or the split has no data set.
+    """
+    cfg = load_config(args)
+    if not cfg.get(f'{args.split}_dataloader'):
+        raise UserError(f'--split={args.split}: the config has no {args.split}_dataloader.')
+    check_data(cfg, (args.split, ))
+    browser = Browser(cfg, args.split)
+    for index in track_iter_progress(range(min(args.num, len(browser)))):
+        path = os.path.join(args.out, f'{index:05d}.png')
+        mmcv.imwrite(mmcv.rgb2bgr(browser.draw(index)), path)
+    print(f'\n{args.out}: {min(args.num, len(browser))} of {len(browser)} samples')

@@ -1,0 +1,111 @@
+"""What ``tools/export.py`` does: one command a kind of file."""
+import os
+from argparse import ArgumentParser, Namespace
+from typing import Any, Callable, Optional, Sequence
+
+from mmengine.config import DictAction
+
+from ..checkpoint.convert import check_target
+from ..export.graphs import PARTS, SMALLEST, default_part, read_graph, read_pixels
+from ..export.libraries import Source, export_hugging_face, export_safetensors, export_timm, read_source
+from ..export.model_card import Card
+from ..export.runtimes import export_onnx, export_program
+from ..utils.errors import UserError
+from .arguments import check_checkpoint, load_config
+
+TOOL = 'python tools/export.py'
+EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/export.py``; ``run`` is the function that does what they say."""
+    parser = ArgumentParser(description='Write trained models for other programs. Every file is compared with PyTorch '
+                            'before it takes its place.', epilog=EXAMPLE)
+    commands = parser.add_subparsers(dest='command', required=True)
+    _add_graph(commands.add_parser('onnx', help='ONNX of any batch, height and width'), '.onnx', export_onnx)
+    _add_graph(commands.add_parser('program', help='a program for torch.export.load'), '.pt2', export_program)
+    hugging_face = commands.add_parser('huggingface', help='a folder for transformers')
+    _add_library(hugging_face, 'DIR',
+                 lambda source, args: export_hugging_face(source, args.out, _card(args), args.size))
+    hugging_face.add_argument('--size', type=int, default=224, help='pixels along a side of pictures; default 224')
+    timm = commands.add_parser('timm', help='a file for timm.create_model')
+    _add_library(timm, 'OUT.safetensors', _timm)
+    timm.add_argument('--force', action='store_true', help='overwrite OUT.safetensors and the card OUT.md')
+    _add_library(commands.add_parser('safetensors', help='a folder with the weights as they are and a model card'),
+                 'DIR', lambda source, args: export_safetensors(source, args.out, _card(args)))
+    return parser.parse_args(argv)
+
+
+def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
+    parser.add_argument('config', help='config file of any recipe')
+    parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone of any layout')
+    parser.add_argument('out', metavar=f'OUT{suffix}', help='the file to write')
+    parser.add_argument('--part', choices=PARTS,
+                        help='default: the whole of a segmentor or classifier, or the backbone')
+    parser.add_argument('--size', type=int, nargs=2, default=(224, 288), metavar=('HEIGHT', 'WIDTH'),
+                        help='pixels of the first of two checks; default 224 288. Any size can be run')
+    parser.add_argument('--half', action='store_true', help='compute in float16')
+    parser.add_argument('--force', action='store_true', help='overwrite the file')
+    _add_common(parser)
+    parser.set_defaults(run=lambda args: run_graph(args, suffix, export))
+
+
+def _add_library(parser: ArgumentParser, out: str, export: Callable[[Source, Namespace], str]) -> None:
+    parser.add_argument('checkpoint', help='a checkpoint of any layout, a path or a URL')
+    parser.add_argument('out', metavar=out, help='what to write')
+    parser.add_argument('--config', help='config that trained it, for the card and the normalisation of pictures')
+    parser.add_argument('--license', default='cc-by-nc-4.0', help="default cc-by-nc-4.0, the official weights'")
+    parser.add_argument('--metrics', nargs='+', action=DictAction, help='for the card, name=value ...')
+    _add_common(parser)
+    parser.set_defaults(run=lambda args: run_library(args, export))
+
+
+def _add_common(parser: ArgumentParser) -> None:
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument('--ema', dest='weights', action='store_const', const='ema', default='default',
+                        help='take the moving average of the checkpoint')
+    chosen.add_argument('--raw', dest='weights', action='store_const', const='raw',
+                        help='take the weights beside which the checkpoint holds a moving average')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value ...')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+
+
+def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
+    """Write an ONNX file or a program.
+
+    Raises:
+        ValueError: See :func:`mmconvnextv2.export.graphs.read_graph` and
+            :func:`mmconvnextv2.export.runtimes.export_onnx`.
+    """
+    check_target(args.out, args.force, (suffix, ))
+    check_checkpoint(args.checkpoint, 'checkpoint')
+    if min(args.size) < SMALLEST:
+        raise UserError(f'--size {args.size[0]} {args.size[1]}: sides are of {SMALLEST} pixels and more')
+    cfg = load_config(args)
+    exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), args.half, args.weights)
+    report = export(exported, args.out, tuple(args.size))
+    print(f'{args.out}: {exported.facts["part"]}, {exported.facts["precision"]}, {exported.facts["input"]}')
+    print('\n'.join(report))
+
+
+def run_library(args: Namespace, export: Callable[[Source, Namespace], str]) -> None:
+    """Write weights for another library.
+
+    Raises:
+        ValueError: See the functions of :mod:`mmconvnextv2.export.libraries`.
+    """
+    check_checkpoint(args.checkpoint, 'checkpoint')
+    print(export(read_source(args.checkpoint, args.weights), args))
+
+
+def _timm(source: Source, args: Namespace) -> str:
+    check_target(args.out, args.force, ('.safetensors', ))
+    return export_timm(source, args.out, _card(args))
+
+
+def _card(args: Namespace) -> Card:
+    metrics = {name: str(value) for name, value in (args.metrics or {}).items()}
+    if not args.config:
+        return Card(args.license, metrics=metrics)
+    return Card(args.license, os.path.basename(args.config), metrics, read_pixels(load_config(args)))

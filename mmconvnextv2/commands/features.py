@@ -1,0 +1,253 @@
+"""What ``tools/analyze_features.py`` does: feature diversity, activation maps and class selectivity of models."""
+import argparse
+import csv
+import os
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+
+from ..analysis.feature_hooks import Block, depths_of, find_blocks, sites_to_square, watch_hidden, watch_outputs
+from ..analysis.feature_plots import Panel, plot_maps, plot_over_depth, plot_selectivity
+from ..analysis.measures import ClassSelectivity, Moments, cosine_distance, count_dead_and_saturated
+from ..analysis.models import HELP, Subject, load_subjects
+from ..datasets.labelled_folder import Pictures, choose_labelled, choose_pictures, load_batch
+from ..utils.errors import UserError
+
+TOOL = 'python tools/analyze_features.py'
+EXAMPLES = f'''examples:
+  {TOOL} distance data/imagenet/val --model GRN v2.pth --model 'no GRN' v1.pth
+  {TOOL} distance data/imagenet/val --model ours work_dirs/run/epoch_800.pth \\
+      --model published timm:convnextv2_base.fcmae --model ViT timm:vit_base_patch16_224.mae
+  {TOOL} maps dog.jpg cat.jpg --model GRN v2.pth --blocks 0 17 35
+  {TOOL} selectivity data/imagenet/val --model SE configs/ablations/fcmae_convnextv2-b_se_64xb64-800e_in1k.py se.pth
+'''
+
+
+class Distance(NamedTuple):
+    """A row of ``distance.csv``: the feature cosine distance of one block, mean and deviation over pictures."""
+    model: str
+    block: str
+    depth: float
+    channels: int
+    distance: float
+    deviation: float
+    pictures: int
+
+
+@torch.inference_mode()
+def measure_distance(subject: Subject, pictures: Pictures, batch_size: int = 32,
+                     num_workers: int = 0) -> List[Distance]:
+    """Return the cosine distance of the 4C hidden features of every block, averaged over pictures."""
+    blocks, moments, channels = find_blocks(subject.model), Moments(), {}
+
+    def see(index: int, features: torch.Tensor) -> None:
+        channels[index] = features.shape[2]
+        moments.add(index, cosine_distance(features))
+
+    with watch_hidden(subject.model, blocks, see):
+        for images, _ in pictures.batches(batch_size, num_workers):
+            subject.forward(images)
+    return [Distance(subject.label, block.name, depth, channels[index], *moments.mean_and_deviation(index),
+                     len(pictures)) for index, (block, depth) in enumerate(zip(blocks, depths_of(blocks)))]
+
+
+@torch.inference_mode()
+def measure_selectivity(subject: Subject, pictures: Pictures, num_classes: int, batch_size: int = 32,
+                        num_workers: int = 0) -> Dict[str, np.ndarray]:
+    """Return the class selectivity index of every channel (C, ) of each block's output, by the block's name."""
+    blocks, selectivity = find_blocks(subject.model), ClassSelectivity(num_classes)
+    labels = torch.empty(0)
+    with watch_outputs(subject.model, blocks, lambda index, features: selectivity.add(index, features, labels)):
+        for images, labels in pictures.batches(batch_size, num_workers):
+            subject.forward(images)
+    return {block.name: selectivity.indices(index).numpy() for index, block in enumerate(blocks)}
+
+
+@torch.inference_mode()
+def collect_maps(subject: Subject, images: torch.Tensor, chosen: Sequence[int]) -> Dict[int, torch.Tensor]:
+    """Return the hidden features (B, N, 4C) of chosen blocks for uint8 pictures (B, 3, H, W)."""
+    blocks, maps = find_blocks(subject.model), {}
+    with watch_hidden(subject.model, blocks, lambda index, features: maps.update({index: features.cpu()})
+                      if index in chosen else None):
+        subject.forward(images)
+    return maps
+
+
+def choose_blocks(blocks: Sequence[Block], given: Sequence[str]) -> List[int]:
+    """Return the numbers of blocks given by number or by name; five from first to last if none is given.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    if not given:
+        return sorted({round(step * (len(blocks) - 1) / 4) for step in range(5)})
+    names = [block.name for block in blocks]
+    numbers = [names.index(one) if one in names else int(one) if one.isdecimal() else len(blocks) for one in given]
+    wrong = [one for one, number in zip(given, numbers) if number >= len(blocks)]
+    if wrong:
+        raise UserError(f'--blocks {" ".join(wrong)}: the model has the blocks 0 to {len(blocks) - 1}, {names[0]} to '
+                        f'{names[-1]}')
+    return sorted(set(numbers))
+
+
+def run_distance(args: argparse.Namespace) -> None:
+    """Measure, and write ``distance.csv`` and ``distance.png`` after each model."""
+    measured: Dict[str, List[Distance]] = {}
+    for path in args.add:
+        measured.update(read_distances(path))
+    pictures = Pictures(choose_pictures(args.pictures, args.num_images, args.seed), args.size)
+    for subject in load_subjects(args.model, args.device):
+        measured[subject.label] = measure_distance(subject, pictures, args.batch_size, args.num_workers)
+        write_distances(args.out, measured)
+        own = [row.distance for row in measured[subject.label]]
+        print(f'{subject.label}: mean distance {np.mean(own):.4f} over {len(own)} blocks, first {own[0]:.4f}, last '
+              f'{own[-1]:.4f}, {len(pictures)} pictures')
+    print(f'wrote distance.csv and distance.png to {args.out}')
+
+
+def write_distances(folder: str, measured: Dict[str, List[Distance]]) -> None:
+    """Write the rows of each model as ``distance.csv`` and ``distance.png``."""
+    rows = [row for rows in measured.values() for row in rows]
+    write_csv(os.path.join(folder, 'distance.csv'), Distance._fields, rows)
+    plot_over_depth({label: ([row.depth for row in rows], [row.distance for row in rows])
+                     for label, rows in measured.items()}, 'feature cosine distance',
+                    os.path.join(folder, 'distance.png'))
+
+
+def run_selectivity(args: argparse.Namespace) -> None:
+    """Measure, and write ``selectivity.csv`` and ``selectivity.png``."""
+    files, labels, classes = choose_labelled(args.folder, args.per_class, args.seed)
+    pictures = Pictures(files, args.size, labels)
+    measured = {}
+    for subject in load_subjects(args.model, args.device):
+        blocks = measure_selectivity(subject, pictures, len(classes), args.batch_size, args.num_workers)
+        measured[subject.label] = blocks
+        means = [block.mean() for block in blocks.values()]
+        print(f'{subject.label}: mean selectivity {np.mean(means):.4f} over {len(means)} blocks, first {means[0]:.4f}, '
+              f'last {means[-1]:.4f}, {len(files)} pictures of {len(classes)} classes')
+    rows = [(label, name, channel, index) for label, blocks in measured.items() for name, block in blocks.items()
+            for channel, index in enumerate(block)]
+    write_csv(os.path.join(args.out, 'selectivity.csv'), ('model', 'block', 'channel', 'selectivity'), rows)
+    plot_selectivity({label: list(blocks.values()) for label, blocks in measured.items()},
+                     os.path.join(args.out, 'selectivity.png'))
+    print(f'wrote selectivity.csv and selectivity.png to {args.out}')
+
+
+def run_maps(args: argparse.Namespace) -> None:
+    """Draw ``maps_LABEL.png`` for each model, and write the counts of dead and saturated channels to ``maps.csv``."""
+    files = choose_pictures(args.pictures, args.num_images, args.seed)
+    images, rows = load_batch(files, args.size), []
+    for subject in load_subjects(args.model, args.device):
+        blocks = find_blocks(subject.model)
+        chosen = choose_blocks(blocks, args.blocks)
+        panels: List[List[Panel]] = [[] for _ in files]
+        for index, features in sorted(collect_maps(subject, images, chosen).items()):
+            dead, saturated = count_dead_and_saturated(features, args.tolerance)
+            shown = _spread(features.shape[2], args.channels)
+            maps = sites_to_square(features[..., shown]).permute(0, 3, 1, 2).float().numpy()  # (B, channels, H, W)
+            for number, file in enumerate(files):
+                counts = dead[number].sum().item(), saturated[number].sum().item()
+                rows.append((subject.label, file, blocks[index].name, features.shape[2], *counts))
+                panels[number].append(Panel(f'{blocks[index].name}\n{counts[0]} dead, {counts[1]} saturated of '
+                                            f'{features.shape[2]}', maps[number]))
+        path = os.path.join(args.out, f'maps_{_file_name(subject.label)}.png')
+        os.makedirs(args.out, exist_ok=True)
+        plot_maps(images.permute(0, 2, 3, 1).numpy(), panels, subject.label, path)
+        print(f'wrote {path}')
+    write_csv(os.path.join(args.out, 'maps.csv'), ('model', 'picture', 'block', 'channels', 'dead', 'saturated'), rows)
+
+
+def _spread(num_channels: int, num_shown: int) -> List[int]:
+    """Return up to ``num_shown`` channels at even steps."""
+    return np.linspace(0, num_channels - 1, min(num_shown, num_channels)).round().astype(int).tolist()
+
+
+def _file_name(label: str) -> str:
+    return ''.join(letter if letter.isalnum() or letter in '-_.' else '_' for letter in label)
+
+
+def write_csv(path: str, header: Sequence[str], rows: Sequence[Sequence]) -> None:
+    """Write a table; numbers keep every digit."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    with open(path, 'w', newline='') as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def read_distances(path: str) -> Dict[str, List[Distance]]:
+    """Read ``distance.csv`` of an earlier run: the rows of each model.
+
+    Raises:
+        ValueError: If the file is none.
+    """
+    with open(path, newline='') as file:
+        rows = list(csv.reader(file))
+    if not rows or tuple(rows[0]) != Distance._fields:
+        raise UserError(f'{path} is no distance.csv: expected the columns {", ".join(Distance._fields)}')
+    measured: Dict[str, List[Distance]] = {}
+    for model, block, depth, channels, distance, deviation, pictures in rows[1:]:
+        row = Distance(model, block, float(depth), int(channels), float(distance), float(deviation), int(pictures))
+        measured.setdefault(model, []).append(row)
+    return measured
+
+
+def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Read the command line of ``tools/analyze_features.py``."""
+    parser = argparse.ArgumentParser(
+        description='Look into the features of models as the ConvNeXt V2 paper does (arXiv 2301.00808).',
+        epilog=f'{EXAMPLES}\n{HELP}', formatter_class=argparse.RawDescriptionHelpFormatter)
+    tools = parser.add_subparsers(dest='analysis', required=True, metavar='{distance,maps,selectivity}')
+
+    distance = _subcommand(tools, 'distance', run_distance, 'feature cosine distance of every block over its depth, '
+                                                            'all models in one figure (figure 4)')
+    distance.add_argument('pictures', nargs='+', help='picture files or folders')
+    distance.add_argument('--num-images', type=_positive, default=1000, help='pictures at most, drawn (default 1000)')
+    distance.add_argument('--add', nargs='+', default=[], metavar='CSV',
+                          help='keep and draw the models of earlier distance.csv files')
+
+    maps = _subcommand(tools, 'maps', run_maps, 'maps of channels, dead and saturated ones counted (figure 3)')
+    maps.add_argument('pictures', nargs='+', help='picture files or folders')
+    maps.add_argument('--num-images', type=_positive, default=4, help='rows at most (default 4)')
+    maps.add_argument('--blocks', nargs='+', default=[], help='numbers or names (default: five from first to last)')
+    maps.add_argument('--channels', type=_positive, default=64, help='maps shown of a block (default 64)')
+    maps.add_argument('--tolerance', type=float, default=0.05,
+                      help='dead: at most this share of the usual largest value; saturated: a deviation over sites of '
+                           'at most this share of the mean (default 0.05)')
+
+    selectivity = _subcommand(tools, 'selectivity', run_selectivity, 'class selectivity index of the channels that '
+                                                                     'blocks give out (figure 7)')
+    selectivity.add_argument('folder', help='labelled pictures, a folder a class')
+    selectivity.add_argument('--per-class', type=_positive, help='pictures of a class at most, drawn (default all)')
+    return parser.parse_args(given)
+
+
+def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> argparse.ArgumentParser:
+    parser = tools.add_parser(name, help=text, description=text, epilog=f'{EXAMPLES}\n{HELP}',
+                              formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(run=run)
+    parser.add_argument('--model', nargs='+', action='append', required=True, metavar=('LABEL', 'SOURCE [WEIGHTS]'),
+                        help='a model; give --model once for each')
+    parser.add_argument('--out', default='work_dirs/analysis', help='folder to write to (default work_dirs/analysis)')
+    parser.add_argument('--size', type=int, default=224, help='pixels of the square crop (default 224)')
+    parser.add_argument('--batch-size', type=_positive, default=32, help='(default 32)')
+    parser.add_argument('--num-workers', type=int, default=0, help='processes that read pictures (default 0)')
+    parser.add_argument('--device', type=_device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='cpu or cuda (default: a GPU if there is one)')
+    parser.add_argument('--seed', type=int, default=0, help='of the pictures drawn (default 0)')
+    parser.add_argument('--traceback', action='store_true', help='show where an error was found')
+    return parser
+
+
+def _device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f'{text} cannot be used: {error}') from error
+    return text
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{value} is less than 1')
+    return value

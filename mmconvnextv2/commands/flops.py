@@ -1,0 +1,130 @@
+"""Parameters and multiply-adds of a config's model at inference, counted on the meta device: no memory, no weights.
+
+Counts convolutions and matrix products, as the published numbers do, by torch's ``FlopCounterMode`` (which counts a
+multiply-add twice). Detectors with proposals are counted as MMDetection 2 counted them for the ConvNeXt papers: 1000
+proposals through every box head and 100 detections through every mask head. UperNet's auxiliary head, which trains
+only, is left out.
+"""
+from argparse import ArgumentParser, Namespace
+from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..utils.errors import UserError
+from .arguments import load_config
+
+PROPOSALS, DETECTIONS = 1000, 100
+Costs = Dict[str, Tuple[int, float]]  # name: (parameters, multiply-adds)
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/get_flops.py``."""
+    parser = ArgumentParser(
+        description='Count the parameters and multiply-adds of a config\'s model at inference.',
+        epilog='Example: python tools/get_flops.py configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py '
+        '--shape 512 2048')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
+                        help='pixels; default 800 1280 for detectors, 512 2048 for segmentors, 224 224 for classifiers')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args(argv)
+
+
+def build_on_meta(cfg: Config) -> nn.Module:
+    """Build the config's model without memory for its weights, in evaluation mode."""
+    model = Config(dict(model=cfg.model)).model  # a copy
+    if 'backbone' in model:
+        model.backbone.init_cfg = None
+    if cfg.get('data_preprocessor') and 'data_preprocessor' not in model:
+        model.data_preprocessor = cfg.data_preprocessor
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+        return MODELS.build(model).eval()
+
+
+def multiply_adds(function: Callable[..., Any], *inputs: Any) -> Tuple[Any, float]:
+    """Return the function's result and its multiply-adds."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        result = function(*inputs)
+    return result, counter.get_total_flops() / 2
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the elements of all parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_costs(model: nn.Module, height: int, width: int) -> Costs:
+    """Count a model's costs for one picture, by part.
+
+    Args:
+        model (nn.Module): See :func:`build_on_meta`.
+        height (int): Pixels.
+        width (int): Pixels.
+
+    Raises:
+        ValueError: For pretraining algorithms, which have no inference.
+    """
+    channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    images = torch.empty(1, channels, height, width, device='meta')
+    if hasattr(model, 'execution'):
+        raise UserError(f'{type(model).__name__} has no inference: count a detector, segmentor or classifier.')
+    if hasattr(model, 'roi_head'):
+        return _count_proposals(model, images)
+    features, work = multiply_adds(model.backbone, images)
+    costs = {'backbone': (count_parameters(model.backbone), work)}
+    _, whole = multiply_adds(lambda: model(images, mode='tensor'))
+    trained_only = getattr(model, 'auxiliary_head', None)
+    rest = count_parameters(model) - costs['backbone'][0]
+    if trained_only is not None:
+        costs['auxiliary head, in training'] = (count_parameters(trained_only), 0.)
+        rest -= count_parameters(trained_only)
+    costs['neck and heads'] = (rest, whole - work)
+    return costs
+
+
+def _count_proposals(model: nn.Module, images: Tensor) -> Costs:
+    """Count a two-stage detector: what follows the proposals is counted for fixed numbers of them."""
+    features, backbone = multiply_adds(model.backbone, images)
+    features, neck = multiply_adds(model.neck, features)
+    _, rpn = multiply_adds(model.rpn_head, features)
+    costs = {'backbone': (count_parameters(model.backbone), backbone), 'neck': (count_parameters(model.neck), neck),
+             'RPN': (count_parameters(model.rpn_head), rpn)}
+    for name, title, number in (('bbox', 'box', PROPOSALS), ('mask', 'mask', DETECTIONS)):
+        heads, extractors = (_as_list(getattr(model.roi_head, f'{name}_{kind}', None)) for kind in
+                             ('head', 'roi_extractor'))
+        work = 0.
+        for head, extractor in zip(heads, extractors):
+            side = extractor.roi_layers[0].output_size[0]
+            work += multiply_adds(head, torch.empty(number, extractor.out_channels, side, side, device='meta'))[1]
+        if heads:
+            costs[f'{title} heads, {number}'] = (sum(map(count_parameters, heads)), work)
+    return costs
+
+
+def _as_list(modules: Optional[nn.Module]) -> Sequence[nn.Module]:
+    return [] if modules is None else list(modules) if isinstance(modules, nn.ModuleList) else [modules]
+
+
+def total(costs: Costs) -> Tuple[int, float]:
+    """Sum the parts: (parameters, multiply-adds)."""
+    return sum(parameters for parameters, _ in costs.values()), sum(work for _, work in costs.values())
+
+
+def print_costs(args: Namespace) -> None:
+    """Print as ``tools/get_flops.py`` is told to.
+
+    Raises:
+        ValueError: See :func:`count_costs`.
+    """
+    cfg = load_config(args)
+    height, width = args.shape or dict(mmdet=(800, 1280), mmseg=(512, 2048), mmpretrain=(224, 224))[cfg.default_scope]
+    costs = count_costs(build_on_meta(cfg), height, width)
+    print(f'{height}x{width} pixels{"":18}parameters, M   multiply-adds, G')
+    for name, (parameters, work) in [*costs.items(), ('total', total(costs))]:
+        print(f'{name:30}{parameters / 1e6:16.2f}{work / 1e9:19.2f}')

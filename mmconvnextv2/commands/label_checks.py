@@ -1,0 +1,94 @@
+"""A look at the first labels of a segmentation data set before training: what they hold, and what they lack."""
+from collections import Counter
+from copy import deepcopy
+from typing import Dict, Iterator, List, Optional, Sequence
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, DefaultScope
+
+from ..engine.pipelines import name_files
+from ..utils.errors import UserError
+
+MOST = 20  # pictures a split
+LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
+IGNORED = 255
+
+
+def inner_datasets(dataset: dict) -> Iterator[dict]:
+    """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
+    inner = dataset.get('dataset', dataset.get('datasets'))
+    if inner is None:
+        yield dataset
+        return
+    for child in inner if isinstance(inner, (list, tuple)) else [inner]:
+        yield from inner_datasets(child)
+
+
+def reads_annotations(step: dict) -> bool:
+    """Whether a step of a pipeline reads boxes, masks or labels."""
+    return step['type'].rpartition('.')[2] in LOADERS
+
+
+def check_labels(cfg: Config, splits: Sequence[str]) -> None:
+    """Read the first labels of each split as training and evaluation will; say what share of pixels each class has.
+
+    Raises:
+        ValueError: If a label file is unsound, or the labels hold a single class beside what is ignored.
+    """
+    for split in splits:
+        counts: Counter = Counter()
+        classes, num_read = (), 0
+        for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}):
+            labels = count_labels(dataset)
+            if labels is not None:
+                counts.update(labels['counts'])
+                classes, num_read = labels['classes'], num_read + labels['num_read']
+        if counts:
+            _judge(split, counts, classes, num_read)
+
+
+def count_labels(dataset: dict) -> Optional[Dict]:
+    """Count the labels of the first pictures of a data set, as its pipeline reads them, before any augmentation.
+
+    Returns:
+        dict: ``counts``, pixels by label; ``classes``; ``num_read``, pictures. None where the pipeline reads none.
+    """
+    steps = first_steps(dataset.get('pipeline') or [])
+    if steps is None:
+        return None
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        data = DATASETS.build({**deepcopy(dataset), 'pipeline': steps, 'lazy_init': False, 'indices': None})
+        name_files(data)
+    counts: Counter = Counter()
+    num_read = min(MOST, len(data))
+    for index in range(num_read):
+        results = data.prepare_data(index * (len(data) // num_read))
+        values, pixels = np.unique(results['gt_seg_map'], return_counts=True)
+        counts.update(dict(zip(values.tolist(), pixels.tolist())))
+    return dict(counts=counts, classes=data.metainfo.get('classes') or (), num_read=num_read)
+
+
+def first_steps(pipeline: List[dict]) -> Optional[List[dict]]:
+    """Return the steps that load picture and labels, None without labels or with more in between."""
+    for number, step in enumerate(pipeline[:3]):
+        if reads_annotations(step):
+            return [pipeline[0], step] if number else None
+    return None
+
+
+def _judge(split: str, counts: Counter, classes: Sequence[str], num_read: int) -> None:
+    total = sum(counts.values())
+    found = [label for label in sorted(counts) if label != IGNORED]
+    names = {label: classes[label] if label < len(classes) else f'label {label}' for label in found}
+    if len(classes) > 1 and len(found) < 2:
+        raise UserError(
+            f'{split}: the first {num_read} label files hold {", ".join(names.values()) or "no class"} alone, and '
+            f'{counts[IGNORED] / total:.0%} of pixels are {IGNORED}, which is ignored: nothing can be learnt or '
+            f'evaluated. Masks of 0 and 255 have to be saved as 0 and 1; see also reduce_zero_label')
+    shares = ', '.join(f'{names[label]} {counts[label] / total:.1%}' for label in found[:12])
+    lacking = [name for label, name in enumerate(classes) if label not in counts]
+    told = f'; {len(lacking)} classes do not occur in them, such as {lacking[0]}' if lacking else ''
+    print_log(f'{split}: labels of {num_read} pictures: {shares}{", ..." if len(found) > 12 else ""}, ignored '
+              f'{counts[IGNORED] / total:.1%}{told}', 'current')

@@ -1,0 +1,363 @@
+"""What ``tools/predict.py`` does: a detector's or segmentor's predictions for pictures, folders and videos.
+
+Models are built by mmdet's and mmseg's own functions, run through the pipeline of ``test_dataloader`` and drawn by
+their visualizers.
+"""
+import json
+import logging
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from importlib import import_module
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose
+from mmengine.logging import print_log
+from mmengine.registry import VISUALIZERS, DefaultScope
+from mmengine.utils import ProgressBar
+
+from ..checkpoint import check_weights
+from ..checkpoint.load import allow_mmengine_checkpoints, load_file
+from ..datasets.image_files import EXTENSIONS, list_pictures
+from ..utils.atomic import replacing
+from ..utils.errors import UserError
+from .arguments import check_checkpoint, load_config
+from .label_checks import inner_datasets, reads_annotations
+
+VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/predict.py``."""
+    parser = ArgumentParser(
+        description='Predict objects or a segmentation for pictures, folders and videos. Writes OUT/drawn/, '
+        'OUT/predictions.json and, for segmentation, OUT/labels/.',
+        epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py epoch_6.pth street.jpg film.mp4')
+    parser.add_argument('config', help='config file of a detector or segmentor')
+    parser.add_argument('checkpoint', help='checkpoint that it trained')
+    parser.add_argument('inputs', nargs='+', help='picture files, folders of pictures, video files')
+    parser.add_argument('--out', default='predictions', help='folder of the results; default predictions')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='least score of an object, 0 to 1; default 0.3')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ..')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args(argv)
+
+
+class Source(NamedTuple):
+    """One input file and the name of its results below the output folder, without an ending."""
+    path: str
+    name: str
+    is_video: bool
+
+
+def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[Source]:
+    """List the pictures and videos among files and folders; results of a folder keep its tree.
+
+    Args:
+        inputs (Sequence[str]): Files and folders.
+        extensions (Sequence[str]): Of the files that are taken from folders. Defaults to those of pictures.
+
+    Raises:
+        FileNotFoundError: If an input is not there.
+        ValueError: If a folder has no picture, or two results would have one name.
+    """
+    sources = []
+    for given in inputs:
+        root = given if os.path.isdir(given) else os.path.dirname(given)
+        is_video = given.lower().endswith(VIDEOS) and os.path.isfile(given)
+        for path in [given] if is_video else list_pictures([given], extensions):
+            sources.append(Source(path, os.path.splitext(os.path.relpath(path, root))[0], is_video))
+    names = [source.name for source in sources]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f'inputs: {len(twice)} names stand for several files, for example {twice[0]!r}; their results '
+                        'would overwrite each other. Give the folder above them, or predict in several calls.')
+    return sources
+
+
+class Predictor:
+    """A detector or segmentor that draws and describes what it predicts.
+
+    Args:
+        cfg (Config): The config; ``default_scope`` is 'mmdet' or 'mmseg'.
+        checkpoint (str): A checkpoint that it trained.
+        device (str): Such as 'cpu' or 'cuda:0'.
+        score_threshold (float): Objects below are left out. Defaults to 0.3.
+
+    Raises:
+        ValueError: If the scope is another, or the checkpoint belongs to another model.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str, score_threshold: float = 0.3) -> None:
+        self.scope = cfg.default_scope
+        if self.scope not in ('mmdet', 'mmseg'):
+            raise UserError(f'default_scope={self.scope!r}: predictions are drawn for detectors (mmdet) and '
+                            'segmentors (mmseg) only.')
+        if not 0 <= score_threshold <= 1:
+            raise UserError(f'score_threshold={score_threshold}: expected 0 to 1.')
+        weights = load_file(checkpoint)
+        if not {'dataset_meta', 'CLASSES'} & set(weights.get('meta', {})):
+            raise UserError(f'the checkpoint {checkpoint} holds no class names; give one that tools/train.py wrote.')
+        self.score_threshold = score_threshold
+        allow_mmengine_checkpoints()
+        apis = import_module(f'{self.scope}.apis')
+        start = apis.init_detector if self.scope == 'mmdet' else apis.init_model
+        self.model = start(cfg, checkpoint, device=device)
+        check_weights(self.model, weights, checkpoint)
+        steps = steps_of_test(cfg)
+        if not steps:
+            raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self.load, self.transform = Compose(steps[:1]), Compose(steps[1:])
+            self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'predictions'})
+        self.is_grey = str(steps[0].get('color_type', 'color')).startswith('gray')
+        if self.scope == 'mmdet':
+            self.visualizer.dataset_meta = self.model.dataset_meta
+        else:
+            meta = self.model.dataset_meta
+            self.visualizer.set_dataset_meta(classes=meta['classes'], palette=meta.get('palette'))
+
+    @property
+    def classes(self) -> List[str]:
+        """Class names by label."""
+        return list(self.model.dataset_meta['classes'])
+
+    def read(self, path: str) -> dict:
+        """Read a picture file as the config's test pipeline does; returns the pipeline's dict with ``img``.
+
+        Raises:
+            UserError: If the file is not there, has no bytes or is no picture.
+        """
+        if not os.path.isfile(path):
+            raise UserError('it is no longer there')
+        if not os.path.getsize(path):
+            raise UserError('it has no bytes')
+        try:
+            results = self.load(dict(img_path=path, img_id=0))
+        except UserError:
+            raise
+        except Exception as error:  # of whatever decodes it
+            raise UserError('it cannot be read as a picture') from error
+        if results is None or results.get('img') is None:
+            raise UserError('it cannot be read as a picture')
+        return results
+
+    def take(self, picture_bgr: np.ndarray) -> dict:
+        """Give a frame, uint8 (H, W, 3), blue first, the form of :meth:`read`."""
+        if self.is_grey:
+            picture_bgr = mmcv.bgr2gray(picture_bgr)
+        size = picture_bgr.shape[:2]
+        return dict(img=picture_bgr, img_path=None, img_id=0, img_shape=size, ori_shape=size)
+
+    def __call__(self, results: Union[dict, np.ndarray]) -> Any:
+        """Predict for what :meth:`read` or :meth:`take` gave, or for a picture, uint8 (H, W, 3), blue first; returns a
+        ``DetDataSample`` or ``SegDataSample``."""
+        results = self.take(results) if isinstance(results, np.ndarray) else results
+        data = self.transform(results)
+        with torch.no_grad():
+            sample, = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))
+        sample = sample.cpu()
+        if self.scope == 'mmdet':
+            sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.score_threshold]
+        return sample
+
+    def draw(self, picture_bgr: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw a prediction onto its picture; uint8 (H, W, 3), blue first."""
+        options = dict(pred_score_thr=self.score_threshold) if self.scope == 'mmdet' else {}
+        self.visualizer.add_datasample('prediction', mmcv.bgr2rgb(picture_bgr), sample, draw_gt=False, **options)
+        return mmcv.rgb2bgr(self.visualizer.get_image())
+
+    def describe(self, sample: Any) -> Dict[str, Any]:
+        """Describe a prediction in JSON's types.
+
+        Returns:
+            dict: ``instances``, a list of class, score, box (left, top, right, bottom in pixels) and, if predicted,
+            mask (COCO's run lengths); or ``classes``, the share of pixels in percent of every class that occurs.
+        """
+        if self.scope == 'mmseg':
+            labels = sample.pred_sem_seg.data
+            share = labels.flatten().bincount(minlength=len(self.classes)).double() / labels.numel() * 100
+            return dict(classes={name: round(float(value), 3) for name, value in zip(self.classes, share) if value})
+        found = sample.pred_instances
+        instances = [
+            dict(**{'class': self.classes[int(label)]}, score=float(score), box=box.tolist())
+            for label, score, box in zip(found.labels, found.scores, found.bboxes)]
+        if 'masks' in found:
+            encode = import_module('mmdet.structures.mask').encode_mask_results
+            for instance, mask in zip(instances, encode(found.masks.numpy())):
+                instance['mask'] = dict(size=list(mask['size']), counts=mask['counts'].decode())
+        return dict(instances=instances)
+
+
+def steps_of_test(cfg: Config) -> List[dict]:
+    """Return the pipeline of ``test_dataloader``, which ``tools/test.py`` follows, without steps that read labels."""
+    dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
+    return [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
+
+
+def to_bgr(picture: np.ndarray) -> np.ndarray:
+    """Return a picture of any depth and number of channels, (H, W) or (H, W, C), as uint8 (H, W, 3) to draw on: one
+    channel as grey, the first three of more."""
+    picture = picture[..., None] if picture.ndim == 2 else picture
+    picture = picture[..., :3] if picture.shape[2] > 2 else picture[..., [0, 0, 0]]
+    if picture.dtype != np.uint8:
+        picture = picture.astype(np.float32)
+        low, high = float(picture.min()), float(picture.max())
+        if low < 0 or high > 255:
+            picture = (picture - low) * (255 / max(high - low, 1e-12))
+    return np.ascontiguousarray(picture.astype(np.uint8))
+
+
+def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
+    """Predict for one picture file, write its drawing and labels and yield its description; one that cannot be read or
+    is too small for the model is described by an ``error``."""
+    try:
+        results = predictor.read(source.path)
+        picture = to_bgr(results['img'].copy())
+        sample = predictor(results)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (UserError, RuntimeError, ValueError, AssertionError, cv2.error) as error:
+        text = ' '.join(str(error).split()) or type(error).__name__
+        if not isinstance(error, UserError):
+            text = f'the model cannot take this picture ({text[:300]})'
+        print_log(f'skipped {source.path}: {text}', 'current', logging.WARNING)
+        yield dict(file=source.path, error=text)
+        return
+    mmcv.imwrite(predictor.draw(picture, sample), os.path.join(out, 'drawn', f'{source.name}.png'))
+    description = dict(file=source.path, **predictor.describe(sample))
+    if predictor.scope == 'mmseg':
+        description['labels'] = os.path.join('labels', f'{source.name}.png')
+        dtype = np.uint8 if len(predictor.classes) <= 256 else np.uint16
+        labels = sample.pred_sem_seg.data[0].numpy().astype(dtype)  # (H, W)
+        mmcv.imwrite(labels, os.path.join(out, description['labels']))
+    yield description
+
+
+def predict_video(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
+    """Predict for every frame of a video, write the drawn video and yield a description a frame; a video that cannot be
+    read, or ends before the length that it announces, is described by an ``error`` at the end."""
+    reader = mmcv.VideoReader(source.path)
+    if not reader.opened or not reader.width:
+        yield dict(file=source.path, error='it cannot be read as a video; convert it, for example to MP4 with H.264')
+        return
+    target = os.path.join(out, 'drawn', f'{source.name}.mp4')
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    writer = cv2.VideoWriter(target, cv2.VideoWriter_fourcc(*'mp4v'), reader.fps or 25, reader.resolution)
+    if not writer.isOpened():
+        raise UserError(f'{target} cannot be written: this OpenCV has no MPEG-4 encoder.')
+    number = 0
+    try:
+        for frame in reader:
+            sample = predictor(frame)
+            writer.write(predictor.draw(frame, sample))
+            yield dict(file=source.path, frame=number, **predictor.describe(sample))
+            number += 1
+    finally:
+        writer.release()
+    if number < reader.frame_cnt:
+        text = f'it breaks off after {number} of {reader.frame_cnt} frames: it is damaged or cut'
+        print_log(f'{source.path}: {text}', 'current', logging.WARNING)
+        yield dict(file=source.path, frame=number, error=text)
+
+
+class Journal:
+    """What is predicted so far, a line of JSON for each description, so that nothing is lost and a run can go on.
+
+    Args:
+        out (str): The folder of the results; the journal is its ``predictions.jsonl`` until all is done.
+        run (dict): What the predictions depend on; a journal of another run is begun anew.
+    """
+
+    def __init__(self, out: str, run: Dict[str, Any]) -> None:
+        self.path = os.path.join(out, 'predictions.jsonl')
+        os.makedirs(out, exist_ok=True)
+        found, end = self._read(run)
+        self.done = {entry['done'] for entry in found if 'done' in entry}
+        if self.done:
+            with open(self.path, 'r+b') as file:
+                file.truncate(end)
+        else:
+            with replacing(self.path) as partial, open(partial, 'w') as file:
+                file.write(json.dumps(dict(run=run)) + '\n')
+        self.file = open(self.path, 'a', encoding='utf-8')
+
+    def _read(self, run: Dict[str, Any]) -> Tuple[List[dict], int]:
+        """Return the entries of a journal of the same run, and the bytes up to its last input that is done."""
+        if not os.path.isfile(self.path):
+            return [], 0
+        entries, place, end = [], 0, 0
+        with open(self.path, 'rb') as file:
+            for line in file:
+                place += len(line)
+                try:
+                    entries.append(json.loads(line))
+                except ValueError:  # a kill in the middle of a line
+                    break
+                end = place if 'done' in entries[-1] else end
+        return (entries, end) if entries and entries[0].get('run') == json.loads(json.dumps(run)) else ([], 0)
+
+    def add(self, entry: Dict[str, Any]) -> None:
+        """Write an entry."""
+        self.file.write(json.dumps(entry) + '\n')
+        self.file.flush()
+
+    def close(self) -> List[dict]:
+        """End the journal; return the descriptions in it."""
+        self.file.close()
+        with open(self.path, encoding='utf-8') as file:
+            entries = [json.loads(line) for line in file]
+        return [entry for entry in entries if 'file' in entry]
+
+
+def predict(args: Namespace) -> None:
+    """Predict as ``tools/predict.py`` is told to; called again after it was stopped, it goes on.
+
+    Raises:
+        ValueError: See :class:`Predictor` and :func:`list_sources`; at the end, if an input could not be predicted.
+    """
+    check_checkpoint(args.checkpoint, 'checkpoint')
+    cfg = load_config(args)
+    loader = (steps_of_test(cfg) or [dict(type='')])[0]['type']
+    reads_arrays = loader.rpartition('.')[2] == 'LoadPicture'
+    sources = list_sources(args.inputs, (*EXTENSIONS, '.npy') if reads_arrays else EXTENSIONS)
+    predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
+    journal = Journal(args.out, dict(
+        config=args.config, config_modified=_modified(args.config), checkpoint=args.checkpoint,
+        checkpoint_modified=_modified(args.checkpoint), options=repr(args.cfg_options), score_thr=args.score_thr))
+    if journal.done:
+        print(f'{len(journal.done)} inputs are predicted already: going on')
+    waiting = [source for source in sources if source.path not in journal.done]
+    progress = ProgressBar(sum(mmcv.VideoReader(source.path).frame_cnt if source.is_video else 1 for source in waiting))
+    try:
+        for source in waiting:
+            predict_one = predict_video if source.is_video else predict_picture
+            for description in predict_one(predictor, source, args.out):
+                journal.add(description)
+                progress.update()
+            journal.add(dict(done=source.path))
+    except KeyboardInterrupt:
+        sys.exit(f'\nstopped: {journal.path} holds what is done; the same command goes on')
+    predictions = journal.close()
+    target = os.path.join(args.out, 'predictions.json')
+    order = {source.path: number for number, source in enumerate(sources)}
+    predictions.sort(key=lambda one: order.get(one['file'], len(order)))
+    with replacing(target) as partial, open(partial, 'w', encoding='utf-8') as file:
+        json.dump(dict(classes=predictor.classes, predictions=predictions), file, indent=1)
+    os.remove(journal.path)
+    print(f'\n{target}: {len(predictions)} predictions; drawn in {os.path.join(args.out, "drawn")}')
+    wrong = [one for one in predictions if 'error' in one]
+    if wrong:
+        raise UserError(f'{len(wrong)} of {len(sources)} inputs were not predicted, or not whole, and have an error in '
+                        f'{target}: {wrong[0]["file"]}: {wrong[0]["error"]}')
+
+
+def _modified(path: str) -> Optional[float]:
+    return os.path.getmtime(path) if os.path.isfile(path) else None

@@ -1,0 +1,69 @@
+"""Reconstruction pictures from a checkpoint, for pictures of one's own."""
+from argparse import ArgumentParser, Namespace
+from typing import Optional, Sequence
+
+import torch
+from mmengine.dataset import Compose, default_collate
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
+from PIL import Image
+
+from ..checkpoint import check_weights, unwrap
+from ..checkpoint.load import load_file
+from ..datasets.image_files import list_pictures
+from ..pretrain.reconstruction import draw_reconstructions
+from ..pretrain.sampler import seeded
+from ..utils.config import read_config
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/reconstruct.py``."""
+    parser = ArgumentParser(
+        description='Write original | masked | reconstruction | pasted for pictures, from an FCMAE checkpoint.',
+        epilog='Example: python tools/reconstruct.py configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py '
+        'epoch_800.pth a.jpg')
+    parser.add_argument('config', help='FCMAE config')
+    parser.add_argument('checkpoint', help='checkpoint of its training, with decoder')
+    parser.add_argument('pictures', nargs='+', help='picture files or folders')
+    parser.add_argument('--out', default='reconstruction.png', help='default reconstruction.png')
+    parser.add_argument('--num-images', type=int, default=8, help='rows at most; default 8')
+    parser.add_argument('--seed', type=int, default=0, help='of crops and masks; default 0')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    return parser.parse_args(argv)
+
+
+def reconstruct(args: Namespace) -> None:
+    """Reconstruct as ``tools/reconstruct.py`` is told to."""
+    reconstruct_files(args.config, args.checkpoint, args.pictures, args.out, args.num_images, args.seed)
+
+
+def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: str, num_images: int = 8,
+                      seed: int = 0) -> None:
+    """Draw up to ``num_images`` pictures through a config's own pipeline and model into the file ``out``.
+
+    Args:
+        config (str): An FCMAE config.
+        checkpoint (str): A checkpoint of its training, with decoder.
+        paths (Sequence[str]): Picture files and folders.
+        out (str): A PNG, a row a picture: original, masked, reconstruction, pasted.
+        num_images (int): Defaults to 8.
+        seed (int): Of crops and masks. Defaults to 0.
+
+    Raises:
+        ValueError: If the checkpoint is of another model, or a picture cannot be read.
+    """
+    cfg = read_config(config)
+    pipeline_cfg = cfg.train_dataloader.dataset.pipeline
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(cfg.model).eval()
+        pipeline = Compose(pipeline_cfg)
+    weights = load_file(checkpoint)
+    check_weights(model, weights, checkpoint)
+    model.load_state_dict(unwrap(weights))
+    samples = []
+    for number, path in enumerate(list_pictures(paths)[:num_images]):
+        with seeded(seed, 0, number):
+            samples.append(pipeline(dict(img_path=path)))
+    with torch.no_grad():
+        Image.fromarray(draw_reconstructions(model, default_collate(samples))).save(out)
+    print(f'{out}: {len(samples)} rows of original | masked | reconstruction of hidden cells | pasted together')

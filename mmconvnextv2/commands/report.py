@@ -1,0 +1,221 @@
+"""What ``tools/report.py`` does: one HTML page of any work folder, from what the run left there.
+
+Takes mmengine's log, scalars, config, checkpoint and pictures as they are; nothing has to be switched on before.
+"""
+import re
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from ..analysis.html import Report, parse_scalars
+from ..checkpoint.load import load_file
+from ..datasets.image_files import list_pictures
+from ..utils.errors import MissingFileError, UserError
+from .features import read_distances
+
+Curves = Dict[str, Tuple[List[float], List[float]]]
+NOT_METRICS = re.compile(r'loss|^(base_lr|lr|data_time|time|memory|grad_norm|step|iter|epoch)$|acc_seg$|^acc$')
+BORDER = re.compile(r'^[+|].*[+|]$')
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/report.py``."""
+    parser = ArgumentParser(
+        description='Write one HTML page of a work folder: curves, metrics, learning rates by layer, pictures, '
+        'environment and config. It opens from disk and needs no network.',
+        epilog='Example: python tools/report.py work_dirs/upernet --pictures work_dirs/upernet_shown')
+    parser.add_argument('work_dir', help='folder that tools/train.py or tools/test.py wrote')
+    parser.add_argument('--out', help='the page; default WORK_DIR/report.html')
+    parser.add_argument('--pictures', nargs='+', default=[],
+                        help='more pictures or folders of them, such as that of tools/test.py --show-dir')
+    parser.add_argument('--distance', metavar='CSV', help='feature distances, of tools/analyze_features.py distance')
+    parser.add_argument('--num-pictures', type=int, default=12, help='most pictures a section; default 12')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    return parser.parse_args(argv)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link that leads out of a folder: what it shows would go into the page.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f'{path} links to a place outside {folder}: put a copy of the file in its place')
+
+
+def find_runs(work_dir: Path) -> List[Path]:
+    """Return the folders of a work folder's runs, oldest first.
+
+    Raises:
+        FileNotFoundError: If the folder is not there.
+        ValueError: If no run logged anything in it, or a link leads out of it.
+    """
+    if not work_dir.is_dir():
+        raise MissingFileError(f'{work_dir} does not exist; give the --work-dir of a training or test')
+    runs = sorted(path for path in work_dir.iterdir() if (path / 'vis_data').is_dir())
+    for path in [*runs, *(file for run in runs for file in [*run.glob('*'), *(run / 'vis_data').rglob('*')])]:
+        check_inside(path, work_dir)
+    if not runs:
+        raise UserError(f'{work_dir} holds no run (no */vis_data); give the --work-dir of a training or test')
+    return runs
+
+
+def read_entries(runs: Sequence[Path]) -> List[dict]:
+    """Return what all runs logged, in order; where a resumed run repeats steps, what it logged takes the place."""
+    entries = []
+    for run in runs:
+        path = run / 'vis_data' / 'scalars.json'
+        new = parse_scalars(path.read_text(errors='replace')) if path.is_file() else []
+        trained = [entry['iter'] for entry in new if 'iter' in entry]
+        if trained:
+            entries = [entry for entry in entries if entry.get('iter', entry.get('step', 0)) < min(trained)]
+        entries += new
+    return entries
+
+
+def curves_of(entries: Sequence[dict], names: Sequence[str]) -> Curves:
+    """Return (steps, values) of the named scalars, those that occur twice or more."""
+    curves = {}
+    for name in names:
+        points = [(entry.get('iter', entry.get('step', 0)), entry[name]) for entry in entries if name in entry]
+        if len(points) > 1:
+            curves[name] = ([step for step, _ in points], [value for _, value in points])
+    return curves
+
+
+def metric_names(entries: Sequence[dict]) -> List[str]:
+    """Return the names that evaluators logged."""
+    names = dict.fromkeys(name for entry in entries for name, value in entry.items()
+                          if isinstance(value, (int, float)) and not NOT_METRICS.search(name))
+    return list(names)
+
+
+def last_table(log: str) -> str:
+    """Return the last table with a border in a log, such as IoU by class; empty if there is none."""
+    block, last = [], ''
+    for line in [*log.splitlines(), '']:
+        if BORDER.match(line):
+            block.append(line)
+        elif block:
+            last, block = '\n'.join(block), []
+    return last
+
+
+def environment_of(log: str) -> str:
+    """Return mmengine's description of the system from the start of a log; empty if it is not there."""
+    found = re.search(r'System environment:\n(.*?)\n-{20,}', log, re.DOTALL)
+    return found[1] if found else ''
+
+
+def newest_checkpoint(work_dir: Path) -> Optional[Path]:
+    """Return the file in the work folder that ``last_checkpoint`` names, wherever that was; None if it is gone."""
+    pointer = work_dir / 'last_checkpoint'
+    if not pointer.is_file():
+        return None
+    path = work_dir / Path(pointer.read_text(errors='replace').strip()).name
+    check_inside(pointer, work_dir)
+    check_inside(path, work_dir)
+    return path if path.is_file() else None
+
+
+def parameter_groups(checkpoint: dict) -> List[dict]:
+    """Describe the optimizer's groups of a training checkpoint: learning rate, its scale, weight decay, parameters."""
+    optimizer = checkpoint.get('optimizer') or {}
+    state = optimizer.get('state', {})
+    described = []
+    for group in optimizer.get('param_groups', []):
+        moments = [state.get(index, {}).get('exp_avg') for index in group['params']]
+        described.append(dict(lr=group.get('lr', 0.), lr_scale=group.get('lr_scale', 1.),
+                              weight_decay=group.get('weight_decay', 0.), tensors=len(group['params']),
+                              parameters=sum(moment.numel() for moment in moments if moment is not None)))
+    return described
+
+
+def add_learning_rates(report: Report, entries: Sequence[dict], work_dir: Path) -> None:
+    """Add the learning rate of every depth over time and the table of parameter groups."""
+    base = curves_of(entries, ['base_lr']).get('base_lr')
+    path = newest_checkpoint(work_dir)
+    groups = parameter_groups(load_file(str(path))) if path else []
+    if not base and not groups:
+        return
+    report.heading('Learning rates')
+    if base:
+        scales = sorted({group['lr_scale'] for group in groups}, reverse=True) or [1.]
+        caption = 'One rate for all layers' if len(scales) == 1 else 'By depth: the head has the largest rate'
+        report.curves({f'times {scale:.3g}': (base[0], [rate * scale for rate in base[1]]) for scale in scales},
+                      caption, ylabel='learning rate')
+    if groups:
+        report.table(['rate at the checkpoint', 'scale', 'weight decay', 'tensors', 'parameters'],
+                     [[f'{group["lr"]:.3g}', f'{group["lr_scale"]:.3g}', f'{group["weight_decay"]:g}', group['tensors'],
+                       f'{group["parameters"]:,}'] for group in groups])
+
+
+def add_pictures(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
+    """Add reconstructions, drawn predictions, and the pictures that were asked for."""
+    found = [path for run in runs for path in sorted((run / 'vis_data').rglob('*.png'))]
+    reconstructions = sorted((path for path in found if path.name.startswith('reconstruction')),
+                             key=lambda path: path.stat().st_mtime)
+    drawn = [path for path in found if path not in reconstructions]
+    given = [Path(path) for path in list_pictures(more)] if more else []
+    if reconstructions:
+        report.heading('Reconstructions')
+        for path in dict.fromkeys([reconstructions[0], reconstructions[-1]]):
+            report.picture(path, f'{path.stem}: original | masked | reconstruction of hidden cells | pasted together')
+    for title, pictures in (('Predictions beside the truth', drawn), ('Pictures', given)):
+        if pictures:
+            report.heading(title)
+            report.small_pictures(pictures[-most:], f'{min(most, len(pictures))} of {len(pictures)}')
+
+
+def report_run(args: Namespace) -> None:
+    """Write a report as ``tools/report.py`` is told to.
+
+    Raises:
+        FileNotFoundError: If the work folder or a picture is not there.
+        ValueError: If there is no run in it.
+    """
+    work_dir = Path(args.work_dir)
+    runs = find_runs(work_dir)
+    entries = read_entries(runs)
+    log = '\n'.join(path.read_text(errors='replace') for run in runs for path in sorted(run.glob('*.log')))
+    report = Report(work_dir.resolve().name)
+    report.text(f'{len(runs)} runs, the last one {runs[-1].name}.' if len(runs) > 1 else f'Run {runs[-1].name}.')
+    metrics = metric_names(entries)
+    if metrics:
+        report.heading('Metrics')
+        last = {name: value for entry in entries for name, value in entry.items() if name in metrics}
+        report.table(['metric', 'last value'],
+                     [[name, 'no such objects' if last[name] == -1 else f'{last[name]:.4g}'] for name in metrics])
+        report.curves(curves_of(entries, metrics), 'Metrics over training', ylabel='metric')
+    if last_table(log):
+        report.code(last_table(log))
+    losses = sorted({name for entry in entries for name in entry if 'loss' in name},
+                    key=lambda name: (name != 'loss', name))
+    training = [entry for entry in entries if 'loss' in entry]
+    if training:
+        report.heading('Losses and speed')
+        if len(training) == 1:
+            values = ', '.join(f'{name} {training[0][name]:.4g}' for name in losses)
+            report.text(f'Logged once, at iteration {training[0].get("iter", 0)}: {values}. Curves begin with two.')
+        report.curves(curves_of(training, losses), 'Training losses')
+        report.curves(curves_of(training, ['time', 'data_time']), 'Seconds an iteration, and of them waiting for data',
+                      ylabel='seconds')
+        report.curves(curves_of(training, ['grad_norm']), 'Norm of the gradient', ylabel='norm')
+        add_learning_rates(report, training, work_dir)
+    add_pictures(report, runs, args.pictures, args.num_pictures)
+    if args.distance:
+        report.heading('Feature diversity')
+        curves = {label: ([one.depth for one in distances], [one.distance for one in distances])
+                  for label, distances in read_distances(args.distance).items()}
+        report.curves(curves, 'Mean cosine distance between channels over normalised depth: 0 where all are alike',
+                      ylabel='distance', xlabel='normalised depth')
+    if environment_of(log):
+        report.heading('Environment')
+        report.code(environment_of(log))
+    config = runs[-1] / 'vis_data' / 'config.py'
+    if config.is_file():
+        report.folded('Config', config.read_text(errors='replace'))
+    out = Path(args.out) if args.out else work_dir / 'report.html'
+    report.write(out)
+    print(f'{out}: {out.stat().st_size / 1e6:.1f} MB'.encode(errors='replace').decode())

@@ -1,0 +1,201 @@
+"""Train a config once for every point of a grid, one after the other, and rank the runs: ``tools/sweep.py``.
+
+The grids are those of arXiv 2301.00808, appendices A.3 and A.4, which names no chosen values.
+"""
+import json
+import shlex
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from itertools import product
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from ..__main__ import TOOLS
+from ..engine.hooks.early_stopping import find_metric
+from ..utils.config import read_config
+from ..utils.errors import RunError, UserError
+from .report import find_runs, read_entries
+from .train import parse_train_args
+
+KEYS = dict(
+    lr='optim_wrapper.optimizer.lr',
+    decay='optim_wrapper.paramwise_cfg.decay_rate',
+    drop_path='model.backbone.drop_path_rate')
+GRIDS = {
+    'mask-rcnn': dict(decay=(0.9, 0.95), drop_path=(0.2, 0.3, 0.4, 0.5)),  # A.3, learning rate 1e-4
+    'upernet': dict(lr=(1e-4, 2e-4, 3e-4), decay=(0.8, 0.9), drop_path=(0.1, 0.2, 0.3, 0.4)),  # A.4
+}
+METRICS = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')
+FINISHED, PLAN = 'finished', 'sweep.json'
+
+
+class Run(NamedTuple):
+    """One point of the grid."""
+    settings: Dict[str, float]
+    folder: Path
+    command: List[str]
+
+    def is_finished(self) -> bool:
+        return (self.folder / FINISHED).exists()
+
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/sweep.py``; what follows ``--`` becomes ``train_args``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    cut = argv.index('--') if '--' in argv else len(argv)
+    parser = ArgumentParser(
+        description='Train a config for every combination of the values given, and rank the runs.',
+        epilog='Example: python tools/sweep.py configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py --lr 1e-4 '
+        '2e-4 --decay 0.8 0.9 -- --amp --cfg-options train_dataloader.batch_size=4')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--grid', choices=GRIDS, help='the grid of the paper; values given beside it take its place')
+    parser.add_argument('--lr', type=float, nargs='+', help='learning rates')
+    parser.add_argument('--decay', type=float, nargs='+', help='layer-wise decays of the learning rate')
+    parser.add_argument('--drop-path', type=float, nargs='+', help='drop path rates')
+    parser.add_argument('--work-dir', help='folder for the runs; default work_dirs/CONFIG_NAME_sweep')
+    parser.add_argument('--gpus', type=int, default=0, help='start each run by tools/dist_train.sh on so many GPUs')
+    parser.add_argument('--metric', help=f'to rank by; default {", ".join(METRICS.values())}, or loss in pretraining')
+    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument('--dry-run', action='store_true', help='print a command a line for what is not yet finished')
+    instead.add_argument('--table', action='store_true', help='rank what there is, train nothing')
+    args = parser.parse_args(argv[:cut])
+    args.train_args = argv[cut + 1:]
+    return args
+
+
+def sweep(args: Namespace) -> None:
+    """Do what ``tools/sweep.py`` is told to: train what is not finished, then print the table.
+
+    Raises:
+        ValueError: If nothing is swept, or the arguments for training contradict the sweep.
+        RuntimeError: If runs failed, after all others were trained and the table was printed.
+    """
+    runs = plan_runs(args)
+    waiting = [run for run in runs if not run.is_finished()]
+    if args.dry_run:
+        for run in waiting:
+            print(f'{shlex.join(run.command)} && touch {shlex.quote(str(run.folder / FINISHED))}')
+        return
+    failed = [] if args.table else [run for run in waiting if not train(run)]
+    table = rank(runs, args)
+    print(table)
+    if not args.table:
+        (work_dir_of(args) / 'sweep.md').write_text(table + '\n')
+    if failed:
+        raise RunError(f'{len(failed)} of {len(runs)} runs failed: see '
+                       f'{", ".join(str(run.folder / "console.log") for run in failed)}; the same command goes on.')
+
+
+def work_dir_of(args: Namespace) -> Path:
+    return Path(args.work_dir or Path('work_dirs', f'{Path(args.config).stem}_sweep'))
+
+
+def grid_of(args: Namespace) -> Dict[str, Sequence[float]]:
+    """Return what is swept: the values given, and those of the named grid for the rest.
+
+    Raises:
+        ValueError: If there is nothing to sweep.
+    """
+    given = {name: getattr(args, name) or GRIDS.get(args.grid, {}).get(name) for name in KEYS}
+    grid = {name: values for name, values in given.items() if values}
+    if not grid:
+        raise UserError('nothing to sweep: give values with --lr, --decay or --drop-path, or --grid with one of '
+                        f'{", ".join(GRIDS)}.')
+    return grid
+
+
+def plan_runs(args: Namespace) -> List[Run]:
+    """List the runs, each with a folder of its own, and note in the work folder what they have in common.
+
+    Raises:
+        ValueError: See :func:`grid_of`, :func:`check_train_args` and :func:`note_plan`.
+    """
+    grid = grid_of(args)
+    check_train_args(args, grid)
+    note_plan(args)
+    runs = []
+    for values in product(*grid.values()):
+        settings = dict(zip(grid, values))
+        folder = work_dir_of(args) / '_'.join(f'{name}{value:g}' for name, value in settings.items())
+        runs.append(Run(settings, folder, command_of(args, settings, folder)))
+    return runs
+
+
+def check_train_args(args: Namespace, grid: Dict[str, Sequence[float]]) -> None:
+    """Raise ``ValueError`` for a config that is not there, and for arguments of the training that the sweep sets."""
+    read_config(args.config)
+    parsed = parse_train_args([args.config, *args.train_args])
+    own = [flag for flag, value in (('--work-dir', parsed.work_dir), ('--resume', parsed.resume)) if value]
+    own += [KEYS[name] for name in grid if KEYS[name] in (parsed.cfg_options or {})]
+    if own:
+        raise UserError(f'{own[0]} is set by the sweep, for each run: take it out of what follows `--`.')
+
+
+def note_plan(args: Namespace) -> None:
+    """Write down the config and the arguments of all runs.
+
+    Raises:
+        ValueError: If the work folder holds a sweep of another config or with other arguments.
+    """
+    path, plan = work_dir_of(args) / PLAN, dict(config=str(args.config), train_args=args.train_args)
+    if path.exists() and json.loads(path.read_text()) != plan:
+        raise UserError(f'{path.parent} holds another sweep ({path.read_text().strip()}): give another --work-dir.')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plan) + '\n')
+
+
+def command_of(args: Namespace, settings: Dict[str, float], folder: Path) -> List[str]:
+    """Return the command of one run; it resumes what was interrupted."""
+    start = [sys.executable, str(TOOLS / 'train.py'), args.config]
+    if args.gpus:
+        start = ['env', f'PYTHON={sys.executable}', 'bash', str(TOOLS / 'dist_train.sh'), args.config, str(args.gpus)]
+    options = [f'{KEYS[name]}={value!r}' for name, value in settings.items()]
+    rest, flag = list(args.train_args), '--cfg-options'
+    cut = rest.index(flag) + 1 if flag in rest else len(rest)
+    options = options if flag in rest else [flag, *options]
+    return [*start, '--resume', '--work-dir', str(folder), *rest[:cut], *options, *rest[cut:]]
+
+
+def train(run: Run) -> bool:
+    """Train one run with its output in ``console.log``; say whether it went through to its end."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    print(f'{run.folder.name}: output in {run.folder / "console.log"}', flush=True)
+    with open(run.folder / 'console.log', 'a') as log:
+        ended = subprocess.call(run.command, stdout=log, stderr=subprocess.STDOUT)
+    if ended == 0:
+        (run.folder / FINISHED).touch()
+    return ended == 0
+
+
+def rank(runs: Sequence[Run], args: Namespace) -> str:
+    """Return a Markdown table of the runs, best last value first.
+
+    Raises:
+        ValueError: If no run has logged the metric.
+    """
+    logged = [read_entries(find_runs(run.folder)) if any(run.folder.glob('*/vis_data')) else [] for run in runs]
+    metric = metric_of(args, {name for entries in logged for entry in entries for name in entry})
+    falls = 'loss' in metric
+    rows = []
+    for run, entries in zip(runs, logged):
+        points = [(entry[metric], entry.get('iter', entry['step'])) for entry in entries if metric in entry]
+        best, step = (min if falls else max)(points, key=lambda point: point[0], default=('', ''))
+        rows.append([*run.settings.values(), points[-1][0] if points else '', best, step,
+                     'finished' if run.is_finished() else 'unfinished' if entries else 'not started'])
+    at = len(rows[0]) - 4
+    rows.sort(key=lambda row: (row[at] == '', row[at] if falls or row[at] == '' else -row[at]))
+    header = [*runs[0].settings, f'{metric}, last', 'best', 'at step', '']
+    return '\n'.join([_line(header), '|---' * len(header) + '|', *map(_line, rows)])
+
+
+def metric_of(args: Namespace, known: set) -> str:
+    """Return the metric to rank by, as it is logged; nothing logged yet leaves it as it is."""
+    cfg = read_config(args.config)
+    metric = args.metric or ('loss' if cfg.get('val_cfg') is None else METRICS[cfg.default_scope])
+    return find_metric(metric, sorted(known)) if known else metric
+
+
+def _line(cells: Sequence) -> str:
+    return '| ' + ' | '.join(f'{cell:.6g}' if isinstance(cell, float) else str(cell) for cell in cells) + ' |'

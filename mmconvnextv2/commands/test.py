@@ -1,0 +1,107 @@
+"""Command line and run of ``tools/test.py``."""
+import os
+from argparse import ArgumentParser, Namespace
+from copy import deepcopy
+from importlib import import_module
+from typing import Optional, Sequence
+
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+
+from ..utils.errors import UserError
+from .arguments import VISUALIZATION_HOOKS, add_common_arguments, check_checkpoint, load_config
+from .data_checks import check_data
+from .label_checks import inner_datasets, reads_annotations
+from .runner import build_runner
+
+
+def parse_test_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/test.py``."""
+    parser = ArgumentParser(
+        description='Evaluate a checkpoint.',
+        epilog='Example: python tools/test.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py a.pth --tta')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='file for the predictions, .pkl or .pickle')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown picture stays')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def apply_visualization(cfg: Config, args: Namespace) -> None:
+    """Switch on the scope's visualization hook for ``--show`` and ``--show-dir``."""
+    hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
+        'visualization', ConfigDict(VISUALIZATION_HOOKS[cfg.default_scope]))
+    is_classification = cfg.default_scope == 'mmpretrain'
+    hook['enable' if is_classification else 'draw'] = True
+    hook.update(show=args.show, wait_time=args.wait_time, interval=1)
+    if not args.show_dir:
+        return
+    folder = os.path.abspath(args.show_dir)  # mmdet would put a relative one below the work folder
+    if cfg.default_scope == 'mmseg':
+        cfg.visualizer['save_dir'] = folder
+    else:
+        hook['out_dir' if is_classification else 'test_out_dir'] = folder
+
+
+def apply_tta(cfg: Config) -> None:
+    """Wrap the model in the config's ``tta_model`` and test through its ``tta_pipeline``.
+
+    Raises:
+        ValueError: If the config has no such keys.
+    """
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in cfg:
+            raise UserError(f'--tta needs {key} in the config.')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    if 'data_preprocessor' in cfg.model.module:  # mmengine would take the one at the top of the config, of the base
+        cfg.model.data_preprocessor = deepcopy(cfg.model.module.data_preprocessor)
+    for dataset in inner_datasets(cfg.test_dataloader.dataset):
+        dataset['pipeline'] = _like_test(deepcopy(cfg.tta_pipeline), dataset.get('pipeline') or [])
+
+
+def _like_test(tta_pipeline: list, test_pipeline: Sequence[dict]) -> list:
+    """Give a TTA pipeline the steps of the test pipeline that read pictures and labels, for data of one's own."""
+    reads_labels = [step for step in test_pipeline if reads_annotations(step)]
+    if test_pipeline:
+        tta_pipeline[0] = deepcopy(test_pipeline[0])
+    for step in tta_pipeline:
+        branches = step.get('transforms', []) if step['type'] == 'TestTimeAug' else []
+        for number, branch in enumerate(branches):
+            if reads_labels and len(branch) == 1 and reads_annotations(branch[0]):
+                branches[number] = [deepcopy(reads_labels[0])]
+    return tta_pipeline
+
+
+def test(args: Namespace) -> dict:
+    """Evaluate as ``tools/test.py`` is told to.
+
+    Returns:
+        dict: The metrics.
+
+    Raises:
+        ValueError: If the checkpoint does not exist or ``--out`` is no pickle file.
+    """
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise UserError(f'--out={args.out!r} must end in .pkl or .pickle.')
+    check_checkpoint(args.checkpoint, 'checkpoint')
+    cfg = load_config(args)
+    check_data(cfg, ('test', ), read_files=not args.skip_data_checks)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show or args.show_dir:
+        apply_visualization(cfg, args)
+    if args.tta:
+        apply_tta(cfg)
+    runner = build_runner(cfg, whole=True)
+    if args.out:
+        runner.test_evaluator.metrics.append(_dump_metric(cfg.default_scope, args.out))
+    return runner.test()
+
+
+def _dump_metric(scope: str, path: str) -> DumpResults:
+    if scope != 'mmdet':
+        return DumpResults(out_file_path=path)
+    return import_module('mmdet.evaluation').DumpDetResults(out_file_path=path)

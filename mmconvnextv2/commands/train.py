@@ -1,0 +1,80 @@
+"""From command-line arguments to a runner, for MMDetection, MMSegmentation and MMPretrain configs alike.
+
+Follows the arguments of OpenMMLab's ``tools/train.py`` and ``tools/test.py``. Differs from them in checking the data
+and the class count before a long start, in reading checkpoints without running them, and in replacing SyncBN
+where it cannot run.
+"""
+from argparse import ArgumentParser, Namespace
+from typing import Optional, Sequence
+
+from mmengine.config import Config
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..checkpoint import skip_initial_weights_on_resume
+from ..engine.folder_lock import lock_folder
+from ..utils.errors import UserError
+from .arguments import add_common_arguments, check_checkpoint, load_config
+from .data_checks import check_data
+from .runner import build_runner
+from .train_flags import add_train_options, apply_train_options
+
+
+def parse_train_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/train.py``."""
+    parser = ArgumentParser(
+        description='Train a model.',
+        epilog='Example: python tools/train.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --resume')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--resume', nargs='?', const='auto', help='a checkpoint, or nothing for the latest of work-dir')
+    parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
+    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    add_train_options(parser)
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def apply_train_args(cfg: Config, args: Namespace) -> None:
+    """Carry ``--amp``, ``--auto-scale-lr``, ``--resume`` and the flags of ``train_options.py`` into the config.
+
+    Raises:
+        ValueError: If the config lacks ``auto_scale_lr.base_batch_size``, or the checkpoint does not exist; see also
+            :func:`~mmconvnextv2.commands.train_flags.apply_train_options`.
+    """
+    apply_train_options(cfg, args)
+    if args.amp:
+        cfg.optim_wrapper.type = 'BF16OptimWrapper'
+        cfg.optim_wrapper.pop('loss_scale', None)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
+        cfg.auto_scale_lr.enable = True
+        # mmengine takes the batch of one forward; an optimizer step sees accumulative_counts of them
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+        check_checkpoint(cfg.load_from, '--resume')
+
+
+def train(args: Namespace) -> None:
+    """Train as ``tools/train.py`` is told to."""
+    cfg = load_config(args)
+    apply_train_args(cfg, args)
+    if cfg.get('load_from'):
+        check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')
+    check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ),
+               read_files=not args.skip_data_checks)
+    if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
+        lock_folder(cfg.work_dir)
+    runner = build_runner(cfg, whole=bool(cfg.get('resume')))
+    _check_length(runner.train_loop.dataloader)
+    skip_initial_weights_on_resume(runner)
+    runner.train()
+
+
+def _check_length(loader: DataLoader) -> None:
+    """Refuse an epoch without a whole batch, of which mmengine's schedules ask for a positive length."""
+    if not isinstance(loader.dataset, IterableDataset) and not len(loader):
+        raise UserError(f'train_dataloader: {len(loader.dataset)} pictures make no whole batch of {loader.batch_size} '
+                        'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
+                        'fewer')

@@ -1,0 +1,120 @@
+"""What ``tools/train.py`` switches on by one flag each: trackers, weight averaging, early stopping, compilation.
+
+Built on mmengine's visualizer backends and hooks. Differs from them in compiling the backbone alone, in early stopping
+that remembers over a resumed run, takes a metric's short name and counts any gain, and in refusing a decay that is
+given where mmengine wants one minus it.
+"""
+from argparse import ArgumentParser, Namespace
+from importlib.util import find_spec
+
+import torch
+from mmengine.config import Config, ConfigDict
+
+from ..engine.hooks.early_stopping import PATIENCE
+from ..utils.errors import UserError
+
+EMA_MOMENTUM = 1e-4  # a decay of 0.9999, that of the paper's fine-tuning (tables 9 to 13)
+
+
+def add_train_options(parser: ArgumentParser) -> None:
+    """Add the flags of this module to those of ``tools/train.py``."""
+    parser.add_argument('--tensorboard', action='store_true', help='write what is logged for TensorBoard, too')
+    parser.add_argument('--wandb', action='store_true', help='log to Weights & Biases, too; its variables '
+                        'WANDB_MODE=offline, WANDB_PROJECT and WANDB_NAME hold')
+    parser.add_argument('--ema', type=float, nargs='?', const=EMA_MOMENTUM, metavar='MOMENTUM',
+                        help='average the weights, evaluate and save the average: average = (1 - MOMENTUM) * average '
+                        f'+ MOMENTUM * weights; default {EMA_MOMENTUM}, which is a decay of {1 - EMA_MOMENTUM}')
+    parser.add_argument('--early-stop', nargs='+', metavar=('METRIC', 'PATIENCE'),
+                        help='stop when METRIC, such as bbox_mAP or mIoU, was no better than its best in PATIENCE '
+                        f'evaluations in a row; default {PATIENCE}')
+    parser.add_argument('--compile', nargs='?', const='inductor', metavar='BACKEND',
+                        help='compile the backbone by torch.compile; default inductor')
+
+
+def apply_train_options(cfg: Config, args: Namespace) -> None:
+    """Carry the flags of :func:`add_train_options` into the config.
+
+    Raises:
+        ValueError: Naming the flag that cannot be honoured, and why.
+    """
+    if args.tensorboard:
+        add_tracker(cfg, '--tensorboard', 'TensorboardVisBackend', 'tensorboard')
+    if args.wandb:
+        add_tracker(cfg, '--wandb', 'WandbVisBackend', 'wandb')
+    if args.ema is not None:
+        average_weights(cfg, args.ema)
+    if args.early_stop:
+        stop_early(cfg, *args.early_stop)
+    if args.compile:
+        compile_backbone(cfg, args.compile)
+
+
+def add_tracker(cfg: Config, flag: str, backend: str, package: str) -> None:
+    """Add one of mmengine's backends to the visualizer of whatever scope.
+
+    Raises:
+        ValueError: If the package that it needs is not installed.
+    """
+    if find_spec(package) is None:
+        raise UserError(f'{flag} needs the package {package!r}: pip install {package}')
+    visualizer = cfg.setdefault('visualizer', ConfigDict(type='Visualizer'))
+    backends = [*(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])]
+    if backend not in [one['type'] for one in backends]:
+        visualizer.vis_backends = [*backends, dict(type=backend)]
+
+
+def average_weights(cfg: Config, momentum: float) -> None:
+    """Average the weights after each optimizer step by mmengine's ``EMAHook``.
+
+    Args:
+        cfg (Config): A hook that it has already gets the momentum.
+        momentum (float): The newest weights' share, one minus the decay; 0 < momentum <= 0.5.
+
+    Raises:
+        ValueError: If the momentum is none, or the model is sharded.
+    """
+    if not 0 < momentum <= 0.5:
+        hint = f'; for a decay of {momentum} give {1 - momentum:.6g}' if 0.5 < momentum < 1 else ''
+        raise UserError(f'--ema={momentum}: give the share of the newest weights, above 0 and at most 0.5{hint}.')
+    if (cfg.get('strategy') or {}).get('type') == 'FSDP2Strategy':
+        raise UserError("--ema needs a whole copy of the model, and strategy=dict(type='FSDP2Strategy') shards it: "
+                        'take one of them out.')
+    given = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == 'EMAHook']
+    for hook in given:
+        hook.momentum = momentum
+    if not given:
+        steps = cfg.optim_wrapper.get('accumulative_counts', 1)  # the hook counts forwards
+        _add_hook(cfg, type='EMAHook', momentum=momentum, interval=steps, priority='ABOVE_NORMAL')
+
+
+def stop_early(cfg: Config, metric: str, patience: str = str(PATIENCE), *rest: str) -> None:
+    """Stop when a metric no longer gets better; see :class:`BestScoreStoppingHook`.
+
+    Raises:
+        ValueError: If there is no evaluation, or the patience is no positive whole number.
+    """
+    if rest or not patience.isdecimal() or not int(patience):
+        raise UserError(f'--early-stop {" ".join([metric, patience, *rest])}: give METRIC, or METRIC PATIENCE with '
+                        'the number of evaluations to wait, at least 1; put the config before the flag.')
+    if cfg.get('val_cfg') is None:
+        raise UserError(f'--early-stop {metric}: the config has no evaluation (val_cfg), whose metric it could be.')
+    _add_hook(cfg, type='BestScoreStoppingHook', monitor=metric, patience=int(patience))
+
+
+def compile_backbone(cfg: Config, backend: str) -> None:
+    """Compile the backbone alone; the heads of a detector change their shapes with every picture.
+
+    Raises:
+        ValueError: If torch has no such backend, or the config compiles the whole model.
+    """
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        raise UserError(f'--compile={backend!r}: torch.compile has the backends {", ".join(known)}.')
+    if cfg.get('compile'):
+        raise UserError(f'--compile compiles the backbone, and compile={cfg.compile} of the config the whole model: '
+                        'take one of them out.')
+    _add_hook(cfg, type='CompileBackboneHook', backend=backend)
+
+
+def _add_hook(cfg: Config, **hook) -> None:
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), ConfigDict(hook)]

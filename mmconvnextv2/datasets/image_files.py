@@ -1,0 +1,59 @@
+"""Which files are pictures, and their pixels as training reads them."""
+import os
+from typing import List, Sequence
+
+import cv2
+import mmcv
+import numpy as np
+from mmengine.utils import scandir
+
+from ..utils.errors import MissingFileError, UserError
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')
+
+
+def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[str]:
+    """Return picture files, those of folders in order of name.
+
+    Args:
+        paths (Sequence[str]): Files, which are taken as they are, and folders.
+        extensions (Sequence[str]): Endings of the files that are taken from folders, capitals alike. Defaults to those
+            of pictures.
+
+    Raises:
+        FileNotFoundError: If a path is not there.
+        ValueError: If there is no picture.
+    """
+    files = []
+    for path in paths:
+        if os.path.isdir(path):
+            names = scandir(path, suffix=tuple(extensions), recursive=True, case_sensitive=False)
+            files += [os.path.join(path, name) for name in sorted(names)]
+        elif os.path.isfile(path):
+            files.append(path)
+        else:
+            raise MissingFileError(f'{path} does not exist')
+    if not files:
+        raise UserError(f'there is no picture ({", ".join(extensions)}) in {list(paths)}')
+    return files
+
+
+def read_rgb(path: str) -> np.ndarray:
+    """Read a picture as training does: turned as its EXIF says, 16 bits brought to 8, grey repeated, alpha dropped.
+
+    Returns:
+        np.ndarray: uint8 (H, W, 3), red first.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it cannot be read as a picture.
+    """
+    if not os.path.isfile(path):
+        raise MissingFileError(f'{path} does not exist')
+    try:
+        picture = mmcv.imread(path, channel_order='rgb')
+    except cv2.error:  # no bytes, or more pixels than OpenCV takes
+        picture = None
+    if picture is None:
+        raise UserError(f'{path} cannot be read as a picture: replace it, or take it out')
+    return picture

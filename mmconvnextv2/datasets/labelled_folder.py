@@ -1,0 +1,95 @@
+"""Pictures of a folder, with their classes or without, as analyses look at them: the usual evaluation view."""
+import os
+import random
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+
+from ..utils.errors import MissingFileError, UserError
+from .image_files import list_pictures, read_rgb
+
+
+class Pictures(Dataset):
+    """RGB pictures: the short side to 256 / 224 of ``size``, then the centre.
+
+    Args:
+        files (Sequence[str]): Their paths.
+        size (int): Pixels of a side, a multiple of 32. Defaults to 224.
+        labels (Sequence[int], optional): Their classes. Defaults to None, all 0.
+
+    Raises:
+        ValueError: If ``size`` is no multiple of 32.
+    """
+
+    def __init__(self, files: Sequence[str], size: int = 224, labels: Optional[Sequence[int]] = None) -> None:
+        if size <= 0 or size % 32:
+            raise UserError(f'--size {size}: give a multiple of 32')
+        self.files = files
+        self.labels = [0] * len(files) if labels is None else labels
+        self.view = Compose([
+            Resize(round(size * 256 / 224), InterpolationMode.BICUBIC), CenterCrop(size), PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tuple[Tensor, int]:
+        """Return a picture, uint8 (3, size, size), and its class.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        path = self.files[index]
+        return self.view(Image.fromarray(read_rgb(path))), self.labels[index]
+
+    def batches(self, batch_size: int, num_workers: int = 0) -> DataLoader:
+        """Return a loader of pictures, uint8 (B, 3, size, size), and classes, long (B, ), in order."""
+        return DataLoader(self, batch_size, num_workers=num_workers)
+
+
+def choose_pictures(paths: Sequence[str], num_images: int, seed: int = 0) -> List[str]:
+    """Return ``num_images`` of the pictures in files and folders, drawn without replacement; all if they are fewer."""
+    files = list_pictures(paths)
+    if num_images >= len(files):
+        return files
+    return sorted(random.Random(seed).sample(files, num_images))
+
+
+def choose_labelled(folder: str,
+                    per_class: Optional[int] = None,
+                    seed: int = 0) -> Tuple[List[str], List[int], List[str]]:
+    """Read a folder with a folder a class.
+
+    Args:
+        folder (str): The folder.
+        per_class (int, optional): Draw no more pictures of a class. Defaults to None, all.
+        seed (int): Of the draw. Defaults to 0.
+
+    Returns:
+        tuple: Files, their classes as numbers, and the names of the classes.
+
+    Raises:
+        FileNotFoundError: If the folder is not there.
+        ValueError: If there are fewer than two classes, or one has no picture.
+    """
+    if not os.path.isdir(folder):
+        raise MissingFileError(f'{folder} is no folder')
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+    if len(classes) < 2:
+        raise UserError(f'{folder} holds {len(classes)} folders: expected one folder a class, two or more')
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        path = os.path.join(folder, name)
+        chosen = list_pictures([path]) if per_class is None else choose_pictures([path], per_class, seed)
+        files += chosen
+        labels += [label] * len(chosen)
+    return files, labels, classes
+
+
+def load_batch(files: Sequence[str], size: int) -> Tensor:
+    """Return pictures as one batch, uint8 (B, 3, size, size)."""
+    pictures = Pictures(files, size)
+    return torch.stack([pictures[index][0] for index in range(len(pictures))])

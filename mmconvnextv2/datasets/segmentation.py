@@ -1,0 +1,73 @@
+"""Label pictures of semantic segmentation, checked as they are read, for MMSegmentation.
+
+mmseg turns labels above 255 into others without a word, goes on with labels of another size than their picture, and
+leaves values that are no class to the loss, which names no file.
+"""
+import mmcv
+import numpy as np
+from mmengine import fileio
+from mmseg.datasets.transforms import LoadAnnotations
+from mmseg.registry import TRANSFORMS
+
+from ..utils.errors import UserError
+
+IGNORED = 255
+
+
+@TRANSFORMS.register_module()
+class LoadCheckedLabels(LoadAnnotations):
+    """mmseg's ``LoadAnnotations``, which refuses labels that mean nothing; for training, validation and test.
+
+    Args:
+        num_classes (int): Of the model; labels are below it, after ``reduce_zero_label``, or 255 for ignored.
+        kwargs: See mmseg's ``LoadAnnotations``.
+
+    Raises:
+        ValueError: While reading, naming the file, if labels are out of range, of another size than the picture, or in
+            colour.
+    """
+
+    def __init__(self, num_classes: int, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+
+    def transform(self, results: dict) -> dict:
+        """Read the labels of a picture; nothing where it has none, as when inferencers predict for it."""
+        return super().transform(results) if 'seg_map_path' in results else results
+
+    def _load_seg_map(self, results: dict) -> None:
+        path = results['seg_map_path']
+        labels = mmcv.imfrombytes(
+            fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend)
+        if labels is None:
+            raise UserError(f'{path} cannot be read as a picture: replace it, or take it out of the data')
+        labels = labels.squeeze()
+        if not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f'{path} holds numbers of type {labels.dtype}: expected integers, a class index a pixel')
+        if labels.ndim != 2:
+            raise UserError(f'{path} has shape {labels.shape}: expected one channel, a class index a pixel; '
+                            'colours of a palette are no labels')
+        size = tuple(results.get('ori_shape', results.get('img_shape'))[:2])  # before any resizing
+        if labels.shape != size:
+            raise UserError(f"{path} has {labels.shape} rows and columns, its picture {results['img_path']} has "
+                            f'{size}: labels and picture must have one size')
+        reduces = results['reduce_zero_label'] if self.reduce_zero_label is None else self.reduce_zero_label
+        mapped = results.get('label_map') or {}
+        if not mapped:
+            self._check_range(labels, int(reduces), path)
+        labels = labels.astype(np.uint8)
+        labels = np.where(labels == IGNORED, labels, labels - np.uint8(reduces))  # 0 becomes 255
+        reduced = labels.copy()
+        for old, new in mapped.items():
+            labels[reduced == old] = new
+        results['gt_seg_map'] = labels
+        results['seg_fields'].append('gt_seg_map')
+
+    def _check_range(self, labels: np.ndarray, first: int, path: str) -> None:
+        last = self.num_classes + first - 1
+        wrong = labels[(labels > last) & (labels != IGNORED)]
+        if wrong.size or labels.min(initial=0) < 0:
+            found = sorted({int(value) for value in np.unique(wrong)} or {int(labels.min())})
+            raise UserError(f'{path} has labels {found[:5]} at {wrong.size} pixels: expected 0 to {last}, or '
+                            f'{IGNORED} for ignored' + (', where 0 is ignored too' if first else '')
+                            + '. Mend the file, or set num_classes and metainfo.classes')

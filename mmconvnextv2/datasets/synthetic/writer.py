@@ -1,0 +1,134 @@
+"""The embedded data set: scenes written as unlabelled pictures, in COCO instance layout and in ADE20K layout.
+
+Label 0 means unlabelled in ADE20K layout, then come grounds, then objects, for ``reduce_zero_label=True``.
+"""
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from ...utils.errors import UserError
+from .scenes import OBJECTS, SPLITS, draw_scene
+
+ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
+DRAWING = 3  # counts changes of the scenes, so that a folder drawn by an earlier version is not taken for this one
+
+
+@dataclass(frozen=True)
+class EmbeddedSpec:
+    """What to draw.
+
+    Args:
+        unlabelled (int): Pictures without labels, at least 1. Defaults to 1000.
+        train (int): Labelled training pictures, at least 1. Defaults to 240.
+        val (int): Labelled validation pictures, at least 1. Defaults to 80.
+        size (int): Side in pixels, at least 32. Defaults to 128.
+        seed (int): Not negative. Defaults to 0.
+
+    Raises:
+        ValueError: Naming the value that is out of range.
+    """
+    unlabelled: int = 1000
+    train: int = 240
+    val: int = 80
+    size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in dict(unlabelled=1, train=1, val=1, size=32, seed=0).items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise UserError(f'{name}={value!r}: expected a whole number of at least {least}')
+
+    def manifest(self) -> dict:
+        """Return what ``spec.json`` holds."""
+        return dict(drawing=DRAWING, **asdict(self))
+
+
+def holds(root: str, spec: EmbeddedSpec) -> bool:
+    """Tell whether ``root`` is a complete data set of this spec."""
+    try:
+        with open(os.path.join(root, 'spec.json')) as file:
+            return json.load(file) == spec.manifest()
+    except (OSError, ValueError):
+        return False
+
+
+def make_embedded(root: str, spec: EmbeddedSpec = EmbeddedSpec()) -> bool:
+    """Write the data set to ``root``; all or nothing.
+
+    The folder gets ``unlabelled/``, ``coco/{train2017,val2017,annotations}``,
+    ``ade/{images,annotations}/{training,validation}`` and, for the next call, ``spec.json``.
+
+    Returns:
+        bool: Whether it was drawn; False when ``root`` holds the same already.
+
+    Raises:
+        ValueError: If ``root`` exists and holds anything else.
+    """
+    if holds(root, spec):
+        return False
+    if os.path.exists(root):
+        raise UserError(f'{root} exists and does not hold {spec} of this version: remove it or choose another folder')
+    root = os.path.abspath(root)
+    os.makedirs(os.path.dirname(root), exist_ok=True)
+    partial = tempfile.mkdtemp(prefix=f'.{os.path.basename(root)}.', dir=os.path.dirname(root))
+    try:
+        _write(partial, spec)
+        os.chmod(partial, 0o755)
+        os.rename(partial, root)
+    except OSError:
+        if holds(root, spec):  # another process was faster
+            return False
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def _write(root: str, spec: EmbeddedSpec) -> None:
+    """Write every split, the manifest last."""
+    folder = os.path.join(root, 'unlabelled')
+    os.makedirs(folder)
+    os.makedirs(os.path.join(root, 'coco', 'annotations'))
+    for index in range(spec.unlabelled):
+        scene = draw_scene(spec.seed, SPLITS.index('unlabelled'), index, spec.size)
+        Image.fromarray(scene.image).save(os.path.join(folder, f'{index:06}.png'))
+    for split in ADE_FOLDERS:
+        _write_labelled(root, split, spec)
+    with open(os.path.join(root, 'spec.json'), 'w') as file:
+        json.dump(spec.manifest(), file)
+
+
+def _write_labelled(root: str, split: str, spec: EmbeddedSpec) -> None:
+    """Write one split in both layouts."""
+    folders = [os.path.join(root, 'coco', f'{split}2017'), os.path.join(root, 'ade', 'images', ADE_FOLDERS[split]),
+               os.path.join(root, 'ade', 'annotations', ADE_FOLDERS[split])]
+    for folder in folders:
+        os.makedirs(folder)
+    images, annotations = [], []
+    for index in range(getattr(spec, split)):
+        scene = draw_scene(spec.seed, SPLITS.index(split), index, spec.size)
+        name = f'{index:06}.png'
+        for folder, pixels in zip(folders, (scene.image, scene.image, scene.labels)):
+            Image.fromarray(pixels).save(os.path.join(folder, name))
+        images.append(dict(id=index, file_name=name, width=spec.size, height=spec.size))
+        for category, mask in scene.instances:
+            annotations.append(_annotation(len(annotations) + 1, index, category, mask))
+    categories = [dict(id=number + 1, name=name) for number, name in enumerate(OBJECTS)]
+    with open(os.path.join(root, 'coco', 'annotations', f'instances_{split}2017.json'), 'w') as file:
+        json.dump(dict(images=images, annotations=annotations, categories=categories), file)
+
+
+def _annotation(number: int, image: int, category: int, mask: np.ndarray) -> dict:
+    """Return a COCO annotation of a bool mask (H, W); category ids count from 1."""
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    box = [float(value) for value in coco_mask.toBbox(encoded)]
+    segmentation = dict(size=encoded['size'], counts=encoded['counts'].decode())
+    return dict(id=number, image_id=image, category_id=category + 1, bbox=box, area=int(mask.sum()), iscrowd=0,
+                segmentation=segmentation)

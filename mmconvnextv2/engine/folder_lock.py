@@ -1,0 +1,60 @@
+"""One run per work folder: two would remove each other's unfinished checkpoints."""
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Dict
+
+from mmengine.logging import print_log
+
+from ..utils.errors import UserError
+
+NAME = '.run.lock'
+_held: Dict[str, int] = {}  # descriptors by path of the lock file; open until the process ends
+
+
+def lock_folder(folder: str) -> None:
+    """Hold a work folder until this process ends, however it ends; the lock of a dead process is taken over.
+
+    A POSIX lock of the whole file: the kernel releases it with the process, children do not inherit it, and network
+    file systems carry it to other hosts.
+
+    Args:
+        folder (str): The work folder; it is made.
+
+    Raises:
+        ValueError: If another living process holds it; the message says which.
+    """
+    path = str(Path(folder).resolve() / NAME)
+    if path in _held:
+        return
+    os.makedirs(folder, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        holder = _describe(os.read(descriptor, 4096))
+        os.close(descriptor)
+        raise UserError(f'{folder} is in use by {holder}: give another --work-dir, or end that run first') from error
+    except OSError as error:
+        os.close(descriptor)
+        print_log(f'{folder} cannot be locked ({error.strerror}): start no second run in it', 'current')
+        return
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, json.dumps(dict(
+        process=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M:%S'),
+        command=shlex.join(sys.argv))).encode())
+    _held[path] = descriptor
+
+
+def _describe(content: bytes) -> str:
+    try:
+        holder = json.loads(content)
+        return (f'process {holder["process"]} on {holder["host"]} since {holder["since"]} '
+                f'({str(holder["command"])[:200]})')
+    except (ValueError, KeyError, TypeError):
+        return 'another run'

@@ -1,0 +1,13 @@
+"""Hooks of a training run."""
+from .checkpoint import VerifiedCheckpointHook
+from .compile_backbone import CompileBackboneHook
+from .early_stopping import BestScoreStoppingHook
+from .finite_loss import FiniteLossHook
+from .matching_weights import MatchingWeightsHook, skip_initial_weights_on_resume
+from .preemption import PreemptionHook
+from .resume import ResumeHook
+
+__all__ = [
+    'BestScoreStoppingHook', 'CompileBackboneHook', 'FiniteLossHook', 'MatchingWeightsHook', 'PreemptionHook',
+    'ResumeHook', 'VerifiedCheckpointHook', 'skip_initial_weights_on_resume',
+]

@@ -1,0 +1,223 @@
+"""Checkpoints that a kill, a full disk or a failing one cannot spoil.
+
+mmengine's ``CheckpointHook`` writes over the final name, deletes the oldest checkpoint before the new one is there, and
+truncates ``last_checkpoint`` to write it. Here a file takes its name once it is whole, on the disk and read back; only
+then does ``last_checkpoint`` point to it, and only then are outdated files removed.
+"""
+import os
+import re
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import List, Optional, Union
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from ...utils.errors import RunError
+from ..folder_lock import lock_folder
+
+PART = '.part'  # ends the name of a file that is being written
+OUTDATED = 'outdated_checkpoints'  # in a checkpoint, the files that it makes outdated
+CHUNK = 2**24
+ATOMIC = dict(backend='atomic')
+
+
+class AtomicBackend(LocalBackend):
+    """Local files that are either whole or as they were before: mmengine's file backend named ``'atomic'``.
+
+    A kill leaves at most a file ending in ``.part`` beside them.
+    """
+
+    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+        """Write bytes under another name, to the disk; read them back; then rename.
+
+        Args:
+            obj (bytes): The content.
+            filepath (str | Path): Its place; folders are made.
+
+        Raises:
+            RuntimeError: If the disk is full or gives other bytes back. What was at ``filepath`` before is untouched.
+        """
+        target = Path(filepath)
+        part = target.with_name(target.name + PART)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_to_disk(part, obj)
+            whole = _holds(part, obj)
+            if whole:
+                os.replace(part, target)
+                _flush_folder(target.parent)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise RunError(
+                f'cannot write {target} ({len(obj) / 2**20:.1f} MiB): {error.strerror}, {_free(target.parent)} MiB are '
+                'free. Earlier checkpoints are untouched: make room, then go on with --resume') from error
+        if not whole:
+            part.unlink()
+            raise RunError(f'{target} came back from the disk with other bytes than were written: the disk is '
+                           'failing. Earlier checkpoints are untouched: set another --work-dir')
+
+    def put_text(self, obj: str, filepath: Union[str, Path], encoding: str = 'utf-8') -> None:
+        """Write text as :meth:`put` does."""
+        self.put(obj.encode(encoding), filepath)
+
+
+def _write_to_disk(path: Path, content: bytes) -> None:
+    with open(path, 'wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file holds exactly these bytes."""
+    view = memoryview(content)
+    with open(path, 'rb') as file:
+        same = all(file.read(CHUNK) == view[start:start + CHUNK] for start in range(0, len(view), CHUNK))
+        return same and not file.read(1)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring a rename to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free // 2**20 if folder.exists() else 0
+
+
+register_backend('atomic', AtomicBackend, force=True)
+
+
+def point_to(runner, checkpoint: str) -> None:
+    """Make a checkpoint the one that ``--resume`` takes."""
+    if is_main_process():
+        AtomicBackend().put_text(str(checkpoint), os.path.join(runner.work_dir, 'last_checkpoint'))
+
+
+@HOOKS.register_module()
+class VerifiedCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, of whose files one is always loadable, whenever the run is killed.
+
+    For a moment there is one file more than ``max_keep_ckpts``: the oldest goes after the newest is whole.
+
+    Args:
+        backend_args (dict, optional): Where files go that are not local; those backends write whole objects
+            themselves. Defaults to None, this package's ``AtomicBackend``.
+        kwargs: See mmengine's ``CheckpointHook``.
+    """
+
+    def __init__(self, *args, backend_args: Optional[dict] = None, out_dir: Optional[str] = None, **kwargs) -> None:
+        if backend_args is None and '://' not in str(out_dir or ''):
+            backend_args = dict(ATOMIC)
+        super().__init__(*args, backend_args=backend_args, out_dir=out_dir, **kwargs)
+
+    def before_train(self, runner) -> None:
+        """Settle the folder, and take away what a killed run was writing, or had yet to remove.
+
+        Which files a resumed checkpoint calls its own is believed only of files in this run's folder with names that
+        this hook gives, and only if the checkpoint itself lies there: a run that goes on in another folder owns
+        nothing of the old one.
+        """
+        noted = runner.message_hub.runtime_info
+        steps = noted.pop('keep_ckpt_ids', [])
+        super().before_train(runner)
+        if isinstance(self.file_backend, LocalBackend) and is_main_process():
+            lock_folder(self.out_dir)
+        continues = self._lies_here(runner._load_from) if runner._load_from else True
+        outdated = noted.get(OUTDATED, []) if continues else []
+        self._remove(list(outdated) if isinstance(outdated, (list, tuple)) else [])
+        if self.max_keep_ckpts > 0:
+            steps = steps if isinstance(steps, (list, deque)) else []
+            steps = [step for step in steps if type(step) is int and step >= 0]
+            self._remove([self._path_of(step) for step in steps[:-self.max_keep_ckpts]] if continues else [])
+            self.keep_ckpt_ids = deque(steps if continues else [], self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        if self.save_best:
+            self._set_best_paths({key: self._own_path(path) if continues else None
+                                  for key, path in self._best_paths().items()})
+        if isinstance(self.file_backend, AtomicBackend) and is_main_process():
+            for part in Path(self.out_dir).glob('*' + PART):
+                part.unlink(missing_ok=True)
+
+    def _path_of(self, step: int) -> str:
+        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+
+    def _lies_here(self, path: str) -> bool:
+        """Whether a file lies in the folder of this run's checkpoints, links resolved where it is local."""
+        folder = os.path.dirname(str(path))
+        if '://' in str(path) or '://' in str(self.out_dir):
+            return folder == str(self.out_dir).rstrip('/')
+        return os.path.realpath(folder) == os.path.realpath(self.out_dir)
+
+    def _own_path(self, path: object) -> Optional[str]:
+        """Return where a file that a checkpoint names lies in this run's folder, also after that was moved; None if
+        this hook gives no such name, or it is not there."""
+        name = os.path.basename(path) if isinstance(path, str) else ''
+        template = '[0-9]+'.join(map(re.escape, re.split(r'\{[^}]*\}', self.filename_tmpl)))
+        if not re.fullmatch(f'(best_.+_)?{template}', name):
+            return None
+        own = self.file_backend.join_path(self.out_dir, name)
+        return own if self.file_backend.exists(own) else None
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        """Write, point to it, and only then remove what is outdated."""
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        outdated = self._note_step(runner, step)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
+            backend_args=self.backend_args, **self.args)
+        point_to(runner, self.last_ckpt)
+        self._remove(outdated)
+
+    def _note_step(self, runner, step: int) -> List[str]:
+        """Note a step among those that are kept; return the paths that it makes outdated."""
+        if self.max_keep_ckpts <= 0 or step in self.keep_ckpt_ids:
+            return []
+        steps = [*self.keep_ckpt_ids, step]
+        self.keep_ckpt_ids.append(step)
+        runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        outdated = [self._path_of(old) for old in steps[:-self.max_keep_ckpts]]
+        runner.message_hub.update_info(OUTDATED, outdated)  # for a run that resumes after a kill before the removal
+        return outdated
+
+    def _save_best_checkpoint(self, runner, metrics: dict) -> None:
+        """Save the best as mmengine does, and remove the best before it afterwards."""
+        if not self.save_best:
+            return
+        before = self._best_paths()
+        self._set_best_paths(dict.fromkeys(before))  # so that mmengine removes nothing
+        super()._save_best_checkpoint(runner, metrics)
+        after = {key: path or before.get(key) for key, path in self._best_paths().items()}
+        self._set_best_paths(after)
+        self._remove([path for path in before.values() if path and path not in after.values()])
+
+    def _best_paths(self) -> dict:
+        return {None: self.best_ckpt_path} if len(self.key_indicators) == 1 else dict(self.best_ckpt_path_dict)
+
+    def _set_best_paths(self, paths: dict) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = paths[None]
+        else:
+            self.best_ckpt_path_dict = paths
+
+    def _remove(self, paths: List[str]) -> None:
+        """Remove checkpoints of this run: whatever a path says, only what this hook names in its folder."""
+        for path in paths if is_main_process() else []:
+            own = self._own_path(path)
+            if own is None or not self._lies_here(path):
+                continue
+            if self.file_backend.isfile(own):
+                self.file_backend.remove(own)
+            elif self.file_backend.isdir(own):
+                self.file_backend.rmtree(own)

@@ -1,0 +1,26 @@
+"""CompileBackboneHook: torch.compile for the backbone alone."""
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class CompileBackboneHook(Hook):
+    """Compile ``model.backbone`` in place before training, so that names in checkpoints stay.
+
+    Each size of pictures is compiled on its own, since inductor of torch 2.11 fails on graphs of any size; after
+    ``torch._dynamo.config.recompile_limit`` (8) of them, other sizes run uncompiled.
+
+    Args:
+        backend (str): One of ``torch.compiler.list_backends()``. Defaults to ``'inductor'``.
+    """
+
+    def __init__(self, backend: str = 'inductor') -> None:
+        self.backend = backend
+
+    def before_train(self, runner: Runner) -> None:
+        """Compile; the work is done at the first forward."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.backbone.compile(backend=self.backend, dynamic=False)
+        runner.logger.info(f'the backbone is compiled by {self.backend}: the first iterations take longer')

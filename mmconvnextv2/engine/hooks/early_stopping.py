@@ -1,0 +1,70 @@
+"""BestScoreStoppingHook: early stopping whose state survives a resume."""
+from typing import Dict, List, Optional
+
+from mmengine.hooks import EarlyStoppingHook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ...utils.errors import UserError
+from ...utils.suggestions import nearest
+
+PATIENCE = 5
+STATE = 'early_stopping'
+
+
+@HOOKS.register_module()
+class BestScoreStoppingHook(EarlyStoppingHook):
+    """mmengine's ``EarlyStoppingHook`` that counts any gain on the best score, and goes on counting when resumed.
+
+    A checkpoint is written before the evaluation of the same iteration. A run resumed from it does not evaluate again,
+    and that one evaluation is not counted.
+
+    Args:
+        monitor (str): A metric as it is logged, ``'coco/bbox_mAP'``, or its last part, ``'bbox_mAP'``.
+        rule (str, optional): ``'greater'`` or ``'less'`` is better; by default inferred from the name.
+        patience (int): Evaluations in a row without a gain. Defaults to 5.
+
+    Raises:
+        ValueError: If the rule cannot be inferred; at the first evaluation if it has no such metric.
+    """
+
+    def __init__(self, monitor: str, rule: Optional[str] = None, patience: int = PATIENCE) -> None:
+        rule = rule or self._known_rule(monitor)
+        super().__init__(monitor, rule, min_delta=1e-9, patience=patience)
+
+    def _known_rule(self, monitor: str) -> str:
+        try:
+            return self._init_rule(monitor)
+        except ValueError as error:
+            raise UserError(
+                f'early stopping on {monitor!r}: names with {", ".join(self._default_greater_keys)} should rise, with '
+                f"{', '.join(self._default_less_keys)} fall; for another name set custom_hooks=[dict("
+                f"type='{type(self).__name__}', monitor={monitor!r}, rule='greater')].") from error
+
+    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
+        """Compare with the best score, and end the training loop after too many evaluations without a gain."""
+        self.monitor = find_metric(self.monitor, list(metrics or {}))
+        super().after_val_epoch(runner, metrics)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the best score and the count."""
+        checkpoint[STATE] = dict(best_score=float(self.best_score), wait_count=self.wait_count)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Go on from them in a resumed run."""
+        if runner._resume:
+            vars(self).update(checkpoint.get(STATE, {}))
+
+
+def find_metric(name: str, known: List[str]) -> str:
+    """Return the logged name of a metric that is given in full or by its last part.
+
+    Raises:
+        ValueError: If there is no such metric, or several; naming those there are.
+    """
+    found = [one for one in known if one == name] or [one for one in known if one.rpartition('/')[2] == name]
+    if len(found) == 1:
+        return found[0]
+    meant = nearest(name, known)
+    hint = f'did you mean {meant!r}? ' if meant else ''
+    raise UserError(f'metric {name!r}: {hint}there is {", ".join(known)}.')

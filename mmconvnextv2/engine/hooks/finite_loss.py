@@ -1,0 +1,104 @@
+"""FiniteLossHook: stops at, or skips, updates whose loss or gradients are not finite."""
+import logging
+import math
+from typing import Any, List
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
+from torch import Tensor
+
+from ...utils.errors import RunError, UserError
+
+
+def picture_names(batch: Any) -> List[str]:
+    """List the files of a batch as data loaders give it."""
+    samples = batch.get('data_samples') if isinstance(batch, dict) else None
+    return [str(getattr(sample, 'img_path', '?')) for sample in samples or []]
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """Stop at a loss or gradient that is NaN or infinite, or skip a set number of such updates; name the pictures.
+
+    A bad update changes neither weights nor moments. A fused optimizer is told on the device, without waiting, that a
+    gradient is not finite (torch's ``found_inf``), and leaves everything as it is; from another one the gradients are
+    taken away before it steps, for which the host waits. Under fp16 the loss scaler does so. No checkpoint is written
+    between a bad update and the end of the run.
+
+    Args:
+        max_skips (int): Updates that may be skipped in the whole run, resumed ones included. Defaults to 0: stop at the
+            first.
+
+    Raises:
+        ValueError: If ``max_skips`` is negative.
+    """
+    priority = 'VERY_HIGH'
+
+    def __init__(self, max_skips: int = 0) -> None:
+        if max_skips < 0:
+            raise UserError(f'max_skips={max_skips} of FiniteLossHook: expected 0 or more')
+        self.max_skips = max_skips
+        self._num_skips = 0
+        self._found = None  # whether the step of this iteration met a bad gradient
+        self._bad = []
+
+    def before_train(self, runner) -> None:
+        """Look at gradients before each step."""
+        self._num_skips = runner.message_hub.runtime_info.get('num_skipped_updates', 0)
+        optimizer = runner.optim_wrapper.optimizer
+        optimizer.register_step_pre_hook(self._look_at_gradients)
+        optimizer.register_step_post_hook(self._forget)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Name the pictures of a bad loss; count a bad update.
+
+        Raises:
+            RuntimeError: If it is one too many.
+        """
+        loss = float(torch.as_tensor((outputs or {}).get('loss', 0.)).detach())
+        if not math.isfinite(loss):
+            self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(picture_names(data_batch))}')
+            print_log(f'iteration {runner.iter + 1}: {self._bad[-1]}', 'current', logging.ERROR)
+        skipped, self._found = self._found is not None and bool(self._found), None
+        if not skipped and not (self._bad and runner.optim_wrapper.should_update()):
+            return
+        found, self._bad = '; '.join(self._bad) or 'gradients that are not finite', []
+        self._num_skips += 1
+        runner.message_hub.update_info('num_skipped_updates', self._num_skips)
+        if self._num_skips > self.max_skips:
+            raise RunError(f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
+                           'checkpoint, which is from before; look at those pictures, lower the learning rate, or '
+                           f"let custom_hooks' dict(type='FiniteLossHook', max_skips={self.max_skips}) skip more")
+        print_log(f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: '
+                  f'{found}', 'current', logging.WARNING)
+
+    @torch.compiler.disable  # a graph of a whole training step cannot set attributes of the optimizer
+    def _look_at_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Keep the step from doing anything when a gradient is not finite; a loss scaler has its own way."""
+        if getattr(optimizer, 'found_inf', None) is not None:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
+                      if parameter.grad is not None]
+        if not parameters:
+            return
+        self._found = _not_finite([parameter.grad for parameter in parameters])
+        if optimizer.defaults.get('fused'):
+            optimizer.found_inf = self._found.float()
+        elif self._found:
+            for parameter in parameters:
+                parameter.grad = None
+
+    @torch.compiler.disable
+    def _forget(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if self._found is not None and optimizer.defaults.get('fused'):
+            del optimizer.found_inf
+
+
+def _not_finite(gradients: List[Tensor]) -> Tensor:
+    """Return whether any element of all gradients is NaN or infinite, a bool scalar on their device."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
+    return ~torch.isfinite(norm)

@@ -1,0 +1,51 @@
+"""Initial weights and a resumed run: refusal of another model's checkpoint, no reading of what is replaced."""
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.runner import Runner, find_latest_checkpoint
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ...checkpoint.pretrained import PRETRAINED
+from ...checkpoint.strict import check_weights
+
+
+class MatchingWeightsHook(Hook):
+    """Refuse a checkpoint of another model, which mmengine would load in part and go on.
+
+    Args:
+        whole (bool): Whether every parameter must be there, as for resuming and testing. Otherwise, for
+            ``load_from``, those of the backbone: heads may differ in their classes.
+    """
+
+    def __init__(self, whole: bool) -> None:
+        self.whole = whole
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Run :func:`check_weights`."""
+        model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
+        model = model.module if isinstance(model, BaseTTAModel) else model
+        if isinstance(model, nn.Module) and not is_model_wrapper(model):  # sharded parameters have other shapes
+            check_weights(model, checkpoint, runner._load_from or '', self.whole)
+
+
+def skip_initial_weights_on_resume(runner: Runner) -> bool:
+    """Keep a run that resumes from downloading or reading the weights that it once started from.
+
+    mmengine initialises the model before it resumes. Call this between building the runner and ``runner.train()``; it
+    takes the pretrained initializers off the model's modules when there is a checkpoint to resume from.
+
+    Returns:
+        bool: Whether the run resumes.
+    """
+    cfg = runner.cfg
+    resumes = cfg.get('resume') and (cfg.get('load_from') or find_latest_checkpoint(runner.work_dir))
+    if not resumes or not isinstance(runner.model, nn.Module):
+        return bool(resumes)
+    for module in runner.model.modules():
+        given = getattr(module, 'init_cfg', None)
+        if given:
+            given = [given] if isinstance(given, dict) else given
+            module.init_cfg = [cfg for cfg in given if cfg['type'] not in PRETRAINED]
+    print_log('resuming: initial weights are not loaded', logger='current')
+    return True

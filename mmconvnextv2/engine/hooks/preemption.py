@@ -1,0 +1,129 @@
+"""What a training run does when it is told to stop, when its loss is no number, and when a part of it dies.
+
+mmengine dies of SIGTERM at once, trains on with NaN, and shows tracebacks of torch's own for the rest.
+"""
+import os
+import signal
+import threading
+import time
+from functools import partial
+from typing import Any, Callable, Optional, Sequence
+
+import torch
+from mmengine.dist import all_reduce, is_distributed
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+from ...utils.errors import UserError
+from .checkpoint import ATOMIC, point_to
+
+INTERRUPTED = 'interrupted.pth'
+
+
+def deaf_worker(initialise: Optional[Callable], worker: int) -> None:
+    """Start a data loader's worker that takes SIGTERM from its parent alone: a cluster may send it to every process,
+    and the main one needs its workers until the checkpoint is written."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+    if initialise is not None:
+        initialise(worker)
+
+
+def _end_when_the_parent_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM save ``interrupted.pth`` after the iteration under way, and end with status 143.
+
+    ``--resume`` goes on from it: at the very iteration with ``ResumableTrainLoop`` and iteration-based loops, at the
+    start of the epoch under way, with the weights as they are, with mmengine's ``EpochBasedTrainLoop``. While
+    validating, the process ends at once, and ``--resume`` takes the last checkpoint. A second signal ends the process
+    without saving.
+
+    Args:
+        signals (Sequence[str]): What asks for an end. Defaults to ('SIGTERM', ).
+        interval (int): Iterations after which several processes agree whether one of them was told to stop. Defaults
+            to 10; a process alone looks after every one.
+
+    Raises:
+        ValueError: If a signal is unknown or the interval not positive.
+    """
+    priority = 'LOWEST'
+
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', ), interval: int = 10) -> None:
+        unknown = [name for name in signals if name not in signal.Signals.__members__]
+        if unknown or interval < 1:
+            raise UserError(f'signals={signals}, interval={interval} of PreemptionHook: expected names such as '
+                            "'SIGTERM' or 'SIGUSR1', and 1 or more iterations")
+        self.signals = [signal.Signals[name] for name in signals]
+        self.interval = interval
+        self._told_at = None
+        self._handlers = {}
+
+    def before_run(self, runner) -> None:
+        """Listen, and make the data loader's workers not listen."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._handlers = {number: signal.signal(number, self._be_told) for number in self.signals}
+        loader = getattr(getattr(runner, 'train_loop', None), 'dataloader', None)
+        if loader is not None and signal.SIGTERM in self._handlers:
+            loader.worker_init_fn = partial(deaf_worker, loader.worker_init_fn)
+
+    def after_run(self, runner) -> None:
+        """Give the signals back."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Save and end when told to; the last iteration of an epoch leaves that to the epoch's end."""
+        loader = runner.train_dataloader
+        by_epoch = hasattr(runner.train_loop, 'run_epoch')
+        if by_epoch and self.end_of_epoch(loader, batch_idx):
+            return
+        if is_distributed() and (runner.iter + 1) % self.interval:
+            return
+        if self._all_told():
+            exact = not by_epoch or hasattr(loader.sampler, 'skip')
+            place = runner.iter + 1 if exact else runner.epoch * len(loader)
+            self._end(runner, dict(epoch=runner.epoch, iter=place))
+
+    def after_train_epoch(self, runner) -> None:
+        """Save and end when told to."""
+        if self._all_told():
+            self._end(runner, dict(epoch=runner.epoch + 1, iter=runner.iter))
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """End when told to; a process alone only, as the others cannot agree in the middle of an evaluation."""
+        if self._told_at is not None and not is_distributed():
+            self._leave(runner, 'ends while validating: --resume goes on from the last checkpoint')
+
+    def _be_told(self, number: int, frame: Any) -> None:
+        if self._told_at is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._told_at = time.monotonic()
+
+    def _all_told(self) -> bool:
+        """Whether any process was told to stop."""
+        told = torch.tensor(int(self._told_at is not None))
+        if is_distributed():
+            all_reduce(told, 'max')
+        return bool(told)
+
+    def _end(self, runner, meta: dict) -> None:
+        path = os.path.join(runner.work_dir, INTERRUPTED)
+        runner.save_checkpoint(runner.work_dir, INTERRUPTED, by_epoch=False, meta=dict(meta), backend_args=ATOMIC)
+        point_to(runner, path)
+        self._leave(runner, f'saved {path} after iteration {meta["iter"]}: go on with --resume')
+
+    def _leave(self, runner, what: str) -> None:
+        seconds = time.monotonic() - (self._told_at or time.monotonic())
+        runner.logger.warning(f'told to stop by {"/".join(one.name for one in self.signals)}, {what} ({seconds:.1f} s)')
+        if is_distributed():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        raise SystemExit(128 + signal.SIGTERM)

@@ -1,0 +1,54 @@
+"""Mixed-precision training on any device; mmengine's ``AmpOptimWrapper`` refuses a CPU."""
+from contextlib import contextmanager
+from typing import Iterator, Union
+
+import torch
+from mmengine.device import get_device
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+from ..utils.errors import UserError
+
+
+@OPTIM_WRAPPERS.register_module()
+class BF16OptimWrapper(OptimWrapper):
+    """Run the forward under bfloat16 autocast. The range of bfloat16 needs no loss scaling."""
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast around the forward, inside mmengine's own context (gradient accumulation under DDP)."""
+        with super().optim_context(model), torch.autocast(get_device(), dtype=torch.bfloat16):
+            yield
+
+
+@OPTIM_WRAPPERS.register_module()
+class FP16OptimWrapper(AmpOptimWrapper):
+    """Run the forward under float16 autocast and scale the loss; on a GPU the same as ``AmpOptimWrapper``.
+
+    Checkpoints of the two are interchangeable.
+
+    Args:
+        loss_scale (str | float | dict): ``'dynamic'``, a constant scale, or the arguments of
+            ``torch.amp.GradScaler``. Defaults to ``'dynamic'``.
+        kwargs: See mmengine's ``OptimWrapper``.
+
+    Raises:
+        ValueError: If ``loss_scale`` is none of these.
+    """
+
+    def __init__(self, loss_scale: Union[str, float, dict] = 'dynamic', **kwargs) -> None:
+        OptimWrapper.__init__(self, **kwargs)  # the parent's own would ask for a GPU
+        constant = isinstance(loss_scale, (int, float)) and loss_scale > 0
+        if not (constant or loss_scale == 'dynamic' or isinstance(loss_scale, dict)):
+            raise UserError(f"loss_scale={loss_scale!r}: expected 'dynamic', a positive number, or a dict of "
+                            'arguments of torch.amp.GradScaler')
+        options = dict(init_scale=float(loss_scale)) if constant else loss_scale if loss_scale != 'dynamic' else {}
+        self.loss_scaler = torch.amp.GradScaler(get_device(), **options)
+        self._scale_update_param = float(loss_scale) if constant else None
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Autocast around the forward, inside mmengine's own context (gradient accumulation under DDP)."""
+        with OptimWrapper.optim_context(self, model), torch.autocast(get_device(), dtype=torch.float16):
+            yield

@@ -1,0 +1,303 @@
+"""ConvNeXt V2 (arXiv 2301.00808), one backbone for pretraining, detection, segmentation and classification.
+
+Parameter names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``. What differs: the block is written over
+sites (B, N, C), and an execution (:mod:`.execution`) decides which sites a forward visits, so that the same weights
+walk over a whole map or over the visible cells of a masked picture.
+"""
+from typing import Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..ops import response_mlp
+from ..ops.dispatch import is_watched
+from ..ops.reductions import mean_over_sites
+from ..utils.errors import UserError
+from .execution import Execution, Grid, check_images, get_execution
+from .layer_depth import layer_depth
+from .layers import DropPath, LayerNorm
+from .response_norms import GRN, build_response_norm
+
+ARCHS = {
+    'atto': dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
+    'femto': dict(depths=(2, 2, 6, 2), channels=(48, 96, 192, 384)),
+    'pico': dict(depths=(2, 2, 6, 2), channels=(64, 128, 256, 512)),
+    'nano': dict(depths=(2, 2, 8, 2), channels=(80, 160, 320, 640)),
+    'tiny': dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768)),
+    'base': dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
+    'large': dict(depths=(3, 3, 27, 3), channels=(192, 384, 768, 1536)),
+    'huge': dict(depths=(3, 3, 27, 3), channels=(352, 704, 1408, 2816)),
+}
+
+
+def resolve_arch(arch: Union[str, dict]) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
+    """Return ``(depths, channels)`` of a named or described architecture.
+
+    Raises:
+        ValueError: If the name is unknown, or a description does not give four depths and four channels.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise UserError(f'arch={arch!r} is unknown: choose from {list(ARCHS)}, or give '
+                            'dict(depths=(a, b, c, d), channels=(e, f, g, h))')
+        arch = ARCHS[arch]
+    if set(arch) != {'depths', 'channels'} or len(arch['depths']) != 4 or len(arch['channels']) != 4:
+        raise UserError(f'arch={arch!r}: expected dict(depths=(a, b, c, d), channels=(e, f, g, h))')
+    return tuple(arch['depths']), tuple(arch['channels'])
+
+
+class Stem(nn.Sequential):
+    """4x4 patches to sites, then LayerNorm."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 4, stride=4), LayerNorm(channels))
+
+    def forward(self, images: Tensor, visible_cells: Optional[Tensor], execution: Execution) -> Tuple[Tensor, Grid]:
+        conv, norm = self
+        sites, grid = execution.enter(images, visible_cells, conv)
+        return norm(sites), grid
+
+
+class Downsample(nn.Sequential):
+    """LayerNorm, then 2x2 sites to one."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__(LayerNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2))
+
+    def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tuple[Tensor, Grid]:
+        norm, conv = self
+        return execution.downsample(norm(sites), grid, conv)
+
+
+class ConvNeXtV2Block(nn.Module):
+    """Depthwise 7x7, LayerNorm, linear, GELU, GRN, linear, and a residual, over sites (B, N, C).
+
+    Args:
+        channels (int): C.
+        drop_path_rate (float): Defaults to 0.
+        response_norm (dict, optional): See :func:`.response_norms.build_response_norm`. Defaults to GRN.
+        layer_scale_init_value (float): LayerScale (ConvNeXt V1) is present when positive. Defaults to 0.
+
+    Attributes:
+        fused (bool): Whether linear, GELU, GRN and linear run as one operation that keeps less memory, and on a GPU
+            the convolution and its norm. Set it to False to run them one by one; a forward hook on one of them does
+            so too.
+    """
+
+    fused = True
+
+    def __init__(self,
+                 channels: int,
+                 drop_path_rate: float = 0.,
+                 response_norm: Optional[dict] = dict(type='GRN'),
+                 layer_scale_init_value: float = 0.) -> None:
+        super().__init__()
+        self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = LayerNorm(channels)
+        self.pointwise_conv1 = nn.Linear(channels, 4 * channels)
+        self.grn = build_response_norm(response_norm, 4 * channels)
+        self.pointwise_conv2 = nn.Linear(4 * channels, channels)
+        self.drop_path = DropPath(drop_path_rate)
+        self.gamma = nn.Parameter(torch.full((channels, ), layer_scale_init_value)) if layer_scale_init_value else None
+
+    def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
+        """Return sites of the same shape (B, N, C)."""
+        if self.fused:
+            branch = execution.depthwise_norm(sites, grid, self.depthwise_conv, self.norm)
+        else:
+            branch = self.norm(execution.depthwise(sites, grid, self.depthwise_conv))
+        branch = self._fused_mlp(branch, grid) if self._can_fuse() else self._plain_mlp(branch, grid, execution)
+        if self.gamma is not None:
+            branch = branch * self.gamma
+        return sites + self.drop_path(branch)
+
+    def _plain_mlp(self, branch: Tensor, grid: Grid, execution: Execution) -> Tensor:
+        """Run the layers one by one: for hooks, export, tracing and any response norm."""
+        branch = F.gelu(self.pointwise_conv1(branch))  # (B, N, 4C)
+        if self.grn is not None:
+            branch = self.grn(branch, grid.counted, lambda sites, conv: execution.depthwise(sites, grid, conv))
+        return self.pointwise_conv2(branch)  # (B, N, C)
+
+    def _fused_mlp(self, branch: Tensor, grid: Grid) -> Tensor:
+        return response_mlp(branch, self.pointwise_conv1.weight, self.pointwise_conv1.bias, self.grn.gamma,
+                            self.grn.beta, self.pointwise_conv2.weight, self.pointwise_conv2.bias, grid.counted,
+                            self.grn.eps)
+
+    def _can_fuse(self) -> bool:
+        """Whether nothing needs to see the single layers: stock types, the published GRN, no hooks, no tracing."""
+        layers = (self.pointwise_conv1, self.grn, self.pointwise_conv2)
+        stock = tuple(type(layer) for layer in layers) == (nn.Linear, GRN, nn.Linear) and self.grn.is_published
+        return self.fused and stock and not any(map(is_watched, layers))
+
+
+class Stage(nn.Sequential):
+    """Blocks at one resolution."""
+
+    def forward(self, sites: Tensor, grid: Grid, execution: Execution, recompute: bool) -> Tensor:
+        for block in self:
+            if recompute and sites.requires_grad:
+                sites = checkpoint(block, sites, grid, execution, use_reentrant=False)
+            else:
+                sites = block(sites, grid, execution)
+        return sites
+
+
+@MODELS.register_module()
+class ConvNeXtV2(BaseModule):
+    """The backbone.
+
+    Args:
+        arch (str | dict): A key of ``ARCHS``, or ``dict(depths=..., channels=...)`` with four numbers each.
+        in_channels (int): Channels of the pictures. Defaults to 3.
+        out_indices (Sequence[int]): Stages, 0 to 3, whose maps are returned; negative ones count from the end.
+            Defaults to (0, 1, 2, 3).
+        drop_path_rate (float): Rate of the last block; it grows linearly from 0. Defaults to 0.
+        frozen_stages (int): The stem with stage 1, and so on, that do not train, 0 to 4. Defaults to 0.
+        with_cp (bool): Recompute each block in the backward pass to save memory. Defaults to False.
+        response_norm (dict, optional): The norm of the hidden features, ``dict(type=..., ...)`` of a key of
+            ``mmconvnextv2.models.response_norms.RESPONSE_NORMS`` and its arguments; None is ConvNeXt V1. It stands in
+            ``stages.S.B.grn`` whatever its type. Defaults to GRN.
+        layer_scale_init_value (float): 1e-6 for ConvNeXt V1, 0 for none. Defaults to 0.
+        out_norm (bool): Put a LayerNorm on each returned map. Defaults to True.
+        gap_before_final_norm (bool): Return norm(mean over sites) of shape (B, C), as ImageNet classifiers use, in
+            place of maps. Defaults to False.
+        init_cfg (dict | list[dict], optional): mmengine initializers; ``dict(type='ConvNeXtV2Pretrained',
+            checkpoint=...)`` loads weights of any known layout, after everything else. Defaults to None.
+    """
+
+    def __init__(self,
+                 arch: Union[str, dict] = 'tiny',
+                 in_channels: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 drop_path_rate: float = 0.,
+                 frozen_stages: int = 0,
+                 with_cp: bool = False,
+                 response_norm: Optional[dict] = dict(type='GRN'),
+                 layer_scale_init_value: float = 0.,
+                 out_norm: bool = True,
+                 gap_before_final_norm: bool = False,
+                 init_cfg: Optional[Union[dict, Sequence[dict]]] = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.depths, self.channels = resolve_arch(arch)
+        self.out_indices = _resolve_out_indices(out_indices)
+        if not 0 <= frozen_stages <= 4:
+            raise UserError(f'frozen_stages={frozen_stages}: expected 0 to 4')
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f'drop_path_rate={drop_path_rate}: expected a rate in [0, 1)')
+        self.in_channels = in_channels
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.out_norm = out_norm
+        self.gap_before_final_norm = gap_before_final_norm
+        rates = [drop_path_rate * block / max(sum(self.depths) - 1, 1) for block in range(sum(self.depths))]
+        self.downsample_layers = nn.ModuleList([Stem(in_channels, self.channels[0])])
+        self.downsample_layers.extend(Downsample(*pair) for pair in zip(self.channels, self.channels[1:]))
+        self.stages = nn.ModuleList()
+        for stage, (depth, width) in enumerate(zip(self.depths, self.channels)):
+            first = sum(self.depths[:stage])
+            self.stages.append(
+                Stage(*(ConvNeXtV2Block(width, rate, response_norm, layer_scale_init_value)
+                        for rate in rates[first:first + depth])))
+        if with_cp and any(isinstance(module, nn.BatchNorm1d) for module in self.stages.modules()):
+            raise UserError("with_cp=True with response_norm=dict(type='BN'): computing blocks again would count each "
+                            'batch twice in the running statistics; set with_cp=False')
+        for stage in self.out_indices if out_norm else ():
+            self.add_module(f'norm{stage}', LayerNorm(self.channels[stage]))
+        self._freeze()
+
+    def forward(self,
+                images: Tensor,
+                visible_cells: Optional[Tensor] = None,
+                execution: Optional[str] = None) -> Tuple[Tensor, ...]:
+        """Compute feature maps.
+
+        Args:
+            images (Tensor): (B, in_channels, H, W), at least 32x32; multiples of 32 when masked.
+            visible_cells (Tensor, optional): Long, (B, K), raster indices of the visible 32x32-pixel cells of each
+                image, ascending. Defaults to None, nothing is masked.
+            execution (str, optional): How to visit sites. Defaults to ``'dense'`` without visible cells, else
+                ``'packed'``.
+
+        Returns:
+            tuple[Tensor]: Maps (B, C, H / s, W / s) of strides s = 4, 8, 16, 32, those of ``out_indices``, zero in
+            hidden cells; with ``gap_before_final_norm``, vectors (B, C).
+
+        Raises:
+            ValueError: For pictures, visible cells or an execution that do not fit.
+        """
+        check_images(images, visible_cells)
+        walk = get_execution(execution or ('dense' if visible_cells is None else 'packed'), visible_cells is not None)
+        images = images.contiguous(memory_format=torch.channels_last)
+        outputs = []
+        for stage in range(max(self.out_indices) + 1):
+            if stage == 0:
+                sites, grid = self.downsample_layers[0](images, visible_cells, walk)
+            else:
+                sites, grid = self.downsample_layers[stage](sites, grid, walk)
+            sites = self.stages[stage](sites, grid, walk, self.with_cp and self.training)
+            if stage in self.out_indices:
+                outputs.append(self._output(stage, sites, grid, walk))
+        return tuple(outputs)
+
+    def _output(self, stage: int, sites: Tensor, grid: Grid, walk: Execution) -> Tensor:
+        """Apply the output norm, and lay the sites (B, N, C) out as a map or average them.
+
+        Maps leave in NCHW memory: compiled mmcv's RoIAlign reads channels-last memory as if it were NCHW, silently.
+        """
+        if self.gap_before_final_norm:
+            sites = mean_over_sites(sites, grid.counted)  # (B, 1, C)
+        if self.out_norm:
+            sites = getattr(self, f'norm{stage}')(sites)
+        return sites.squeeze(1) if self.gap_before_final_norm else walk.leave(sites, grid).contiguous()
+
+    def init_weights(self) -> None:
+        """Draw weights (std 0.02, once), then run ``init_cfg``, which may load pretrained weights.
+
+        The order matters: a drawn weight must never replace a loaded one.
+        """
+        given = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
+        if not self._is_init:
+            self.init_cfg = [dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02), *given]
+        super().init_weights()
+        self.init_cfg = given
+
+    def train(self, mode: bool = True) -> 'ConvNeXtV2':
+        """Switch to training; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        for stage in range(self.frozen_stages):
+            for module in (self.downsample_layers[stage], self.stages[stage]):
+                module.eval()
+                module.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '', decay_type: str = 'group_wise') -> Tuple[int, int]:
+        """Return the depth of a parameter for layer-wise learning-rate decay, and the number of depths.
+
+        Args:
+            param_name (str): Full name of the parameter.
+            prefix (str): What stands before the backbone's own names, such as ``'backbone.'``. Defaults to ''.
+            decay_type (str): See :func:`mmconvnextv2.models.layer_depth.layer_depth`. Defaults to ``'group_wise'``.
+
+        Returns:
+            tuple[int, int]: Depth of the parameter in [0, n - 1], and n.
+
+        Raises:
+            ValueError: If ``decay_type`` is unknown.
+        """
+        inside = param_name.startswith(prefix)
+        return layer_depth(param_name[len(prefix):] if inside else 'head', self.depths, decay_type)
+
+
+def _resolve_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
+    """Return ``out_indices`` ascending and in 0 to 3, or raise ``ValueError``."""
+    indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
+    if not indices or any(not -4 <= index <= 3 for index in indices):
+        raise UserError(f'out_indices={out_indices!r}: expected stages in 0 to 3')
+    return tuple(sorted({index % 4 for index in indices}))

@@ -1,0 +1,80 @@
+"""Depth of each backbone parameter for layer-wise learning-rate decay (arXiv 2301.00808, appendix A).
+
+The grouping follows the official optimizer code: ``layer_wise`` is its "single", ``group_wise`` its "group", which
+MMDetection, MMSegmentation and ConvNeXt V1 call ``layer_wise`` with 6 or 12 layers. Here the number of groups follows
+from the depths.
+"""
+import math
+from typing import Sequence, Tuple
+
+from ..utils.errors import UserError
+
+DECAY_TYPES = ('layer_wise', 'group_wise')
+BLOCKS_PER_GROUP = 3
+
+
+def check_decay_type(decay_type: str) -> None:
+    """Raise ``ValueError`` unless ``decay_type`` is one of ``DECAY_TYPES``."""
+    if decay_type not in DECAY_TYPES:
+        raise UserError(f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step a block) or '
+                        '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).')
+
+
+def num_decay_layers(depths: Sequence[int], decay_type: str) -> int:
+    """Count the decayed layers before the head.
+
+    Args:
+        depths (Sequence[int]): Blocks of each of the four stages.
+        decay_type (str): 'layer_wise' or 'group_wise'.
+
+    Returns:
+        int: ``sum(depths)``, or 2 + ceil(depths[2] / 3) + 1 groups (base 12, tiny 6, atto 5).
+    """
+    check_decay_type(decay_type)
+    if decay_type == 'layer_wise':
+        return sum(depths)
+    return 2 + math.ceil(depths[2] / BLOCKS_PER_GROUP) + 1
+
+
+def _block_layer_id(stage: int, block: int, depths: Sequence[int]) -> int:
+    return sum(depths[:stage]) + block + 1
+
+
+def _group_layer_id(stage: int, block: int, depths: Sequence[int]) -> int:
+    if stage == 3:
+        return num_decay_layers(depths, 'group_wise')
+    if stage == 2:
+        return 3 + block // BLOCKS_PER_GROUP
+    return stage + 1
+
+
+def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise') -> Tuple[int, int]:
+    """Say at which depth a backbone parameter stands.
+
+    A downsampling layer belongs to the first block of the stage that it opens. The stem has an id of its own, 0, with
+    ``group_wise`` and shares id 1 with the first block with ``layer_wise``, as in the official code.
+
+    Args:
+        name (str): Parameter name inside the backbone, e.g. ``stages.2.5.norm.weight``.
+        depths (Sequence[int]): Blocks of each of the four stages.
+        decay_type (str): 'layer_wise' or 'group_wise'. Defaults to 'group_wise'.
+
+    Returns:
+        Tuple[int, int]: Layer id, and the number of ids including the head's. The learning rate is scaled by
+        ``decay_rate ** (num_ids - layer_id - 1)``; output norms and everything after the backbone keep scale 1.
+
+    Examples:
+        >>> layer_depth('stages.2.26.norm.weight', (3, 3, 27, 3), 'group_wise')
+        (11, 14)
+    """
+    num_layers = num_decay_layers(depths, decay_type)
+    parts = name.split('.')
+    layer_id_of = _block_layer_id if decay_type == 'layer_wise' else _group_layer_id
+    if parts[0] == 'stages':
+        layer_id = layer_id_of(int(parts[1]), int(parts[2]), depths)
+    elif parts[0] == 'downsample_layers':
+        is_group_stem = parts[1] == '0' and decay_type == 'group_wise'
+        layer_id = 0 if is_group_stem else layer_id_of(int(parts[1]), 0, depths)
+    else:
+        layer_id = num_layers + 1
+    return layer_id, num_layers + 2

@@ -1,0 +1,36 @@
+"""Small layers of ConvNeXt V2 over sites of shape (B, N, C); GRN and its competitors are in ``response_norms.py``."""
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of sites (B, N, C), or of a map (B, C, H, W) through :meth:`forward_map`."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
+        super().__init__(num_channels, eps=eps)
+
+    def forward_map(self, features_BCHW: Tensor) -> Tensor:
+        """Normalise each site of a map (B, C, H, W); the memory format becomes channels-last."""
+        return self(features_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth that drops a residual branch of whole images, so that hidden sites cannot change the draw.
+
+    Args:
+        drop_prob (float): Probability in [0, 1) that an image's branch is dropped.
+    """
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Scale or drop the branch (B, ...) of each image."""
+        if not self.training or self.drop_prob == 0:
+            return branch
+        keep = 1 - self.drop_prob
+        kept = branch.new_empty((branch.shape[0], ) + (1, ) * (branch.ndim - 1)).bernoulli_(keep)
+        return branch * (kept / keep)
+
+    def extra_repr(self) -> str:
+        return f'drop_prob={self.drop_prob:g}'

@@ -1,0 +1,217 @@
+"""What may normalise a block's hidden features: GRN (arXiv 2301.00808, section 3.4) and the paper's ablations of it.
+
+All see sites (B, N, C). Unlike the official sparse GRN, whose norm runs over all visible points of a batch, statistics
+are per image, over the sites that count (batch norm's over all such sites of the batch), and in float32 when the input
+is half precision, because squares overflow in float16. The paper names its competitors without their settings: those
+here are the defaults of torch and of the competitors' own papers.
+"""
+import inspect
+from typing import Callable, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.grn import AGGREGATIONS, NORMALIZATIONS, response_scale
+from ..ops.reductions import hide, mean_over_sites, statistics_dtype
+from ..utils.errors import UserError
+from .layers import LayerNorm
+
+
+class ResponseNorm(nn.Module):
+    """The contract of all response norms.
+
+    ``forward(sites, counted=None, depthwise=None)`` returns sites of the same shape (B, N, C). Statistics over sites
+    take those where ``counted`` (B, N, 1) is True; what is returned at other sites is never read. A norm that looks at
+    neighbours asks ``depthwise(sites, conv)``, the depthwise convolution of the execution, which knows where they are.
+    """
+
+
+class GRN(ResponseNorm):
+    """Global Response Normalization, ``x * N(G(x)) * gamma + beta + x``, over sites of shape (B, N, C).
+
+    Args:
+        num_channels (int): C.
+        eps (float): See :func:`response_scale`. Defaults to 1e-6.
+        aggregation (str): ``'L2'``, ``'L1'``, ``'average'``, or ``'none'`` (X * N(X)). Defaults to ``'L2'``.
+        normalization (str): ``'x/sum'``, ``'1/sum'``, ``'standardize'`` (zero mean, unit variance over channels) or
+            ``'none'`` (X * G(X)). Defaults to ``'x/sum'``.
+        residual (bool): Add x. Then gamma starts at 0 and the norm as the identity; else it starts at 1. Defaults to
+            True.
+        affine (bool): Whether there are gamma and beta. Defaults to True.
+
+    Raises:
+        ValueError: If the aggregation or the normalization is unknown.
+    """
+
+    def __init__(self,
+                 num_channels: int,
+                 eps: float = 1e-6,
+                 aggregation: str = 'L2',
+                 normalization: str = 'x/sum',
+                 residual: bool = True,
+                 affine: bool = True) -> None:
+        super().__init__()
+        for name, value, known in (('aggregation', aggregation, AGGREGATIONS),
+                                   ('normalization', normalization, NORMALIZATIONS)):
+            if value not in known:
+                raise UserError(f'{name}={value!r} of the response norm GRN: choose from {list(known)}')
+        self.eps = eps
+        self.aggregation = aggregation
+        self.normalization = normalization
+        self.residual = residual
+        self.gamma = nn.Parameter(torch.full((num_channels, ), 0. if residual else 1.)) if affine else None
+        self.beta = nn.Parameter(torch.zeros(num_channels)) if affine else None
+
+    @property
+    def is_published(self) -> bool:
+        """Whether this is the paper's final GRN, which ``ops.response_mlp`` computes too."""
+        chosen = (self.aggregation, self.normalization, self.residual, self.gamma is not None)
+        return chosen == ('L2', 'x/sum', True, True)
+
+    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+        """Normalise ``sites`` (B, N, C); ``counted`` as in :func:`response_scale`."""
+        scale = response_scale(sites, counted, self.eps, self.aggregation, self.normalization)
+        if self.gamma is not None:
+            scale = self.gamma * scale
+        if self.residual:
+            scale = 1 + scale  # (B, 1, C)
+        if self.beta is None:
+            return sites * scale.to(sites.dtype)
+        return torch.addcmul(self.beta.to(sites.dtype), sites, scale.to(sites.dtype))
+
+    def extra_repr(self) -> str:
+        return f'aggregation={self.aggregation}, normalization={self.normalization}, residual={self.residual}'
+
+
+class LocalResponseNorm(ResponseNorm):
+    """LRN of AlexNet over ``size`` neighbouring channels of each site: ``x / (k + alpha * mean(x^2))^beta``.
+
+    Args:
+        num_channels (int): C; there are no parameters.
+        size (int): Defaults to 5.
+        alpha (float): Defaults to 1e-4.
+        beta (float): Defaults to 0.75.
+        k (float): Defaults to 1.
+    """
+
+    def __init__(self, num_channels: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75,
+                 k: float = 1.) -> None:
+        super().__init__()
+        self.settings = dict(size=size, alpha=alpha, beta=beta, k=k)
+
+    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+        """Normalise each of the sites (B, N, C) by itself."""
+        channels_first = sites.to(statistics_dtype(sites.dtype)).transpose(1, 2)  # (B, C, N)
+        return F.local_response_norm(channels_first, **self.settings).transpose(1, 2).to(sites.dtype)
+
+
+class BatchNorm(ResponseNorm):
+    """Batch norm over the counted sites of all images of the batch, in the running statistics too.
+
+    Args:
+        num_channels (int): C.
+        eps (float): Defaults to 1e-5.
+        momentum (float): Weight of a batch in the running statistics. Defaults to 0.1.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        # A child, not a base class, so that conversion to SyncBatchNorm and back finds it
+        self.batch_norm = nn.BatchNorm1d(num_channels, eps, momentum)
+
+    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+        """Normalise ``sites`` (B, N, C); those that do not count become zero."""
+        if counted is None:
+            return self.batch_norm(sites.flatten(0, 1)).view_as(sites)
+        rows = (counted.squeeze(-1), )
+        return torch.zeros_like(sites).index_put(rows, self.batch_norm(sites[rows]).to(sites.dtype))
+
+
+class ChannelNorm(LayerNorm, ResponseNorm):
+    """LayerNorm over the channels of each site.
+
+    Args:
+        num_channels (int): C.
+        eps (float): Defaults to 1e-6.
+    """
+
+    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+        """Normalise each of the sites (B, N, C) by itself."""
+        return super().forward(sites)
+
+
+class Bottleneck(nn.Sequential):
+    """The two linears of a channel gate, with ``num_channels / ratio`` channels between them, at least one."""
+
+    def __init__(self, num_channels: int, ratio: int) -> None:
+        narrow = max(num_channels // ratio, 1)
+        super().__init__(nn.Linear(num_channels, narrow), nn.ReLU(), nn.Linear(narrow, num_channels))
+
+
+class SqueezeExcitation(ResponseNorm):
+    """SE (arXiv 1709.01507): multiply each channel by a gate in (0, 1) that the means of all channels open.
+
+    Args:
+        num_channels (int): C.
+        ratio (int): Of the bottleneck. Defaults to 16, which gives the paper's 109 M parameters to base.
+    """
+
+    def __init__(self, num_channels: int, ratio: int = 16) -> None:
+        super().__init__()
+        self.mlp = Bottleneck(num_channels, ratio)
+
+    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+        """Gate ``sites`` (B, N, C)."""
+        return sites * self.mlp(mean_over_sites(sites, counted)).sigmoid()
+
+
+class CBAM(ResponseNorm):
+    """CBAM (arXiv 1807.06521): a channel gate from means and maxima over sites, then a gate of each site from the
+    means and maxima over channels in its 7x7 neighbourhood.
+
+    Args:
+        num_channels (int): C.
+        ratio (int): Of the bottleneck. Defaults to 16, which gives the paper's 109 M parameters to base.
+    """
+
+    def __init__(self, num_channels: int, ratio: int = 16) -> None:
+        super().__init__()
+        self.mlp = Bottleneck(num_channels, ratio)
+        # Two depthwise channels whose outputs are summed: a 7x7 convolution from two channels to one
+        self.spatial = nn.Conv2d(2, 2, 7, padding=3, groups=2, bias=False)
+
+    def forward(self, sites: Tensor, counted: Optional[Tensor], depthwise: Callable) -> Tensor:
+        """Gate ``sites`` (B, N, C); ``depthwise`` as in :class:`ResponseNorm`."""
+        mean, highest = mean_over_sites(sites, counted), hide(sites, counted, -torch.inf).amax(1, keepdim=True)
+        sites = sites * (self.mlp(mean) + self.mlp(highest)).sigmoid()
+        pooled = torch.stack([sites.mean(-1), sites.amax(-1)], dim=-1)  # (B, N, 2)
+        return sites * depthwise(pooled, self.spatial).sum(-1, keepdim=True).sigmoid()
+
+
+RESPONSE_NORMS = {
+    'GRN': GRN, 'LRN': LocalResponseNorm, 'BN': BatchNorm, 'LN': ChannelNorm, 'SE': SqueezeExcitation, 'CBAM': CBAM
+}
+
+
+def build_response_norm(config: Optional[dict], num_channels: int) -> Optional[nn.Module]:
+    """Build a response norm from ``dict(type='GRN', ...)``; None gives None.
+
+    A plain dict is used instead of a registry: inside mmpretrain's scope ``GRN`` would resolve to another class.
+
+    Raises:
+        ValueError: If ``type`` is missing or unknown, or does not know an argument.
+    """
+    if config is None:
+        return None
+    arguments = dict(config)
+    kind = arguments.pop('type', None)
+    if kind not in RESPONSE_NORMS:
+        raise UserError(f"response_norm=dict(type={kind!r}) is unknown: choose from {sorted(RESPONSE_NORMS)}, or None "
+                        'for ConvNeXt V1')
+    known = list(inspect.signature(RESPONSE_NORMS[kind]).parameters)[1:]
+    unknown = [name for name in arguments if name not in known]
+    if unknown:
+        raise UserError(f'response_norm=dict(type={kind!r}, ...) does not know {", ".join(unknown)}: choose from '
+                        f'{known}')
+    return RESPONSE_NORMS[kind](num_channels, **arguments)

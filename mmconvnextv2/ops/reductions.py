@@ -1,0 +1,23 @@
+"""Masked and unmasked reductions over sites, in the dtype that statistics need."""
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for per-image sums: float32 for half precision, the input's own otherwise."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def hide(sites: Tensor, counted: Optional[Tensor], value: float = 0.) -> Tensor:
+    """Return sites (B, N, C) with ``value`` where ``counted`` (B, N, 1) is False; None counts all."""
+    return sites if counted is None else torch.where(counted, sites, sites.new_full((), value))
+
+
+def mean_over_sites(sites: Tensor, counted: Optional[Tensor] = None) -> Tensor:
+    """Average counted sites, summed in float32 at least: (B, N, C) to (B, 1, C) in the input's dtype."""
+    if counted is None:
+        return sites.mean(1, keepdim=True)
+    total = hide(sites, counted).sum(1, keepdim=True, dtype=statistics_dtype(sites.dtype))
+    return (total / counted.sum(1, keepdim=True)).to(sites.dtype)

@@ -1,0 +1,72 @@
+"""Unlabelled pictures whose crop, flip and mask depend on (seed, epoch, index) alone.
+
+A worker's or a rank's random state plays no part, so the number of workers or processes changes nothing.
+"""
+import logging
+from typing import Sequence, Union
+
+import cv2
+import torch
+from mmengine.logging import print_log
+from mmpretrain.datasets import CustomDataset
+from mmpretrain.registry import DATASETS
+
+from ..datasets.image_files import EXTENSIONS
+from ..utils.errors import RunError, UserError
+from .sampler import Draw, seeded
+
+
+@DATASETS.register_module()
+class UnlabelledImages(CustomDataset):
+    """Every picture of a folder tree.
+
+    A file that cannot be read is named in the log, once a worker, and the next picture takes its place.
+
+    Args:
+        data_root (str): The folder; formats may be mixed, folders nested.
+        pipeline (Sequence): Transforms, ``DrawVisibleCells`` and ``PackInputs`` last.
+        max_corrupt_share (float): Share of unreadable files, in [0, 1), above which the run stops. Defaults to 0.01;
+            one file is always forgiven.
+        extensions (Sequence[str]): Endings, in any case, of the files to read; ``'.npy'`` is for ``LoadPicture``.
+            Defaults to those of the usual picture formats.
+        kwargs: See mmpretrain's ``CustomDataset``.
+
+    Raises:
+        RuntimeError: While training, when more files are unreadable than ``max_corrupt_share`` allows.
+    """
+
+    def __init__(self, data_root: str, pipeline: tuple = (), max_corrupt_share: float = 0.01,
+                 extensions: Sequence[str] = EXTENSIONS, **kwargs) -> None:
+        if not 0 <= max_corrupt_share < 1:
+            raise UserError(f'max_corrupt_share={max_corrupt_share}: expected a share in [0, 1)')
+        self.max_corrupt_share = max_corrupt_share
+        super().__init__(data_root=data_root, pipeline=pipeline, with_label=False, extensions=extensions, **kwargs)
+
+    def full_init(self) -> None:
+        """List the files, and share one flag a file between workers."""
+        if not self._fully_initialized:
+            super().full_init()
+            self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
+
+    def __getitem__(self, draw: Union[int, Draw]) -> dict:
+        draw = draw if isinstance(draw, Draw) else Draw(0, 0, draw)
+        for step in range(len(self)):
+            index = (draw.index + step) % len(self)
+            with seeded(*draw):
+                try:
+                    return self.prepare_data(index)
+                except (OSError, AssertionError, SyntaxError, cv2.error) as error:
+                    self._note_corrupt(index, error)
+        raise RunError(f'none of the {len(self)} pictures below {self.data_root!r} can be read')
+
+    def _note_corrupt(self, index: int, error: Exception) -> None:
+        """Log an unreadable file, and stop the run when there are too many."""
+        if not self._corrupt[index]:
+            self._corrupt[index] = True
+            print_log(f'skipped {self.get_data_info(index)["img_path"]}: {type(error).__name__}: {error} '
+                      f'({int(self._corrupt.sum())} unreadable of {len(self)})', 'current', logging.WARNING)
+        count = int(self._corrupt.sum())
+        if count > max(1, self.max_corrupt_share * len(self)):
+            names = [self.get_data_info(int(one))['img_path'] for one in self._corrupt.nonzero()[:10, 0]]
+            raise RunError(f'{count} of {len(self)} pictures are unreadable, more than max_corrupt_share='
+                           f'{self.max_corrupt_share} allows: {", ".join(names)}')

@@ -1,0 +1,159 @@
+"""Pictures with any number of channels and any depth: how they are read, and how they are normalised.
+
+mmcv's loaders stop at four 8-bit channels, and the preprocessors of mmengine and mmpretrain at three. Both remain
+usable; these take their place where pictures have other channels.
+"""
+import io
+from typing import Optional, Sequence
+
+import cv2
+import mmengine.fileio as fileio
+import numpy as np
+import torch
+from mmcv.transforms import BaseTransform
+from mmengine.model import BaseDataPreprocessor
+from mmpretrain.registry import MODELS, TRANSFORMS
+from PIL import Image
+
+from ..utils.errors import FileError, UserError
+
+TIFF = (b'II*\0', b'MM\0*')  # how such files begin
+
+
+@TRANSFORMS.register_module()
+class LoadPicture(BaseTransform):
+    """Read a picture of a given number of channels, as float32.
+
+    Pictures are read as they are stored (grey, colour, colour with alpha; 8 or 16 bits; orientation tags are
+    not applied), files named ``*.npy`` as arrays (height, width) or (height, width, channels). Values of 16-bit
+    pictures and ``uint16`` arrays are divided by 257, so that 8 and 16 bits share the scale 0 to 255; other arrays keep
+    their values. Three channels come in reversed order, as mmcv's loaders give them and ``to_rgb=True`` expects; any
+    other number in the order of the file, RGBA included.
+
+    Required key: ``img_path``. Added keys: ``img`` (H, W, channels), ``img_shape``, ``ori_shape``. Resize it with
+    ``backend='cv2'``: Pillow resizes 8-bit pictures only. Pictures of five channels::
+
+        _base_ = './fcmae_convnextv2-atto_1xb64-800e_folder.py'
+        model = dict(
+            backbone=dict(in_channels=5),
+            data_preprocessor=dict(mean=[110.] * 5, std=[60.] * 5, to_rgb=False))
+        train_pipeline = [
+            dict(type='LoadPicture', channels=5),
+            dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), interpolation='bicubic'),
+            *_base_.train_pipeline[2:]
+        ]
+        train_dataloader = dict(dataset=dict(pipeline=train_pipeline, extensions=('.npy', )))
+
+    Args:
+        channels (int): What every picture must have.
+
+    Raises:
+        ValueError: If ``channels`` is not positive.
+    """
+
+    def __init__(self, channels: int) -> None:
+        if channels < 1:
+            raise UserError(f'channels={channels} of LoadPicture: expected 1 or more')
+        self.channels = channels
+
+    def transform(self, results: dict) -> dict:
+        """Add the pixels.
+
+        Raises:
+            OSError: If the file cannot be read, or holds values that are not finite.
+            ValueError: If it has another number of channels.
+        """
+        path = str(results['img_path'])
+        content = fileio.get(path)
+        pixels = read_array(content, path) if path.lower().endswith('.npy') else read_picture(content, path)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.ndim != 3 or pixels.shape[2] != self.channels:
+            raise UserError(
+                f'{path} has shape {pixels.shape} (height, width, channels), but LoadPicture has channels='
+                f'{self.channels}: set it, model.backbone.in_channels and the lengths of '
+                'model.data_preprocessor.mean and std to what the pictures have, or take this file out')
+        scale = 257 if pixels.dtype == np.uint16 else 1
+        results['img'] = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(scale)
+        if not np.isfinite(results['img']).all():
+            raise FileError(f'{path} holds values that are not finite in float32')
+        results['img_shape'] = results['ori_shape'] = pixels.shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(channels={self.channels})'
+
+
+def read_picture(content: bytes, path: str) -> np.ndarray:
+    """Decode a picture's bytes: (H, W), (H, W, 3) in BGR or (H, W, 4) in RGBA order.
+
+    Raises:
+        OSError: If OpenCV cannot decode them.
+    """
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise FileError(f'{path} cannot be decoded: {error}') from error
+    if pixels is None:
+        raise FileError(f'{path} cannot be decoded; more than four channels are read from .npy files')
+    if content[:4] in TIFF and pixels.shape[2:] == (4, ) and pixels.dtype == np.uint8:
+        return np.asarray(Image.open(io.BytesIO(content)))  # OpenCV multiplies colours of such files by alpha
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA) if pixels.ndim == 3 and pixels.shape[2] == 4 else pixels
+
+
+def read_array(content: bytes, path: str) -> np.ndarray:
+    """Decode an ``.npy`` file of real numbers; three channels, last, come in reversed order.
+
+    Raises:
+        OSError: If it is damaged, or holds anything but real numbers.
+    """
+    try:
+        pixels = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise FileError(f'{path} is no array of numbers: {error}') from error
+    if pixels.dtype.kind not in 'biuf':
+        raise FileError(f'{path} is an array of {pixels.dtype}: expected real numbers')
+    return pixels[..., ::-1] if pixels.ndim == 3 and pixels.shape[2] == 3 else pixels
+
+
+@MODELS.register_module()
+class FCMAEDataPreprocessor(BaseDataPreprocessor):
+    """Normalise pictures (B, C, H, W) of any number of channels.
+
+    Args:
+        mean (Sequence[float], optional): One value, or one a channel in the order after ``to_rgb``. Defaults to None,
+            as is ``std``: no normalisation.
+        std (Sequence[float], optional): As many values as ``mean``, positive. Defaults to None.
+        to_rgb (bool): Reverse three channels, which mmcv loads as BGR; other numbers stay. Defaults to False.
+        non_blocking (bool): Whether the copy to the device may overlap. Defaults to False.
+
+    Raises:
+        ValueError: If ``mean`` and ``std`` do not go together.
+    """
+
+    def __init__(self, mean: Optional[Sequence[float]] = None, std: Optional[Sequence[float]] = None,
+                 to_rgb: bool = False, non_blocking: bool = False) -> None:
+        super().__init__(non_blocking)
+        if (mean is None) != (std is None) or (mean is not None and (len(mean) != len(std) or min(std) <= 0)):
+            raise UserError(f'mean={mean} and std={std} of the data_preprocessor: expected as many of one as of the '
+                            'other, and positive deviations')
+        self.to_rgb = to_rgb
+        self.normalises = mean is not None
+        if self.normalises:
+            self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+            self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, data: dict, training: bool = False) -> dict:
+        """Return the batch with normalised ``inputs``, on the model's device.
+
+        Raises:
+            ValueError: If the pictures have another number of channels than ``mean``.
+        """
+        data = self.cast_data(data)
+        images = data['inputs']
+        if self.normalises and self.mean.numel() not in (1, images.shape[1]):
+            raise UserError(f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the pictures '
+                            f'have {images.shape[1]} channels: give as many, or load pictures with as many '
+                            "(dict(type='LoadPicture', channels=...))")
+        images = images.flip(1) if self.to_rgb and images.shape[1] == 3 else images
+        images = images.float()
+        return {**data, 'inputs': (images - self.mean) / self.std if self.normalises else images}

@@ -1,0 +1,1 @@
+"""Config files, versions of dependencies, errors, atomic writes."""

@@ -1,0 +1,147 @@
+"""Dotted names of 0.1 that moved: imported, they warn once and give what is at the new place.
+
+One finder behind all others in ``sys.meta_path``, so that no file has to stay where a module was.
+"""
+import sys
+import warnings
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import CodeType, ModuleType
+from typing import Any, Callable, Optional, Sequence
+
+PACKAGE = __name__.partition('.')[0]
+REMOVED_IN = '0.4'
+# Modules of 0.1 -> the modules that now hold what was in them, those that are run as a command first
+MOVED = {
+    'analysis.costs': 'commands.flops',
+    'analysis.feature_tool': 'commands.features',
+    'analysis.hidden_features': 'analysis.feature_hooks',
+    'analysis.labelled_pictures': 'datasets.labelled_folder',
+    'analysis.report': 'analysis.html',
+    'analysis.run_report': 'commands.report',
+    'analysis.subjects': 'analysis.models',
+    'backbone': 'models.convnext_v2',
+    'browse': 'commands.browse',
+    'checkpoint.content': 'checkpoint.state_dict',
+    'checkpoint.initializer': 'checkpoint.pretrained engine.hooks.matching_weights',
+    'checkpoint.matching': 'engine.hooks.matching_weights checkpoint.strict',
+    'checkpoint.moments': 'checkpoint.optimizer_state',
+    'command': 'commands.run_tool',
+    'convert': 'checkpoint.convert',
+    'data_checks': 'commands.data_checks',
+    'datasets.embedded': 'datasets.synthetic.writer',
+    'datasets.labels': 'datasets.segmentation',
+    'datasets.scenes': 'datasets.synthetic.scenes',
+    'doctor': 'commands.doctor',
+    'download': 'checkpoint.download',
+    'execution': 'models.execution',
+    'execution.base': 'models.execution.base',
+    'execution.cells': 'models.execution.cells',
+    'execution.dense': 'models.execution.dense',
+    'execution.masked': 'models.execution.masked',
+    'execution.minkowski': 'models.execution.minkowski',
+    'execution.packed': 'models.execution.packed',
+    'export.command': 'commands.export',
+    'faults': 'engine.hooks.preemption engine.hooks.finite_loss commands.run_tool',
+    'foreign_models': 'checkpoint.cross_check',
+    'launch': 'commands.train commands.arguments commands.runner commands.test',
+    'layer_decay': 'engine.layer_decay models.layer_depth',
+    'layers': 'models.layers ops.reductions',
+    'mixed_precision': 'models.fp32_detection',
+    'ops.hidden': 'ops.mlp_passes',
+    'ops.neighbours': 'ops.depthwise_triton',
+    'ops.products': 'ops.matmul',
+    'optim_wrapper': 'engine.mixed_precision',
+    'pictures': 'datasets.image_files',
+    'predict': 'commands.predict',
+    'pretrain.channels': 'pretrain.multichannel',
+    'pretrain.data': 'pretrain.dataset pretrain.sampler',
+    'pretrain.hooks': 'pretrain.reconstruction',
+    'pretrain.reconstruct': 'commands.reconstruct',
+    'pretrain.resume': 'pretrain.loop',
+    'quickstart': 'commands.quickstart',
+    'recipes': 'utils.config',
+    'response_norms': 'models.response_norms ops.grn',
+    'safe_loading': 'checkpoint.load',
+    'safe_saving': 'engine.hooks.checkpoint',
+    'strategy': 'engine.fsdp2',
+    'sweep': 'commands.sweep',
+    'train_options': 'commands.train_flags engine.hooks.early_stopping engine.hooks.compile_backbone',
+    'training_checkpoint': 'checkpoint.training_state',
+    'typos': 'utils.suggestions',
+    'versions': 'utils.compat',
+}
+PACKAGES = ('execution', )
+# Names that a package of 0.1 exported, and that it does not hold any more
+EXPORTED = {
+    'checkpoint': {'MatchingWeightsHook': 'engine.hooks', 'skip_initial_weights_on_resume': 'engine.hooks'},
+}
+
+
+class MovedModule(ModuleType):
+    """A module that looks its names up in those that took its place."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') and name != '__all__':
+            raise AttributeError(name)
+        for place in _places(self.__name__):
+            if hasattr(import_module(place), name):
+                return getattr(import_module(place), name)
+        raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
+
+
+class MovedFinder(MetaPathFinder, Loader):
+    """Finds the modules of ``MOVED``; runs them as commands for ``python -m``, too."""
+
+    def find_spec(self, fullname: str, path: Optional[Sequence[str]] = None,
+                  target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
+        package, _, name = fullname.partition('.')
+        if package != PACKAGE or name not in MOVED:
+            return None
+        return ModuleSpec(fullname, self, is_package=name in PACKAGES)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return MovedModule(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._warn(module.__name__)
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the code that ``python -m`` runs."""
+        self._warn(fullname)
+        return compile(f'from {_places(fullname)[0]} import main\nraise SystemExit(main())\n', f'<{fullname}>', 'exec')
+
+    @staticmethod
+    def _warn(name: str) -> None:
+        warnings.warn(f'{name} is now {" and ".join(_places(name))}; the old name goes with {REMOVED_IN}',
+                      FutureWarning, stacklevel=2)
+
+
+def _places(fullname: str) -> Sequence[str]:
+    return [f'{PACKAGE}.{place}' for place in MOVED[fullname.partition('.')[2]].split()]
+
+
+def register_moved() -> None:
+    """Let Python find the modules of ``MOVED`` at their old names."""
+    if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
+        sys.meta_path.append(MovedFinder())
+
+
+def moved_names(module: str) -> Callable[[str], Any]:
+    """Return a ``__getattr__`` for a package that lost modules or names.
+
+    Args:
+        module (str): The package's ``__name__``.
+    """
+    prefix = f'{module}.'.partition('.')[2]
+
+    def get(name: str) -> Any:
+        if f'{prefix}{name}' in MOVED:
+            return import_module(f'{module}.{name}')
+        place = EXPORTED.get(prefix.rstrip('.'), {}).get(name)
+        if place is None:
+            raise AttributeError(f'module {module!r} has no attribute {name!r}')
+        return getattr(import_module(f'{PACKAGE}.{place}'), name)
+
+    return get
