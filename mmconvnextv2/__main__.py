@@ -1,9 +1,8 @@
 """``python -m mmconvnextv2 TOOL ...`` runs a file of ``tools/`` by its name, also where only the wheel is installed."""
 import runpy
 import sys
-from pathlib import Path
 
-TOOLS = Path(__file__).parent / '.mim' / 'tools'
+from .utils.config import TOOLS
 
 
 def main() -> None:

@@ -4,4 +4,4 @@ import sys
 from mmconvnextv2.commands.doctor import main
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(bool(main()))

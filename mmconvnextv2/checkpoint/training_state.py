@@ -3,6 +3,7 @@
 Weights, decoder, AdamW's moments and the epoch are carried over. Official files hold no schedule; here it follows from
 the config, run forward to the place of the checkpoint. mmengine resumes both from one file.
 """
+import warnings
 from copy import deepcopy
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -11,7 +12,6 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 from torch import Tensor
 
-from ..engine.hooks.resume import advance_schedulers
 from ..utils.config import read_config
 from ..utils.errors import UserError
 from . import pretraining_from_canonical, pretraining_to_canonical
@@ -28,6 +28,19 @@ class Recipe(NamedTuple):
     shapes: Dict[str, tuple]
     schedule: List[dict]
     accumulative_counts: int
+
+
+def advance_schedulers(schedulers: Sequence, num_epochs: int, epoch_length: int, more: int = 0) -> None:
+    """Step schedulers as a run does that trains epochs, and ``more`` iterations of the next one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of a scheduler that steps before its optimizer
+        for epoch in range(num_epochs + 1):
+            last = epoch == num_epochs
+            for by_epoch, times in ((False, more if last else epoch_length), (True, 0 if last else 1)):
+                due = [scheduler for scheduler in schedulers if scheduler.by_epoch == by_epoch]
+                for _ in range(times if due else 0):
+                    for scheduler in due:
+                        scheduler.step()
 
 
 def read_recipe(config: str, options: Optional[Dict[str, Any]] = None) -> Recipe:

@@ -11,9 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
-from ..__main__ import TOOLS
 from ..engine.hooks.early_stopping import find_metric
-from ..utils.config import read_config
+from ..utils.config import TOOLS, read_config
 from ..utils.errors import RunError, UserError
 from .report import find_runs, read_entries
 from .train import parse_train_args

@@ -5,6 +5,7 @@ package it came from, and looks types up in the registries of that scope. This p
 are written for MMDetection, MMSegmentation or MMPretrain, and say so in ``default_scope``.
 """
 import os
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -12,6 +13,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from .compat import FORKS, installed_version
 from .errors import MissingFileError, UserError
 
+TOOLS = Path(__file__).parents[1] / '.mim' / 'tools'  # the files of tools/, also in an installed package
 SCOPE = __name__.partition('.')[0]
 
 

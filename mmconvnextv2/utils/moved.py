@@ -110,7 +110,8 @@ class MovedFinder(MetaPathFinder, Loader):
     def get_code(self, fullname: str) -> CodeType:
         """Return the code that ``python -m`` runs."""
         self._warn(fullname)
-        return compile(f'from {_places(fullname)[0]} import main\nraise SystemExit(main())\n', f'<{fullname}>', 'exec')
+        source = f'from {_places(fullname)[0]} import main\nraise SystemExit(bool(main()))\n'
+        return compile(source, f'<{fullname}>', 'exec')
 
     @staticmethod
     def _warn(name: str) -> None:

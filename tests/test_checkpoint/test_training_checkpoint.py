@@ -17,8 +17,8 @@ from mmconvnextv2.checkpoint.convert import convert_training_file
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 
 pytest.importorskip('mmpretrain')
-from mmconvnextv2.checkpoint.training_state import read_recipe, tell_weight_decay  # noqa: E402
-from mmconvnextv2.checkpoint.training_state import training_from_canonical, training_to_canonical  # noqa: E402
+from mmconvnextv2.checkpoint.training_state import (read_recipe, tell_weight_decay,  # noqa: E402
+                                                    training_from_canonical, training_to_canonical)
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 DEPTHS, CHANNELS, WIDTH = (1, 1, 2, 1), (4, 6, 8, 10), 12

@@ -5,8 +5,7 @@ counts on with the iterations of an epoch that may have another length.
 """
 import json
 import os
-import warnings
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.dist import get_world_size
@@ -14,24 +13,12 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ...checkpoint.training_state import advance_schedulers
 from ...utils.errors import UserError
 
 FACTS = 'training_facts'  # in the message hub, and so in checkpoints
 SCHEDULE = ('learning rate', 'schedule', 'end', 'iterations in an epoch')
 SKIPPED = ('params', 'lr', 'initial_lr', 'param_names')
-
-
-def advance_schedulers(schedulers: Sequence, num_epochs: int, epoch_length: int, more: int = 0) -> None:
-    """Step schedulers as a run does that trains epochs, and ``more`` iterations of the next one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a scheduler that steps before its optimizer
-        for epoch in range(num_epochs + 1):
-            last = epoch == num_epochs
-            for by_epoch, times in ((False, more if last else epoch_length), (True, 0 if last else 1)):
-                due = [scheduler for scheduler in schedulers if scheduler.by_epoch == by_epoch]
-                for _ in range(times if due else 0):
-                    for scheduler in due:
-                        scheduler.step()
 
 
 def training_facts(runner: Runner) -> Dict[str, Any]:
