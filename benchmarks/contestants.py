@@ -153,8 +153,7 @@ def downstream(config, batch, side, device, backbone='ours'):
     """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn pictures."""
     from mmconvnextv2.commands.arguments import load_config
     from mmconvnextv2.commands.runner import revert_sync_batch_norm
-    from mmconvnextv2.commands.train import parse_train_args
-    cfg = load_config(parse_train_args([config]))
+    cfg = load_config(config)
     revert_sync_batch_norm(cfg)
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
     torch.manual_seed(0)

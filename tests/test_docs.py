@@ -18,8 +18,9 @@ from mmengine.registry import MODELS, DefaultScope
 from pages import BLOCK, commands_in, expand, not_printed
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.commands import train as launch
+from mmconvnextv2.commands.arguments import load_config
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
+from mmconvnextv2.utils.suggestions import check_overrides
 
 ROOT = Path(__file__).parents[1]
 GUIDES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('**/*.md')),
@@ -85,14 +86,13 @@ def check_tool(parse, tool, arguments):
     config = getattr(args, 'config', None)
     if config and not PLACEHOLDER.fullmatch(config):
         cfg = read(str(ROOT / config))
-        launch.check_overrides(cfg, getattr(args, 'cfg_options', None))
+        check_overrides(cfg, getattr(args, 'cfg_options', None))
         cfg.merge_from_dict(getattr(args, 'cfg_options', None) or {})
 
 
 @lru_cache(maxsize=None)
 def _parsed(config):
-    return launch.load_config(argparse.Namespace(config=config, cfg_options=None, work_dir=None, launcher='none',
-                                                 local_rank=0))
+    return load_config(config)
 
 
 def read(config):

@@ -1,56 +1,6 @@
 """Convert ConvNeXt V2 weights between layouts: ``python tools/convert_checkpoint.py --help`` shows an example."""
-import argparse
-
-from mmengine.config import DictAction
-
-from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file, convert_training_file
+from mmconvnextv2.commands.convert import convert, parse_args
 from mmconvnextv2.commands.run_tool import run_tool
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Convert ConvNeXt V2 weights between layouts; .safetensors is the recommended output: reading it '
-                    'cannot run code, whoever wrote it.',
-        epilog='Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth atto.safetensors --to timm')
-    parser.add_argument('source', help='a checkpoint in any known layout, a path or a URL')
-    parser.add_argument('target', help='the file to write, .safetensors, .pth, .pt or .bin')
-    parser.add_argument('--to', default='canonical', choices=LAYOUTS, help='layout to write (default canonical)')
-    parser.add_argument('--force', action='store_true', help='overwrite the target')
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument('--ema', dest='weights', action='store_const', const='ema', default='default',
-                        help='take the moving average of the file')
-    chosen.add_argument('--raw', dest='weights', action='store_const', const='raw',
-                        help='take the weights beside which the file holds a moving average')
-    parser.add_argument('--check', action='store_true',
-                        help='compare the outputs of both files on random pictures, each in its own library')
-    whole = parser.add_mutually_exclusive_group()
-    whole.add_argument('--classifier', action='store_true', help='convert a whole classifier with its head')
-    whole.add_argument('--pretraining', action='store_true',
-                       help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)')
-    whole.add_argument('--training', metavar='CONFIG',
-                       help='convert a whole training checkpoint, to go on with this FCMAE config or from it')
-    parser.add_argument('--epoch-length', type=int, help='iterations an epoch of CONFIG (default: of the official run)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of CONFIG, key=value ...')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
-    args = parser.parse_args()
-    if args.training and (args.check or args.weights != 'default'):
-        parser.error('--training goes with neither --check, --ema nor --raw')
-    if args.check and args.pretraining:
-        parser.error('--check compares backbones: leave --pretraining out')
-    return args
-
-
-def convert(args: argparse.Namespace) -> None:
-    """Convert as the arguments say, and print what was written."""
-    if args.training:
-        print(convert_training_file(args.source, args.target, args.to, args.training, args.cfg_options,
-                                    args.epoch_length, args.force))
-    else:
-        print(convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights,
-                           args.classifier))
-    if args.check:
-        print(check_conversion(args.source, args.target, args.weights))
-
 
 if __name__ == '__main__':
     run_tool(convert, parse_args())

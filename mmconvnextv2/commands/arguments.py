@@ -2,7 +2,7 @@
 import os
 from argparse import ArgumentParser, Namespace
 from importlib import import_module
-from typing import Optional
+from typing import Any, Dict, Optional
 
 from mmengine.config import Config, DictAction
 
@@ -18,31 +18,51 @@ VISUALIZATION_HOOKS = dict(
     mmseg=dict(type='SegVisualizationHook'))
 
 
-def add_common_arguments(parser: ArgumentParser) -> None:
+def add_config_options(parser: ArgumentParser) -> None:
+    """Add ``--cfg-options`` and ``--traceback``, which every tool that reads a config has."""
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value ...')
+    add_traceback(parser)
+
+
+def add_traceback(parser: ArgumentParser) -> None:
+    """Add ``--traceback``, which every tool has."""
+    parser.add_argument('--traceback', action='store_true', help='show where in the code an error was found')
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Add what ``tools/train.py`` and ``tools/test.py`` share, OpenMMLab's names for it."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/CONFIG_NAME')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
     parser.add_argument('--skip-data-checks', action='store_true', help='start without reading annotations and labels')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    add_config_options(parser)
 
 
-def load_config(args: Namespace) -> Config:
-    """Read the config, apply the overrides and settle the work folder.
+def load_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
+    """Read a config, apply overrides, settle its data and import the package of its ``default_scope``.
+
+    Args:
+        path (str): The config file.
+        options (dict, optional): Overrides by dotted key, as ``--cfg-options``. Defaults to None.
 
     Raises:
-        ValueError: If the file does not exist, or ``default_scope`` is not installed.
+        ValueError: If the file does not exist, an override names no key, or ``default_scope`` is not installed.
     """
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_config(args.config)
-    cfg.launcher = args.launcher
-    check_overrides(cfg, args.cfg_options)
-    if args.cfg_options:
-        cfg.merge_from_dict({key: whole_path(value) for key, value in args.cfg_options.items()})
-    name = os.path.splitext(os.path.basename(args.config))[0]
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
+    cfg = read_config(path)
+    check_overrides(cfg, options)
+    cfg.merge_from_dict({key: whole_path(value) for key, value in (options or {}).items()})
     settle_data(cfg)
     import_scope(cfg)
+    return cfg
+
+
+def load_run_config(args: Namespace) -> Config:
+    """Read the config of a run, its launcher and work folder set from the arguments; see :func:`load_config`."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.launcher = args.launcher
+    name = os.path.splitext(os.path.basename(args.config))[0]
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     return cfg
 
 

@@ -9,14 +9,14 @@ from typing import Any, Optional, Sequence
 
 import mmcv
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.utils import track_iter_progress
 
 from ..engine.pipelines import name_files
 from ..models.execution import CELL
 from ..utils.errors import UserError
-from .arguments import load_config
+from .arguments import add_config_options, load_config
 from .data_checks import check_data
 
 HIDDEN = 114  # grey level of hidden cells
@@ -31,9 +31,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--out', default='samples', help='folder of the pictures; default samples')
     parser.add_argument('--num', type=int, default=12, help='how many samples; default 12')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default train')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 
@@ -112,7 +110,7 @@ def browse(args: Namespace) -> None:
     Raises:
         ValueError: If the data is not there, or the split has no data set.
     """
-    cfg = load_config(args)
+    cfg = load_config(args.config, args.cfg_options)
     if not cfg.get(f'{args.split}_dataloader'):
         raise UserError(f'--split={args.split}: the config has no {args.split}_dataloader.')
     check_data(cfg, (args.split, ))

@@ -11,7 +11,7 @@ from ..export.libraries import Source, export_hugging_face, export_safetensors, 
 from ..export.model_card import Card
 from ..export.runtimes import export_onnx, export_program
 from ..utils.errors import UserError
-from .arguments import check_checkpoint, load_config
+from .arguments import add_config_options, check_checkpoint, load_config
 
 TOOL = 'python tools/export.py'
 EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
@@ -34,6 +34,11 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     _add_library(commands.add_parser('safetensors', help='a folder with the weights as they are and a model card'),
                  'DIR', lambda source, args: export_safetensors(source, args.out, _card(args)))
     return parser.parse_args(argv)
+
+
+def run(args: Namespace) -> None:
+    """Entry point of ``tools/export.py``: run the chosen subcommand."""
+    args.run(args)
 
 
 def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
@@ -66,9 +71,7 @@ def _add_common(parser: ArgumentParser) -> None:
                         help='take the moving average of the checkpoint')
     chosen.add_argument('--raw', dest='weights', action='store_const', const='raw',
                         help='take the weights beside which the checkpoint holds a moving average')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value ...')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    add_config_options(parser)
 
 
 def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
@@ -82,7 +85,7 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
     check_checkpoint(args.checkpoint, 'checkpoint')
     if min(args.size) < SMALLEST:
         raise UserError(f'--size {args.size[0]} {args.size[1]}: sides are of {SMALLEST} pixels and more')
-    cfg = load_config(args)
+    cfg = load_config(args.config, args.cfg_options)
     exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), args.half, args.weights)
     report = export(exported, args.out, tuple(args.size))
     print(f'{args.out}: {exported.facts["part"]}, {exported.facts["precision"]}, {exported.facts["input"]}')
@@ -108,4 +111,5 @@ def _card(args: Namespace) -> Card:
     metrics = {name: str(value) for name, value in (args.metrics or {}).items()}
     if not args.config:
         return Card(args.license, metrics=metrics)
-    return Card(args.license, os.path.basename(args.config), metrics, read_pixels(load_config(args)))
+    pixels = read_pixels(load_config(args.config, args.cfg_options))
+    return Card(args.license, os.path.basename(args.config), metrics, pixels)

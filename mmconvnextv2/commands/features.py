@@ -13,6 +13,7 @@ from ..analysis.measures import ClassSelectivity, Moments, cosine_distance, coun
 from ..analysis.models import HELP, Subject, load_subjects
 from ..datasets.labelled_folder import Pictures, choose_labelled, choose_pictures, load_batch
 from ..utils.errors import UserError
+from .arguments import add_traceback
 
 TOOL = 'python tools/analyze_features.py'
 EXAMPLES = f'''examples:
@@ -221,6 +222,11 @@ def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+def run(args: argparse.Namespace) -> None:
+    """Entry point of ``tools/analyze_features.py``: run the chosen subcommand."""
+    args.run(args)
+
+
 def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> argparse.ArgumentParser:
     parser = tools.add_parser(name, help=text, description=text, epilog=f'{EXAMPLES}\n{HELP}',
                               formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -234,7 +240,7 @@ def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> ar
     parser.add_argument('--device', type=_device, default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='cpu or cuda (default: a GPU if there is one)')
     parser.add_argument('--seed', type=int, default=0, help='of the pictures drawn (default 0)')
-    parser.add_argument('--traceback', action='store_true', help='show where an error was found')
+    add_traceback(parser)
     return parser
 
 

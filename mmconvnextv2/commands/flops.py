@@ -9,13 +9,13 @@ from argparse import ArgumentParser, Namespace
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..utils.errors import UserError
-from .arguments import load_config
+from .arguments import add_config_options, load_config
 
 PROPOSALS, DETECTIONS = 1000, 100
 Costs = Dict[str, Tuple[int, float]]  # name: (parameters, multiply-adds)
@@ -30,9 +30,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('config', help='config file')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
                         help='pixels; default 800 1280 for detectors, 512 2048 for segmentors, 224 224 for classifiers')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 
@@ -122,7 +120,7 @@ def print_costs(args: Namespace) -> None:
     Raises:
         ValueError: See :func:`count_costs`.
     """
-    cfg = load_config(args)
+    cfg = load_config(args.config, args.cfg_options)
     height, width = args.shape or dict(mmdet=(800, 1280), mmseg=(512, 2048), mmpretrain=(224, 224))[cfg.default_scope]
     costs = count_costs(build_on_meta(cfg), height, width)
     print(f'{height}x{width} pixels{"":18}parameters, M   multiply-adds, G')

@@ -15,7 +15,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import VISUALIZERS, DefaultScope
@@ -26,7 +26,7 @@ from ..checkpoint.load import allow_mmengine_checkpoints, load_file
 from ..datasets.image_files import EXTENSIONS, list_pictures
 from ..utils.atomic import replacing
 from ..utils.errors import UserError
-from .arguments import check_checkpoint, load_config
+from .arguments import add_config_options, check_checkpoint, load_config
 from .label_checks import inner_datasets, reads_annotations
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
@@ -44,9 +44,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--out', default='predictions', help='folder of the results; default predictions')
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score of an object, 0 to 1; default 0.3')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ..')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides, key=value ...')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 
@@ -324,7 +322,7 @@ def predict(args: Namespace) -> None:
         ValueError: See :class:`Predictor` and :func:`list_sources`; at the end, if an input could not be predicted.
     """
     check_checkpoint(args.checkpoint, 'checkpoint')
-    cfg = load_config(args)
+    cfg = load_config(args.config, args.cfg_options)
     loader = (steps_of_test(cfg) or [dict(type='')])[0]['type']
     reads_arrays = loader.rpartition('.')[2] == 'LoadPicture'
     sources = list_sources(args.inputs, (*EXTENSIONS, '.npy') if reads_arrays else EXTENSIONS)

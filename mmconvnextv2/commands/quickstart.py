@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Sequence
 
 from ..analysis.html import Report, read_curve, read_metric, read_scalars
 from ..datasets import make_embedded
-from ..utils.errors import RunError
+from ..utils.errors import MissingFileError, RunError
+from .arguments import add_traceback
 
 TASKS = ('mask-rcnn', 'upernet')
 METRICS = (('box AP', 'mask-rcnn', 'coco/bbox_mAP', 100), ('mask AP', 'mask-rcnn', 'coco/segm_mAP', 100),
@@ -32,7 +34,7 @@ def run(command: List[str], work_dir: Path, title: str) -> None:
     """Run a command with its output in ``work_dir/console.log`` and show its progress on one line.
 
     Raises:
-        RuntimeError: If it fails, with the end of its log.
+        RuntimeError: If it fails, after the end of its log was printed.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / 'console.log'
@@ -49,7 +51,8 @@ def run(command: List[str], work_dir: Path, title: str) -> None:
             raise
     print(f'\r  done in {time.monotonic() - started:.0f} s{" " * 50}', flush=True)
     if process.returncode:
-        raise RunError(f'{title} failed; the end of {log}:\n' + '\n'.join(log.read_text().splitlines()[-15:]))
+        print('\n'.join(log.read_text().splitlines()[-15:]), file=sys.stderr)
+        raise RunError(f'{title} failed: {log} ends with the lines above')
 
 
 def _show_progress(work_dir: Path, seconds: float) -> None:
@@ -130,7 +133,23 @@ def write_report(root: Path, results: List[Result], seed: int, minutes: float) -
     report.write(root / 'report.html')
 
 
-def repository_check() -> None:
-    """Raise ``SystemExit`` unless the current folder is the repository's."""
+def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+    """Parse the arguments of ``tools/quickstart.py``."""
+    parser = ArgumentParser(
+        description='Pretrain, convert, fine-tune and evaluate on the embedded data set in about ten minutes on two '
+        'cores.', epilog='Example: python tools/quickstart.py --seed 0')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--work-dir', help='where everything but the data goes; default: work_dirs/quickstart')
+    add_traceback(parser)
+    return parser.parse_args(argv)
+
+
+def quickstart(args: Namespace) -> None:
+    """Entry point of ``tools/quickstart.py``.
+
+    Raises:
+        ValueError: If the current folder is not the repository's.
+    """
     if not os.path.isdir('configs/quickstart'):
-        sys.exit('configs/quickstart is not here: run the quickstart in the repository\'s folder')
+        raise MissingFileError("configs/quickstart is not here: run the quickstart in the repository's folder")
+    main(args.seed, args.work_dir)

@@ -1,6 +1,6 @@
 """Reconstruction pictures from a checkpoint, for pictures of one's own."""
 from argparse import ArgumentParser, Namespace
-from typing import Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 from mmengine.dataset import Compose, default_collate
@@ -13,7 +13,7 @@ from ..checkpoint.load import load_file
 from ..datasets.image_files import list_pictures
 from ..pretrain.reconstruction import draw_reconstructions
 from ..pretrain.sampler import seeded
-from ..utils.config import read_config
+from .arguments import add_config_options, load_config
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
@@ -28,17 +28,18 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--out', default='reconstruction.png', help='default reconstruction.png')
     parser.add_argument('--num-images', type=int, default=8, help='rows at most; default 8')
     parser.add_argument('--seed', type=int, default=0, help='of crops and masks; default 0')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    add_config_options(parser)
     return parser.parse_args(argv)
 
 
 def reconstruct(args: Namespace) -> None:
     """Reconstruct as ``tools/reconstruct.py`` is told to."""
-    reconstruct_files(args.config, args.checkpoint, args.pictures, args.out, args.num_images, args.seed)
+    reconstruct_files(args.config, args.checkpoint, args.pictures, args.out, args.num_images, args.seed,
+                      args.cfg_options)
 
 
 def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: str, num_images: int = 8,
-                      seed: int = 0) -> None:
+                      seed: int = 0, options: Optional[Dict[str, Any]] = None) -> None:
     """Draw up to ``num_images`` pictures through a config's own pipeline and model into the file ``out``.
 
     Args:
@@ -48,11 +49,12 @@ def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: s
         out (str): A PNG, a row a picture: original, masked, reconstruction, pasted.
         num_images (int): Defaults to 8.
         seed (int): Of crops and masks. Defaults to 0.
+        options (dict, optional): Overrides, as ``--cfg-options``. Defaults to None.
 
     Raises:
         ValueError: If the checkpoint is of another model, or a picture cannot be read.
     """
-    cfg = read_config(config)
+    cfg = load_config(config, options)
     pipeline_cfg = cfg.train_dataloader.dataset.pipeline
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(cfg.model).eval()

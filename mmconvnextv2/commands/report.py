@@ -11,6 +11,7 @@ from ..analysis.html import Report, parse_scalars
 from ..checkpoint.load import load_file
 from ..datasets.image_files import list_pictures
 from ..utils.errors import MissingFileError, UserError
+from .arguments import add_traceback
 from .features import read_distances
 
 Curves = Dict[str, Tuple[List[float], List[float]]]
@@ -30,7 +31,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
                         help='more pictures or folders of them, such as that of tools/test.py --show-dir')
     parser.add_argument('--distance', metavar='CSV', help='feature distances, of tools/analyze_features.py distance')
     parser.add_argument('--num-pictures', type=int, default=12, help='most pictures a section; default 12')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    add_traceback(parser)
     return parser.parse_args(argv)
 
 

@@ -14,6 +14,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 from ..engine.hooks.early_stopping import find_metric
 from ..utils.config import TOOLS, read_config
 from ..utils.errors import RunError, UserError
+from .arguments import add_traceback
 from .report import find_runs, read_entries
 from .train import parse_train_args
 
@@ -55,7 +56,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--work-dir', help='folder for the runs; default work_dirs/CONFIG_NAME_sweep')
     parser.add_argument('--gpus', type=int, default=0, help='start each run by tools/dist_train.sh on so many GPUs')
     parser.add_argument('--metric', help=f'to rank by; default {", ".join(METRICS.values())}, or loss in pretraining')
-    parser.add_argument('--traceback', action='store_true', help='show where in the code a mistake was found')
+    add_traceback(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument('--dry-run', action='store_true', help='print a command a line for what is not yet finished')
     instead.add_argument('--table', action='store_true', help='rank what there is, train nothing')

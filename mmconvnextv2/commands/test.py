@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
 from ..utils.errors import UserError
-from .arguments import VISUALIZATION_HOOKS, add_common_arguments, check_checkpoint, load_config
+from .arguments import VISUALIZATION_HOOKS, add_run_arguments, check_checkpoint, load_run_config
 from .data_checks import check_data
 from .label_checks import inner_datasets, reads_annotations
 from .runner import build_runner
@@ -27,7 +27,7 @@ def parse_test_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown picture stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -88,7 +88,7 @@ def test(args: Namespace) -> dict:
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out={args.out!r} must end in .pkl or .pickle.')
     check_checkpoint(args.checkpoint, 'checkpoint')
-    cfg = load_config(args)
+    cfg = load_run_config(args)
     check_data(cfg, ('test', ), read_files=not args.skip_data_checks)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..checkpoint import skip_initial_weights_on_resume
 from ..engine.folder_lock import lock_folder
 from ..utils.errors import UserError
-from .arguments import add_common_arguments, check_checkpoint, load_config
+from .arguments import add_run_arguments, check_checkpoint, load_run_config
 from .data_checks import check_data
 from .runner import build_runner
 from .train_flags import add_train_options, apply_train_options
@@ -29,7 +29,7 @@ def parse_train_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     add_train_options(parser)
-    add_common_arguments(parser)
+    add_run_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -58,7 +58,7 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
 
 def train(args: Namespace) -> None:
     """Train as ``tools/train.py`` is told to."""
-    cfg = load_config(args)
+    cfg = load_run_config(args)
     apply_train_args(cfg, args)
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')

@@ -9,7 +9,7 @@ from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
-import mmconvnextv2.pretrain.dataset as data
+import mmconvnextv2.pretrain.sampler as data
 from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.pretrain import FCMAE, DrawSampler, DrawVisibleCells
 from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells

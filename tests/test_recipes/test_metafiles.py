@@ -8,7 +8,6 @@ import pytest
 
 from mmconvnextv2.commands.arguments import load_config
 from mmconvnextv2.commands.flops import build_on_meta, count_parameters
-from mmconvnextv2.commands.test import parse_test_args
 
 ROOT = Path(__file__).parents[2]
 NO_RECIPES = {'_base_', 'custom', 'quickstart'}  # parts, worked examples and the embedded demonstration
@@ -57,7 +56,7 @@ def test_results_are_published_ones(indexed):
 @pytest.mark.parametrize('path', [path for path in RECIPES if path.split('/')[1] not in BUILT_ELSEWHERE])
 def test_metadata_is_the_model_s(indexed, path):
     """Parameters, epochs and batch of an entry are those of the model and the schedule that its config builds."""
-    cfg, metadata = load_config(parse_test_args([str(ROOT / path), 'none'])), indexed[path]['Metadata']
+    cfg, metadata = load_config(str(ROOT / path)), indexed[path]['Metadata']
     assert metadata['Parameters'] == count_parameters(build_on_meta(cfg))
     assert metadata['Batch Size'] == cfg.auto_scale_lr.base_batch_size
     assert metadata.get('Epochs') == cfg.train_cfg.get('max_epochs')
@@ -73,8 +72,8 @@ def test_recipe_by_name(tmp_path):
     (tmp_path / 'mine.py').write_text("_base_ = 'mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py'\n"
                                       'train_cfg = dict(max_epochs=3)\n')
     code = (f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
-            'from mmconvnextv2.commands.train import load_config, parse_test_args\n'
-            f"cfg = load_config(parse_test_args([{str(tmp_path / 'mine.py')!r}, 'none']))\n"
+            'from mmconvnextv2.commands.arguments import load_config\n'
+            f"cfg = load_config({str(tmp_path / 'mine.py')!r})\n"
             'print(cfg.model.backbone.arch, cfg.train_pipeline[1].scale, cfg.train_cfg.max_epochs)')
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout == 'huge 512 3\n', run.stderr

@@ -253,7 +253,7 @@ def test_paths_with_commas(tmp_path):
     folder.mkdir()
     args = parse_train_args(['configs/quickstart/upernet.py', '--cfg-options', f'data_root={folder}',
                              f'train_dataloader.dataset.data_root={folder}', 'custom=x,y'])
-    cfg = load_config(args)
+    cfg = load_config(args.config, args.cfg_options)
     assert cfg.data_root == cfg.train_dataloader.dataset.data_root == str(folder) and cfg.custom == ['x', 'y']
 
 
