@@ -100,6 +100,24 @@ def test_names_can_be_imported():
             assert not lacking, module
 
 
+def test_moved_names_warn_once():
+    """A name that moved warns at its first import, with the new place; what it gives is the very object there."""
+    code = ('import warnings\nwith warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter("always")\n'
+            '    from mmconvnextv2.response_norms import CBAM\n    import mmconvnextv2.response_norms\n'
+            '    from mmconvnextv2.checkpoint import MatchingWeightsHook\n'
+            'import mmconvnextv2.models.response_norms as new\nassert new.CBAM is CBAM\n'
+            'print([str(one.message) for one in said if one.category is FutureWarning])')
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert run.stdout == ("['mmconvnextv2.response_norms is now mmconvnextv2.models.response_norms and "
+                          "mmconvnextv2.ops.grn; the old name goes with 0.4']\n"), run.stderr
+
+
+def test_doctor_runs_under_its_old_name():
+    """``python -m`` runs a command that moved."""
+    run = subprocess.run([sys.executable, '-m', 'mmconvnextv2.doctor'], capture_output=True, text=True)
+    assert 'problem' in run.stdout.splitlines()[-1] and 'python -m' not in run.stderr and 'FutureWarning' in run.stderr
+
+
 def test_types_are_registered():
     """Configs may name every class that 0.1 registered, in the same registry."""
     for module in NAMES['modules']:
