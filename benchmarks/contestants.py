@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical
-from mmconvnextv2.models.convnext_v2 import ARCHS, ConvNeXtV2Block
+from mmconvnextv2.models.convnext_v2 import ARCHS, set_kernels
 from mmconvnextv2.pretrain import FCMAE
 from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells
 
@@ -92,9 +92,7 @@ def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
 
 def unfuse(model):
     """Run every block's layers one by one."""
-    for block in model.modules():
-        if isinstance(block, ConvNeXtV2Block):
-            block.fused = False
+    set_kernels(model, 'layers')
 
 
 def spark(batch, side, device, bf16=False):

@@ -18,14 +18,14 @@ def test_drop_path_drops_whole_images():
     assert torch.equal(layer.eval()(branch), branch)
 
 
-def test_layer_norm_of_a_map_is_per_site():
-    """A map is normalised over channels at each site, by numpy."""
-    layer, features = LayerNorm(4).double(), torch.randn(2, 4, 3, 5, dtype=torch.float64)
+def test_layer_norm_is_per_site():
+    """Sites are normalised over channels, each by itself, by numpy."""
+    layer, features = LayerNorm(4).double(), torch.randn(2, 15, 4, dtype=torch.float64)
     torch.nn.init.normal_(layer.weight), torch.nn.init.normal_(layer.bias)
     values = features.numpy()
-    values = (values - values.mean(1, keepdims=True)) / np.sqrt(values.var(1, keepdims=True) + 1e-6)
-    weight, bias = (one.detach().numpy()[:, None, None] for one in (layer.weight, layer.bias))
-    torch.testing.assert_close(layer.forward_map(features).detach(), torch.from_numpy(values * weight + bias))
+    values = (values - values.mean(2, keepdims=True)) / np.sqrt(values.var(2, keepdims=True) + 1e-6)
+    weight, bias = (one.detach().numpy() for one in (layer.weight, layer.bias))
+    torch.testing.assert_close(layer(features).detach(), torch.from_numpy(values * weight + bias))
 
 
 @pytest.mark.parametrize('dtype', (torch.float64, torch.float16))

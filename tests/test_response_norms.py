@@ -10,6 +10,8 @@ from mmconvnextv2.engine.layer_decay import is_exempt_from_weight_decay
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 from mmconvnextv2.models.response_norms import (AGGREGATIONS, GRN, NORMALIZATIONS, RESPONSE_NORMS, build_response_norm,
                                                 response_scale)
+from mmconvnextv2.ops.dispatch import fuse_mlp
+from mmconvnextv2.ops.grid import Grid
 
 COUNTED = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1]], dtype=torch.bool)[..., None]
 
@@ -265,7 +267,9 @@ def test_half_precision_is_finite_and_near(kind, dtype):
     (dict(type='GRN', affine=False), False), (dict(type='LN'), False), (None, False)])
 def test_only_the_published_grn_is_fused(config, fuses):
     """The fused response MLP serves the published formula with any eps; everything else runs layer by layer."""
-    assert ConvNeXtV2Block(4, response_norm=config)._can_fuse() == fuses
+    block = ConvNeXtV2Block(4, response_norm=config)
+    layers = block.pointwise_conv1, block.grn, block.pointwise_conv2
+    assert fuse_mlp(Grid(8, 8, 4), *layers) == fuses and not fuse_mlp(Grid(8, 8, 4, kernels='layers'), *layers)
 
 
 # Base with the classifier's norm and head; the paper's table 2 (e) gives 109 M to both gates and 89 M to GRN.

@@ -16,7 +16,7 @@ from ..mmcv_operators import serving_operators
 from ..models.convnext_v2 import ConvNeXtV2
 from ..models.execution import EXECUTIONS
 from ..models.execution.minkowski import import_minkowski_engine
-from ..ops.dispatch import HAS_TRITON, uses_kernels
+from ..ops.dispatch import HAS_TRITON, use_triton
 from ..utils.compat import FORKS, LITE, WORKING, installed_version
 from ..version import __version__
 
@@ -159,7 +159,7 @@ def _use_operators(device: str) -> str:
 def find_kernels() -> Iterator[Finding]:
     """Tell on which devices the fused operations run as kernels."""
     devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
-    served = [device for device in devices if uses_kernels(torch.zeros(1, device=device))]
+    served = [device for device in devices if use_triton(torch.zeros(1, device=device))]
     advice = None
     if 'cuda' in set(devices) - set(served):
         advice = 'unset MMCONVNEXTV2_KERNELS' if HAS_TRITON else 'pip install triton makes CUDA faster'

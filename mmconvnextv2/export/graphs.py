@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import check_weights, load_backbone, unwrap
 from ..checkpoint.load import load_file
-from ..models.convnext_v2 import ConvNeXtV2, ConvNeXtV2Block
+from ..models.convnext_v2 import ConvNeXtV2, set_kernels
 from ..utils.errors import UserError
 from ..version import __version__
 
@@ -52,9 +52,8 @@ class CellAverage(nn.Module):
 def plain_copy(model: nn.Module) -> nn.Module:
     """Copy a model for export: to evaluate only, blocks layer by layer, pooling as :class:`CellAverage`."""
     model = revert_sync_batchnorm(deepcopy(model)).eval().requires_grad_(False)
+    set_kernels(model, 'layers')
     for module in list(model.modules()):
-        if isinstance(module, ConvNeXtV2Block):
-            module.fused = False
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
                 setattr(module, name, CellAverage(child.output_size))

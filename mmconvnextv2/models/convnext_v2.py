@@ -2,25 +2,27 @@
 
 Parameter names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``. What differs: the block is written over
 sites (B, N, C), and an execution (:mod:`.execution`) decides which sites a forward visits, so that the same weights
-walk over a whole map or over the visible cells of a masked picture.
+execution over a whole map or over the visible cells of a masked picture.
 """
+import warnings
+from dataclasses import replace
 from typing import Optional, Sequence, Tuple, Union
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import response_mlp
-from ..ops.dispatch import is_watched
+from .. import ops
+from ..ops.dispatch import check_kernels
+from ..ops.grid import Grid
 from ..ops.reductions import mean_over_sites
 from ..utils.errors import UserError
-from .execution import Execution, Grid, check_images, get_execution
+from .execution import Execution, check_images, get_execution
 from .layer_depth import layer_depth
 from .layers import DropPath, LayerNorm
-from .response_norms import GRN, build_response_norm
+from .response_norms import build_response_norm
 
 ARCHS = {
     'atto': dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
@@ -83,12 +85,11 @@ class ConvNeXtV2Block(nn.Module):
         layer_scale_init_value (float): LayerScale (ConvNeXt V1) is present when positive. Defaults to 0.
 
     Attributes:
-        fused (bool): Whether linear, GELU, GRN and linear run as one operation that keeps less memory, and on a GPU
-            the convolution and its norm. Set it to False to run them one by one; a forward hook on one of them does
-            so too.
+        kernels (str, optional): Which implementations may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
+            what the environment says.
     """
 
-    fused = True
+    kernels: Optional[str] = None
 
     def __init__(self,
                  channels: int,
@@ -106,32 +107,35 @@ class ConvNeXtV2Block(nn.Module):
 
     def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Return sites of the same shape (B, N, C)."""
-        if self.fused:
-            branch = execution.depthwise_norm(sites, grid, self.depthwise_conv, self.norm)
-        else:
-            branch = self.norm(execution.depthwise(sites, grid, self.depthwise_conv))
-        branch = self._fused_mlp(branch, grid) if self._can_fuse() else self._plain_mlp(branch, grid, execution)
+        if self.kernels is not None:
+            grid = replace(grid, kernels=self.kernels)
+        branch = execution.depthwise(sites, grid, self.depthwise_conv, self.norm)
+        branch = ops.response_mlp(branch, grid, self.pointwise_conv1, self.grn, self.pointwise_conv2,
+                                  lambda sites, conv: execution.depthwise(sites, grid, conv))
         if self.gamma is not None:
             branch = branch * self.gamma
         return sites + self.drop_path(branch)
 
-    def _plain_mlp(self, branch: Tensor, grid: Grid, execution: Execution) -> Tensor:
-        """Run the layers one by one: for hooks, export, tracing and any response norm."""
-        branch = F.gelu(self.pointwise_conv1(branch))  # (B, N, 4C)
-        if self.grn is not None:
-            branch = self.grn(branch, grid.counted, lambda sites, conv: execution.depthwise(sites, grid, conv))
-        return self.pointwise_conv2(branch)  # (B, N, C)
+    @property
+    def fused(self) -> bool:
+        """Whether layers may run as one operation; the old name of ``kernels``, False is its ``'layers'``."""
+        return self.kernels != 'layers'
 
-    def _fused_mlp(self, branch: Tensor, grid: Grid) -> Tensor:
-        return response_mlp(branch, self.pointwise_conv1.weight, self.pointwise_conv1.bias, self.grn.gamma,
-                            self.grn.beta, self.pointwise_conv2.weight, self.pointwise_conv2.bias, grid.counted,
-                            self.grn.eps)
+    @fused.setter
+    def fused(self, fused: bool) -> None:
+        warnings.warn("block.fused goes with 0.4: set block.kernels to None or 'layers'", FutureWarning, stacklevel=2)
+        self.kernels = None if fused else 'layers'
 
-    def _can_fuse(self) -> bool:
-        """Whether nothing needs to see the single layers: stock types, the published GRN, no hooks, no tracing."""
-        layers = (self.pointwise_conv1, self.grn, self.pointwise_conv2)
-        stock = tuple(type(layer) for layer in layers) == (nn.Linear, GRN, nn.Linear) and self.grn.is_published
-        return self.fused and stock and not any(map(is_watched, layers))
+
+def set_kernels(model: nn.Module, kernels: Optional[str]) -> None:
+    """Set which implementations the blocks inside a model may run, see :mod:`mmconvnextv2.ops.dispatch`.
+
+    Raises:
+        ValueError: If the setting is unknown.
+    """
+    for module in model.modules():
+        if isinstance(module, ConvNeXtV2Block):
+            module.kernels = check_kernels(kernels)
 
 
 class Stage(nn.Sequential):
@@ -165,6 +169,9 @@ class ConvNeXtV2(BaseModule):
         out_norm (bool): Put a LayerNorm on each returned map. Defaults to True.
         gap_before_final_norm (bool): Return norm(mean over sites) of shape (B, C), as ImageNet classifiers use, in
             place of maps. Defaults to False.
+        kernels (str, optional): Which implementations blocks may run: ``'auto'``, Triton kernels on a GPU; ``'torch'``,
+            fused operations without them; ``'layers'``, layer by layer. Defaults to None, what the environment variable
+            ``MMCONVNEXTV2_KERNELS`` says, or else ``'auto'``.
         init_cfg (dict | list[dict], optional): mmengine initializers; ``dict(type='ConvNeXtV2Pretrained',
             checkpoint=...)`` loads weights of any known layout, after everything else. Defaults to None.
     """
@@ -180,6 +187,7 @@ class ConvNeXtV2(BaseModule):
                  layer_scale_init_value: float = 0.,
                  out_norm: bool = True,
                  gap_before_final_norm: bool = False,
+                 kernels: Optional[str] = None,
                  init_cfg: Optional[Union[dict, Sequence[dict]]] = None) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths, self.channels = resolve_arch(arch)
@@ -207,6 +215,8 @@ class ConvNeXtV2(BaseModule):
                             'batch twice in the running statistics; set with_cp=False')
         for stage in self.out_indices if out_norm else ():
             self.add_module(f'norm{stage}', LayerNorm(self.channels[stage]))
+        self.kernels = kernels
+        set_kernels(self, kernels)
         self._freeze()
 
     def forward(self,
@@ -230,29 +240,30 @@ class ConvNeXtV2(BaseModule):
             ValueError: For pictures, visible cells or an execution that do not fit.
         """
         check_images(images, visible_cells)
-        walk = get_execution(execution or ('dense' if visible_cells is None else 'packed'), visible_cells is not None)
+        masking = visible_cells is not None
+        execution = get_execution(execution or ('packed' if masking else 'dense'), masking)
         images = images.contiguous(memory_format=torch.channels_last)
         outputs = []
         for stage in range(max(self.out_indices) + 1):
             if stage == 0:
-                sites, grid = self.downsample_layers[0](images, visible_cells, walk)
+                sites, grid = self.downsample_layers[0](images, visible_cells, execution)
             else:
-                sites, grid = self.downsample_layers[stage](sites, grid, walk)
-            sites = self.stages[stage](sites, grid, walk, self.with_cp and self.training)
+                sites, grid = self.downsample_layers[stage](sites, grid, execution)
+            sites = self.stages[stage](sites, grid, execution, self.with_cp and self.training)
             if stage in self.out_indices:
-                outputs.append(self._output(stage, sites, grid, walk))
+                outputs.append(self._output(stage, sites, grid, execution))
         return tuple(outputs)
 
-    def _output(self, stage: int, sites: Tensor, grid: Grid, walk: Execution) -> Tensor:
+    def _output(self, stage: int, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Apply the output norm, and lay the sites (B, N, C) out as a map or average them.
 
         Maps leave in NCHW memory: compiled mmcv's RoIAlign reads channels-last memory as if it were NCHW, silently.
         """
         if self.gap_before_final_norm:
-            sites = mean_over_sites(sites, grid.counted)  # (B, 1, C)
+            sites = mean_over_sites(sites, grid.site_mask)  # (B, 1, C)
         if self.out_norm:
             sites = getattr(self, f'norm{stage}')(sites)
-        return sites.squeeze(1) if self.gap_before_final_norm else walk.leave(sites, grid).contiguous()
+        return sites.squeeze(1) if self.gap_before_final_norm else execution.leave(sites, grid).contiguous()
 
     def init_weights(self) -> None:
         """Draw weights (std 0.02, once), then run ``init_cfg``, which may load pretrained weights.

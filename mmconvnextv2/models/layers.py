@@ -3,14 +3,10 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """LayerNorm over the channels of sites (B, N, C), or of a map (B, C, H, W) through :meth:`forward_map`."""
+    """LayerNorm over the channels of sites (B, N, C)."""
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
         super().__init__(num_channels, eps=eps)
-
-    def forward_map(self, features_BCHW: Tensor) -> Tensor:
-        """Normalise each site of a map (B, C, H, W); the memory format becomes channels-last."""
-        return self(features_BCHW.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class DropPath(nn.Module):

@@ -21,9 +21,10 @@ from .layers import LayerNorm
 class ResponseNorm(nn.Module):
     """The contract of all response norms.
 
-    ``forward(sites, counted=None, depthwise=None)`` returns sites of the same shape (B, N, C). Statistics over sites
-    take those where ``counted`` (B, N, 1) is True; what is returned at other sites is never read. A norm that looks at
-    neighbours asks ``depthwise(sites, conv)``, the depthwise convolution of the execution, which knows where they are.
+    ``forward(sites, site_mask=None, depthwise=None)`` returns sites of the same shape (B, N, C). Statistics over sites
+    take those where ``site_mask`` (B, N, 1) is True; what is returned at other sites is never read. A norm that looks
+    at neighbours asks ``depthwise(sites, conv)``, the depthwise convolution of the execution, which knows where they
+    are.
     """
 
 
@@ -67,11 +68,12 @@ class GRN(ResponseNorm):
     def is_published(self) -> bool:
         """Whether this is the paper's final GRN, which ``ops.response_mlp`` computes too."""
         chosen = (self.aggregation, self.normalization, self.residual, self.gamma is not None)
-        return chosen == ('L2', 'x/sum', True, True)
+        return type(self) is GRN and chosen == ('L2', 'x/sum', True, True)
 
-    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
-        """Normalise ``sites`` (B, N, C); ``counted`` as in :func:`response_scale`."""
-        scale = response_scale(sites, counted, self.eps, self.aggregation, self.normalization)
+    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
+                depthwise: Optional[Callable] = None) -> Tensor:
+        """Normalise ``sites`` (B, N, C); ``site_mask`` as in :func:`response_scale`."""
+        scale = response_scale(sites, site_mask, self.eps, self.aggregation, self.normalization)
         if self.gamma is not None:
             scale = self.gamma * scale
         if self.residual:
@@ -100,14 +102,15 @@ class LocalResponseNorm(ResponseNorm):
         super().__init__()
         self.settings = dict(size=size, alpha=alpha, beta=beta, k=k)
 
-    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
+                depthwise: Optional[Callable] = None) -> Tensor:
         """Normalise each of the sites (B, N, C) by itself."""
         channels_first = sites.to(statistics_dtype(sites.dtype)).transpose(1, 2)  # (B, C, N)
         return F.local_response_norm(channels_first, **self.settings).transpose(1, 2).to(sites.dtype)
 
 
 class BatchNorm(ResponseNorm):
-    """Batch norm over the counted sites of all images of the batch, in the running statistics too.
+    """Batch norm over the sites that count of all images of the batch, in the running statistics too.
 
     Args:
         num_channels (int): C.
@@ -120,11 +123,12 @@ class BatchNorm(ResponseNorm):
         # A child, not a base class, so that conversion to SyncBatchNorm and back finds it
         self.batch_norm = nn.BatchNorm1d(num_channels, eps, momentum)
 
-    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
+                depthwise: Optional[Callable] = None) -> Tensor:
         """Normalise ``sites`` (B, N, C); those that do not count become zero."""
-        if counted is None:
+        if site_mask is None:
             return self.batch_norm(sites.flatten(0, 1)).view_as(sites)
-        rows = (counted.squeeze(-1), )
+        rows = (site_mask.squeeze(-1), )
         return torch.zeros_like(sites).index_put(rows, self.batch_norm(sites[rows]).to(sites.dtype))
 
 
@@ -136,7 +140,8 @@ class ChannelNorm(LayerNorm, ResponseNorm):
         eps (float): Defaults to 1e-6.
     """
 
-    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
+                depthwise: Optional[Callable] = None) -> Tensor:
         """Normalise each of the sites (B, N, C) by itself."""
         return super().forward(sites)
 
@@ -161,9 +166,10 @@ class SqueezeExcitation(ResponseNorm):
         super().__init__()
         self.mlp = Bottleneck(num_channels, ratio)
 
-    def forward(self, sites: Tensor, counted: Optional[Tensor] = None, depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
+                depthwise: Optional[Callable] = None) -> Tensor:
         """Gate ``sites`` (B, N, C)."""
-        return sites * self.mlp(mean_over_sites(sites, counted)).sigmoid()
+        return sites * self.mlp(mean_over_sites(sites, site_mask)).sigmoid()
 
 
 class CBAM(ResponseNorm):
@@ -181,9 +187,9 @@ class CBAM(ResponseNorm):
         # Two depthwise channels whose outputs are summed: a 7x7 convolution from two channels to one
         self.spatial = nn.Conv2d(2, 2, 7, padding=3, groups=2, bias=False)
 
-    def forward(self, sites: Tensor, counted: Optional[Tensor], depthwise: Callable) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Optional[Tensor], depthwise: Callable) -> Tensor:
         """Gate ``sites`` (B, N, C); ``depthwise`` as in :class:`ResponseNorm`."""
-        mean, highest = mean_over_sites(sites, counted), hide(sites, counted, -torch.inf).amax(1, keepdim=True)
+        mean, highest = mean_over_sites(sites, site_mask), hide(sites, site_mask, -torch.inf).amax(1, keepdim=True)
         sites = sites * (self.mlp(mean) + self.mlp(highest)).sigmoid()
         pooled = torch.stack([sites.mean(-1), sites.amax(-1)], dim=-1)  # (B, N, 2)
         return sites * depthwise(pooled, self.spatial).sum(-1, keepdim=True).sigmoid()

@@ -1,139 +1,44 @@
-"""Depthwise convolution on the CPU with a backward pass of its own; stride 1, odd kernel, padding that keeps the size.
+"""The front door of depthwise convolution over sites; ``dispatch.choose_depthwise`` says which code runs."""
+from typing import Optional
 
-oneDNN takes several times longer for the weight gradient than for the convolution, and computes it again for the bias.
-The weight gradient correlates windows of the input with tiles of the output's gradient: here it is a convolution too,
-with a group for each tile and channel, and the input gradient one with the mirrored kernel.
-Letters: B images, C channels, H and W sites, k the kernel's side, N tiles of t x u sites.
-"""
-from typing import Iterable, Iterator, Optional, Tuple
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from .autocast import cast_for_autocast, without_autocast
-from .dispatch import is_watched
-from .reductions import statistics_dtype
+from .cells import gather, scatter
+from .depthwise_cpu import depthwise_map
+from .depthwise_packed import depthwise_packed
+from .depthwise_triton import depthwise_norm_sites, depthwise_sites
+from .dispatch import choose_depthwise
+from .grid import Grid, map_to_sites, sites_to_map
 
-ROWS = 32  # of a tile at most; it is as wide as the map
-VALUES = 2**19  # of the windows that are correlated at a time, which stay in the caches
 
+def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+    """Convolve each channel of sites over its neighbours, and normalise the result site by site.
 
-def depthwise(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """Convolve each channel of a channels-last map; equal to :func:`depthwise_reference`.
+    Sites of a whole map are read as they are; of packed sites, those of masked cells read as zero.
 
     Args:
-        features (Tensor): (B, C, H, W).
-        weight (Tensor): (C, 1, k, k), k odd.
-        bias (Tensor, optional): (C, ).
+        sites (Tensor): (B, N, C), packed or in raster order as the grid says.
+        grid (Grid): Where they are.
+        conv (nn.Conv2d): A depthwise layer that keeps the size.
+        norm (nn.Module, optional): Normalises (B, N, C). Defaults to None.
 
     Returns:
-        Tensor: (B, C, H, W), channels-last.
+        Tensor: (B, N, C).
 
     Raises:
-        RuntimeError: By torch, when a second derivative is asked for; use :func:`depthwise_reference` for it.
+        RuntimeError: By torch, when a second derivative is asked for; ``kernels='layers'`` has one.
     """
-    features, weight, bias = cast_for_autocast(features, weight, bias)
-    with without_autocast(features.device):
-        return _Depthwise.apply(features, weight, bias)
-
-
-def depthwise_reference(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """Compute :func:`depthwise` with torch's convolution; any derivative."""
-    return F.conv2d(features, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
-
-
-def is_plain(conv: nn.Conv2d) -> bool:
-    """Whether an operation may take a layer's place: a depthwise one of stride 1 that keeps the size, and that nothing
-    watches."""
-    side = conv.kernel_size[0]
-    stock = (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and side % 2
-             and conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2)
-             and conv.stride == conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
-    return bool(stock) and not is_watched(conv)
-
-
-def is_faster(features: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether :func:`depthwise` may take a layer's place and saves time: on the CPU, where gradients are wanted, and
-    not under torch.compile, which is slow to trace its tiles when sizes vary."""
-    wants_gradients = torch.is_grad_enabled() and (features.requires_grad or conv.weight.requires_grad)
-    eager = features.device.type == 'cpu' and not torch.compiler.is_compiling()
-    return eager and wants_gradients and is_plain(conv)
-
-
-def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient (B, C, H, W) of the input from that of the output."""
-    return depthwise_reference(grad, mirrored(weight), None)
-
-
-def mirrored(weight: Tensor) -> Tensor:
-    """Return the kernel (C, 1, k, k) that takes the gradient of an output to that of its input."""
-    return weight.flip(2, 3)
-
-
-def weight_gradient(features: Tensor, grad: Tensor, side: int) -> Tensor:
-    """Return the gradient (C, 1, k, k) of the weight from a map and its output's gradient, both (B, H, W, C)."""
-    return correlate(_strips(features, grad, side // 2), grad, side, (0, side // 2))
-
-
-def _strips(features: Tensor, grad: Tensor, radius: int) -> Iterator[Tuple[Tensor, Tensor]]:
-    """Yield windows and tiles, as wide as the map, of several images or a part of one."""
-    height = features.shape[1]
-    count = at_a_time(features[:1].numel()) if height <= ROWS else 1
-    for start in range(0, len(features), count):
-        images = slice(start, start + count)
-        inputs = features[images].permute(1, 2, 0, 3)  # (H, W, N, C)
-        for top in range(0, height, ROWS):
-            bottom = min(top + ROWS, height)
-            yield F.pad(inputs, (0, ) * 6 + (radius - top, bottom + radius - height)), grad[images, top:bottom]
-
-
-def at_a_time(values: int) -> int:
-    """Return how many windows of so many values to correlate at a time."""
-    return max(VALUES // max(values, 1), 1)
-
-
-def correlate(pairs: Iterable[Tuple[Tensor, Tensor]], grad: Tensor, side: int, padding: Tuple[int, int]) -> Tensor:
-    """Correlate windows of the input with tiles of the output's gradient, and sum over all tiles.
-
-    Args:
-        pairs (Iterable[tuple[Tensor]]): Each tile's sites and those within (k - 1) / 2 of it, (t + k - 1, u + k - 1,
-            N, C), and the tiles, (N, t, u, C).
-        grad (Tensor): The whole gradient (..., C).
-        side (int): k.
-        padding (tuple[int]): Rows and columns of zeros that windows lack on each side.
-
-    Returns:
-        Tensor: (C, 1, k, k).
-    """
-    channels = grad.shape[-1]
-    total = grad.new_zeros(side, side, channels, dtype=statistics_dtype(grad.dtype))
-    for windows, tiles in pairs:
-        inputs = windows.flatten(2)[None].permute(0, 3, 1, 2)  # (1, N * C, t + k - 1, u + k - 1), channels-last
-        kernels = tiles.permute(0, 3, 1, 2).reshape(-1, 1, *tiles.shape[1:3])  # (N * C, 1, t, u)
-        products = F.conv2d(inputs, kernels, padding=padding, groups=len(kernels))[0]  # (N * C, k, k)
-        total += products.permute(1, 2, 0).unflatten(2, (-1, channels)).sum(2, dtype=total.dtype)
-    return total.permute(2, 0, 1)[:, None].to(grad.dtype, memory_format=torch.contiguous_format)
-
-
-def bias_gradient(grad_sites: Tensor) -> Tensor:
-    """Sum the gradient (..., C) over all sites."""
-    return grad_sites.flatten(0, -2).sum(0)
-
-
-class _Depthwise(torch.autograd.Function):
-
-    @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-        ctx.save_for_backward(features, weight)
-        return depthwise_reference(features, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        features, weight = ctx.saved_tensors
-        grad_features = input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
-        features, grad = features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)
-        grad_weight = weight_gradient(features, grad, weight.shape[-1]) if ctx.needs_input_grad[1] else None
-        return grad_features, grad_weight, bias_gradient(grad) if ctx.needs_input_grad[2] else None
+    chosen = choose_depthwise(sites, grid, conv, norm)
+    if chosen == 'triton+norm':
+        return depthwise_norm_sites(sites, conv, norm, grid)
+    if chosen == 'triton':
+        convolved = depthwise_sites(sites, conv, grid)
+    elif chosen == 'cpu' and grid.is_packed:
+        convolved = depthwise_packed(sites, conv.weight, conv.bias, grid)
+    elif chosen == 'cpu':
+        convolved = map_to_sites(depthwise_map(sites_to_map(sites, grid), conv.weight, conv.bias))
+    elif grid.is_packed:
+        convolved = gather(conv(scatter(sites, grid)), grid.visible_cells, grid.patch)
+    else:
+        convolved = map_to_sites(conv(sites_to_map(sites, grid)))
+    return convolved if norm is None else norm(convolved)

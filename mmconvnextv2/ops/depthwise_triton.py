@@ -3,7 +3,7 @@
 Sites are those of a whole map in raster order, or of visible cells alone, whose neighbours are found through an index
 of cells: no map is laid out, and none is kept for the backward pass. The executions' own paths are the references.
 """
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -11,103 +11,63 @@ from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
 from .autocast import cast_for_autocast, without_autocast
-from .depthwise import is_plain
-from .dispatch import is_watched, uses_kernels
+from .grid import Grid
 from .reductions import statistics_dtype
 
 
-class Geometry(NamedTuple):
-    """Where sites are.
-
-    Args:
-        height (int): Rows of the full map.
-        width (int): Columns of the full map.
-        patch (int): Sites along a visible cell's side; 0 for a whole map. Defaults to 0.
-        cells (Tensor, optional): Long, (B, K), contiguous, visible cells of h x w, ascending.
-        places (Tensor, optional): See :func:`places_of`.
-    """
-    height: int
-    width: int
-    patch: int = 0
-    cells: Optional[Tensor] = None
-    places: Optional[Tensor] = None
-
-
-def places_of(cells: Tensor, num_cells: int) -> Tensor:
-    """Invert visible cells (B, K): where each cell stands among them, -1 where it is hidden; int32, (B, num_cells)."""
-    order = torch.arange(cells.shape[1], dtype=torch.int32, device=cells.device)
-    return order.new_full((len(cells), num_cells), -1).scatter(1, cells, order.expand_as(cells))
-
-
-def serves(sites: Tensor, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> bool:
-    """Whether kernels may take the place of a depthwise layer, and of the LayerNorm after it."""
-    return uses_kernels(sites) and _suits(sites, conv) and (norm is None or _is_plain_norm(norm, conv.out_channels))
-
-
-def _suits(sites: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether nothing is wrong or special about a layer; torch's convolution has words for what is wrong."""
-    same_dtype = sites.dtype == conv.weight.dtype or torch.is_autocast_enabled(sites.device.type)
-    return is_plain(conv) and same_dtype and sites.shape[-1] == conv.in_channels
-
-
-def _is_plain_norm(norm: nn.Module, channels: int) -> bool:
-    stock = type(norm).forward is nn.LayerNorm.forward and norm.bias is not None
-    return stock and norm.normalized_shape == (channels, ) and not is_watched(norm)
-
-
-def depthwise_sites(sites: Tensor, conv: nn.Conv2d, geometry: Geometry) -> Tensor:
+def depthwise_sites(sites: Tensor, conv: nn.Conv2d, grid: Grid) -> Tensor:
     """Convolve each channel of sites over its neighbours.
 
     Args:
         sites (Tensor): (B, N, C).
         conv (nn.Conv2d): A depthwise layer of stride 1 that keeps the size.
-        geometry (Geometry): Where sites are.
+        grid (Grid): Where sites are.
 
     Returns:
         Tensor: (B, N, C).
 
     Raises:
-        RuntimeError: By torch, when a second derivative is asked for; inside ``ops.plain()`` there is one.
+        RuntimeError: By torch, when a second derivative is asked for; ``kernels='layers'`` has one.
     """
     sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
     with without_autocast(sites.device):
-        return _Depthwise.apply(sites.contiguous(), weight, bias, geometry)
+        return _Depthwise.apply(sites.contiguous(), weight, bias, *grid.kernel_arguments())
 
 
-def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, geometry: Geometry) -> Tensor:
+def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, grid: Grid) -> Tensor:
     """Apply LayerNorm to :func:`depthwise_sites`, in the same kernel.
 
     Under autocast the result is in the autocast dtype; LayerNorm's own arithmetic is float32 for half precision.
     """
     sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
     with without_autocast(sites.device):
-        return _DepthwiseNorm.apply(sites.contiguous(), weight, bias, norm.weight, norm.bias, norm.eps, geometry,
-                                    torch.is_grad_enabled())
+        return _DepthwiseNorm.apply(sites.contiguous(), weight, bias, norm.weight, norm.bias, norm.eps,
+                                    torch.is_grad_enabled(), *grid.kernel_arguments())
 
 
 class _Depthwise(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], geometry: Geometry) -> Tensor:
+    def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], *where: Any) -> Tensor:
         ctx.save_for_backward(sites, weight)
-        ctx.geometry = geometry
-        return site_depthwise(sites, weight, bias, *geometry)
+        ctx.where = where
+        return site_depthwise(sites, weight, bias, *where)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        return *_backward(ctx, grad.contiguous(), *ctx.saved_tensors), None
+        return *_backward(ctx, grad.contiguous(), *ctx.saved_tensors), *[None] * len(ctx.where)
 
 
 class _DepthwiseNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], norm_weight: Tensor, norm_bias: Tensor,
-                eps: float, geometry: Geometry, keep: bool) -> Tensor:
+                eps: float, keep: bool, *where: Any) -> Tensor:
         convolved, normed, mean, rstd = site_depthwise_norm(sites, weight, bias, norm_weight, norm_bias, eps, keep,
-                                                            *geometry)
+                                                            *where)
         ctx.save_for_backward(sites, weight, norm_weight, convolved, mean, rstd)
-        ctx.geometry = geometry
+        ctx.where = where
         return normed
 
     @staticmethod
@@ -115,44 +75,44 @@ class _DepthwiseNorm(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         sites, weight, norm_weight, convolved, mean, rstd = ctx.saved_tensors
         grad, *grad_norm = layer_norm_gradients(grad.contiguous(), convolved, mean, rstd, norm_weight)
-        return *_backward(ctx, grad, sites, weight), *grad_norm, None, None, None
+        return *_backward(ctx, grad, sites, weight), *grad_norm, None, None, *[None] * len(ctx.where)
 
 
 def _backward(ctx, grad: Tensor, sites: Tensor, weight: Tensor) -> Tuple[Optional[Tensor], ...]:
     """Return the gradients of sites (B, N, C), weight (C, 1, k, k) and bias (C, ) that are needed."""
     grad_sites = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        grad_sites = site_depthwise(grad, weight, None, *ctx.geometry, mirrored=True)
+        grad_sites = site_depthwise(grad, weight, None, *ctx.where, flipped=True)
     if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        grad_weight, grad_bias = site_depthwise_gradients(sites, grad, weight.shape[-1], *ctx.geometry)
+        grad_weight, grad_bias = site_depthwise_gradients(sites, grad, weight.shape[-1], *ctx.where)
     return grad_sites, grad_weight, grad_bias if ctx.needs_input_grad[2] else None
 
 
 @custom_op('mmconvnextv2::site_depthwise', mutates_args=())
 def site_depthwise(sites: Tensor, weight: Tensor, bias: Optional[Tensor], height: int, width: int, patch: int,
-                   cells: Optional[Tensor], places: Optional[Tensor], mirrored: bool = False) -> Tensor:
-    """Convolve sites with the kernel or, for the gradient of the input, with the mirrored one."""
+                   cells: Optional[Tensor], slots: Optional[Tensor], flipped: bool = False) -> Tensor:
+    """Convolve sites with the kernel or, for the gradient of the input, with the flipped one."""
     from .kernels import depthwise
-    return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, places), mirrored)[0]
+    return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, slots), flipped)[0]
 
 
 @site_depthwise.register_fake
-def _(sites, weight, bias, height, width, patch, cells, places, mirrored=False):
+def _(sites, weight, bias, height, width, patch, cells, slots, flipped=False):
     return torch.empty_like(sites)
 
 
 @custom_op('mmconvnextv2::site_depthwise_norm', mutates_args=())
 def site_depthwise_norm(sites: Tensor, weight: Tensor, bias: Optional[Tensor], norm_weight: Tensor, norm_bias: Tensor,
                         eps: float, keep: bool, height: int, width: int, patch: int, cells: Optional[Tensor],
-                        places: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+                        slots: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return convolved sites, those normalised, and mean and rstd (B, N); all but the second empty unless kept."""
     from .kernels import depthwise
-    return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, places),
+    return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, slots),
                               norm=(norm_weight, norm_bias, eps), keep=keep)
 
 
 @site_depthwise_norm.register_fake
-def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, height, width, patch, cells, places):
+def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, height, width, patch, cells, slots):
     batch, num_sites = sites.shape[:2]
     mean, rstd = (sites.new_empty(batch, num_sites if keep else 0, dtype=statistics_dtype(sites.dtype))
                   for _ in range(2))
@@ -161,14 +121,14 @@ def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, height, width, pat
 
 @custom_op('mmconvnextv2::site_depthwise_gradients', mutates_args=())
 def site_depthwise_gradients(sites: Tensor, grad: Tensor, side: int, height: int, width: int, patch: int,
-                             cells: Optional[Tensor], places: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+                             cells: Optional[Tensor], slots: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
     """Return the gradients of the weight, (C, 1, k, k), and of the bias, (C, )."""
     from .kernels import depthwise
-    return depthwise.gradients(sites, grad, side, (height, width, patch, cells, places))
+    return depthwise.gradients(sites, grad, side, (height, width, patch, cells, slots))
 
 
 @site_depthwise_gradients.register_fake
-def _(sites, grad, side, height, width, patch, cells, places):
+def _(sites, grad, side, height, width, patch, cells, slots):
     return sites.new_empty(sites.shape[-1], 1, side, side), sites.new_empty(sites.shape[-1])
 
 

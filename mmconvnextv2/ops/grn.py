@@ -1,24 +1,21 @@
-"""GRN (arXiv 2301.00808, section 3.4) as one differentiable operation, and the derivative of its normalisation.
+"""GRN's formula (arXiv 2301.00808, Algorithm 1), the paper's ablations of it, and its derivative for fused operations.
 
-Eager code keeps a float32 copy of half-precision features for the norm's derivative, and a copy with zeros where sites
-do not count; this keeps the features as they came and the norms of an image. Letters: x (B, N, C) features, n = norm /
-mean norm the response (B, 1, C), s = 1 + gamma * n the scale.
+Letters: x (B, N, C) features, n = norm / mean norm the response (B, 1, C), s = 1 + gamma * n the scale.
 """
 from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .autocast import without_autocast
+from .dispatch import in_blocks
 from .reductions import hide, mean_over_sites, statistics_dtype
 
 AGGREGATIONS = {  # sites (B, N, C), zero where they do not count, and which count, to responses (B, 1, C)
-    'L2': lambda values, counted: torch.linalg.vector_norm(values, dim=1, keepdim=True),
-    'L1': lambda values, counted: torch.linalg.vector_norm(values, 1, dim=1, keepdim=True),
+    'L2': lambda values, site_mask: torch.linalg.vector_norm(values, dim=1, keepdim=True),
+    'L1': lambda values, site_mask: torch.linalg.vector_norm(values, 1, dim=1, keepdim=True),
     'average': mean_over_sites,
-    'none': lambda values, counted: values,  # each site by itself, (B, N, C)
+    'none': lambda values, site_mask: values,  # each site by itself, (B, N, C)
 }
 NORMALIZATIONS = {  # by the mean over channels, which is table 2's sum over channels up to a factor that gamma takes
     'x/sum': lambda response, eps: response / (response.mean(dim=-1, keepdim=True) + eps),
@@ -31,7 +28,7 @@ SQUARES = 2**18  # values squared at a time on the CPU; fewer take longer for th
 
 
 def response_scale(sites: Tensor,
-                   counted: Optional[Tensor] = None,
+                   site_mask: Optional[Tensor] = None,
                    eps: float = 1e-6,
                    aggregation: str = 'L2',
                    normalization: str = 'x/sum') -> Tensor:
@@ -42,7 +39,7 @@ def response_scale(sites: Tensor,
 
     Args:
         sites (Tensor): Features of shape (B, N, C).
-        counted (Tensor, optional): Bool, (B, N, 1), True where a site takes part in the norm. Defaults to None, all.
+        site_mask (Tensor, optional): Bool, (B, N, 1), True where a site takes part in the norm. Defaults to None, all.
         eps (float): Added to the mean over channels, or to their variance. Defaults to 1e-6.
         aggregation (str): G, a key of ``AGGREGATIONS``. Defaults to ``'L2'``.
         normalization (str): N, a key of ``NORMALIZATIONS``. Defaults to ``'x/sum'``.
@@ -51,53 +48,21 @@ def response_scale(sites: Tensor,
         Tensor: The scale, in float32 for half-precision input: (B, 1, C); (B, 1, 1) for ``'1/sum'``, and N in place of
         1 for the aggregation ``'none'``.
     """
-    values = hide(sites.to(statistics_dtype(sites.dtype)), counted)
-    return NORMALIZATIONS[normalization](AGGREGATIONS[aggregation](values, counted), eps)
+    values = hide(sites.to(statistics_dtype(sites.dtype)), site_mask)
+    return NORMALIZATIONS[normalization](AGGREGATIONS[aggregation](values, site_mask), eps)
 
 
-def grn(x: Tensor, gamma: Tensor, beta: Tensor, counted: Optional[Tensor] = None, eps: float = 1e-6) -> Tensor:
-    """Apply GRN with its residual, ``x * (1 + gamma * n) + beta``; equal to :func:`grn_reference`.
-
-    Norms, responses and scales are computed in float32 for half precision, under autocast too.
-
-    Args:
-        x (Tensor): Sites, (B, N, C).
-        gamma (Tensor): (C, ).
-        beta (Tensor): (C, ).
-        counted (Tensor, optional): Bool, (B, N, 1), True where a site takes part in the norm. Defaults to None, all.
-        eps (float): Added to the mean norm over channels. Defaults to 1e-6.
-
-    Returns:
-        Tensor: (B, N, C), in x's dtype.
-
-    Raises:
-        RuntimeError: By torch, when a second derivative is asked for; use :func:`grn_reference` for it.
-    """
-    with without_autocast(x.device):
-        return _GRN.apply(x, gamma, beta, counted, eps)
-
-
-def grn_reference(x: Tensor,
-                  gamma: Tensor,
-                  beta: Tensor,
-                  counted: Optional[Tensor] = None,
-                  eps: float = 1e-6) -> Tensor:
-    """Compute :func:`grn` operation by operation; any derivative."""
-    scale = 1 + gamma * response_scale(x, counted, eps)  # (B, 1, C)
-    return torch.addcmul(beta.to(x.dtype), x, scale.to(x.dtype))
-
-
-def channel_norm(features: Tensor, counted: Optional[Tensor]) -> Tensor:
-    """Return the L2 norm of each channel of (B, N, C) over counted sites, (B, 1, C), in the dtype of statistics.
+def channel_norm(features: Tensor, site_mask: Optional[Tensor]) -> Tensor:
+    """Return the L2 norm of each channel of (B, N, C) over sites that count, (B, 1, C), in the dtype of statistics.
 
     On the CPU squares of few sites at a time stay in the caches; torch's own norm takes several times longer.
     """
     num_sites, total = features.shape[1], 0
-    if features.device.type == 'cpu' and not torch.compiler.is_compiling():
+    if in_blocks(features):
         num_sites = max(SQUARES * num_sites // max(features.numel(), 1), 1)
     for start in range(0, max(features.shape[1], 1), max(num_sites, 1)):
         part = slice(start, start + num_sites)
-        sites = hide(features[:, part], None if counted is None else counted[:, part])
+        sites = hide(features[:, part], None if site_mask is None else site_mask[:, part])
         total = total + sites.to(statistics_dtype(sites.dtype)).square().sum(1, keepdim=True)
     return total.sqrt()
 
@@ -106,8 +71,8 @@ def scale_backward(grad_scale: Tensor, norm: Tensor, gamma: Tensor, eps: float) 
     """Differentiate the scale ``1 + gamma * norm / (mean norm + eps)``, all (B, 1, C).
 
     Returns:
-        tuple[Tensor]: The gradient of gamma, (C, ), and the factor (B, 1, C) by which a counted site's features enter
-        their own gradient: a norm's derivative is ``x / norm``, taken as 0 where a channel is 0 at every site.
+        tuple[Tensor]: The gradient of gamma, (C, ), and the factor (B, 1, C) by which features enter their own gradient
+        at sites that count: a norm's derivative is ``x / norm``, taken as 0 where a channel is 0 at every site.
     """
     response = response_of(norm, eps)
     grad_response = grad_scale * gamma
@@ -125,25 +90,3 @@ def add_product(grad: Tensor, features: Tensor, factor: Tensor) -> Tensor:
     if grad.dtype == torch.float16:
         return grad.add_(features.mul_(factor))  # multiplied in the factor's float32
     return grad.addcmul_(features, factor.to(grad.dtype))
-
-
-class _GRN(torch.autograd.Function):
-
-    @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, counted: Optional[Tensor], eps: float) -> Tensor:
-        norm = channel_norm(x, counted)
-        ctx.save_for_backward(x, norm, gamma, beta, counted)
-        ctx.eps = eps
-        scale = 1 + gamma * response_of(norm, eps)
-        return torch.addcmul(beta.to(x.dtype), x, scale.to(x.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, norm, gamma, beta, counted = ctx.saved_tensors
-        grad_scale = (grad.to(norm.dtype) * x).sum(1, keepdim=True)  # (B, 1, C)
-        grad_gamma, factor = scale_backward(grad_scale, norm, gamma, ctx.eps)
-        scale = 1 + gamma * response_of(norm, ctx.eps)
-        grad_x = torch.addcmul(grad * scale, hide(x, counted), factor).to(x.dtype)
-        grad_beta = grad.sum((0, 1), dtype=norm.dtype).to(beta.dtype)
-        return grad_x, grad_gamma, grad_beta, None, None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-HAS_INNER_PRODUCT = hasattr(torch.ops.mkldnn, '_linear_pointwise')
+from .dispatch import HAS_INNER_PRODUCT, use_onednn
 
 
 def multiply(left: Tensor, right: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -29,19 +29,11 @@ def multiply(left: Tensor, right: Tensor, bias: Optional[Tensor] = None) -> Tens
         return multiply(left.flatten(0, 1), right, bias).unflatten(0, left.shape[:2])
     if right.dim() == 3 and len(right) == 1:
         return multiply(left[0], right[0], bias)[None]
-    if right.dim() == 2 and _suits_onednn(left, right):
+    if right.dim() == 2 and use_onednn(left, right):
         return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, 'none', [], '')
     if bias is None:
         return left @ right
     return torch.addmm(bias, left, right) if right.dim() == 2 else torch.baddbmm(bias, left, right)
-
-
-def _suits_onednn(left: Tensor, right: Tensor) -> bool:
-    """Whether oneDNN's inner product may take these: torch may lack it, a user may switch it off, it refuses empty
-    matrices, and torch.compile chooses for itself."""
-    at_hand = HAS_INNER_PRODUCT and torch.backends.mkldnn.enabled
-    suits = left.device.type == 'cpu' and left.dtype == right.dtype == torch.float32
-    return bool(suits and at_hand and left.numel() and right.numel() and not torch.compiler.is_compiling())
 
 
 if HAS_INNER_PRODUCT:

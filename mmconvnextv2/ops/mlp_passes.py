@@ -18,8 +18,8 @@ from .reductions import hide, statistics_dtype
 class Hidden:
     """Hidden features h (B, N, D), and which of their sites count in norms (B, N, 1)."""
 
-    def __init__(self, h: Tensor, counted: Optional[Tensor]) -> None:
-        self.h, self.counted = h, counted
+    def __init__(self, h: Tensor, site_mask: Optional[Tensor]) -> None:
+        self.h, self.site_mask = h, site_mask
         self._activation = None
 
     def activation(self) -> Tensor:
@@ -30,7 +30,7 @@ class Hidden:
 
     def norm(self, keep: bool) -> Tensor:
         """Return the norms of a, (B, 1, D); ``keep`` tells that :meth:`activation` is asked for next."""
-        return channel_norm(self.activation(), self.counted)
+        return channel_norm(self.activation(), self.site_mask)
 
     def scaled(self, scale: Tensor) -> Tensor:
         """Return a * s; the last call of a forward, which may overwrite a."""
@@ -42,13 +42,13 @@ class Hidden:
         return self.activation() * scale, grad_scale
 
     def gradient(self, grad: Tensor, scale: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
-        """Return the gradient of h, gelu'(h) * (grad * s + a * f), a * f at counted sites only, and its sum (D, ).
+        """Return the gradient of h, gelu'(h) * (grad * s + a * f), a * f at sites that count only, and its sum (D, ).
 
         The last call of a backward: ``grad``, the gradient of a * s (of a where ``scale`` is None), is overwritten.
         """
         if scale is not None:
             grad = grad.mul_(scale)
-        grad = add_product(grad, hide(self.activation(), self.counted), factor)
+        grad = add_product(grad, hide(self.activation(), self.site_mask), factor)
         torch.ops.aten.gelu_backward.grad_input(grad, self.h, grad_input=grad)
         return grad, grad.sum((0, 1))
 
@@ -61,8 +61,8 @@ def join_norms(norms: Sequence[Tensor]) -> Tensor:
 class KernelHidden(Hidden):
     """The same through Triton kernels, which keep sums in float32 and compute a themselves."""
 
-    def __init__(self, h: Tensor, counted: Optional[Tensor]) -> None:
-        super().__init__(h.contiguous(), None if counted is None else counted.contiguous())
+    def __init__(self, h: Tensor, site_mask: Optional[Tensor]) -> None:
+        super().__init__(h.contiguous(), None if site_mask is None else site_mask.contiguous())
 
     def activation(self) -> Tensor:
         """Return a, and keep it no longer."""
@@ -70,7 +70,7 @@ class KernelHidden(Hidden):
         return F.gelu(self.h) if activation is None else activation
 
     def norm(self, keep: bool) -> Tensor:
-        activation, norm = gelu_norm(self.h, self.counted, keep)
+        activation, norm = gelu_norm(self.h, self.site_mask, keep)
         self._activation = activation if keep else None
         return norm
 
@@ -81,18 +81,18 @@ class KernelHidden(Hidden):
         return gelu_scaled_with_gradient(self.h, scale, grad)
 
     def gradient(self, grad: Tensor, scale: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
-        return grad, gelu_gradient(self.h, self.counted, scale, factor, grad)
+        return grad, gelu_gradient(self.h, self.site_mask, scale, factor, grad)
 
 
 @custom_op('mmconvnextv2::gelu_norm', mutates_args=())
-def gelu_norm(h: Tensor, counted: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+def gelu_norm(h: Tensor, site_mask: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
     """Return a, empty unless it is to be kept, and its norms (B, 1, D)."""
     from .kernels import gelu
-    return gelu.norm(h, counted, keep)
+    return gelu.norm(h, site_mask, keep)
 
 
 @gelu_norm.register_fake
-def _(h: Tensor, counted: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+def _(h: Tensor, site_mask: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
     norm = h.new_empty(h.shape[0], 1, h.shape[2], dtype=statistics_dtype(h.dtype))
     return torch.empty_like(h) if keep else h.new_empty(0), norm
 
@@ -122,13 +122,13 @@ def _(h: Tensor, scale: Tensor, grad: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 @custom_op('mmconvnextv2::gelu_gradient', mutates_args=('grad', ))
-def gelu_gradient(h: Tensor, counted: Optional[Tensor], scale: Optional[Tensor], factor: Tensor,
+def gelu_gradient(h: Tensor, site_mask: Optional[Tensor], scale: Optional[Tensor], factor: Tensor,
                   grad: Tensor) -> Tensor:
     """Overwrite ``grad`` as :meth:`Hidden.gradient` does, and return the sum (D, )."""
     from .kernels import gelu
-    return gelu.gradient(h, counted, scale, factor, grad)
+    return gelu.gradient(h, site_mask, scale, factor, grad)
 
 
 @gelu_gradient.register_fake
-def _(h: Tensor, counted: Optional[Tensor], scale: Optional[Tensor], factor: Tensor, grad: Tensor) -> Tensor:
+def _(h: Tensor, site_mask: Optional[Tensor], scale: Optional[Tensor], factor: Tensor, grad: Tensor) -> Tensor:
     return h.new_empty(h.shape[-1])

@@ -10,14 +10,14 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def hide(sites: Tensor, counted: Optional[Tensor], value: float = 0.) -> Tensor:
-    """Return sites (B, N, C) with ``value`` where ``counted`` (B, N, 1) is False; None counts all."""
-    return sites if counted is None else torch.where(counted, sites, sites.new_full((), value))
+def hide(sites: Tensor, site_mask: Optional[Tensor], value: float = 0.) -> Tensor:
+    """Return sites (B, N, C) with ``value`` where ``site_mask`` (B, N, 1) is False; None counts all."""
+    return sites if site_mask is None else torch.where(site_mask, sites, sites.new_full((), value))
 
 
-def mean_over_sites(sites: Tensor, counted: Optional[Tensor] = None) -> Tensor:
-    """Average counted sites, summed in float32 at least: (B, N, C) to (B, 1, C) in the input's dtype."""
-    if counted is None:
+def mean_over_sites(sites: Tensor, site_mask: Optional[Tensor] = None) -> Tensor:
+    """Average sites that count, summed in float32 at least: (B, N, C) to (B, 1, C) in the input's dtype."""
+    if site_mask is None:
         return sites.mean(1, keepdim=True)
-    total = hide(sites, counted).sum(1, keepdim=True, dtype=statistics_dtype(sites.dtype))
-    return (total / counted.sum(1, keepdim=True)).to(sites.dtype)
+    total = hide(sites, site_mask).sum(1, keepdim=True, dtype=statistics_dtype(sites.dtype))
+    return (total / site_mask.sum(1, keepdim=True)).to(sites.dtype)

@@ -2,19 +2,33 @@
 
 Eager code keeps four tensors of 4C channels for the backward pass; this keeps the first linear's output alone, and
 computes the activation again. GRN's scale of an image is folded into the second linear's weight where an image has more
-sites than channels (``_folds``), so that no scaled copy of the activation is made. On the CPU it goes over hidden
-features piece by piece (``pieces_of``). Letters: x (B, N, C) input, h and a (B, N, D), D = 4C, before and after GELU, n
-GRN's normalised response and s = 1 + gamma * n the scale (B, 1, D).
+sites than channels (``dispatch.fold_scale``), so that no scaled copy of the activation is made. On the CPU it goes over
+hidden features chunk by chunk (``chunks``).
+
+Letters: x (B, N, C) input, h and a (B, N, D), D = 4C, before and after GELU, G (B, 1, D) the norm of a over sites, n =
+G / (mean_D G + eps) GRN's response, s = 1 + gamma * n its scale, y (B, N, C) the output.
+
+    forward     h = x W1' + b1        a = gelu(h)        y = (a s + beta) W2' + b2 = a (W2 s)' + (b2 + W2 beta)
+    backward, dy given; sums over sites and images unless a shape says otherwise
+        z     = dy W2                                    gradient of a s + beta, (B, N, D)
+        dW2   = sum dy' (a s) + (sum dy)' beta           db2 = sum dy         dbeta = W2' db2
+        ds    = sum_N z a  (B, 1, D)                     dgamma = sum_B ds n
+        dn    = gamma ds
+        dG    = (dn - mean_D(dn n)) / (mean_D G + eps)   since n = G / (mean_D G + eps)
+        da    = z s + a dG / G                           since dG/da = a / G; the factor f = dG / G is 0 where G is 0
+        dh    = gelu'(h) da
+        dx    = dh W1        dW1 = sum dh' x             db1 = sum dh
 """
-from typing import Iterable, List, Optional, Tuple, Type
+from typing import Callable, Iterable, List, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .autocast import cast_for_autocast, without_autocast
-from .dispatch import uses_kernels
+from .dispatch import fold_scale, fuse_mlp, in_blocks, use_triton
+from .grid import Grid
 from .grn import response_of, response_scale, scale_backward
 from .matmul import multiply
 from .mlp_passes import Hidden, KernelHidden, join_norms
@@ -24,15 +38,40 @@ PIECE = 2**22  # hidden values of a piece at most, 16 MiB in float32
 ROWS = 4096  # and sites: matrix products of more rows and few channels are slower
 
 
-def response_mlp(x: Tensor,
-                 weight1: Tensor,
-                 bias1: Tensor,
-                 gamma: Tensor,
-                 beta: Tensor,
-                 weight2: Tensor,
-                 bias2: Tensor,
-                 counted: Optional[Tensor] = None,
-                 eps: float = 1e-6) -> Tensor:
+def response_mlp(sites: Tensor, grid: Grid, expand: nn.Module, norm: Optional[nn.Module], project: nn.Module,
+                 depthwise: Optional[Callable[[Tensor, nn.Conv2d], Tensor]] = None) -> Tensor:
+    """Apply a block's MLP to sites: linear, GELU, response norm and linear; ``dispatch.fuse_mlp`` says how.
+
+    Args:
+        sites (Tensor): (B, N, C).
+        grid (Grid): Where they are; its ``site_mask`` says which take part in the norm's sums.
+        expand (nn.Module): (..., C) to (..., D), with D = 4C in a ConvNeXt V2 block.
+        norm (nn.Module, optional): A response norm, ``norm(sites, site_mask, depthwise)``. None: none.
+        project (nn.Module): (..., D) to (..., C).
+        depthwise (Callable, optional): ``depthwise(sites, conv)``, for norms that look at neighbours.
+
+    Returns:
+        Tensor: (B, N, C).
+    """
+    if fuse_mlp(grid, expand, norm, project):
+        return fused_response_mlp(sites, expand.weight, expand.bias, norm.gamma, norm.beta, project.weight,
+                                  project.bias, grid.site_mask, norm.eps, use_triton(sites, grid))
+    hidden = F.gelu(expand(sites))  # (B, N, D)
+    if norm is not None:
+        hidden = norm(hidden, grid.site_mask, depthwise)
+    return project(hidden)
+
+
+def fused_response_mlp(x: Tensor,
+                       weight1: Tensor,
+                       bias1: Tensor,
+                       gamma: Tensor,
+                       beta: Tensor,
+                       weight2: Tensor,
+                       bias2: Tensor,
+                       site_mask: Optional[Tensor] = None,
+                       eps: float = 1e-6,
+                       triton: Optional[bool] = None) -> Tensor:
     """Apply linear, GELU, GRN and linear to sites; equal to :func:`response_mlp_reference`.
 
     Under autocast all matrix products run in the autocast dtype, and GRN's sums in float32.
@@ -45,8 +84,9 @@ def response_mlp(x: Tensor,
         beta (Tensor): (D, ).
         weight2 (Tensor): (C, D).
         bias2 (Tensor): (C, ).
-        counted (Tensor, optional): Bool, (B, N, 1), True where a site takes part in GRN's norm. Defaults to None.
+        site_mask (Tensor, optional): Bool, (B, N, 1), True where a site takes part in GRN's norm. Defaults to None.
         eps (float): GRN's. Defaults to 1e-6.
+        triton (bool, optional): Whether Triton kernels pass over hidden features. Defaults to None, ``use_triton(x)``.
 
     Returns:
         Tensor: (B, N, C).
@@ -55,9 +95,10 @@ def response_mlp(x: Tensor,
         RuntimeError: By torch, when a second derivative is asked for; use :func:`response_mlp_reference` for it.
     """
     tensors = cast_for_autocast(x, weight1, bias1, gamma, beta, weight2, bias2)
-    counted = None if counted is None else counted.expand(*x.shape[:2], 1)
+    site_mask = None if site_mask is None else site_mask.expand(*x.shape[:2], 1)
+    triton = use_triton(x) if triton is None else triton
     with without_autocast(x.device):
-        return _ResponseMLP.apply(*tensors, counted, eps, KernelHidden if uses_kernels(x) else Hidden)
+        return _ResponseMLP.apply(*tensors, site_mask, eps, KernelHidden if triton else Hidden)
 
 
 def response_mlp_reference(x: Tensor,
@@ -67,15 +108,15 @@ def response_mlp_reference(x: Tensor,
                            beta: Tensor,
                            weight2: Tensor,
                            bias2: Tensor,
-                           counted: Optional[Tensor] = None,
+                           site_mask: Optional[Tensor] = None,
                            eps: float = 1e-6) -> Tensor:
-    """Compute :func:`response_mlp` operation by operation; any derivative, keeps four tensors of D channels."""
+    """Compute :func:`fused_response_mlp` operation by operation; any derivative, keeps four tensors of D channels."""
     activation = F.gelu(F.linear(x, weight1, bias1))
-    scale = 1 + gamma * response_scale(activation, counted, eps)
+    scale = 1 + gamma * response_scale(activation, site_mask, eps)
     return F.linear(torch.addcmul(beta, activation, scale.to(activation.dtype)), weight2, bias2)
 
 
-def pieces_of(x: Tensor, channels: int) -> List[Tuple[slice, List[slice]]]:
+def chunks(x: Tensor, channels: int) -> List[Tuple[slice, List[slice]]]:
     """Cut the hidden features (B, N, channels) of x (B, N, C) into pieces: slices of images and, for each, slices of
     their sites.
 
@@ -84,7 +125,7 @@ def pieces_of(x: Tensor, channels: int) -> List[Tuple[slice, List[slice]]]:
     pages each time. Elsewhere, and where torch.compile fuses passes, there is one piece.
     """
     batch, num_sites = x.shape[:2]
-    if x.device.type != 'cpu' or torch.compiler.is_compiling():
+    if not in_blocks(x):
         return [(slice(None), [slice(None)])]
     rows = max(min(PIECE // max(channels, 1), ROWS), 1)
     groups = -(-batch // max(rows // max(num_sites, 1), 1))
@@ -152,48 +193,43 @@ class _Unfolded(_Folded):
 def _second_linear(x: Tensor, weight2: Tensor, gamma: Tensor, norm: Tensor, eps: float) -> _Folded:
     """Return the second linear of the images of a piece, x (B, N, C), whose norms (B, 1, D) are known."""
     scale = (1 + gamma * response_of(norm, eps)).to(x.dtype)
-    return (_Folded if _folds(x) else _Unfolded)(weight2, scale)
+    return (_Folded if fold_scale(x) else _Unfolded)(weight2, scale)
 
 
-def _folds(x: Tensor) -> bool:
-    """Whether a piece (B, N, C) folds; on the CPU, where products of many images are slow, it does so with one."""
-    return x.shape[1] > x.shape[2] and (len(x) == 1 or x.device.type != 'cpu')
-
-
-def _hidden_of(passes: Type[Hidden], hs: Iterable[Tensor], counted: Optional[Tensor], images: slice,
+def _hidden_of(passes: Type[Hidden], hs: Iterable[Tensor], site_mask: Optional[Tensor], images: slice,
                sites: List[slice]) -> List[Hidden]:
     """Return the hidden features of each part of some images, of which ``hs`` has the next."""
-    return [passes(h, None if counted is None else counted[images, part]) for part, h in zip(sites, hs)]
+    return [passes(h, None if site_mask is None else site_mask[images, part]) for part, h in zip(sites, hs)]
 
 
 class _ResponseMLP(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, gamma: Tensor, beta: Tensor, weight2: Tensor,
-                bias2: Tensor, counted: Optional[Tensor], eps: float, passes: Type[Hidden]) -> Tensor:
+                bias2: Tensor, site_mask: Optional[Tensor], eps: float, passes: Type[Hidden]) -> Tensor:
         y, hs, norms = x.new_empty(x.shape), [], []
         offset = torch.addmv(bias2, weight2, beta)  # (C, ), GRN's beta through the second linear
-        for images, sites in pieces_of(x, len(weight1)):
+        for images, sites in chunks(x, len(weight1)):
             h = [multiply(x[images, part], weight1.t(), bias1) for part in sites]  # (images, part, D) each
-            parts = _hidden_of(passes, h, counted, images, sites)
-            norm = join_norms([hidden.norm(keep=_folds(x[images])) for hidden in parts])  # (images, 1, D)
+            parts = _hidden_of(passes, h, site_mask, images, sites)
+            norm = join_norms([hidden.norm(keep=fold_scale(x[images])) for hidden in parts])  # (images, 1, D)
             second = _second_linear(x[images], weight2, gamma, norm, eps)
             for part, hidden in zip(sites, parts):
                 y[images, part] = second.apply(hidden, offset)
             hs += h
             norms.append(norm)
-        ctx.save_for_backward(x, torch.cat(norms), weight1, gamma, beta, weight2, counted, *hs)
+        ctx.save_for_backward(x, torch.cat(norms), weight1, gamma, beta, weight2, site_mask, *hs)
         ctx.eps, ctx.passes = eps, passes
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        x, norms, weight1, gamma, beta, weight2, counted, *hs = ctx.saved_tensors
+        x, norms, weight1, gamma, beta, weight2, site_mask, *hs = ctx.saved_tensors
         grad, grad_x, hs = grad.contiguous(), x.new_empty(x.shape), iter(hs)
         grad_weight1 = grad_bias1 = grad_gamma = grad_weight2 = None
-        for images, sites in pieces_of(x, len(weight1)):
-            parts, kept, grad_scale = _hidden_of(ctx.passes, hs, counted, images, sites), [], None
+        for images, sites in chunks(x, len(weight1)):
+            parts, kept, grad_scale = _hidden_of(ctx.passes, hs, site_mask, images, sites), [], None
             second = _second_linear(x[images], weight2, gamma, norms[images], ctx.eps)
             for part, hidden in zip(sites, parts):
                 of_weight2, of_scale, again = second.sums(hidden, grad[images, part])

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..models.convnext_v2 import ConvNeXtV2Block
 from ..models.execution import CELL, get_execution
-from ..models.execution.base import Grid, map_to_sites, sites_to_map
 from ..models.layers import LayerNorm
+from ..ops.grid import Grid, map_to_sites, sites_to_map
 from ..utils.errors import UserError
 from .decoder import INIT_CFG, fill_hidden, last_map
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ..models.convnext_v2 import ConvNeXtV2Block
 from ..models.execution import CELL, get_execution
-from ..models.execution.base import Grid, map_to_sites, sites_to_map
-from ..models.execution.cells import gather
-from ..models.execution.masked import visible_sites
+from ..ops.cells import gather, visible_sites
+from ..ops.grid import Grid, map_to_sites, sites_to_map
 from ..ops.reductions import statistics_dtype
 
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)

@@ -10,10 +10,10 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..models.convnext_v2 import set_kernels
 from ..models.execution import CELL, get_execution
-from ..models.execution.base import Grid
-from ..models.execution.cells import scatter
-from ..models.execution.masked import visible_sites
+from ..ops.cells import scatter, visible_sites
+from ..ops.grid import Grid
 from ..utils.errors import UserError
 from .masking import hidden_cells_of, stack_visible_cells
 
@@ -47,6 +47,7 @@ class FCMAE(BaseSelfSupervisor):
         get_execution(execution, masking=True)
         backbone = MODELS.build(backbone)
         neck = _build_decoder(neck, backbone)
+        set_kernels(neck, getattr(backbone, 'kernels', None))
         head = MODELS.build({'in_channels': neck.out_channels, 'stride': neck.stride,
                              'image_channels': backbone.in_channels, **head})
         if not isinstance(data_preprocessor, nn.Module):

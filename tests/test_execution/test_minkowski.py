@@ -14,9 +14,9 @@ from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.models.execution import get_execution
-from mmconvnextv2.models.execution.base import Grid
 from mmconvnextv2.models.execution.minkowski import (depthwise_kernel, import_minkowski_engine, new_manager,
                                                      site_coordinates, strided_kernel)
+from mmconvnextv2.ops.grid import Grid
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 SHAPES = {  # cells as rows x columns, and the visible ones of each image

@@ -9,6 +9,7 @@ from torch import nn
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 from mmconvnextv2.models.execution import Grid, get_execution
 from mmconvnextv2.models.response_norms import AGGREGATIONS, NORMALIZATIONS
+from mmconvnextv2.ops.dispatch import fuse_mlp
 
 NORMS = [dict(type='GRN', aggregation='L1'), dict(type='GRN', aggregation='average'),
          dict(type='GRN', normalization='standardize'), dict(type='GRN', normalization='1/sum'),
@@ -107,8 +108,10 @@ def test_default_block_is_the_fused_one_bit_for_bit():
         for parameter in block.parameters():
             nn.init.normal_(parameter)
     sites, dense = torch.randn(2, 64, 4), get_execution('dense', False)
-    one, other = (block(sites, Grid(8, 8, 4), dense) for block in blocks)
-    assert torch.equal(one, other) and all(block._can_fuse() for block in blocks)
+    grid = Grid(8, 8, 4)
+    one, other = (block(sites, grid, dense) for block in blocks)
+    assert torch.equal(one, other)
+    assert all(fuse_mlp(grid, block.pointwise_conv1, block.grn, block.pointwise_conv2) for block in blocks)
 
 
 def test_each_norm_is_another_function(make_backbone, images):

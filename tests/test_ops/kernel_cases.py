@@ -14,17 +14,17 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
-from mmconvnextv2.models.execution.base import Grid
 from mmconvnextv2.models.execution.dense import Dense
 from mmconvnextv2.models.execution.packed import Packed
 from mmconvnextv2.models.layers import LayerNorm
 from mmconvnextv2.ops import depthwise_triton as neighbours
 from mmconvnextv2.ops import mlp_passes as hidden
-from mmconvnextv2.ops import plain, response_mlp, response_mlp_reference
-from mmconvnextv2.ops.depthwise_triton import serves
-from mmconvnextv2.ops.dispatch import INTERPRETED, uses_kernels
+from mmconvnextv2.ops import plain
+from mmconvnextv2.ops.dispatch import INTERPRETED, choose_depthwise, use_triton
+from mmconvnextv2.ops.grid import Grid
 from mmconvnextv2.ops.kernels import gelu
 from mmconvnextv2.ops.mlp_passes import Hidden, KernelHidden
+from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
 
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 TOLERANCE = {torch.float64: dict(rtol=1e-9, atol=1e-9), torch.float32: dict(rtol=1e-4, atol=1e-4)}
@@ -50,9 +50,9 @@ def some_sites(batch, num_sites):
 
 def test_kernels_serve_this_device():
     """Kernels run here, except inside ``plain()``."""
-    assert uses_kernels(draw(1)) and uses_kernels(draw(1).bfloat16()) and not uses_kernels(torch.zeros(1).long())
+    assert use_triton(draw(1)) and use_triton(draw(1).bfloat16()) and not use_triton(torch.zeros(1).long())
     with plain():
-        assert not uses_kernels(draw(1))
+        assert not use_triton(draw(1))
 
 
 @pytest.mark.parametrize('masked, rows, dtype', [(False, 32, torch.float64), (True, 64, torch.float32)])
@@ -107,20 +107,20 @@ def test_half_precision_passes(dtype):
 def test_response_mlp(shape, masked, monkeypatch):
     """Values and all seven gradients equal the reference's, folded or not, all sites counted or some."""
     module = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name
-    monkeypatch.setattr(module, '_folds', lambda x: x.shape[1] > x.shape[2])  # as on CUDA, where interpreted too
+    monkeypatch.setattr(module, 'fold_scale', lambda x: x.shape[1] > x.shape[2])  # as on CUDA, where interpreted too
     channels = shape[-1]
     shapes = [shape, (4 * channels, channels), (4 * channels, ), (4 * channels, ), (4 * channels, ),
               (channels, 4 * channels), (channels, )]
     inputs = [draw(*shape, dtype=torch.float64) for shape in shapes]
     counted = some_sites(*shape[:2])[:1].expand(shape[0], -1, -1) if masked else None
-    assert_gradients(response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted), inputs,
+    assert_gradients(fused_response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted), inputs,
                      **TOLERANCE[torch.float64])
 
 
 def test_sums_repeat_to_the_bit():
     """Two calls give the same bits: no sum depends on the order in which programs finish."""
     inputs = [draw(1, 70, 8), draw(32, 8), draw(32), draw(32), draw(32), draw(8, 32), draw(8)]
-    first, second = (torch.autograd.grad(response_mlp(*inputs).square().sum(), inputs) for _ in range(2))
+    first, second = (torch.autograd.grad(fused_response_mlp(*inputs).square().sum(), inputs) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second))
 
 
@@ -152,8 +152,8 @@ def test_depthwise(walk, side, channels, bias):
     execution, grid, num_sites = walk
     conv, norm = make_layers(channels, side, bias)
     sites = draw(2, num_sites, channels, dtype=torch.float64)
-    assert serves(sites, conv, norm)
-    normed = execution.depthwise_norm(sites, grid, conv, norm)
+    assert choose_depthwise(sites, grid, conv, norm) == 'triton+norm'
+    normed = execution.depthwise(sites, grid, conv, norm)
     with plain():
         theirs = norm(execution.depthwise(sites, grid, conv))
     assert_gradients(normed, theirs, [sites, *conv.parameters(), *norm.parameters()], **TOLERANCE[torch.float64])
@@ -170,9 +170,9 @@ def test_depthwise_without_norm():
     with plain():
         theirs = execution.depthwise(sites, grid, conv)
     assert_gradients(execution.depthwise(sites, grid, conv), theirs, [sites, conv.bias], **TOLERANCE[torch.float64])
-    normed = execution.depthwise_norm(sites, grid, conv, norm)
+    normed = execution.depthwise(sites, grid, conv, norm)
     with torch.no_grad():
-        assert torch.equal(execution.depthwise_norm(sites, grid, conv, norm), normed)
+        assert torch.equal(execution.depthwise(sites, grid, conv, norm), normed)
 
 
 def test_visible_sites_alone_are_kept():
@@ -181,10 +181,10 @@ def test_visible_sites_alone_are_kept():
     execution, grid, num_sites = make_cells(1, num_cells=2)
     conv, norm = make_layers(3, 3)
     sites, kept = draw(2, num_sites, 3, dtype=torch.float64), []
-    execution.depthwise_norm(sites, grid, conv, norm)  # the first run makes the operator known to the counter
+    execution.depthwise(sites, grid, conv, norm)  # the first run makes the operator known to the counter
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda tensor: tensor):
         with FlopCounterMode(display=False) as counter:
-            execution.depthwise_norm(sites, grid, conv, norm)
+            execution.depthwise(sites, grid, conv, norm)
     wide, narrow = sites.numel(), 2 * num_sites
     assert sorted(kept) == sorted([wide, wide, narrow, narrow, conv.weight.numel(), norm.weight.numel()])
     assert counter.get_total_flops() == 2 * sites.numel() * 9
@@ -218,7 +218,7 @@ def test_second_derivatives_are_refused():
     execution, grid, num_sites = make_cells(1)
     conv, norm = make_layers(3, 3)
     sites = draw(2, num_sites, 3, dtype=torch.float64)
-    for output in (execution.depthwise(sites, grid, conv), execution.depthwise_norm(sites, grid, conv, norm)):
+    for output in (execution.depthwise(sites, grid, conv), execution.depthwise(sites, grid, conv, norm)):
         [first] = torch.autograd.grad(output.square().sum(), sites, create_graph=True)
         with pytest.raises(RuntimeError, match='once_differentiable'):
             first.sum().backward()
@@ -247,7 +247,7 @@ def test_autocast():
     exact = torch.autograd.grad(theirs, [sites, *block.parameters()], torch.ones_like(theirs))
     block, sites = block.float(), sites.detach().float().requires_grad_()
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        branch = execution.depthwise_norm(sites, grid, block.depthwise_conv, block.norm)
+        branch = execution.depthwise(sites, grid, block.depthwise_conv, block.norm)
         ours = block(sites, grid, execution)
     assert branch.dtype == torch.bfloat16 and ours.dtype == torch.float32
     found = torch.autograd.grad(ours, [sites, *block.parameters()], torch.ones_like(ours))

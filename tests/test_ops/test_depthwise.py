@@ -1,19 +1,20 @@
 """The depthwise convolution with a backward pass of its own is torch's, on maps and on visible sites."""
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmconvnextv2.models.execution.base import Grid
-from mmconvnextv2.models.execution.cells import gather, scatter, with_rows
 from mmconvnextv2.models.execution.dense import Dense
 from mmconvnextv2.models.execution.packed import Packed
-from mmconvnextv2.ops import depthwise, depthwise_reference
-from mmconvnextv2.ops.depthwise import is_faster
+from mmconvnextv2.ops.cells import gather, scatter
+from mmconvnextv2.ops.depthwise_cpu import depthwise_map, depthwise_reference
+from mmconvnextv2.ops.dispatch import choose_depthwise
+from mmconvnextv2.ops.grid import Grid
 
-MODULE = importlib.import_module('mmconvnextv2.ops.depthwise')  # the package has a function of this name
+MODULE = importlib.import_module('mmconvnextv2.ops.depthwise_cpu')
 
 
 def draw(*shape, dtype=torch.float64):
@@ -32,7 +33,7 @@ def test_map(batch, channels, height, width, side):
     tile."""
     torch.manual_seed(0)
     inputs = draw(batch, channels, height, width), draw(channels, 1, side, side), draw(channels)
-    ours = depthwise(inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
+    ours = depthwise_map(inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:])
     theirs = F.conv2d(*inputs, padding=side // 2, groups=channels)
     torch.testing.assert_close(ours, theirs)
     for one, other in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
@@ -51,7 +52,7 @@ def test_visible_sites(stride, bias):
     conv = nn.Conv2d(6, 6, 7, padding=3, groups=6, bias=bias).double()
     sites = draw(2, 6 * grid.patch**2, 6)
     inputs = [sites, *conv.parameters()]
-    assert is_faster(sites, conv)
+    assert choose_depthwise(sites, grid, conv) == 'cpu'
     ours = Packed().depthwise(sites, grid, conv)
     theirs = gather(F.conv2d(scatter(sites, grid), *conv.parameters(), padding=3, groups=6), cells, grid.patch)
     torch.testing.assert_close(ours, theirs)
@@ -76,22 +77,22 @@ def test_windows_at_a_time(values, monkeypatch):
     monkeypatch.setattr(MODULE, 'VALUES', values)  # one or four of six cells of 8 x 8 sites
     torch.manual_seed(0)
     cells = torch.tensor([[0, 1, 4], [2, 3, 5]])
-    grid = with_rows(Grid(16, 24, 4, visible_cells=cells))
+    grid = Grid(16, 24, 4, visible_cells=cells).with_packed_index()
     conv = nn.Conv2d(6, 6, 7, padding=3, groups=6).double()
     inputs = [draw(2, 192, 6), *conv.parameters()]
     ours = Packed().depthwise(inputs[0], grid, conv)
-    index = grid.site_rows.of_windows(3)
+    index = grid.packed_index.windows(3)
     theirs = gather(F.conv2d(scatter(inputs[0], grid), *inputs[1:], padding=3, groups=6), cells, 8)
     torch.testing.assert_close(ours, theirs)
     for one, other in zip(gradients(ours, inputs), gradients(theirs, inputs), strict=True):
         torch.testing.assert_close(one, other)
-    assert grid.site_rows.of_windows(3) is index
+    assert grid.packed_index.windows(3) is index
 
 
 def test_finite_differences():
     """gradcheck finds the gradients that the values have."""
     torch.manual_seed(0)
-    assert torch.autograd.gradcheck(depthwise, (draw(2, 2, 6, 5), draw(2, 1, 3, 3), draw(2)))
+    assert torch.autograd.gradcheck(depthwise_map, (draw(2, 2, 6, 5), draw(2, 1, 3, 3), draw(2)))
 
 
 @pytest.mark.parametrize('wanted', [(True, False, False), (False, True, False), (False, False, True)])
@@ -100,7 +101,7 @@ def test_only_wanted_gradients(wanted):
     torch.manual_seed(0)
     inputs = [tensor.detach().requires_grad_(flag)
               for tensor, flag in zip((draw(1, 3, 9, 9), draw(3, 1, 7, 7), draw(3)), wanted)]
-    [ours] = gradients(depthwise(*inputs), [tensor for tensor in inputs if tensor.requires_grad])
+    [ours] = gradients(depthwise_map(*inputs), [tensor for tensor in inputs if tensor.requires_grad])
     [theirs] = gradients(depthwise_reference(*inputs), [tensor for tensor in inputs if tensor.requires_grad])
     torch.testing.assert_close(ours, theirs)
 
@@ -144,7 +145,7 @@ def test_keeps_visible_sites_alone():
 def test_second_derivatives_are_refused():
     """A derivative of the gradient raises; the reference has it."""
     inputs = draw(1, 2, 5, 5), draw(2, 1, 3, 3), draw(2)
-    [first] = torch.autograd.grad(depthwise(*inputs).square().sum(), inputs[:1], create_graph=True)
+    [first] = torch.autograd.grad(depthwise_map(*inputs).square().sum(), inputs[:1], create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         first.sum().backward()
     [first] = torch.autograd.grad(depthwise_reference(*inputs).square().sum(), inputs[:1], create_graph=True)
@@ -156,15 +157,16 @@ def test_layers_that_are_watched_or_special_stay():
     class Special(nn.Conv2d):
         pass
 
-    features = draw(1, 4, 8, 8, dtype=torch.float32)
+    sites, grid = draw(1, 64, 4, dtype=torch.float32), Grid(8, 8, 4)
     make = dict(in_channels=4, out_channels=4, kernel_size=7, padding=3, groups=4)
-    assert is_faster(features, nn.Conv2d(**make))
+    assert choose_depthwise(sites, grid, nn.Conv2d(**make)) == 'cpu'
+    assert choose_depthwise(sites, replace(grid, kernels='layers'), nn.Conv2d(**make)) == 'layer'
     with torch.no_grad():
-        assert not is_faster(features, nn.Conv2d(**make))
+        assert choose_depthwise(sites, grid, nn.Conv2d(**make)) == 'layer'
     hooked = nn.Conv2d(**make)
     hooked.register_forward_hook(lambda *arguments: None)
     others = [nn.Conv2d(**{**make, **change}) for change in (
         dict(stride=2), dict(padding=0), dict(padding_mode='reflect'), dict(groups=1), dict(dilation=2, padding=6),
         dict(kernel_size=(7, 5), padding=(3, 2)), dict(kernel_size=2, padding=1))]
-    assert not any(is_faster(features, conv) for conv in [hooked, Special(**make), *others])
-    assert not is_faster(features.to('meta'), nn.Conv2d(**make, device='meta'))
+    assert {choose_depthwise(sites, grid, conv) for conv in [hooked, Special(**make), *others]} == {'layer'}
+    assert choose_depthwise(sites.to('meta'), grid, nn.Conv2d(**make, device='meta')) == 'layer'

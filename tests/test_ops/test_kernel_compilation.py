@@ -8,20 +8,20 @@ ASTSource, GPUTarget = triton.compiler.ASTSource, import_module('triton.backends
 
 SCALARS = {'num_sites': 'i32', 'channels': 'i32', 'height': 'i32', 'width': 'i32', 'num_cells': 'i32', 'batch': 'i32',
            'eps': 'fp32'}
-POINTERS = {'counted': '*i1', 'cells': '*i64', 'places': '*i32'}
+POINTERS = {'site_mask': '*i1', 'cells': '*i64', 'slots': '*i32'}
 FLOAT32 = ('partial', 'mean', 'rstd', 'factor', 'norm_weight', 'norm_bias')
 PASSES = dict(ROWS=64, TILE=32, BLOCK=64)
-WHOLE_MAP = dict(cells=None, places=None, PATCH=0, SIDE=7, HEIGHT=4, WIDTH=4)
+WHOLE_MAP = dict(cells=None, slots=None, PATCH=0, SIDE=7, HEIGHT=4, WIDTH=4)
 VISIBLE = dict(PATCH=4, SIDE=7, HEIGHT=4, WIDTH=4)
 NO_NORM = dict(norm_weight=None, norm_bias=None, normed=None, bias=None, BIAS=False, NORM=False, KEEP=True)
 CONVOLUTION = dict(ACC=triton.language.float32, BLOCK=64)
 CASES = [
     ('gelu', 'norm_kernel', dict(COUNTED=True, KEEP=True, **PASSES)),
-    ('gelu', 'norm_kernel', dict(counted=None, COUNTED=False, KEEP=False, **PASSES)),
+    ('gelu', 'norm_kernel', dict(site_mask=None, COUNTED=False, KEEP=False, **PASSES)),
     ('gelu', 'scaled_kernel', dict(grad=None, GRADIENT=False, **PASSES)),
     ('gelu', 'scaled_kernel', dict(GRADIENT=True, **PASSES)),
     ('gelu', 'gradient_kernel', dict(COUNTED=True, SCALED=True, **PASSES)),
-    ('gelu', 'gradient_kernel', dict(counted=None, scale=None, COUNTED=False, SCALED=False, **PASSES)),
+    ('gelu', 'gradient_kernel', dict(site_mask=None, scale=None, COUNTED=False, SCALED=False, **PASSES)),
     ('layer_norm', 'layer_norm_kernel', dict(STEPS=2, TILE=16, BLOCK=64)),
     ('depthwise', 'convolve_kernel', dict(MIRRORED=False, BIAS=True, NORM=True, KEEP=True, **WHOLE_MAP, **CONVOLUTION)),
     ('depthwise', 'convolve_kernel', dict(MIRRORED=False, BIAS=True, NORM=True, KEEP=False, **VISIBLE, **CONVOLUTION)),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2
-from mmconvnextv2.ops import response_mlp, response_mlp_reference
+from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
 
 MODULE = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name
 FOLDED, UNFOLDED = MODULE._Folded, MODULE._Unfolded
@@ -31,7 +31,7 @@ def assert_equals_the_reference(shape, masked):
     """Compare values and all seven gradients with plain autograd, in float64."""
     inputs = make_inputs(*shape)
     counted = make_counted(*shape[:2]) if masked else None
-    fused, plain = response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted)
+    fused, plain = fused_response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted)
     torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-12)
     weights = torch.randn_like(plain)
     for ours, theirs in zip(torch.autograd.grad(fused, inputs, weights), torch.autograd.grad(plain, inputs, weights)):
@@ -50,7 +50,7 @@ def test_single_precision(shape, piece, monkeypatch):
     monkeypatch.setattr(MODULE, 'PIECE', piece)
     inputs, counted = make_inputs(*shape, dtype=torch.float32), make_counted(*shape[:2])
     exact_inputs = [one.detach().double().requires_grad_() for one in inputs]
-    ours, exact = response_mlp(*inputs, counted), response_mlp_reference(*exact_inputs, counted)
+    ours, exact = fused_response_mlp(*inputs, counted), response_mlp_reference(*exact_inputs, counted)
     weights = torch.randn_like(ours)
     gradients = torch.autograd.grad(exact, exact_inputs, weights.double())
     for one, other in zip((ours, *torch.autograd.grad(ours, inputs, weights)), (exact, *gradients)):
@@ -60,7 +60,7 @@ def test_single_precision(shape, piece, monkeypatch):
 @pytest.mark.parametrize('masked', (False, True))
 def test_folding_several_images_changes_nothing(masked, monkeypatch):
     """Weights scaled for each of several images at once, as on a GPU, give the reference's values and gradients."""
-    monkeypatch.setattr(MODULE, '_folds', lambda x: True)
+    monkeypatch.setattr(MODULE, 'fold_scale', lambda x: True)
     assert_equals_the_reference(SHAPES['unfolded'], masked)
 
 
@@ -72,7 +72,7 @@ def test_folds_where_it_saves(shape, device, folds, monkeypatch):
     made = []
     monkeypatch.setattr(MODULE, '_Folded', lambda *args: made.append(True) or FOLDED(*args))
     monkeypatch.setattr(MODULE, '_Unfolded', lambda *args: made.append(False) or UNFOLDED(*args))
-    response_mlp(*(one.to(device) for one in make_inputs(*shape)))
+    fused_response_mlp(*(one.to(device) for one in make_inputs(*shape)))
     assert made == [folds]
 
 
@@ -80,7 +80,7 @@ def test_folds_where_it_saves(shape, device, folds, monkeypatch):
 def test_gradcheck(shape):
     """Gradients equal finite differences."""
     inputs = make_inputs(*SHAPES[shape])
-    assert torch.autograd.gradcheck(response_mlp, (*inputs, make_counted(*SHAPES[shape][:2])))
+    assert torch.autograd.gradcheck(fused_response_mlp, (*inputs, make_counted(*SHAPES[shape][:2])))
 
 
 @pytest.mark.parametrize('piece, rows, cut', [
@@ -92,7 +92,7 @@ def test_pieces_change_nothing(piece, rows, cut, shape, masked, monkeypatch):
     monkeypatch.setattr(MODULE, 'PIECE', piece)
     monkeypatch.setattr(MODULE, 'ROWS', rows)
     cut = cut or [([image], shape[1]) for image in range(3)]  # a site at a time
-    pieces = MODULE.pieces_of(torch.empty(shape), 4 * shape[2])
+    pieces = MODULE.chunks(torch.empty(shape), 4 * shape[2])
     assert [(list(range(3))[images], len(parts)) for images, parts in pieces] == cut
     assert all(sum((list(range(shape[1]))[part] for part in parts), []) == list(range(shape[1])) for _, parts in pieces)
     assert_equals_the_reference(shape, masked)
@@ -103,12 +103,12 @@ def test_pieces_add_up_in_float32(monkeypatch):
     inputs = make_inputs(50, 40, 4, dtype=torch.bfloat16)
 
     def gradients(inputs):
-        return [one.double() for one in torch.autograd.grad(response_mlp(*inputs).sum(), inputs)]
+        return [one.double() for one in torch.autograd.grad(fused_response_mlp(*inputs).sum(), inputs)]
 
     exact = gradients([one.detach().double().requires_grad_() for one in inputs])
     whole = gradients(inputs)
     monkeypatch.setattr(MODULE, 'PIECE', 1000)
-    assert len(MODULE.pieces_of(torch.empty(50, 40, 4), 16)) == 50
+    assert len(MODULE.chunks(torch.empty(50, 40, 4), 16)) == 50
     for pieces, one, wanted in zip(gradients(inputs), whole, exact):
         assert (pieces - wanted).norm() < 1.5 * (one - wanted).norm() + 1e-3 * wanted.norm()
 
@@ -116,7 +116,7 @@ def test_pieces_add_up_in_float32(monkeypatch):
 def test_empty_batch():
     """No image gives no output, and gradients of zero."""
     inputs = make_inputs(0, 9, 3)
-    gradients = torch.autograd.grad(response_mlp(*inputs).sum(), inputs)
+    gradients = torch.autograd.grad(fused_response_mlp(*inputs).sum(), inputs)
     assert gradients[0].shape == (0, 9, 3) and not any(gradient.any() for gradient in gradients)
 
 
@@ -125,14 +125,14 @@ def test_dead_channel_has_finite_gradients():
     inputs = make_inputs(2, 9, 3)
     with torch.no_grad():
         inputs[1][0], inputs[2][0] = 0, 0  # the first hidden channel is gelu(0) = 0
-    gradients = torch.autograd.grad(response_mlp(*inputs).square().sum(), inputs)
+    gradients = torch.autograd.grad(fused_response_mlp(*inputs).square().sum(), inputs)
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_second_derivative_is_refused():
     """A second derivative raises in words instead of being silently wrong."""
     inputs = make_inputs(2, 9, 3)
-    gradient, = torch.autograd.grad(response_mlp(*inputs).square().sum(), inputs[0], create_graph=True)
+    gradient, = torch.autograd.grad(fused_response_mlp(*inputs).square().sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         gradient.sum().backward()
 
@@ -143,7 +143,7 @@ def test_autocast_follows_the_reference(shape):
     inputs = make_inputs(*SHAPES[shape], dtype=torch.float32)
     plain = response_mlp_reference(*inputs)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        fused = response_mlp(*inputs)
+        fused = fused_response_mlp(*inputs)
     assert fused.dtype == torch.bfloat16
     assert (fused - plain).norm() < 0.02 * plain.norm()
     ours = torch.autograd.grad(fused.float().square().sum(), inputs)
@@ -165,7 +165,7 @@ def test_keeps_one_wide_tensor(piece, monkeypatch):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        response_mlp(*inputs)
+        fused_response_mlp(*inputs)
     narrow = 2 * 50 * 3 + 2 * 12 + 12 * 3 + 12 + 12 + 3 * 12  # x, norms, weight1, gamma, beta and weight2
     assert sum(kept.values()) == 2 * 50 * 12 + narrow
 

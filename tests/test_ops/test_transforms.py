@@ -6,12 +6,12 @@ from torch.utils.checkpoint import checkpoint
 
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 from mmconvnextv2.models.execution import Grid, get_execution
-from mmconvnextv2.ops import depthwise, grn, response_mlp
+from mmconvnextv2.ops.depthwise_cpu import depthwise_map
+from mmconvnextv2.ops.response_mlp import fused_response_mlp
 
 SHAPES = {
-    response_mlp: [(2, 9, 3), (12, 3), (12, ), (12, ), (12, ), (3, 12), (3, )],
-    grn: [(2, 7, 5), (5, ), (5, )],
-    depthwise: [(2, 3, 9, 8), (3, 1, 7, 7), (3, )],
+    fused_response_mlp: [(2, 9, 3), (12, 3), (12, ), (12, ), (12, ), (3, 12), (3, )],
+    depthwise_map: [(2, 3, 9, 8), (3, 1, 7, 7), (3, )],
 }
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmconvnextv2.models.convnext_v2 import set_kernels
 from mmconvnextv2.models.execution import mask_to_visible_cells
 from mmconvnextv2.ops.matmul import HAS_INNER_PRODUCT
 from mmconvnextv2.pretrain import FCMAE
@@ -61,8 +62,7 @@ def make_model(execution='packed', fused=True):
         neck=dict(type='FCMAEDecoder', channels=WIDTH), head=dict(type='FCMAEHead'), execution=execution)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    for block in [block for stage in model.backbone.stages for block in stage] + list(model.neck.blocks):
-        block.fused = fused
+    set_kernels(model, None if fused else 'layers')
     return model
 
 

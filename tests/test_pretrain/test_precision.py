@@ -11,9 +11,9 @@ from torch import nn
 from mmconvnextv2 import GRN, ConvNeXtV2Block, FP16OptimWrapper
 from mmconvnextv2.datasets.synthetic.scenes import draw_scene
 from mmconvnextv2.models.execution import get_execution
-from mmconvnextv2.models.execution.base import Grid
 from mmconvnextv2.models.response_norms import response_scale
-from mmconvnextv2.ops import response_mlp, response_mlp_reference
+from mmconvnextv2.ops.grid import Grid
+from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
 from mmconvnextv2.pretrain import FCMAE
 
 HALF = (torch.bfloat16, torch.float16)
@@ -112,7 +112,7 @@ def test_fused_mlp_of_thousands(dtype, num_sites):
     inputs = [x, *(torch.randn(shape) * scale for shape, scale in zip(shapes, scales))]
     inputs = [tensor.to(dtype).float().requires_grad_() for tensor in inputs]
     with torch.autocast('cpu', dtype=dtype):
-        output = response_mlp(*inputs)
+        output = fused_response_mlp(*inputs)
     wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
     wanted = response_mlp_reference(*wide)
     hidden = torch.nn.functional.linear(wide[0], wide[1], wide[2])
@@ -130,7 +130,7 @@ def test_block_of_thousands(dtype, fused):
     """A block that is fed a map of 1e3 and whose hidden activations reach 1e3 equals float64's."""
     torch.manual_seed(0)
     block = ConvNeXtV2Block(8)
-    block.fused = fused
+    block.kernels = None if fused else 'layers'
     for name, parameter in block.named_parameters():
         nn.init.normal_(parameter, std={'pointwise_conv1.weight': 300, 'norm.weight': 1}.get(name, 0.05))
     sites = torch.randn(2, 144, 8).sign() * 1e3

@@ -1,6 +1,7 @@
 """How a forward visits the sites of an image: one class an execution, chosen by name."""
+from ...ops.grid import CELL, Grid
 from ...utils.errors import UserError
-from .base import CELL, Execution, Grid, check_images, mask_to_visible_cells
+from .base import Execution, check_images, mask_to_visible_cells
 from .dense import Dense
 from .masked import Leaky, Masked
 from .minkowski import Minkowski

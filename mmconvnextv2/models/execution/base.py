@@ -2,51 +2,15 @@
 
 A block sees sites (B, N, C) only. An execution knows where sites are: it turns an image into sites, runs the few
 operations that look at neighbours, and turns sites back into a map. It owns no parameter and keeps no state; where the
-sites of a stage are travels in a :class:`Grid`.
+sites of a stage are travels in a :class:`~mmconvnextv2.ops.grid.Grid`.
 """
-from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from ...ops.grid import CELL, Grid
 from ...utils.errors import UserError
-
-CELL = 32  # pixels along one side of a masking cell, the stride of the last stage
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the sites of one stage are.
-
-    Args:
-        height (int): Rows of the stage's full map.
-        width (int): Columns of the stage's full map.
-        stride (int): Pixels of the image between two sites.
-        visible_cells (Tensor, optional): Long, (B, K), raster indices of each image's visible 32x32-pixel cells in
-            ascending order. None: no masking.
-        counted (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
-        places (Tensor, optional): Where each cell stands among the visible ones, made once a step for kernels that
-            look for neighbours there; see :func:`mmconvnextv2.ops.depthwise_triton.places_of`.
-        site_rows (SiteRows, optional): Where sites stand in the stage's maps, for the CPU; see ``cells.SiteRows``.
-    """
-    height: int
-    width: int
-    stride: int
-    visible_cells: Optional[Tensor] = None
-    counted: Optional[Tensor] = None
-    places: Optional[Tensor] = None
-    site_rows: Optional[object] = None
-
-    @property
-    def patch(self) -> int:
-        """Sites along one side of a cell: 8, 4, 2, 1 by stage."""
-        return CELL // self.stride
-
-    def halved(self, counted: Optional[Tensor] = None) -> 'Grid':
-        """Return the next stage's grid."""
-        return replace(self, height=self.height // 2, width=self.width // 2, stride=self.stride * 2, counted=counted,
-                       site_rows=None)
 
 
 class Execution:
@@ -59,35 +23,21 @@ class Execution:
         """Run the stride-4 stem: images (B, Cin, H, W) to sites (B, N, C) and the first stage's grid."""
         raise NotImplementedError
 
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
-        """Convolve each channel of sites (B, N, C) over its neighbours."""
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+        """Convolve each channel of sites (B, N, C) over its neighbours, and normalise the result site by site."""
         raise NotImplementedError
-
-    def depthwise_norm(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-        """Normalise the result of :meth:`depthwise`, site by site."""
-        return norm(self.depthwise(sites, grid, conv))
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         """Run a 2x2 convolution of stride 2: sites (B, N, Cin) to (B, N', Cout) and the next grid."""
         raise NotImplementedError
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        """Lay sites (B, N, C) out as a map (B, C, H, W) in channels-last memory, zero at hidden sites."""
+        """Lay sites (B, N, C) out as a map (B, C, H, W) in channels-last memory, zero at masked sites."""
         raise NotImplementedError
 
 
-def sites_to_map(sites: Tensor, grid: Grid) -> Tensor:
-    """View raster-ordered sites (B, H * W, C) as a map (B, C, H, W); no copy."""
-    return sites.unflatten(1, (grid.height, grid.width)).permute(0, 3, 1, 2)
-
-
-def map_to_sites(features_BCHW: Tensor) -> Tensor:
-    """View a map (B, C, H, W) as raster-ordered sites (B, H * W, C); no copy when it is channels-last."""
-    return features_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
-
-
 def check_images(images: Tensor, visible_cells: Optional[Tensor]) -> None:
-    """Raise ``ValueError`` for pictures or visible cells that no execution can visit.
+    """Raise ``ValueError`` for images or visible cells that no execution can visit.
 
     Only shapes and dtypes are looked at: reading values would wait for the GPU.
     """

@@ -1,6 +1,6 @@
-"""Visit every site and replace hidden ones by zero when they are read: the plain reference.
+"""Visit every site and read masked ones as zero: the plain reference, which knows of no kernel.
 
-It is what the paper's JAX code computes. Hidden values are selected away, never multiplied by zero, so that not even a
+It is what the paper's JAX code computes. Masked values are selected away, never multiplied by zero, so that not even a
 NaN passes. Sites are in raster order. :class:`Leaky` is the paper's row "without sparse convolution".
 """
 from dataclasses import replace
@@ -9,50 +9,37 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ...ops.cells import visible_sites
+from ...ops.grid import Grid
 from ...ops.reductions import hide
-from .base import CELL, Grid, sites_to_map
 from .dense import Dense
 
 
-def visible_sites(visible_cells: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Upsample visible cells (B, K) to a bool mask (B, H * W, 1) of a stage's H x W sites, True = visible."""
-    patch = CELL // stride
-    rows, columns = height // patch, width // patch
-    mask = torch.zeros(len(visible_cells), rows * columns, dtype=torch.bool, device=visible_cells.device)
-    mask = mask.scatter(1, visible_cells, True).view(-1, rows, columns)
-    return mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).reshape(len(mask), -1, 1)
-
-
 class Masked(Dense):
-    """Dense convolutions that read zero at hidden sites; per-image sums count visible sites only."""
+    """Dense convolutions that read zero at masked sites; per-image sums count visible sites only."""
 
     name = 'masked'
     masks = True
 
     def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
-        height, width = images.shape[-2:]
-        shown = visible_sites(visible_cells, height, width, 1).view(len(images), 1, height, width)
-        sites, grid = super().enter(torch.where(shown, images, images.new_zeros(())), None, stem)
-        counted = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
-        return sites, replace(grid, visible_cells=visible_cells, counted=counted)
+        sites, grid = super().enter(mask_images(images, visible_cells), None, stem)
+        site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
+        return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
 
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tensor:
-        return super().depthwise(hide(sites, grid.counted), grid, conv)
-
-    def depthwise_norm(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-        return Dense().depthwise_norm(hide(sites, grid.counted), grid, conv, norm)  # which hides nothing again
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+        return super().depthwise(hide(sites, grid.site_mask), grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
-        sites, grid = super().downsample(hide(sites, grid.counted), grid, conv)
-        counted = visible_sites(grid.visible_cells, grid.height, grid.width, grid.stride)
-        return sites, replace(grid, counted=counted)
+        sites, grid = super().downsample(hide(sites, grid.site_mask), grid, conv)
+        site_mask = visible_sites(grid.visible_cells, grid.height, grid.width, grid.stride)
+        return sites, replace(grid, site_mask=site_mask)
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        return sites_to_map(hide(sites, grid.counted), grid)
+        return super().leave(hide(sites, grid.site_mask), grid)
 
 
 class Leaky(Dense):
-    """Hide cells in the image only, then run dense: convolutions leak across the mask.
+    """Mask cells in the image only, then run dense: convolutions leak across the mask.
 
     An ablation (79.3 against 83.7 top-1 in the paper's section 3.1), not a way to pretrain.
     """
@@ -61,6 +48,11 @@ class Leaky(Dense):
     masks = True
 
     def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
-        height, width = images.shape[-2:]
-        shown = visible_sites(visible_cells, height, width, 1).view(len(images), 1, height, width)
-        return super().enter(torch.where(shown, images, images.new_zeros(())), None, stem)
+        return super().enter(mask_images(images, visible_cells), None, stem)
+
+
+def mask_images(images: Tensor, visible_cells: Tensor) -> Tensor:
+    """Return images (B, C, H, W) that are zero in masked cells."""
+    height, width = images.shape[-2:]
+    visible = visible_sites(visible_cells, height, width, 1).view(len(images), 1, height, width)
+    return torch.where(visible, images, images.new_zeros(()))

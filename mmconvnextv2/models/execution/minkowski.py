@@ -17,9 +17,9 @@ from typing import Any, Iterator, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ...ops.grid import Grid
 from ...ops.reductions import statistics_dtype
 from ...utils.errors import UserError
-from .base import Grid
 from .packed import Packed
 
 
@@ -136,14 +136,15 @@ class Minkowski(Packed):
         grid = SparseGrid(**{field.name: getattr(grid, field.name) for field in fields(Grid)})
         return sites, grid.entered(manager, key)
 
-    def depthwise(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
         engine, rows = import_minkowski_engine(), grid.rows(sites)
         with torch.random.fork_rng(devices=[]):  # the module draws weights that are never used
             layer = engine.MinkowskiChannelwiseConvolution(conv.in_channels, conv.kernel_size[0], dimension=2)
         tensor = engine.SparseTensor(rows, coordinate_map_key=grid.key, coordinate_manager=grid.manager)
         kernel = depthwise_kernel(conv.weight).to(rows.dtype)  # (49, C)
         output = torch.func.functional_call(layer, {'kernel': kernel}, (tensor, )).F
-        return grid.sites(output if conv.bias is None else output + conv.bias.to(rows.dtype), sites)
+        sites = grid.sites(output if conv.bias is None else output + conv.bias.to(rows.dtype), sites)
+        return sites if norm is None else norm(sites)
 
     def downsample(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
         engine, rows, manager = import_minkowski_engine(), grid.rows(sites), grid.manager

@@ -1,8 +1,8 @@
-"""Kernels of ``ops.neighbours``: depthwise convolution over sites (B, N, C), of a whole map or of visible cells.
+"""Kernels of ``ops.depthwise_triton``: depthwise convolution over sites (B, N, C), of a whole map or of visible cells.
 
 One source serves both: ``find_sites`` and ``find_neighbours`` alone know where a site is. Of a whole map (PATCH = 0) a
 tile is HEIGHT x WIDTH sites; of visible cells it is HEIGHT * WIDTH consecutive sites, and a neighbour is found through
-the map from cells to their places, (B, h * w), -1 where hidden. Weights come as (k * k, C), sums are float32.
+the map from cells to their slots, (B, h * w), -1 where hidden. Weights come as (k * k, C), sums are float32.
 """
 from typing import Optional, Tuple
 
@@ -43,21 +43,21 @@ def find_sites(tile, cells, height, width, num_cells, batch, PATCH: tl.constexpr
 
 
 @triton.jit
-def find_neighbours(image, y, x, exists, places, height, width, num_cells, PATCH: tl.constexpr):
-    """Return the places in (B * N) of the sites in given rows and columns, and whether there are such sites."""
+def find_neighbours(image, y, x, exists, slots, height, width, num_cells, PATCH: tl.constexpr):
+    """Return the slots in (B * N) of the sites in given rows and columns, and whether there are such sites."""
     exists = exists & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     if PATCH == 0:
         place = (image.to(tl.int64) * height + y) * width + x
     else:
         cell = (image * (height // PATCH) + y // PATCH) * (width // PATCH) + x // PATCH
-        slot = tl.load(places + cell, mask=exists, other=-1)
+        slot = tl.load(slots + cell, mask=exists, other=-1)
         exists = exists & (slot >= 0)
         place = (image.to(tl.int64) * num_cells + slot) * (PATCH * PATCH) + y % PATCH * PATCH + x % PATCH
     return place, exists
 
 
 @triton.jit
-def convolve_kernel(sites, weight, bias, output, cells, places, norm_weight, norm_bias, normed, mean, rstd, height,
+def convolve_kernel(sites, weight, bias, output, cells, slots, norm_weight, norm_bias, normed, mean, rstd, height,
                     width, num_cells, batch, channels, eps, PATCH: tl.constexpr, SIDE: tl.constexpr,
                     MIRRORED: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, KEEP: tl.constexpr,
                     ACC: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
@@ -68,7 +68,7 @@ def convolve_kernel(sites, weight, bias, output, cells, places, norm_weight, nor
     total = tl.zeros((HEIGHT * WIDTH, BLOCK), ACC)
     for row in range(SIDE):
         for column in tl.static_range(SIDE):
-            found, shown = find_neighbours(image, y + row - SIDE // 2, x + column - SIDE // 2, exists, places, height,
+            found, shown = find_neighbours(image, y + row - SIDE // 2, x + column - SIDE // 2, exists, slots, height,
                                            width, num_cells, PATCH)
             tap = row * SIDE + column
             if MIRRORED:
@@ -98,7 +98,7 @@ def convolve_kernel(sites, weight, bias, output, cells, places, norm_weight, nor
 
 
 @triton.jit
-def gradient_kernel(sites, grad, partial, cells, places, height, width, num_cells, batch, channels,
+def gradient_kernel(sites, grad, partial, cells, slots, height, width, num_cells, batch, channels,
                     PATCH: tl.constexpr, SIDE: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
                     HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """One row of the kernel a program, of which a lane is a column; lane SIDE, where inputs are 1, is the bias."""
@@ -114,7 +114,7 @@ def gradient_kernel(sites, grad, partial, cells, places, height, width, num_cell
                         other=0.).to(ACC)
         found, shown = find_neighbours(
             image[:, None], (y + tl.program_id(2) - SIDE // 2)[:, None], x[:, None] + (lane - SIDE // 2)[None],
-            exists[:, None] & (lane < SIDE)[None], places, height, width, num_cells, PATCH)
+            exists[:, None] & (lane < SIDE)[None], slots, height, width, num_cells, PATCH)
         values = tl.load(sites + found[:, :, None] * channels + channel[None, None],
                          mask=shown[:, :, None] & is_channel[None, None], other=0.).to(ACC)
         total += tl.where((lane == SIDE)[None, :, None], 1., values) * grads[:, None]
@@ -149,7 +149,7 @@ def convolve(sites: Tensor,
         tuple[Tensor]: The result and, with ``norm``, the normalised result, (B, N, C) both, mean and rstd (B, N); the
         first and the last two are empty unless they are to be kept.
     """
-    height, width, patch, cells, places = geometry
+    height, width, patch, cells, slots = geometry
     batch, num_sites, channels = sites.shape
     block = triton.next_power_of_2(channels) if norm else BLOCK
     tile = _norm_tile(block) if norm else TILE
@@ -162,7 +162,7 @@ def convolve(sites: Tensor,
     grid = _count_tiles(sites, height, width, patch, tile), triton.cdiv(channels, block)
     with torch.cuda.device_of(sites):  # Triton launches on the current device
         convolve_kernel[grid](
-            sites, taps, bias, output, cells, places, norm_weight, norm_bias, normed, mean, rstd, height, width,
+            sites, taps, bias, output, cells, slots, norm_weight, norm_bias, normed, mean, rstd, height, width,
             cells.shape[1] if patch else 0, batch, channels, eps, PATCH=patch, SIDE=weight.shape[-1],
             MIRRORED=mirrored, BIAS=bias is not None, NORM=norm is not None, KEEP=keep,
             ACC=tl.float64 if kind == torch.float64 else tl.float32, HEIGHT=tile[0], WIDTH=tile[1], BLOCK=block)
@@ -171,7 +171,7 @@ def convolve(sites: Tensor,
 
 def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tuple[Tensor, Tensor]:
     """Return the gradients of the weight, (C, 1, k, k), and of the bias, (C, )."""
-    height, width, patch, cells, places = geometry
+    height, width, patch, cells, slots = geometry
     batch, _, channels = sites.shape
     blocks = triton.cdiv(channels, GRADIENT_BLOCK)
     tiles = _count_tiles(sites, height, width, patch, GRADIENT_TILE)
@@ -180,7 +180,7 @@ def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tuple[
     partial = sites.new_empty(chunks, side, lanes, channels, dtype=statistics_dtype(sites.dtype))
     with torch.cuda.device_of(sites):
         gradient_kernel[chunks, blocks, side](
-            sites, grad, partial, cells, places, height, width, cells.shape[1] if patch else 0, batch, channels,
+            sites, grad, partial, cells, slots, height, width, cells.shape[1] if patch else 0, batch, channels,
             PATCH=patch, SIDE=side, LANES=lanes, STEPS=steps, HEIGHT=GRADIENT_TILE[0], WIDTH=GRADIENT_TILE[1],
             BLOCK=GRADIENT_BLOCK)
     total = partial.sum(0).to(sites.dtype)  # (k, lanes, C)

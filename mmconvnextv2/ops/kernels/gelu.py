@@ -51,7 +51,7 @@ def store_partial(total, partial, channels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def norm_kernel(h, counted, activation, partial, num_sites, channels, COUNTED: tl.constexpr, KEEP: tl.constexpr,
+def norm_kernel(h, site_mask, activation, partial, num_sites, channels, COUNTED: tl.constexpr, KEEP: tl.constexpr,
                 ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
     ACC: tl.constexpr = partial.dtype.element_ty
     total = tl.zeros((TILE, BLOCK), ACC)
@@ -61,7 +61,7 @@ def norm_kernel(h, counted, activation, partial, num_sites, channels, COUNTED: t
         if KEEP:
             tl.store(activation + offsets, a, mask=mask)
         if COUNTED:
-            a = tl.where(tl.load(counted + row, mask=is_site, other=0), a, 0.)
+            a = tl.where(tl.load(site_mask + row, mask=is_site, other=0), a, 0.)
         total += a.to(ACC) * a.to(ACC)
     store_partial(total, partial, channels, BLOCK)
 
@@ -83,7 +83,7 @@ def scaled_kernel(h, scale, grad, output, partial, num_sites, channels, GRADIENT
 
 
 @triton.jit
-def gradient_kernel(h, counted, scale, factor, grad, partial, num_sites, channels, COUNTED: tl.constexpr,
+def gradient_kernel(h, site_mask, scale, factor, grad, partial, num_sites, channels, COUNTED: tl.constexpr,
                     SCALED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
     ACC: tl.constexpr = partial.dtype.element_ty
     f = load_vector(factor, channels, BLOCK).to(ACC)
@@ -95,7 +95,7 @@ def gradient_kernel(h, counted, scale, factor, grad, partial, num_sites, channel
         values = tl.load(h + offsets, mask=mask, other=0.).to(ACC)
         through_norm = gelu_of(values) * f
         if COUNTED:
-            shown = tl.load(counted + row, mask=is_site, other=0)
+            shown = tl.load(site_mask + row, mask=is_site, other=0)
             through_norm = tl.where(shown, through_norm, 0.)
         through_product = tl.load(grad + offsets, mask=mask, other=0.).to(ACC)
         if SCALED:
@@ -106,10 +106,10 @@ def gradient_kernel(h, counted, scale, factor, grad, partial, num_sites, channel
     store_partial(total, partial, channels, BLOCK)
 
 
-def norm(h: Tensor, counted: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+def norm(h: Tensor, site_mask: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
     """See ``ops.hidden.gelu_norm``."""
     activation = torch.empty_like(h) if keep else h.new_empty(0)
-    partial = _launch(norm_kernel, h, counted, activation, COUNTED=counted is not None, KEEP=keep)
+    partial = _launch(norm_kernel, h, site_mask, activation, COUNTED=site_mask is not None, KEEP=keep)
     return activation, partial.sum(1, keepdim=True).sqrt()
 
 
@@ -127,9 +127,9 @@ def scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> Tuple[Tensor
     return output, partial.sum(1, keepdim=True)
 
 
-def gradient(h: Tensor, counted: Optional[Tensor], scale: Optional[Tensor], factor: Tensor, grad: Tensor) -> Tensor:
+def gradient(h: Tensor, site_mask: Optional[Tensor], scale: Optional[Tensor], factor: Tensor, grad: Tensor) -> Tensor:
     """See ``ops.hidden.gelu_gradient``."""
-    partial = _launch(gradient_kernel, h, counted, scale, factor.contiguous(), grad, COUNTED=counted is not None,
+    partial = _launch(gradient_kernel, h, site_mask, scale, factor.contiguous(), grad, COUNTED=site_mask is not None,
                       SCALED=scale is not None)
     return partial.sum((0, 1)).to(h.dtype)
 

@@ -1,0 +1,86 @@
+"""Depthwise convolution over packed sites on the CPU: in windows around large cells, in maps for small ones.
+
+Keeps visible sites for the backward pass, never a map. Suffixes as in :mod:`mmconvnextv2.ops.grid`.
+"""
+from typing import Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .autocast import cast_for_autocast, without_autocast
+from .cells import append_zero_row, gather_nograd, scatter_nograd, take_rows
+from .depthwise_cpu import (bias_gradient, chunk_size, depthwise_reference, depthwise_weight_grad, flip_kernel,
+                            input_gradient, weight_gradient)
+from .dispatch import use_windows
+from .grid import Grid
+
+
+def depthwise_packed(sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+    """Convolve each channel of packed sites (B, N, C) with a kernel (C, 1, k, k), k odd; (B, N, C)."""
+    sites, weight, bias = cast_for_autocast(sites, weight, bias)
+    with without_autocast(sites.device):
+        return _PackedDepthwise.apply(sites, weight, bias, grid)
+
+
+class _PackedDepthwise(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+        ctx.save_for_backward(sites, weight)
+        ctx.grid = grid
+        return _convolve(sites, weight, bias, grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        sites, weight = ctx.saved_tensors
+        wants_sites, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        backward = _backward_of_windows if use_windows(ctx.grid) else _backward_of_maps
+        gradients = backward(sites, weight, grad, ctx.grid, wants_sites, wants_weight)
+        return *gradients, bias_gradient(grad) if wants_bias else None, None
+
+
+def _convolve(sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+    if not use_windows(grid):
+        return gather_nograd(depthwise_reference(scatter_nograd(sites, grid), weight, bias), grid)
+    cells = sites.new_empty(sites.shape).view(-1, grid.patch, grid.patch, sites.shape[2])  # (B * K, p, p, C)
+    for windows, chunk in _windows(sites, grid, weight.shape[-1] // 2):
+        cells[chunk] = F.conv2d(windows.permute(0, 3, 1, 2), weight, bias, groups=len(weight)).permute(0, 2, 3, 1)
+    return cells.view(sites.shape)
+
+
+def _windows(sites: Tensor, grid: Grid, radius: int, cells_last: bool = False) -> Iterator[Tuple[Tensor, slice]]:
+    """Yield windows of s x s sites, s = p + 2r, around a chunk of the B * K visible cells, zero where there is no site,
+    and the chunk: (n, s, s, C), or (s, s, n, C) with ``cells_last``, and a slice."""
+    index, rows = grid.index().windows(radius), append_zero_row(sites)
+    count = chunk_size(index.shape[1]**2 * sites.shape[2])
+    for start in range(0, len(index), count):
+        chunk = slice(start, start + count)
+        yield take_rows(rows, index[chunk].permute(1, 2, 0) if cells_last else index[chunk]), chunk
+
+
+def _backward_of_maps(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool,
+                      wants_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Return the gradients of sites (B, N, C) and weight that are wanted, of one map each for sites and ``grad``."""
+    grad_map, grad_sites, grad_weight = scatter_nograd(grad, grid), None, None
+    if wants_sites:
+        grad_sites = gather_nograd(input_gradient(grad_map, weight), grid)
+    if wants_weight:
+        maps = (one.permute(0, 2, 3, 1) for one in (scatter_nograd(sites, grid), grad_map))
+        grad_weight = weight_gradient(*maps, weight.shape[-1])
+    return grad_sites, grad_weight
+
+
+def _backward_of_windows(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool,
+                         wants_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Return the same of windows around cells."""
+    side, grad_sites, grad_weight = weight.shape[-1], None, None
+    if wants_sites:
+        grad_sites = _convolve(grad, flip_kernel(weight), None, grid)
+    if wants_weight:
+        tiles = grad.reshape(-1, grid.patch, grid.patch, grad.shape[2])  # (B * K, p, p, C)
+        windows = _windows(sites, grid, side // 2, cells_last=True)
+        grad_weight = depthwise_weight_grad(((window, tiles[chunk]) for window, chunk in windows), grad, side, (0, 0))
+    return grad_sites, grad_weight

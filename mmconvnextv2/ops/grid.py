@@ -1,0 +1,141 @@
+"""Where the sites of a stage are: one frozen object per stage, handed to every call that looks at neighbours.
+
+Suffixes: B images, K visible cells, p sites along a cell's side, h and w cells along the image's sides, H and W sites
+along them, C channels.
+"""
+from dataclasses import dataclass, replace
+from typing import Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CELL = 32  # pixels along one side of a masking cell, the stride of the last stage
+
+
+class PackedIndex:
+    """Row numbers between visible sites and the maps of a stage, both flattened to rows of C values.
+
+    The CPU gathers and scatters by them several times faster than by cells. Made once per stage and step.
+
+    Args:
+        visible_cells (Tensor): Long, (B, K).
+        height (int): H.
+        width (int): W.
+        patch (int): p.
+
+    Attributes:
+        map_rows (Tensor): Long, (B * N, ), the row of the maps (B * H * W, C) of each site.
+        site_rows (Tensor): Long, (B, H, W), the row of the sites (B * N, C) of each place of the maps, B * N where it
+            is masked.
+    """
+
+    def __init__(self, visible_cells: Tensor, height: int, width: int, patch: int) -> None:
+        self.visible_cells, self.patch = visible_cells, patch
+        batch = len(visible_cells)
+        numbers = torch.arange(batch * height * width, device=visible_cells.device)
+        cells = numbers.view(batch, height // patch, patch, width // patch, patch, 1)
+        self.map_rows = cells_of(cells, visible_cells).flatten()
+        order = torch.arange(len(self.map_rows), device=visible_cells.device)
+        site_rows = torch.full_like(numbers, len(self.map_rows)).scatter(0, self.map_rows, order)
+        self.site_rows = site_rows.view(batch, height, width)
+        self._windows: Dict[int, Tensor] = {}
+
+    def windows(self, radius: int) -> Tensor:
+        """Return the row of each site within ``radius`` of a visible cell: long, (B * K, p + 2r, p + 2r), B * N marks a
+        missing one. Computed lazily."""
+        if radius not in self._windows:
+            side, cells = self.patch + 2 * radius, self.visible_cells
+            columns = self.site_rows.shape[2] // self.patch
+            rows = F.pad(self.site_rows, (radius, ) * 4, value=len(self.map_rows))
+            rows = rows.unfold(1, side, self.patch).unfold(2, side, self.patch)  # (B, h, w, p + 2r, p + 2r)
+            self._windows[radius] = rows[image_index(cells), cells // columns, cells % columns].flatten(0, 1)
+        return self._windows[radius]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the sites of one stage are.
+
+    Args:
+        height (int): Rows of the stage's full map.
+        width (int): Columns of the stage's full map.
+        stride (int): Pixels of the image between two sites.
+        visible_cells (Tensor, optional): Long, (B, K), raster indices of each image's visible 32x32-pixel cells in
+            ascending order. None: no masking.
+        site_mask (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
+        kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. None: the default.
+        cell_slots (Tensor, optional): Int32, (B, h * w), the index of each cell among the visible ones, -1 if masked;
+            for Triton kernels, computed once per step.
+        packed_index (PackedIndex, optional): For the CPU, computed once per stage and step.
+    """
+    height: int
+    width: int
+    stride: int
+    visible_cells: Optional[Tensor] = None
+    site_mask: Optional[Tensor] = None
+    kernels: Optional[str] = None
+    cell_slots: Optional[Tensor] = None
+    packed_index: Optional[PackedIndex] = None
+
+    @property
+    def patch(self) -> int:
+        """Sites along one side of a cell: 8, 4, 2, 1 by stage."""
+        return CELL // self.stride
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether sites are those of visible cells alone, in the order of cells; else they are a whole map's."""
+        return self.visible_cells is not None and self.site_mask is None
+
+    def halved(self, site_mask: Optional[Tensor] = None) -> 'Grid':
+        """Return the next stage's grid."""
+        return replace(self, height=self.height // 2, width=self.width // 2, stride=self.stride * 2,
+                       site_mask=site_mask, packed_index=None)
+
+    def with_packed_index(self) -> 'Grid':
+        """Return the grid with its ``packed_index``."""
+        return self if self.packed_index else replace(self, packed_index=self.index())
+
+    def index(self) -> PackedIndex:
+        """Return ``packed_index``, computed if it is not there."""
+        return self.packed_index or PackedIndex(self.visible_cells, self.height, self.width, self.patch)
+
+    def kernel_arguments(self) -> Tuple[int, int, int, Optional[Tensor], Optional[Tensor]]:
+        """Return what Triton kernels are told of the sites: height, width, patch (0: a whole map), cells and slots."""
+        if not self.is_packed:
+            return self.height, self.width, 0, None, None
+        slots = self.cell_slots
+        if slots is None:
+            slots = cell_slots(self.visible_cells, (self.height // self.patch) * (self.width // self.patch))
+        return self.height, self.width, self.patch, self.visible_cells.contiguous(), slots
+
+
+def cell_slots(visible_cells: Tensor, num_cells: int) -> Tensor:
+    """Invert visible cells (B, K): the index of each cell among them, -1 if masked; int32, (B, num_cells)."""
+    order = torch.arange(visible_cells.shape[1], dtype=torch.int32, device=visible_cells.device)
+    empty = order.new_full((len(visible_cells), num_cells), -1)
+    return empty.scatter(1, visible_cells, order.expand_as(visible_cells))
+
+
+def cells_of(features_BhpwpC: Tensor, visible_cells: Tensor) -> Tensor:
+    """Gather visible cells: (B, h, p, w, p, C) and (B, K) to (B, K, p, p, C)."""
+    batch, rows, patch, columns, _, channels = features_BhpwpC.shape
+    index = visible_cells.view(batch, -1)
+    image = image_index(index)
+    return features_BhpwpC.permute(0, 1, 3, 2, 4, 5)[image, index // columns, index % columns]
+
+
+def image_index(visible_cells: Tensor) -> Tensor:
+    """Return the image number of each visible cell, (B, 1), to index beside (B, K)."""
+    return visible_cells.new_ones(len(visible_cells), 1).cumsum(0) - 1
+
+
+def sites_to_map(sites: Tensor, grid: Grid) -> Tensor:
+    """View raster-ordered sites (B, H * W, C) as a map (B, C, H, W); no copy."""
+    return sites.unflatten(1, (grid.height, grid.width)).permute(0, 3, 1, 2)
+
+
+def map_to_sites(features_BCHW: Tensor) -> Tensor:
+    """View a map (B, C, H, W) as raster-ordered sites (B, H * W, C); no copy when it is channels-last."""
+    return features_BCHW.permute(0, 2, 3, 1).flatten(1, 2)
