@@ -1,9 +1,8 @@
-"""What may normalise a block's hidden features: GRN (arXiv 2301.00808, section 3.4) and the paper's ablations of it.
+"""Ablations: what may take the place of GRN on a block's hidden features, in the paper's tables.
 
-All see sites (B, N, C). Unlike the official sparse GRN, whose norm runs over all visible points of a batch, statistics
-are per image, over the sites that count (batch norm's over all such sites of the batch), and in float32 when the input
-is half precision, because squares overflow in float16. The paper names its competitors without their settings: those
-here are the defaults of torch and of the competitors' own papers.
+GRN's variants and its competitors, all over sites (B, N, C); the published GRN is in ``grn.py``. Statistics are per
+image, over the sites that count (batch norm's over all such sites of the batch). The paper names the competitors
+without their settings: those here are the defaults of torch and of the competitors' own papers.
 """
 import inspect
 from typing import Callable, Optional
@@ -15,25 +14,16 @@ from torch import Tensor, nn
 from ..ops.grn import AGGREGATIONS, NORMALIZATIONS, response_scale
 from ..ops.reductions import hide, mean_over_sites, statistics_dtype
 from ..utils.errors import UserError
+from .grn import GlobalResponseNorm, ResponseNorm
 from .layers import LayerNorm
 
 
-class ResponseNorm(nn.Module):
-    """The contract of all response norms.
-
-    ``forward(sites, site_mask=None, depthwise=None)`` returns sites of the same shape (B, N, C). Statistics over sites
-    take those where ``site_mask`` (B, N, 1) is True; what is returned at other sites is never read. A norm that looks
-    at neighbours asks ``depthwise(sites, conv)``, the depthwise convolution of the execution, which knows where they
-    are.
-    """
-
-
-class GRN(ResponseNorm):
-    """Global Response Normalization, ``x * N(G(x)) * gamma + beta + x``, over sites of shape (B, N, C).
+class GRN(GlobalResponseNorm):
+    """:class:`~mmconvnextv2.models.grn.GlobalResponseNorm` with the switches of the paper's ablations (table 2).
 
     Args:
         num_channels (int): C.
-        eps (float): See :func:`response_scale`. Defaults to 1e-6.
+        eps (float): Added to the mean over channels, or to their variance. Defaults to 1e-6.
         aggregation (str): ``'L2'``, ``'L1'``, ``'average'``, or ``'none'`` (X * N(X)). Defaults to ``'L2'``.
         normalization (str): ``'x/sum'``, ``'1/sum'``, ``'standardize'`` (zero mean, unit variance over channels) or
             ``'none'`` (X * G(X)). Defaults to ``'x/sum'``.
@@ -52,17 +42,18 @@ class GRN(ResponseNorm):
                  normalization: str = 'x/sum',
                  residual: bool = True,
                  affine: bool = True) -> None:
-        super().__init__()
+        super().__init__(num_channels, eps)
         for name, value, known in (('aggregation', aggregation, AGGREGATIONS),
                                    ('normalization', normalization, NORMALIZATIONS)):
             if value not in known:
                 raise UserError(f'{name}={value!r} of the response norm GRN: choose from {list(known)}')
-        self.eps = eps
         self.aggregation = aggregation
         self.normalization = normalization
         self.residual = residual
-        self.gamma = nn.Parameter(torch.full((num_channels, ), 0. if residual else 1.)) if affine else None
-        self.beta = nn.Parameter(torch.zeros(num_channels)) if affine else None
+        if not residual:
+            nn.init.ones_(self.gamma)
+        if not affine:
+            self.gamma = self.beta = None
 
     @property
     def is_published(self) -> bool:
@@ -73,6 +64,8 @@ class GRN(ResponseNorm):
     def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
                 depthwise: Optional[Callable] = None) -> Tensor:
         """Normalise ``sites`` (B, N, C); ``site_mask`` as in :func:`response_scale`."""
+        if self.is_published:
+            return super().forward(sites, site_mask)
         scale = response_scale(sites, site_mask, self.eps, self.aggregation, self.normalization)
         if self.gamma is not None:
             scale = self.gamma * scale

@@ -62,7 +62,7 @@ MOVED = {
     'pretrain.resume': 'pretrain.loop',
     'quickstart': 'commands.quickstart',
     'recipes': 'utils.config',
-    'response_norms': 'models.response_norms ops.grn',
+    'response_norms': 'models.response_norms ops.grn models.grn',
     'safe_loading': 'checkpoint.load',
     'safe_saving': 'engine.hooks.checkpoint',
     'strategy': 'engine.fsdp2',

@@ -26,6 +26,7 @@ def make_backbone(**options):
 def saved(model, *inputs):
     """Return what a forward keeps for the backward pass, its maps and gradients."""
     kept = []
+
     def keep(tensor):
         kept.append(tensor.numel())
         return tensor
