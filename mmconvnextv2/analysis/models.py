@@ -10,13 +10,13 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..checkpoint import detect_dialect, from_canonical, load_backbone, read_arch, read_backbone, to_canonical, unwrap
+from ..checkpoint import detect_dialect, from_canonical, load_backbone, read_backbone, to_canonical, unwrap
+from ..checkpoint.build import backbone_from_weights
 from ..checkpoint.load import load_file
 from ..models.convnext_v2 import ARCHS, ConvNeXtV2
-from ..utils.config import read_config
+from ..utils.config import IMAGENET, read_config, read_normalization
 from ..utils.errors import UserError
 
-IMAGENET = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # mean and deviation of RGB, 0 to 255
 RANDOM = 'random'
 HELP = f'''LABEL is what figures call the model. SOURCE and WEIGHTS are one of:
   FILE                      a checkpoint of a ConvNeXt of any known layout, a path or a URL
@@ -72,7 +72,7 @@ def _split(spec: Sequence[str]) -> Tuple[str, str, Optional[str]]:
 def load_subject(label: str, source: str, weights: Optional[str] = None, device: str = 'cpu') -> Subject:
     """Build one model; see ``HELP``."""
     library, _, name = source.partition(':')
-    mean, std = IMAGENET
+    mean, std = IMAGENET.mean, IMAGENET.std
     torch.manual_seed(0)
     if library in LIBRARIES and name:
         model = LIBRARIES[library](name, weights)
@@ -128,26 +128,17 @@ def _load_config(path: str, weights: str) -> Tuple[nn.Module, Sequence[float], S
     if not isinstance(model, ConvNeXtV2):
         raise UserError(f'{path} has the backbone {type(model).__name__}: name models of mmpretrain and timm, or give '
                         'a config of ConvNeXtV2')
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    mean, std = (preprocessor.get(key) or default for key, default in zip(('mean', 'std'), IMAGENET))
-    return _filled(model, weights), mean, std
+    pixels = read_normalization(cfg)
+    return _filled(model, weights), pixels.mean or IMAGENET.mean, pixels.std or IMAGENET.std
 
 
 def _load_file(path: str) -> nn.Module:
     """Build the ``ConvNeXtV2`` that a checkpoint is of."""
     weights = read_backbone(unwrap(load_file(path))).weights
-    weights = {key: value for key, value in weights.items() if not key.startswith('norm')}
-    of_norm = {key.rpartition('.')[2] for key in weights if '.grn.' in key}
-    if of_norm - {'gamma', 'beta'}:
-        raise UserError(f'{path} holds another response norm than GRN: give the config it was trained with, LABEL '
-                        f'CONFIG.py {path}')
-    depths, channels = read_arch(weights)
-    in_channels = weights['downsample_layers.0.0.weight'].shape[1]
-    scaled = any(key.endswith('.gamma') and '.grn.' not in key for key in weights)
-    model = ConvNeXtV2(dict(depths=depths, channels=channels), in_channels, out_norm=False,
-                       response_norm=dict(type='GRN') if of_norm else None, layer_scale_init_value=float(scaled))
-    model.load_state_dict(weights)
-    return model
+    try:
+        return backbone_from_weights(weights, out_norm=False)
+    except UserError as error:
+        raise UserError(f'{path}: {error}; give the config it was trained with, LABEL CONFIG.py {path}') from error
 
 
 def _load_mmpretrain(name: str, weights: Optional[str]) -> nn.Module:

@@ -13,6 +13,7 @@ from ..utils.atomic import replacing
 from ..utils.errors import ExistingFileError, FileError, MissingFileError, UserError
 from . import (DIALECTS, classifier_from_canonical, classifier_to_canonical, detect_dialect, from_canonical,
                pretraining_from_canonical, pretraining_to_canonical, read_arch, to_canonical, unwrap)
+from .conversion import ANCHOR
 from .cross_check import run
 from .load import load_file
 
@@ -196,7 +197,7 @@ def check_conversion(source: str, target: str, weights: str = 'default') -> str:
     if lost:
         raise UserError(f'{target} does not convert back to {source}: {len(lost)} weights differ, '
                         f'{", ".join(lost[:10])}')
-    images = torch.randn(2, expected['downsample_layers.0.0.weight'].shape[1], 64, 96,
+    images = torch.randn(2, expected[ANCHOR].shape[1], 64, 96,
                          generator=torch.Generator().manual_seed(0))
     theirs, ours = (run(backbone_converter(detect_dialect(file))(file), images) for file in (before, after))
     difference = max(_difference(one, other) for one, other in zip(theirs[1:], ours[1:]) if None not in (one, other))

@@ -8,12 +8,13 @@ from importlib.metadata import version
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.convnext_v2 import ConvNeXtV2
 from ..utils.compat import name_and_version
 from ..utils.errors import UserError
 from . import detect_dialect, read_arch, to_canonical
+from .build import backbone_from_weights
 
 
 class Outputs(NamedTuple):
@@ -70,13 +71,12 @@ def _why_not(package: str, module: str) -> str:
 
 
 def _run_ours(weights: Dict[str, Tensor], shape: Shape, images: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
-    scaled = any(name.endswith('.0.gamma') for name in weights)
-    model = ConvNeXtV2(dict(depths=shape.depths, channels=shape.channels), shape.in_channels, out_indices=(3, ),
-                       response_norm=dict(type='GRN') if shape.has_grn else None, layer_scale_init_value=float(scaled))
-    _load(model, weights, ('norm', ))
-    model.eval().out_norm = False
-    last_map = model(images)[0]
-    return last_map, model.norm3(last_map.mean((2, 3))[:, None])[:, 0] if shape.has_norm else None
+    last_map, = backbone_from_weights(weights, out_norm=False).eval()(images)
+    if not shape.has_norm:
+        return last_map, None
+    pooled = F.layer_norm(last_map.mean((2, 3)), last_map.shape[1:2], weights['norm3.weight'], weights['norm3.bias'],
+                          eps=1e-6)
+    return last_map, pooled
 
 
 def _run_mmpretrain(weights: Dict[str, Tensor], shape: Shape, images: Tensor) -> Tuple[Tensor, Optional[Tensor]]:

@@ -15,6 +15,7 @@ from mmengine.utils import track_iter_progress
 
 from ..engine.pipelines import name_files
 from ..models.execution import CELL
+from ..utils.config import read_normalization
 from ..utils.errors import UserError
 from .arguments import add_config_options, load_config
 from .data_checks import check_data
@@ -64,8 +65,7 @@ class Browser:
             name_files(self.dataset)
             self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'browse'})
         self.visualizer.dataset_meta = self.dataset.metainfo
-        preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-        self.is_bgr = bool(preprocessor.get('bgr_to_rgb' if self.scope != 'mmpretrain' else 'to_rgb'))
+        self.is_bgr = read_normalization(cfg).swaps_channels
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -7,13 +7,13 @@ optimizers stay fast.
 from typing import Callable, Dict, List, Optional, Tuple
 
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..models.layer_depth import check_decay_type
 from ..utils.errors import UserError
+from .model_state import unwrapped
 
 
 def is_exempt_from_weight_decay(name: str, parameter: nn.Parameter) -> bool:
@@ -94,8 +94,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             module (nn.Module): The model.
             prefix (str): Prefix of the parameter names. Defaults to ''.
         """
-        if is_model_wrapper(module):
-            module = module.module
+        module = unwrapped(module)
         depth_of = self._depth_function(module, prefix)
         groups: Dict[Tuple[float, float], dict] = {}
         for name, parameter in module.named_parameters():

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..checkpoint import check_weights, load_backbone, unwrap
 from ..checkpoint.load import load_file
 from ..models.convnext_v2 import ConvNeXtV2, set_kernels
+from ..utils.config import read_normalization
 from ..utils.errors import UserError
 from ..version import __version__
 
@@ -147,12 +148,11 @@ class Pixels(NamedTuple):
 
 def read_pixels(cfg: Config) -> Pixels:
     """Read a config's data preprocessor; without mean and deviation pictures stay as they are."""
-    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-    channels = cfg.model.backbone.get('in_channels', 3)
-    mean, std = (tuple(preprocessor.get(key) or [neutral] * channels) for key, neutral in (('mean', 0.), ('std', 1.)))
+    channels, found = cfg.model.backbone.get('in_channels', 3), read_normalization(cfg)
+    mean, std = found.mean or (0., ) * channels, found.std or (1., ) * channels
     if channels != 3:
         return Pixels(f'{channels} channels as in training', mean, std)
-    return Pixels('RGB' if preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb') else 'BGR', mean, std)
+    return Pixels('RGB' if found.swaps_channels else 'BGR', mean, std)
 
 
 class Exported(NamedTuple):

@@ -4,23 +4,24 @@ Names and shapes are the business of ``mmconvnextv2.checkpoint``. What is writte
 outputs compared with ``ConvNeXtV2``'s, before it takes its place; some versions of transformers compute another GRN.
 """
 import os
-import tempfile
-from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoint import classifier_to_canonical, detect_dialect, read_arch, to_canonical, unwrap
+from ..checkpoint.build import backbone_from_weights
+from ..checkpoint.conversion import ANCHOR
 from ..checkpoint.convert import backbone_converter, classifier_converter, layout_variant, whole, write_atomically
 from ..checkpoint.load import load_file
-from ..models.convnext_v2 import ARCHS, ConvNeXtV2
+from ..models.convnext_v2 import ARCHS
+from ..utils.atomic import new_folder, replacing_files
 from ..utils.errors import UserError
 from .graphs import class_names
 from .model_card import Card, write_card
-from .runtimes import need, replaced_when_done
+from .runtimes import need
 
 TOLERANCE = 1e-4  # of the largest value
 
@@ -53,7 +54,7 @@ class Source(NamedTuple):
     @property
     def in_channels(self) -> int:
         """Channels of the pictures."""
-        return self.weights['downsample_layers.0.0.weight'].shape[1]
+        return self.weights[ANCHOR].shape[1]
 
     @property
     def num_classes(self) -> int:
@@ -108,18 +109,13 @@ def read_source(checkpoint: str, weights: str = 'default') -> Source:
 @torch.no_grad()
 def our_maps(source: Source, images: Tensor) -> Tuple[Tensor, ...]:
     """Return the maps of all stages with an output norm."""
-    model = ConvNeXtV2(source.arch, source.in_channels, source.normed_stages).eval()
-    model.load_state_dict(source.weights)
-    return model(images)
+    return backbone_from_weights(source.weights).eval()(images)
 
 
 @torch.no_grad()
 def our_outputs(source: Source, images: Tensor) -> Tuple[Tensor, Tensor]:
     """Return the last map without its norm, and the logits, or else the normalised mean over sites."""
-    model = ConvNeXtV2(source.arch, source.in_channels, out_indices=(3, ), out_norm=False).eval()
-    weights = {name: value for name, value in source.weights.items() if not name.startswith('norm')}
-    model.load_state_dict(weights)
-    last_map, = model(images)
+    last_map, = backbone_from_weights(source.weights, out_norm=False).eval()(images)
     features = F.layer_norm(last_map.mean((2, 3)), last_map.shape[1:2], source.weights.get('norm3.weight'),
                             source.weights.get('norm3.bias'), eps=1e-6)
     head = source.classifier
@@ -232,7 +228,7 @@ def export_timm(source: Source, target: str, card: Card) -> str:
     if source.in_channels != 3:
         arguments['in_chans'] = source.in_channels
     images = _pictures(source)
-    with replaced_when_done(target) as partial:
+    with replacing_files(target) as partial:
         write_atomically({}, source.convert(layout), partial)
         model = create_model(name, checkpoint_path=partial, **arguments).eval()
         with torch.no_grad():
@@ -283,22 +279,3 @@ def _need_grn(source: Source) -> None:
 
 def _pictures(source: Source) -> Tensor:
     return torch.randn(2, source.in_channels, 64, 96, generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def new_folder(folder: str) -> Iterator[str]:
-    """Give a folder to write to, which takes its name if nothing is raised.
-
-    Raises:
-        ValueError: If there is something under that name.
-    """
-    home, name = os.path.split(os.path.abspath(folder))
-    if os.path.lexists(folder):
-        raise UserError(f'{folder} exists: choose another name, or remove it')
-    if not os.path.isdir(home):
-        raise UserError(f'the folder of {folder} does not exist: make it, or choose another')
-    with tempfile.TemporaryDirectory(dir=home, prefix='.export-') as work:
-        partial = os.path.join(work, name)
-        os.mkdir(partial)
-        yield partial
-        os.rename(partial, folder)

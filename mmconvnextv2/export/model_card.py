@@ -2,6 +2,7 @@
 from typing import Dict, NamedTuple, Optional
 
 from ..checkpoint import LICENCE
+from ..utils.config import IMAGENET
 from .graphs import Pixels
 
 TASKS = {True: 'image-classification', False: 'image-feature-extraction'}  # by whether there is a classifier
@@ -19,7 +20,7 @@ class Card(NamedTuple):
     license: str
     config: Optional[str] = None
     metrics: Dict[str, str] = {}
-    pixels: Pixels = Pixels('RGB', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    pixels: Pixels = Pixels('RGB', IMAGENET.mean, IMAGENET.std)
 
 
 def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str, str], usage: str,

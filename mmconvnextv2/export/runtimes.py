@@ -4,16 +4,14 @@ Batch, height and width are free in both. A file stands under its name only afte
 at two sizes and two batches.
 """
 import json
-import os
-import tempfile
 import warnings
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Callable, Iterator, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from ..utils.atomic import replacing_files
 from ..utils.errors import UserError
 from .graphs import SMALLEST, Exported, PixelGraph
 
@@ -45,7 +43,7 @@ def export_onnx(exported: Exported, target: str, size: Tuple[int, int]) -> List[
         ValueError: If a package is absent, the model cannot be exported, or outputs differ too much.
     """
     need('onnx', 'onnxruntime', 'onnxscript')
-    with replaced_when_done(target) as partial, warnings.catch_warnings():
+    with replacing_files(target) as partial, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program = _traced(lambda images: torch.onnx.export(
             exported.graph, (images, ), dynamo=True, opset_version=OPSET, verbose=False, input_names=['images'],
@@ -60,7 +58,7 @@ def export_program(exported: Exported, target: str, size: Tuple[int, int]) -> Li
     """Write a program for ``torch.export.load``, with the facts as its extra file ``facts.json``; see
     :func:`export_onnx`."""
     free = torch.export.Dim.DYNAMIC
-    with replaced_when_done(target) as partial:
+    with replacing_files(target) as partial:
         program = _traced(lambda images: torch.export.export(
             exported.graph, (images, ), dynamic_shapes=({0: free, 2: free, 3: free}, )), exported.graph)
         torch.export.save(program, partial, extra_files={'facts.json': json.dumps(exported.facts)})
@@ -86,16 +84,6 @@ def compare(exported: Exported, run: Runner, size: Tuple[int, int]) -> Iterator[
                             f'the largest value, allowed are {limit:.0e}: nothing was written'
                             + ('; try without --half' if exported.graph.dtype == torch.float16 else ''))
         yield f'{batch} x {height} x {width} pixels: differs from PyTorch by {worst:.1e} of the largest value'
-
-
-@contextmanager
-def replaced_when_done(target: str) -> Iterator[str]:
-    """Give a path to write to; what was written takes the target's place if nothing is raised."""
-    home, name = os.path.split(os.path.abspath(target))
-    with tempfile.TemporaryDirectory(dir=home, prefix='.export-') as folder:
-        yield os.path.join(folder, name)
-        for written in os.listdir(folder):
-            os.replace(os.path.join(folder, written), os.path.join(home, written))
 
 
 def _traced(export: Callable[[Tensor], object], graph: PixelGraph) -> object:

@@ -6,8 +6,7 @@ optimum in place of training with augmentation for epochs, so that its number ha
 """
 import math
 import os
-from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,13 +14,13 @@ import torch.nn.functional as F
 from mmengine.dataset import default_collate
 from mmengine.dist import all_gather, get_dist_info
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmpretrain.datasets import CustomDataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..datasets.image_files import EXTENSIONS
+from ..engine.model_state import evaluating, unwrapped
 from ..utils.errors import MissingFileError, UserError
 from .sampler import seeded
 
@@ -100,19 +99,6 @@ def _even_split(labels: Tensor, share: float) -> Tuple[List[int], List[int]]:
     return sorted(parts[0]), sorted(parts[1])
 
 
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluate inside the block without gradients; leave every module's mode and every CPU generator as they were."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), seeded(0):
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def pooled_features(model: nn.Module, dataset: Dataset, batch_size: int = 64, num_workers: int = 0) -> Tensor:
     """Return the mean over sites of the dense backbone's last map: float32, (N, C), in the order of the data set.
 
@@ -130,7 +116,7 @@ def pooled_features(model: nn.Module, dataset: Dataset, batch_size: int = 64, nu
     indices = np.resize(np.arange(len(dataset)), share * world_size)[rank::world_size].tolist()
     loader = DataLoader(Subset(dataset, indices), batch_size, num_workers=num_workers, collate_fn=default_collate)
     pooled = []
-    with frozen(model):
+    with evaluating(model), seeded(0):
         for batch in loader:
             inputs = model.data_preprocessor(batch, False)['inputs']
             pooled.append(model(inputs, mode='tensor')[-1].float().mean((2, 3)))  # (B, C)
@@ -263,7 +249,7 @@ class ProbeHook(Hook):
         """Evaluate when the interval has passed, and after the last epoch."""
         if not self.every_n_epochs(runner, self.interval) and runner.epoch + 1 != runner.max_epochs:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         scores = self.evaluate(model)
         for name, score in scores.items():
             runner.message_hub.update_scalar(name, score)

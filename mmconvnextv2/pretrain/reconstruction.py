@@ -4,10 +4,10 @@ from typing import Optional, Sequence
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from ..engine.model_state import evaluating, unwrapped
 from .masking import stack_visible_cells
 
 COLUMNS = ('original', 'masked', 'reconstruction', 'pasted')
@@ -40,16 +40,12 @@ def picture_grid(pictures: dict, mean: Optional[Tensor] = None, std: Optional[Te
 
 def draw_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
     """Return the picture grid of a batch as the data loader gives it (``inputs``, ``data_samples``)."""
-    preprocessor, training = model.data_preprocessor, model.training
+    preprocessor = model.data_preprocessor
     data = preprocessor(dict(batch), False)
     cells = stack_visible_cells(data['data_samples'], data['inputs'].device)
-    pictures = model.eval().reconstruct(data['inputs'], cells)
-    model.train(training)
+    with evaluating(model):
+        pictures = model.reconstruct(data['inputs'], cells)
     return picture_grid(pictures, getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None))
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 @HOOKS.register_module()
@@ -77,5 +73,5 @@ class ReconstructionHook(Hook):
     def after_train_epoch(self, runner) -> None:
         """Draw when the interval has passed, and after the last epoch."""
         if self.every_n_epochs(runner, self.interval) or runner.epoch + 1 == runner.max_epochs:
-            picture = draw_reconstructions(_unwrapped(runner.model), self._batch)
+            picture = draw_reconstructions(unwrapped(runner.model), self._batch)
             runner.visualizer.add_image('reconstruction', picture, step=runner.epoch + 1)

@@ -1,8 +1,11 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 import os
+import tempfile
 from contextlib import contextmanager
 from typing import Iterator
 from uuid import uuid4
+
+from .errors import UserError
 
 
 @contextmanager
@@ -27,3 +30,33 @@ def replacing(target: str, mode: int = 0o666) -> Iterator[str]:
     finally:
         if os.path.lexists(partial):
             os.remove(partial)
+
+
+@contextmanager
+def replacing_files(target: str) -> Iterator[str]:
+    """Yield a path in an empty folder; what is written there takes ``target``'s place, and that of files beside it,
+    when the block ends well."""
+    home, name = os.path.split(os.path.abspath(target))
+    with tempfile.TemporaryDirectory(dir=home, prefix='.partial-') as folder:
+        yield os.path.join(folder, name)
+        for written in os.listdir(folder):
+            os.replace(os.path.join(folder, written), os.path.join(home, written))
+
+
+@contextmanager
+def new_folder(folder: str) -> Iterator[str]:
+    """Yield an empty folder, which takes the name ``folder`` when the block ends well.
+
+    Raises:
+        ValueError: If there is something under that name, or no folder to make it in.
+    """
+    home, name = os.path.split(os.path.abspath(folder))
+    if os.path.lexists(folder):
+        raise UserError(f'{folder} exists: choose another name, or remove it')
+    if not os.path.isdir(home):
+        raise UserError(f'the folder of {folder} does not exist: make it, or choose another')
+    with tempfile.TemporaryDirectory(dir=home, prefix='.partial-') as work:
+        partial = os.path.join(work, name)
+        os.mkdir(partial)
+        yield partial
+        os.rename(partial, folder)

@@ -6,6 +6,7 @@ are written for MMDetection, MMSegmentation or MMPretrain, and say so in ``defau
 """
 import os
 from pathlib import Path
+from typing import NamedTuple, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -54,6 +55,24 @@ def read_config(path: str) -> Config:
                         'rest') from error
     _drop_scope(cfg._cfg_dict)
     return cfg
+
+
+class PixelNormalization(NamedTuple):
+    """What a model's data preprocessor does to pixels: whether channels are swapped, and their mean and deviation, 0 to
+    255 in 8 bits, None where they stay as they are."""
+    swaps_channels: bool
+    mean: Optional[Tuple[float, ...]]
+    std: Optional[Tuple[float, ...]]
+
+
+IMAGENET = PixelNormalization(True, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # of RGB
+
+
+def read_normalization(cfg: Config) -> PixelNormalization:
+    """Read a config's data preprocessor, of the model or, in MMPretrain's way, beside it."""
+    preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    mean, std = (tuple(preprocessor[key]) if preprocessor.get(key) else None for key in ('mean', 'std'))
+    return PixelNormalization(bool(preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')), mean, std)
 
 
 def _drop_scope(node) -> None:

@@ -1,4 +1,5 @@
 """Masks, samplers and recipes of FCMAE; its loss and a run of its Runner are proved in test_fcmae.py."""
+import re
 from pathlib import Path
 
 import numpy as np
@@ -87,9 +88,12 @@ def test_all_or_nothing_is_refused(num_cells, ratio, state):
 
 @pytest.mark.parametrize('num_cells', (4, 49, 50, 144))
 def test_every_ratio_in_the_error_works(num_cells):
-    """The largest ratio that the error offers leaves one cell, and any ratio above zero hides at least one."""
-    assert num_visible(num_cells, 1 - 1 / num_cells) == 1
-    assert num_visible(num_cells, 0.001) == num_cells - 1
+    """The ratios that the error prints hide one cell and leave one."""
+    with pytest.raises(ValueError) as error:
+        num_visible(num_cells, 1.)
+    offered = re.search(r'choose (\S+) \(hides one cell\) to (\S+) \(shows one cell\)', str(error.value))
+    low, high = map(float, offered.groups())
+    assert num_visible(num_cells, low) == num_cells - 1 and num_visible(num_cells, high) == 1
 
 
 def test_samples_without_or_with_uneven_cells_are_refused():

@@ -14,9 +14,11 @@ from scipy.optimize import minimize
 from torch import nn
 
 from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.engine.model_state import evaluating
 from mmconvnextv2.pretrain import ProbeHook
-from mmconvnextv2.pretrain.probe import (default_pipeline, fit_linear, frozen, knn_vote, labelled_split, linear_vote,
+from mmconvnextv2.pretrain.probe import (default_pipeline, fit_linear, knn_vote, labelled_split, linear_vote,
                                          pooled_features)
+from mmconvnextv2.pretrain.sampler import seeded
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
@@ -205,7 +207,7 @@ def test_frozen_restores_modes_and_generators():
     expected = torch.rand(1), np.random.rand(), random.random()
     torch.manual_seed(3), np.random.seed(3), random.seed(3)
     with pytest.raises(KeyError):
-        with frozen(model):
+        with evaluating(model), seeded(0):
             assert not any(module.training for module in model.modules()) and not torch.is_grad_enabled()
             torch.rand(5), np.random.rand(), random.random()
             raise KeyError

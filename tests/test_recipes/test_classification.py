@@ -200,20 +200,30 @@ def moved(checkpoint, start):
     return {name for name, value in given.items() if name.startswith('backbone.') and not torch.equal(new[name], value)}
 
 
+def started_from(checkpoint, start):
+    """Whether matrices of the backbone are near those of ``start``, as two steps leave them, and others are not."""
+    given, new = torch.load(start, weights_only=False)['state_dict'], checkpoint['state_dict']
+    matrices = [name for name, value in given.items() if name.startswith('backbone.') and value.ndim > 1]
+    return all((new[name] - given[name]).norm() < 0.5 * given[name].norm() for name in matrices)
+
+
 SMALL = [f'{split}_dataloader.dataset.pipeline.1.scale=64' for split in ('train', 'val')]
 CROP = ['val_dataloader.dataset.pipeline.2.crop_size=64']
 
 
 @pytest.mark.parametrize('name', [FCMAE.format('b'), 'b_supervised_in1k-224'])
 def test_training_moves_every_weight(folder, tmp_path, name):
-    """Two steps and an evaluation: a top-1 is logged, and the trained weights, those beside the moving average, have
-    left the given ones in every matrix of the backbone."""
+    """Two steps and an evaluation: a top-1 is logged, and a gradient has reached every matrix of the backbone, which
+    started from the given weights where they are given."""
     more = [] if 'supervised' in name else [f'model.backbone.init_cfg.checkpoint={folder}/fcmae.pth']
     checkpoint = run(name, folder, tmp_path, *more, *SMALL, *CROP, 'param_scheduler=[]')
     assert scores(tmp_path)
     state = checkpoint['state_dict']
     matrices = {key for key in state if key.startswith('backbone.') and state[key].ndim > 1}
-    assert len(matrices) == 19 and matrices <= moved(checkpoint, folder / 'fcmae.pth')
+    assert len(matrices) == 19
+    assert all(one['exp_avg'].any() for one in checkpoint['optimizer']['state'].values())
+    if more:
+        assert matrices <= moved(checkpoint, folder / 'fcmae.pth') and started_from(checkpoint, folder / 'fcmae.pth')
 
 
 def test_probe_moves_its_classifier_alone(folder, tmp_path):
@@ -232,7 +242,9 @@ def test_imagenet22k_then_1k_at_384(folder, tmp_path):
     first.mkdir(), second.mkdir()
     run(TO22K.format('b'), folder, first, f'model.backbone.init_cfg.checkpoint={folder}/fcmae.pth',
         'train_dataloader.dataset.pipeline.1.scale=64')
-    assert not scores(first) and moved(torch.load(first / 'epoch_1.pth', weights_only=False), folder / 'fcmae.pth')
+    between = torch.load(first / 'epoch_1.pth', weights_only=False)
+    assert not scores(first) and moved(between, folder / 'fcmae.pth') and started_from(between, folder / 'fcmae.pth')
     checkpoint = run(FROM22K.format('b', 384), folder, second,
                      f'model.backbone.init_cfg.checkpoint={first}/epoch_1.pth')
     assert scores(second) and moved(checkpoint, first / 'epoch_1.pth')
+    assert started_from(checkpoint, first / 'epoch_1.pth')

@@ -55,12 +55,15 @@ def test_leaf_builds(leaf, indexed):
         model = MODELS.build(cfg.model)
     channels = list(ARCHS[cfg.model.backbone.arch]['channels'])
     reader = {'mmdet': cfg.model.get('neck'), 'mmseg': cfg.model.get('decode_head')}.get(cfg.default_scope)
-    assert (reader or {}).get('in_channels', channels) == channels
+    if reader:
+        assert reader['in_channels'] == channels
+    elif cfg.model.type == 'ImageClassifier':
+        assert cfg.model.head['in_channels'] == channels[-1]
     count, metadata = sum(parameter.numel() for parameter in model.parameters()), indexed[
         f'configs/{leaf.parent.name}/{leaf.name}']['Metadata']
     assert (metadata['Parameters'], metadata['Batch Size']) == (count, cfg.auto_scale_lr.base_batch_size)
-    assert metadata.get('Epochs', metadata.get('Iterations')) in (
-        cfg.train_cfg.get('max_epochs'), cfg.train_cfg.get('max_iters'))
+    loop, key = ('Epochs', 'max_epochs') if 'max_epochs' in cfg.train_cfg else ('Iterations', 'max_iters')
+    assert metadata[loop] == cfg.train_cfg[key]
     if leaf.stem in PUBLISHED:
         millions = count / 1e6
         assert abs(millions - PUBLISHED[leaf.stem]) <= max(0.01 * PUBLISHED[leaf.stem], 0.05)

@@ -10,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
+from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical
 from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.commands.arguments import load_config
+from mmconvnextv2.commands.test import parse_test_args
 
 ROOT = Path(__file__).parents[2]
 METRICS = {'mask-rcnn': ('coco/bbox_mAP', 'coco/segm_mAP'), 'upernet': ('mIoU', )}
@@ -51,12 +55,28 @@ def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
 
 
 def test_tta_merges_the_mirror_image(tools, trained, tmp_path):
-    """Test-time augmentation of five sizes and mirror images runs on the trained weights and gives a finite mIoU."""
-    tools.test('upernet', tools.last(trained('upernet'), 'upernet'), tmp_path / 'tta',
-               *(f'tta_pipeline.1.transforms.0.{i}.scale=({48 + 8 * i},{48 + 8 * i})' for i in range(5)),
-               arguments=['--tta'])
+    """Test-time augmentation labels each pixel by the mean of the probabilities of five sizes and their mirror
+    images, each predicted by itself."""
+    checkpoint, out = tools.last(trained('upernet'), 'upernet'), tmp_path / 'out.pkl'
+    sizes = [f'tta_pipeline.1.transforms.0.{i}.scale=({48 + 8 * i},{48 + 8 * i})' for i in range(5)]
+    tools.test('upernet', checkpoint, tmp_path / 'tta', *sizes, arguments=['--tta', '--out', str(out)])
     metrics = json.loads(next((tmp_path / 'tta').glob('*/*.json')).read_text().splitlines()[-1])
     assert math.isfinite(metrics['mIoU'])
+    args = parse_test_args(
+        [tools.configs['upernet'], str(checkpoint), '--cfg-options', *tools.options('upernet', *sizes)])
+    cfg = load_config(args.config, args.cfg_options)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model).eval()
+        model.load_state_dict(load_file(checkpoint)['state_dict'])
+        pipeline = Compose(cfg.tta_pipeline)
+    for merged in pickle.loads(out.read_bytes()):
+        views = pipeline(dict(img_path=merged['img_path'], reduce_zero_label=True, seg_fields=[]))
+        with torch.no_grad():
+            samples = [model.test_step(dict(inputs=[image], data_samples=[sample]))[0]
+                       for image, sample in zip(views['inputs'], views['data_samples'], strict=True)]
+        mean = torch.stack([sample.seg_logits.data.softmax(0) for sample in samples]).mean(0)
+        assert len(samples) == 10
+        assert (mean.argmax(0) == merged['pred_sem_seg']['data'][0]).double().mean() > 0.999
 
 
 def test_resume_goes_on_and_needs_no_initial_weights(tools, tmp_path):

@@ -1,8 +1,9 @@
 """CompileBackboneHook: torch.compile for the backbone alone."""
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+from ..model_state import unwrapped
 
 
 @HOOKS.register_module()
@@ -21,6 +22,6 @@ class CompileBackboneHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Compile; the work is done at the first forward."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         model.backbone.compile(backend=self.backend, dynamic=False)
         runner.logger.info(f'the backbone is compiled by {self.backend}: the first iterations take longer')
