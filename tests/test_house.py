@@ -1,5 +1,7 @@
-"""The package's imports run one way, from shelf to shelf and from module to module, and its root holds three files."""
+"""The package's imports run one way, from shelf to shelf and from module to module, its root holds three files, and the
+pages that lead into the code name what is there."""
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,16 @@ def test_modules_have_no_circles():
 def test_root_is_empty():
     """Beside packages the root holds its face, the command and the version."""
     assert {path.name for path in ROOT.glob('*.py')} == {'__init__.py', '__main__.py', 'version.py'}
+
+
+@pytest.mark.parametrize('page', ['docs/house.md', 'docs/paper.md'])
+def test_pages_point_at_what_is_there(page):
+    """Every name that a page puts after a linked file is defined in it, and every pattern of configs matches some."""
+    text, pointed = (ROOT.parent / page).read_text(), 0
+    for path, names in re.findall(r'\]\(\.\./(\S+\.py)\)((?:,? `\w+`)+)', text):
+        defined = {node.name for node in ast.walk(ast.parse((ROOT.parent / path).read_text())) if hasattr(node, 'name')}
+        assert set(re.findall(r'`(\w+)`', names)) <= defined, path
+        pointed += 1
+    for pattern in re.findall(r'`(configs/\S*\*\S*)`', text):
+        assert list(ROOT.parent.glob(pattern)), pattern
+    assert pointed > 5
