@@ -205,7 +205,7 @@ remove_old() {
 
 install_minkowski() {
     [ ! -e "$venv/.minkowski" ] || return 0
-    ldconfig -p | grep -q 'libopenblas\.so' || fail "MinkowskiEngine needs OpenBLAS, which is not here: install it (Debian: apt-get install libopenblas-dev)"
+    [[ $(ldconfig -p) == *libopenblas.so* ]] || fail "MinkowskiEngine needs OpenBLAS, which is not here: install it (Debian: apt-get install libopenblas-dev)"
     if ! pip download -q --no-deps --only-binary :all: -d "$venv/probe" MinkowskiEngine==0.5.4 >> "$venv/install.log" 2>&1; then
         check_compiler MinkowskiEngine
         echo '#include <cblas.h>' | c++ -E - >/dev/null 2>&1 || fail "building MinkowskiEngine needs OpenBLAS's headers: install them (Debian: apt-get install libopenblas-dev)"
