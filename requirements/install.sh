@@ -125,7 +125,7 @@ mmcv_ops() {
         torchvision:*) echo torchvision ;;
         compiled:0) echo cpu ;;
         compiled:1) echo cuda ;;
-        compiled:auto) if nvidia-smi -L 2>/dev/null | grep -q GPU; then echo cuda; else echo cpu; fi ;;
+        compiled:auto) if nvidia-smi -L 2>/dev/null | grep GPU >/dev/null; then echo cuda; else echo cpu; fi ;;
         *) fail "OPS is '$OPS', it can be torchvision (nothing is compiled; the default) or compiled (mmcv's own operators, compiled here)" ;;
     esac
 }
@@ -147,7 +147,7 @@ build() {
     # A prebuilt wheel elsewhere cannot be told from a CPU-only one, so a CUDA build never takes it.
     local source=(); [ "$kind" = cpu ] || source=(--no-binary "${requirement%%==*}")
     mkdir -p "$store"
-    if ! ls "$store"/ | grep -qi "^${requirement%%==*}-${requirement##*==}-"; then
+    if ! ls "$store"/ | grep -i "^${requirement%%==*}-${requirement##*==}-" >/dev/null; then
         install tools "installing build tools" --no-deps "$(pinned ninja)" "$(pinned psutil)"
         rm -rf "$store/.new"
         quietly "building $requirement ($kind operators; 5 to 15 minutes on two cores unless a wheel is at hand)" \
@@ -242,7 +242,7 @@ elif [ "${made##*-}" != "$ops" ] && [ -n "${OPS:-}${FORCE_CUDA:-}" ]; then
     rm "$venv/.lock"  # until the others are there; an unfinished environment is completed by the next call
     provide_operators
     echo "$hash-$ops" > "$venv/.lock"
-elif [ "${made##*-}" = cpu ] && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+elif [ "${made##*-}" = cpu ] && nvidia-smi -L 2>/dev/null | grep GPU >/dev/null; then
     say "a GPU is here, but mmcv in $venv has CPU operators only: OPS=torchvision make env serves both"
 fi
 if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
