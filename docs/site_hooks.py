@@ -1,7 +1,7 @@
 """Lets one relative link work in the repository and on the site.
 
 The pages are written for the repository: ``../configs/README.md``. On the site, whose root is this folder, every file
-of the repository that a page links to is a page or picture too, at its own path; code is shown as code.
+of the repository that a page links to is a page or image too, at its own path; code is shown as code.
 """
 import os
 import re

@@ -77,7 +77,7 @@ def test_out_indices_choose_maps(make_backbone, given, stages):
 
 
 def test_odd_pictures_lose_their_rest(make_backbone):
-    """A dense forward of any size equals that of the picture cut to whole patches of 4, stage sizes rounded down."""
+    """A dense forward of any size equals that of the image cut to whole patches of 4, stage sizes rounded down."""
     model, images = make_backbone(), torch.randn(1, 3, 71, 109, dtype=torch.float64)
     maps = model(images)
     assert [tuple(one.shape[-2:]) for one in maps] == [(17, 27), (8, 13), (4, 6), (2, 3)]
@@ -102,7 +102,7 @@ def test_frozen_stages_keep_their_values(make_backbone, frozen_stages):
 @pytest.mark.parametrize('shape, message', [((3, 64, 64), r'\(3, 64, 64\): expected \(B, channels'),
                                             ((1, 3, 31, 64), 'images are 31x64 pixels.*at least 32x32')])
 def test_pictures_that_cannot_be_visited_are_refused(make_backbone, shape, message):
-    """The error names the picture's shape and what is expected."""
+    """The error names the image's shape and what is expected."""
     with pytest.raises(ValueError, match=message):
         make_backbone()(torch.zeros(shape, dtype=torch.float64))
 

@@ -24,7 +24,7 @@ def root(tmp_path_factory):
 
 
 def test_same_pictures_each_time(root, tmp_path):
-    """Drawing again gives the same bytes, and other seeds and splits give other pictures."""
+    """Drawing again gives the same bytes, and other seeds and splits give other images."""
     make_embedded(str(tmp_path / 'new' / 'again'), SPEC)
     files = [path.relative_to(root) for path in root.rglob('*') if path.is_file()]
     assert len(files) == 2 + 3 * (6 + 3) + 2 + 1
@@ -34,7 +34,7 @@ def test_same_pictures_each_time(root, tmp_path):
 
 
 def test_picture_does_not_depend_on_the_others(root):
-    """The last training picture on disk is drawn alike without those before it."""
+    """The last training image on disk is drawn alike without those before it."""
     assert np.array_equal(np.asarray(Image.open(root / 'coco/train2017/000005.png')), draw_scene(0, 1, 5, 64).image)
     assert np.array_equal(np.asarray(Image.open(root / 'unlabelled/000001.png')), draw_scene(0, 0, 1, 64).image)
 
@@ -100,7 +100,7 @@ def test_occlusion_and_scale_vary():
 
 
 def test_complete_folder_is_reused_and_others_are_left_alone(root, tmp_path):
-    """A complete folder is not drawn again; one with other pictures, or foreign files, is refused untouched."""
+    """A complete folder is not drawn again; one with other images, or foreign files, is refused untouched."""
     before = (root / 'spec.json').stat().st_mtime_ns
     assert not make_embedded(str(root), SPEC)
     assert (root / 'spec.json').stat().st_mtime_ns == before

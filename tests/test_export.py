@@ -103,7 +103,7 @@ def assert_close(found, wanted, tolerance):
 @needs_onnx
 @pytest.mark.parametrize('part, half', [('backbone', False), ('segmentor', False), ('segmentor', True)])
 def test_onnx_file(trained, export, part, half):
-    """One file serves pictures of any size and batch in onnxruntime, and tells what a reader must know."""
+    """One file serves images of any size and batch in onnxruntime, and tells what a reader must know."""
     import onnxruntime
     config, checkpoint, model = trained('segmentor')
     path = export('onnx', config, checkpoint, '--part', part, *['--half'] * half, out='model.onnx')
@@ -167,7 +167,7 @@ def test_wrong_file_is_not_written(make_backbone, tmp_path):
 
 
 def test_hugging_face_folder(trained, export):
-    """transformers loads the folder by itself: logits, class names and the picture processor are the model's."""
+    """transformers loads the folder by itself: logits, class names and the image processor are the model's."""
     transformers = pytest.importorskip('transformers')
     config, checkpoint, model = trained('classifier')
     folder = export('huggingface', checkpoint, '--config', config)

@@ -11,7 +11,7 @@ from mmconvnextv2.analysis.html import Report, read_curve, read_metric
 
 
 def test_report_is_self_contained(tmp_path):
-    """Pictures come back bit for bit from the page, text is escaped, and nothing points to a network."""
+    """Images come back bit for bit from the page, text is escaped, and nothing points to a network."""
     Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / 'picture.png')
     report = Report('A & B')
     report.table(['metric'], [['<41.2>']])

@@ -45,7 +45,7 @@ def write_run(work_dir, name, entries):
 
 @pytest.fixture
 def work_dir(tmp_path):
-    """A run of four logged iterations, killed, and resumed from the second; two parameter groups; pictures."""
+    """A run of four logged iterations, killed, and resumed from the second; two parameter groups; images."""
     folder = tmp_path / 'work' / 'upernet'
     first = [dict(loss=4. - step / 10, base_lr=1e-3, lr=1e-4, time=.5, iter=step, step=step)
              for step in (10, 20, 30, 40)]
@@ -147,7 +147,7 @@ def test_given_pictures_and_mistakes(work_dir, tmp_path):
                                    '20260102_000000/vis_data/vis_image', '20260102_000000/vis_data', '20260103_000000',
                                    'last_checkpoint'])
 def test_links_out_of_the_folder_are_refused(work_dir, tmp_path, place):
-    """Whatever of a stranger's folder links elsewhere does not enter the page: pictures, logs, folders of them."""
+    """Whatever of a stranger's folder links elsewhere does not enter the page: images, logs, folders of them."""
     outside, target = tmp_path / 'outside', work_dir / place
     write_run(outside, 'vis_data', [dict(loss=1., step=1)])
     (outside / 'frame_1.png').write_text('secret')

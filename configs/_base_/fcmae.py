@@ -1,5 +1,5 @@
 # FCMAE pretraining, effective batch 4096 (arXiv 2301.00808, Table 8; the released weights trained 1600 epochs).
-# Leaves set the size and num_epochs; a picture folder of your own goes into train_dataloader.dataset.data_root.
+# Leaves set the size and num_epochs; an image folder of your own goes into train_dataloader.dataset.data_root.
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['mmconvnextv2.pretrain'], allow_failed_imports=False)
 

@@ -1,4 +1,4 @@
-# ImageNet-1K fine-tuning of FCMAE weights at batch 1024, 8 GPUs x 128 pictures (arXiv 2301.00808, tables 9 to 11).
+# ImageNet-1K fine-tuning of FCMAE weights at batch 1024, 8 GPUs x 128 images (arXiv 2301.00808, tables 9 to 11).
 # What the tables leave open is that of the official fine-tuning code: random erasing 0.25, crops of 8 to 100 %, flips,
 # bicubic, whole batches only, warm-up from 0, cosine down to 1e-6 times the scale of the layer.
 _base_ = ['./sizes.py', 'mmpretrain::_base_/default_runtime.py']
@@ -35,7 +35,7 @@ default_hooks = dict(
     preemption=dict(type='PreemptionHook'),
     finite_loss=dict(type='FiniteLossHook'))
 
-# RandAugment (9, 0.5): two operations of strength 9 +- 0.5 out of 10. Fills are BGR, as pictures are read.
+# RandAugment (9, 0.5): two operations of strength 9 +- 0.5 out of 10. Fills are BGR, as images are read.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0), backend='pillow', interpolation='bicubic'),

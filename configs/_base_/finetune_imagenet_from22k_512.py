@@ -1,4 +1,4 @@
-# The same at 512 pixels; from 384 on, test pictures are warped to the square, not cropped (official fine-tuning code).
+# The same at 512 pixels; from 384 on, test images are warped to the square, not cropped (official fine-tuning code).
 _base_ = './finetune_imagenet_from22k_224.py'
 train_pipeline = _base_.train_pipeline
 train_pipeline[1] = dict(_base_.train_pipeline[1], scale=512)

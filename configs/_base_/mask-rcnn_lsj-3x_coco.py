@@ -1,4 +1,4 @@
-# Mask R-CNN, large-scale jitter to 1024, soft-NMS on the RoI head alone, 8 GPUs x 4 pictures.
+# Mask R-CNN, large-scale jitter to 1024, soft-NMS on the RoI head alone, 8 GPUs x 4 images.
 _base_ = [
     './sizes.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
     'mmdet::_base_/default_runtime.py', './coco_schedule.py'

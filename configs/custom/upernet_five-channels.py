@@ -4,7 +4,7 @@ custom_imports = dict(
     imports=['mmconvnextv2', 'mmconvnextv2.datasets.segmentation', 'mmconvnextv2.pretrain'], allow_failed_imports=False)
 channels = 5
 model = dict(
-    # one value a band, of your pictures
+    # one value a band, of your images
     data_preprocessor=dict(mean=[110.] * channels, std=[60.] * channels, bgr_to_rgb=False),
     backbone=dict(in_channels=channels))
 load = dict(type='mmpretrain.LoadPicture', channels=channels)

@@ -1,4 +1,4 @@
-# UperNet on your own pictures and label PNGs: copy this file, set classes and folder; README.md here shows each step.
+# UperNet on your own images and label PNGs: copy this file, set classes and folder; README.md here shows each step.
 _base_ = '../upernet/upernet_convnextv2-t_160k_ade20k-512x512.py'
 classes = ('road', 'building', 'tree')  # labels 0, 1, 2 in the PNGs; the only place where they are counted
 data_root = 'data/own'  # images/{train,val}/NAME.jpg and labels/{train,val}/NAME.png

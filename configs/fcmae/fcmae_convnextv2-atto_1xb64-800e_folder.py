@@ -1,4 +1,4 @@
-# Your own pictures: every picture below data_root, no labels needed, one GPU or a CPU.
+# Your own images: every image below data_root, no labels needed, one GPU or a CPU.
 # The learning rate below is for batch 64; with another batch add --auto-scale-lr.
 _base_ = './fcmae_convnextv2-atto_64xb64-800e_in1k.py'
 train_dataloader = dict(dataset=dict(data_root='data/pictures'))

@@ -1,6 +1,6 @@
 _base_ = './mask-rcnn_convnextv2-b_fpn_lsj-3x_coco.py'
 # Published: 52.9 box AP, 46.6 mask AP from FCMAE (arXiv 2301.00808, table 6).
-# One GPU: 8 steps of 4 pictures make a batch of 32; schedulers count steps, so the warmup is 8 times as long.
+# One GPU: 8 steps of 4 images make a batch of 32; schedulers count steps, so the warmup is 8 times as long.
 optim_wrapper = dict(accumulative_counts=8)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=8000),

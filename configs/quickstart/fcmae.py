@@ -1,4 +1,4 @@
-# FCMAE on the embedded data set: small pictures, a short schedule, fp32.
+# FCMAE on the embedded data set: small images, a short schedule, fp32.
 _base_ = '../fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
 num_epochs = 12
 load, crop, *rest = _base_.train_pipeline

@@ -1,4 +1,4 @@
-# Mask R-CNN on the embedded data set: narrow heads, few proposals, small pictures.
+# Mask R-CNN on the embedded data set: narrow heads, few proposals, small images.
 _base_ = '../_base_/mask-rcnn_lsj-3x_coco.py'
 num_epochs = 6
 data_root = 'work_dirs/quickstart/data/coco/'

@@ -1,4 +1,4 @@
-# UperNet on the embedded data set: narrow heads, small pictures.
+# UperNet on the embedded data set: narrow heads, small images.
 _base_ = '../_base_/upernet_160k_ade20k.py'
 num_iters = 400
 data_root = 'work_dirs/quickstart/data/ade'

@@ -104,12 +104,12 @@ def to_sites(features: Tensor, channels_first: bool, skip: int) -> Tensor:
 
 
 def sites_to_square(sites: Tensor) -> Tensor:
-    """Lay sites (B, N, C) of a square picture out as (B, H, H, C).
+    """Lay sites (B, N, C) of a square image out as (B, H, H, C).
 
     Raises:
         ValueError: If N is no square.
     """
     side = math.isqrt(sites.shape[1])
     if side**2 != sites.shape[1]:
-        raise UserError(f'{sites.shape[1]} sites of a square picture are no square: tokens that are no sites?')
+        raise UserError(f'{sites.shape[1]} sites of a square image are no square: tokens that are no sites?')
     return sites.unflatten(1, (side, side))

@@ -8,7 +8,7 @@ Curve = Tuple[Sequence[float], Sequence[float]]  # normalised depths, values
 
 
 class Panel(NamedTuple):
-    """The channel maps of one picture at one block."""
+    """The channel maps of one image at one block."""
     title: str
     maps: np.ndarray  # (channels, H, W)
 
@@ -67,11 +67,11 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
 
 
 def plot_maps(pictures: np.ndarray, rows: Sequence[Sequence[Panel]], title: str, path: str) -> None:
-    """Draw a row a picture: the picture, then the channel maps of each block.
+    """Draw a row an image: the image, then the channel maps of each block.
 
     Args:
-        pictures (np.ndarray): Uint8, (B, H, W, 3).
-        rows (Sequence[Sequence[Panel]]): The panels of each picture.
+        images (np.ndarray): Uint8, (B, H, W, 3).
+        rows (Sequence[Sequence[Panel]]): The panels of each image.
         title (str): Of the figure.
         path (str): The file.
     """

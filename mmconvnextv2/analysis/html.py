@@ -107,7 +107,7 @@ class Report:
         self.parts.append(f'<figure>{_inline(picture, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
 
     def small_pictures(self, pictures: Sequence[Union[str, Path]], caption: str) -> None:
-        """Add pictures of few pixels, enlarged, two in a row, with one caption."""
+        """Add images of few pixels, enlarged, two in a row, with one caption."""
         images = ''.join(_inline(picture, caption) for picture in pictures)
         self.parts.append(
             f'<figure><div class="small">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')

@@ -1,6 +1,6 @@
 """The paper's measures of features (arXiv 2301.00808, figures 3, 4 and 7), each streaming over batches and exact.
 
-All take features of shape (B, N, C): B pictures, N sites, C channels. Against the formula of the cosine distance over
+All take features of shape (B, N, C): B images, N sites, C channels. Against the formula of the cosine distance over
 all pairs of channels, C x C cosines are never made: their sum is the squared length of the sum of unit vectors.
 """
 from typing import Dict, List, Tuple
@@ -84,7 +84,7 @@ class ClassSelectivity:
 
     ``(highest - others) / (highest + others)`` of the mean responses to classes, ``others`` the mean over all but the
     highest. 0: it answers to all classes alike; 1: to one class alone; channels that never answer have 0. A response is
-    a picture's mean over sites of what is positive: the index is defined for responses that are not negative, which
+    an image's mean over sites of what is positive: the index is defined for responses that are not negative, which
     outputs of ConvNeXt blocks can be.
 
     Args:
@@ -110,11 +110,11 @@ class ClassSelectivity:
         """Return the index of each channel of a block: float64, (C, ), in [0, 1].
 
         Raises:
-            ValueError: If a class had no picture.
+            ValueError: If a class had no image.
         """
         counts = self.counts[index]
         if not counts.all():
-            raise UserError(f'classes {(counts == 0).nonzero()[:, 0].tolist()} had no picture')
+            raise UserError(f'classes {(counts == 0).nonzero()[:, 0].tolist()} had no image')
         means = self.sums[index] / counts[:, None]  # (classes, C)
         highest = means.amax(0)
         others = (means.sum(0) - highest) / (self.num_classes - 1)

@@ -28,24 +28,24 @@ HELP = f'''LABEL is what figures call the model. SOURCE and WEIGHTS are one of:
 
 
 class Subject(NamedTuple):
-    """A model to analyse, and the normalisation of its RGB pictures (0 to 255), three values each."""
+    """A model to analyse, and the normalisation of its RGB images (0 to 255), three values each."""
     label: str
     model: nn.Module
     mean: Sequence[float] = IMAGENET[0]
     std: Sequence[float] = IMAGENET[1]
 
     def forward(self, images: Tensor) -> None:
-        """Run uint8 pictures (B, 3, H, W) through the model, for what watches it.
+        """Run uint8 images (B, 3, H, W) through the model, for what watches it.
 
         Raises:
-            ValueError: If the model asserts that it takes pictures of another size.
+            ValueError: If the model asserts that it takes images of another size.
         """
         parameter = next(self.model.parameters())
         mean, std = (parameter.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         try:
             self.model((images.to(parameter) - mean) / std)
         except AssertionError as error:
-            raise UserError(f'{self.label} refuses pictures of {images.shape[2]}x{images.shape[3]} pixels: {error} '
+            raise UserError(f'{self.label} refuses images of {images.shape[2]}x{images.shape[3]} pixels: {error} '
                             'Give another --size') from error
 
 
@@ -86,8 +86,8 @@ def load_subject(label: str, source: str, weights: Optional[str] = None, device:
         raise UserError(f'SOURCE={source!r} is no architecture ({", ".join(ARCHS)}), config or library '
                         f'({", ".join(LIBRARIES)}): --help lists what may stand there')
     if getattr(model, 'in_channels', 3) != 3 or len(mean) != 3:
-        raise UserError(f'{source} reads pictures of {getattr(model, "in_channels", len(mean))} channels: only models '
-                        'of RGB pictures can be analysed')
+        raise UserError(f'{source} reads images of {getattr(model, "in_channels", len(mean))} channels: only models '
+                        'of RGB images can be analysed')
     model.eval()  # mmpretrain's return nothing from it
     return Subject(label, model.to(device), mean, std)
 

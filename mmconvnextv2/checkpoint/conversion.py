@@ -87,7 +87,7 @@ def read_backbone(state_dict: dict) -> Backbone:
         raise UserError(f'{len(odd)} weights are no tensors: {some(odd)}')
     problems = list_problems(weights, _expected_shapes(weights))
     if problems:
-        raise UserError(f'these weights ({dialect} layout) are no whole ConvNeXt backbone: {problems}')
+        raise UserError(f'these weights ({dialect} layout) are an incomplete ConvNeXt backbone: {problems}')
     return Backbone(dialect, weights, dropped)
 
 
@@ -174,7 +174,7 @@ def read_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Tuple[D
     if left_over:
         raise UserError(f'{len(left_over)} keys are not of the {layout} layout: {some(left_over)}')
     if twice:
-        raise UserError(f'{len(twice)} weights stand in the file twice: {some(twice)}')
+        raise UserError(f'{len(twice)} weights are in the file twice: {some(twice)}')
     return converted, dropped
 
 

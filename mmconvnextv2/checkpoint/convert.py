@@ -177,7 +177,7 @@ def _tell(found: Dict[str, Tensor], convert: Callable[[dict], dict]) -> List[str
 
 def check_conversion(source: str, target: str, weights: str = 'default') -> str:
     """Compare a converted file with its source: bits after converting both to canonical, then the outputs of both on
-    random pictures, each computed by the library that its layout comes from.
+    random images, each computed by the library that its layout comes from.
 
     Args:
         source (str): Path or URL.

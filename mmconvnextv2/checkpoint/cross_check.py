@@ -18,7 +18,7 @@ from .build import backbone_from_weights
 
 
 class Outputs(NamedTuple):
-    """What a model makes of pictures: the last map (B, C, H / 32, W / 32), and the normalised mean over its sites
+    """What a model makes of images: the last map (B, C, H / 32, W / 32), and the normalised mean over its sites
     (B, C), None for weights without a final norm."""
     library: str
     last_map: Tensor

@@ -108,7 +108,7 @@ def _licence(path: str, dialect: str) -> str:
 def _adapt_stem(loaded: Dict[str, Tensor], wanted: Dict[str, Tensor]) -> str:
     """Bring the stem's kernel in ``loaded`` to another number of input channels, as timm does; say so.
 
-    One channel gets the sum over channels, which answers a grey picture as the file's stem answers it in colour. More
+    One channel gets the sum over channels, which answers a grey image as the file's stem answers it in colour. More
     channels get the file's in turn, rescaled to the same sum of weights.
     """
     kernel, channels = loaded[ANCHOR], wanted[ANCHOR].shape[1]

@@ -29,7 +29,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
         description='Draw training samples after augmentation, with boxes, masks, labels or visible cells.',
         epilog='Example: python tools/browse.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --num 20')
     parser.add_argument('config', help='config file')
-    parser.add_argument('--out', default='samples', help='folder of the pictures; default samples')
+    parser.add_argument('--out', default='samples', help='folder of the images; default samples')
     parser.add_argument('--num', type=int, default=12, help='how many samples; default 12')
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default train')
     add_config_options(parser)
@@ -88,7 +88,7 @@ class Browser:
 
     @staticmethod
     def _hide(picture: np.ndarray, visible_cells: np.ndarray) -> np.ndarray:
-        """Draw the picture beside itself with hidden cells in grey."""
+        """Draw the image beside itself with hidden cells in grey."""
         height, width = (size // CELL for size in picture.shape[:2])
         visible = np.zeros(height * width, bool)
         visible[visible_cells] = True
@@ -105,7 +105,7 @@ class Browser:
 
 
 def browse(args: Namespace) -> None:
-    """Draw as ``tools/browse.py`` is told to.
+    """Entry point of ``tools/browse.py``: draw samples.
 
     Raises:
         ValueError: If the data is not there, or the split has no data set.

@@ -22,7 +22,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     chosen.add_argument('--raw', dest='weights', action='store_const', const='raw',
                         help='take the weights beside which the file holds a moving average')
     parser.add_argument('--check', action='store_true',
-                        help='compare the outputs of both files on random pictures, each in its own library')
+                        help='compare the outputs of both files on random images, each in its own library')
     whole = parser.add_mutually_exclusive_group()
     whole.add_argument('--classifier', action='store_true', help='convert a whole classifier with its head')
     whole.add_argument('--pretraining', action='store_true',

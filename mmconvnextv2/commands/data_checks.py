@@ -88,7 +88,7 @@ def is_first_process() -> bool:
 
 
 def _check_endings(dataset: dict, split: str) -> None:
-    """Refuse pictures that differ from ``img_suffix`` in capitals alone: mmseg would leave them out."""
+    """Refuse images that differ from ``img_suffix`` in capitals alone: mmseg would leave them out."""
     suffix, root = dataset.get('img_suffix'), dataset.get('data_root') or ''
     folder = os.path.join(root, (dataset.get('data_prefix') or {}).get('img_path') or '')
     if not suffix or dataset.get('ann_file') or not os.path.isdir(folder):
@@ -96,7 +96,7 @@ def _check_endings(dataset: dict, split: str) -> None:
     names = [name for _, _, files in os.walk(folder) for name in files if name.lower().endswith(suffix.lower())]
     others = [name for name in names if not name.endswith(suffix)]
     if others:
-        raise UserError(f'{split}_dataloader.dataset.img_suffix={suffix!r}: {len(others)} of {len(names)} pictures '
+        raise UserError(f'{split}_dataloader.dataset.img_suffix={suffix!r}: {len(others)} of {len(names)} images '
                         f'in {folder} end otherwise, such as {others[0]}, and would be left out: rename them')
 
 
@@ -126,7 +126,7 @@ def _check_evaluator(cfg: Config, split: str) -> None:
                                 f'of {split}_dataloader')
             ours = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
             if os.path.isfile(ours) and not os.path.samefile(ours, theirs) and _images_of(ours) != _images_of(theirs):
-                raise UserError(f'{split}_evaluator.ann_file={theirs!r} lists other pictures than {ours!r} of '
+                raise UserError(f'{split}_evaluator.ann_file={theirs!r} lists other images than {ours!r} of '
                                 f'{split}_dataloader: set it to the same file')
 
 
@@ -197,8 +197,8 @@ def _check_segmentor(cfg: Config, splits: Sequence[str]) -> None:
     one_process = cfg.get('launcher', 'none') == 'none' or not torch.cuda.is_available()
     alone = norm == 'BN' or norm == 'SyncBN' and one_process
     if 'train' in splits and loader.get('batch_size') == 1 and pools and alone:
-        raise UserError(f'train_dataloader.batch_size=1: {heads[0].type} pools each picture to one value per channel, '
-                        'which batch normalisation of a single picture cannot learn from. Use batch_size=2, or group '
+        raise UserError(f'train_dataloader.batch_size=1: {heads[0].type} pools each image to one value per channel, '
+                        'which batch normalisation of a single image cannot learn from. Use batch_size=2, or group '
                         'normalisation: --cfg-options model.decode_head.norm_cfg.type=GN '
                         'model.decode_head.norm_cfg.num_groups=32')
 

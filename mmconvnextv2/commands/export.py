@@ -27,7 +27,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     hugging_face = commands.add_parser('huggingface', help='a folder for transformers')
     _add_library(hugging_face, 'DIR',
                  lambda source, args: export_hugging_face(source, args.out, _card(args), args.size))
-    hugging_face.add_argument('--size', type=int, default=224, help='pixels along a side of pictures; default 224')
+    hugging_face.add_argument('--size', type=int, default=224, help='pixels along a side of images; default 224')
     timm = commands.add_parser('timm', help='a file for timm.create_model')
     _add_library(timm, 'OUT.safetensors', _timm)
     timm.add_argument('--force', action='store_true', help='overwrite OUT.safetensors and the card OUT.md')
@@ -58,7 +58,7 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
 def _add_library(parser: ArgumentParser, out: str, export: Callable[[Source, Namespace], str]) -> None:
     parser.add_argument('checkpoint', help='a checkpoint of any layout, a path or a URL')
     parser.add_argument('out', metavar=out, help='what to write')
-    parser.add_argument('--config', help='config that trained it, for the card and the normalisation of pictures')
+    parser.add_argument('--config', help='config that trained it, for the card and the normalisation of images')
     parser.add_argument('--license', default='cc-by-nc-4.0', help="default cc-by-nc-4.0, the official weights'")
     parser.add_argument('--metrics', nargs='+', action=DictAction, help='for the card, name=value ...')
     _add_common(parser)

@@ -26,7 +26,7 @@ EXAMPLES = f'''examples:
 
 
 class Distance(NamedTuple):
-    """A row of ``distance.csv``: the feature cosine distance of one block, mean and deviation over pictures."""
+    """A row of ``distance.csv``: the feature cosine distance of one block, mean and deviation over images."""
     model: str
     block: str
     depth: float
@@ -39,7 +39,7 @@ class Distance(NamedTuple):
 @torch.inference_mode()
 def measure_distance(subject: Subject, pictures: Pictures, batch_size: int = 32,
                      num_workers: int = 0) -> List[Distance]:
-    """Return the cosine distance of the 4C hidden features of every block, averaged over pictures."""
+    """Return the cosine distance of the 4C hidden features of every block, averaged over images."""
     blocks, moments, channels = find_blocks(subject.model), Moments(), {}
 
     def see(index: int, features: torch.Tensor) -> None:
@@ -67,7 +67,7 @@ def measure_selectivity(subject: Subject, pictures: Pictures, num_classes: int, 
 
 @torch.inference_mode()
 def collect_maps(subject: Subject, images: torch.Tensor, chosen: Sequence[int]) -> Dict[int, torch.Tensor]:
-    """Return the hidden features (B, N, 4C) of chosen blocks for uint8 pictures (B, 3, H, W)."""
+    """Return the hidden features (B, N, 4C) of chosen blocks for uint8 images (B, 3, H, W)."""
     blocks, maps = find_blocks(subject.model), {}
     with watch_hidden(subject.model, blocks, lambda index, features: maps.update({index: features.cpu()})
                       if index in chosen else None):
@@ -103,7 +103,7 @@ def run_distance(args: argparse.Namespace) -> None:
         write_distances(args.out, measured)
         own = [row.distance for row in measured[subject.label]]
         print(f'{subject.label}: mean distance {np.mean(own):.4f} over {len(own)} blocks, first {own[0]:.4f}, last '
-              f'{own[-1]:.4f}, {len(pictures)} pictures')
+              f'{own[-1]:.4f}, {len(pictures)} images')
     print(f'wrote distance.csv and distance.png to {args.out}')
 
 
@@ -126,7 +126,7 @@ def run_selectivity(args: argparse.Namespace) -> None:
         measured[subject.label] = blocks
         means = [block.mean() for block in blocks.values()]
         print(f'{subject.label}: mean selectivity {np.mean(means):.4f} over {len(means)} blocks, first {means[0]:.4f}, '
-              f'last {means[-1]:.4f}, {len(files)} pictures of {len(classes)} classes')
+              f'last {means[-1]:.4f}, {len(files)} images of {len(classes)} classes')
     rows = [(label, name, channel, index) for label, blocks in measured.items() for name, block in blocks.items()
             for channel, index in enumerate(block)]
     write_csv(os.path.join(args.out, 'selectivity.csv'), ('model', 'block', 'channel', 'selectivity'), rows)
@@ -201,13 +201,13 @@ def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
     distance = _subcommand(tools, 'distance', run_distance, 'feature cosine distance of every block over its depth, '
                                                             'all models in one figure (figure 4)')
-    distance.add_argument('pictures', nargs='+', help='picture files or folders')
-    distance.add_argument('--num-images', type=_positive, default=1000, help='pictures at most, drawn (default 1000)')
+    distance.add_argument('pictures', nargs='+', help='image files or folders')
+    distance.add_argument('--num-images', type=_positive, default=1000, help='images at most, drawn (default 1000)')
     distance.add_argument('--add', nargs='+', default=[], metavar='CSV',
                           help='keep and draw the models of earlier distance.csv files')
 
     maps = _subcommand(tools, 'maps', run_maps, 'maps of channels, dead and saturated ones counted (figure 3)')
-    maps.add_argument('pictures', nargs='+', help='picture files or folders')
+    maps.add_argument('pictures', nargs='+', help='image files or folders')
     maps.add_argument('--num-images', type=_positive, default=4, help='rows at most (default 4)')
     maps.add_argument('--blocks', nargs='+', default=[], help='numbers or names (default: five from first to last)')
     maps.add_argument('--channels', type=_positive, default=64, help='maps shown of a block (default 64)')
@@ -217,8 +217,8 @@ def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
     selectivity = _subcommand(tools, 'selectivity', run_selectivity, 'class selectivity index of the channels that '
                                                                      'blocks give out (figure 7)')
-    selectivity.add_argument('folder', help='labelled pictures, a folder a class')
-    selectivity.add_argument('--per-class', type=_positive, help='pictures of a class at most, drawn (default all)')
+    selectivity.add_argument('folder', help='labelled images, a folder a class')
+    selectivity.add_argument('--per-class', type=_positive, help='images of a class at most, drawn (default all)')
     return parser.parse_args(given)
 
 
@@ -236,10 +236,10 @@ def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> ar
     parser.add_argument('--out', default='work_dirs/analysis', help='folder to write to (default work_dirs/analysis)')
     parser.add_argument('--size', type=int, default=224, help='pixels of the square crop (default 224)')
     parser.add_argument('--batch-size', type=_positive, default=32, help='(default 32)')
-    parser.add_argument('--num-workers', type=int, default=0, help='processes that read pictures (default 0)')
+    parser.add_argument('--num-workers', type=int, default=0, help='processes that read images (default 0)')
     parser.add_argument('--device', type=_device, default='cuda' if torch.cuda.is_available() else 'cpu',
                         help='cpu or cuda (default: a GPU if there is one)')
-    parser.add_argument('--seed', type=int, default=0, help='of the pictures drawn (default 0)')
+    parser.add_argument('--seed', type=int, default=0, help='of the images drawn (default 0)')
     add_traceback(parser)
     return parser
 

@@ -58,7 +58,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_costs(model: nn.Module, height: int, width: int) -> Costs:
-    """Count a model's costs for one picture, by part.
+    """Count a model's costs for one image, by part.
 
     Args:
         model (nn.Module): See :func:`build_on_meta`.
@@ -115,7 +115,7 @@ def total(costs: Costs) -> Tuple[int, float]:
 
 
 def print_costs(args: Namespace) -> None:
-    """Print as ``tools/get_flops.py`` is told to.
+    """Entry point of ``tools/get_flops.py``: print parameters and multiply-adds.
 
     Raises:
         ValueError: See :func:`count_costs`.

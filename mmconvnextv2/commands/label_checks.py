@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from ..engine.pipelines import name_files
 from ..utils.errors import UserError
 
-MOST = 20  # pictures a split
+MOST = 20  # images a split
 LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 IGNORED = 255
 
@@ -50,10 +50,10 @@ def check_labels(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def count_labels(dataset: dict) -> Optional[Dict]:
-    """Count the labels of the first pictures of a data set, as its pipeline reads them, before any augmentation.
+    """Count the labels of the first images of a data set, as its pipeline reads them, before any augmentation.
 
     Returns:
-        dict: ``counts``, pixels by label; ``classes``; ``num_read``, pictures. None where the pipeline reads none.
+        dict: ``counts``, pixels by label; ``classes``; ``num_read``, images. None where the pipeline reads none.
     """
     steps = first_steps(dataset.get('pipeline') or [])
     if steps is None:
@@ -71,7 +71,7 @@ def count_labels(dataset: dict) -> Optional[Dict]:
 
 
 def first_steps(pipeline: List[dict]) -> Optional[List[dict]]:
-    """Return the steps that load picture and labels, None without labels or with more in between."""
+    """Return the steps that load image and labels, None without labels or with more in between."""
     for number, step in enumerate(pipeline[:3]):
         if reads_annotations(step):
             return [pipeline[0], step] if number else None
@@ -90,5 +90,5 @@ def _judge(split: str, counts: Counter, classes: Sequence[str], num_read: int) -
     shares = ', '.join(f'{names[label]} {counts[label] / total:.1%}' for label in found[:12])
     lacking = [name for label, name in enumerate(classes) if label not in counts]
     told = f'; {len(lacking)} classes do not occur in them, such as {lacking[0]}' if lacking else ''
-    print_log(f'{split}: labels of {num_read} pictures: {shares}{", ..." if len(found) > 12 else ""}, ignored '
+    print_log(f'{split}: labels of {num_read} images: {shares}{", ..." if len(found) > 12 else ""}, ignored '
               f'{counts[IGNORED] / total:.1%}{told}', 'current')

@@ -1,4 +1,4 @@
-"""What ``tools/predict.py`` does: a detector's or segmentor's predictions for pictures, folders and videos.
+"""What ``tools/predict.py`` does: a detector's or segmentor's predictions for images, folders and videos.
 
 Models are built by mmdet's and mmseg's own functions, run through the pipeline of ``test_dataloader`` and drawn by
 their visualizers.
@@ -35,12 +35,12 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     """Parse the arguments of ``tools/predict.py``."""
     parser = ArgumentParser(
-        description='Predict objects or a segmentation for pictures, folders and videos. Writes OUT/drawn/, '
+        description='Predict objects or a segmentation for images, folders and videos. Writes OUT/drawn/, '
         'OUT/predictions.json and, for segmentation, OUT/labels/.',
         epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py epoch_6.pth street.jpg film.mp4')
     parser.add_argument('config', help='config file of a detector or segmentor')
     parser.add_argument('checkpoint', help='checkpoint that it trained')
-    parser.add_argument('inputs', nargs='+', help='picture files, folders of pictures, video files')
+    parser.add_argument('inputs', nargs='+', help='image files, folders of images, video files')
     parser.add_argument('--out', default='predictions', help='folder of the results; default predictions')
     parser.add_argument('--score-thr', type=float, default=0.3, help='least score of an object, 0 to 1; default 0.3')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ..')
@@ -56,15 +56,15 @@ class Source(NamedTuple):
 
 
 def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[Source]:
-    """List the pictures and videos among files and folders; results of a folder keep its tree.
+    """List the images and videos among files and folders; results of a folder keep its tree.
 
     Args:
         inputs (Sequence[str]): Files and folders.
-        extensions (Sequence[str]): Of the files that are taken from folders. Defaults to those of pictures.
+        extensions (Sequence[str]): Of the files that are taken from folders. Defaults to those of images.
 
     Raises:
         FileNotFoundError: If an input is not there.
-        ValueError: If a folder has no picture, or two results would have one name.
+        ValueError: If a folder has no image, or two results would have one name.
     """
     sources = []
     for given in inputs:
@@ -128,10 +128,10 @@ class Predictor:
         return list(self.model.dataset_meta['classes'])
 
     def read(self, path: str) -> dict:
-        """Read a picture file as the config's test pipeline does; returns the pipeline's dict with ``img``.
+        """Read an image file as the config's test pipeline does; returns the pipeline's dict with ``img``.
 
         Raises:
-            UserError: If the file is not there, has no bytes or is no picture.
+            UserError: If the file is not there, has no bytes or is no image.
         """
         if not os.path.isfile(path):
             raise UserError('it is no longer there')
@@ -142,9 +142,9 @@ class Predictor:
         except UserError:
             raise
         except Exception as error:  # of whatever decodes it
-            raise UserError('it cannot be read as a picture') from error
+            raise UserError('it cannot be read as an image') from error
         if results is None or results.get('img') is None:
-            raise UserError('it cannot be read as a picture')
+            raise UserError('it cannot be read as an image')
         return results
 
     def take(self, picture_bgr: np.ndarray) -> dict:
@@ -155,7 +155,7 @@ class Predictor:
         return dict(img=picture_bgr, img_path=None, img_id=0, img_shape=size, ori_shape=size)
 
     def __call__(self, results: Union[dict, np.ndarray]) -> Any:
-        """Predict for what :meth:`read` or :meth:`take` gave, or for a picture, uint8 (H, W, 3), blue first; returns a
+        """Predict for what :meth:`read` or :meth:`take` gave, or for an image, uint8 (H, W, 3), blue first; returns a
         ``DetDataSample`` or ``SegDataSample``."""
         results = self.take(results) if isinstance(results, np.ndarray) else results
         data = self.transform(results)
@@ -167,7 +167,7 @@ class Predictor:
         return sample
 
     def draw(self, picture_bgr: np.ndarray, sample: Any) -> np.ndarray:
-        """Draw a prediction onto its picture; uint8 (H, W, 3), blue first."""
+        """Draw a prediction onto its image; uint8 (H, W, 3), blue first."""
         options = dict(pred_score_thr=self.score_threshold) if self.scope == 'mmdet' else {}
         self.visualizer.add_datasample('prediction', mmcv.bgr2rgb(picture_bgr), sample, draw_gt=False, **options)
         return mmcv.rgb2bgr(self.visualizer.get_image())
@@ -201,7 +201,7 @@ def steps_of_test(cfg: Config) -> List[dict]:
 
 
 def to_bgr(picture: np.ndarray) -> np.ndarray:
-    """Return a picture of any depth and number of channels, (H, W) or (H, W, C), as uint8 (H, W, 3) to draw on: one
+    """Return an image of any depth and number of channels, (H, W) or (H, W, C), as uint8 (H, W, 3) to draw on: one
     channel as grey, the first three of more."""
     picture = picture[..., None] if picture.ndim == 2 else picture
     picture = picture[..., :3] if picture.shape[2] > 2 else picture[..., [0, 0, 0]]
@@ -214,7 +214,7 @@ def to_bgr(picture: np.ndarray) -> np.ndarray:
 
 
 def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
-    """Predict for one picture file, write its drawing and labels and yield its description; one that cannot be read or
+    """Predict for one image file, write its drawing and labels and yield its description; one that cannot be read or
     is too small for the model is described by an ``error``."""
     try:
         results = predictor.read(source.path)
@@ -316,7 +316,7 @@ class Journal:
 
 
 def predict(args: Namespace) -> None:
-    """Predict as ``tools/predict.py`` is told to; called again after it was stopped, it goes on.
+    """Entry point of ``tools/predict.py``: predict, and resume what an earlier call left unfinished.
 
     Raises:
         ValueError: See :class:`Predictor` and :func:`list_sources`; at the end, if an input could not be predicted.

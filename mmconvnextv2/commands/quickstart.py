@@ -84,7 +84,7 @@ def main(seed: int = 0, root: Optional[str] = None) -> List[Result]:
     data.parent.mkdir(parents=True, exist_ok=True)
     make_embedded(str(data))
     seeded = [f'randomness.seed={seed}']
-    train('fcmae', root / 'fcmae', '1/6 FCMAE pretraining on 1000 unlabelled pictures', seeded)
+    train('fcmae', root / 'fcmae', '1/6 FCMAE pretraining on 1000 unlabelled images', seeded)
     weights = root / 'backbone.pth'
     run(['tools/convert_checkpoint.py', last_checkpoint(root / 'fcmae'), str(weights), '--force'], root / 'convert',
         '2/6 Conversion to backbone weights')
@@ -118,7 +118,7 @@ def draw_predictions(root: Path) -> None:
 def write_report(root: Path, results: List[Result], seed: int, minutes: float) -> None:
     """Write ``report.html``."""
     report = Report('mmconvnextv2 quickstart')
-    report.text(f'FCMAE pretraining of ConvNeXt V2-Atto on procedural pictures, then Mask R-CNN and UperNet from these '
+    report.text(f'FCMAE pretraining of ConvNeXt V2-Atto on procedural images, then Mask R-CNN and UperNet from these '
                 f'weights and from scratch with the same schedule. One seed ({seed}), {minutes:.1f} minutes: a '
                 'demonstration, no evidence for either start.')
     report.table(['metric (%)', *STARTS], [list(result) for result in results])

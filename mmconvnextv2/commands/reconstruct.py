@@ -1,4 +1,4 @@
-"""Reconstruction pictures from a checkpoint, for pictures of one's own."""
+"""Reconstruction images from a checkpoint, for images of one's own."""
 from argparse import ArgumentParser, Namespace
 from typing import Any, Dict, Optional, Sequence
 
@@ -19,12 +19,12 @@ from .arguments import add_config_options, load_config
 def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     """Parse the arguments of ``tools/reconstruct.py``."""
     parser = ArgumentParser(
-        description='Write original | masked | reconstruction | pasted for pictures, from an FCMAE checkpoint.',
+        description='Write original | masked | reconstruction | pasted for images, from an FCMAE checkpoint.',
         epilog='Example: python tools/reconstruct.py configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py '
         'epoch_800.pth a.jpg')
     parser.add_argument('config', help='FCMAE config')
     parser.add_argument('checkpoint', help='checkpoint of its training, with decoder')
-    parser.add_argument('pictures', nargs='+', help='picture files or folders')
+    parser.add_argument('pictures', nargs='+', help='image files or folders')
     parser.add_argument('--out', default='reconstruction.png', help='default reconstruction.png')
     parser.add_argument('--num-images', type=int, default=8, help='rows at most; default 8')
     parser.add_argument('--seed', type=int, default=0, help='of crops and masks; default 0')
@@ -33,26 +33,26 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
 
 
 def reconstruct(args: Namespace) -> None:
-    """Reconstruct as ``tools/reconstruct.py`` is told to."""
+    """Entry point of ``tools/reconstruct.py``: reconstruct images."""
     reconstruct_files(args.config, args.checkpoint, args.pictures, args.out, args.num_images, args.seed,
                       args.cfg_options)
 
 
 def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: str, num_images: int = 8,
                       seed: int = 0, options: Optional[Dict[str, Any]] = None) -> None:
-    """Draw up to ``num_images`` pictures through a config's own pipeline and model into the file ``out``.
+    """Draw up to ``num_images`` images through a config's own pipeline and model into the file ``out``.
 
     Args:
         config (str): An FCMAE config.
         checkpoint (str): A checkpoint of its training, with decoder.
-        paths (Sequence[str]): Picture files and folders.
-        out (str): A PNG, a row a picture: original, masked, reconstruction, pasted.
+        paths (Sequence[str]): Image files and folders.
+        out (str): A PNG, a row an image: original, masked, reconstruction, pasted.
         num_images (int): Defaults to 8.
         seed (int): Of crops and masks. Defaults to 0.
         options (dict, optional): Overrides, as ``--cfg-options``. Defaults to None.
 
     Raises:
-        ValueError: If the checkpoint is of another model, or a picture cannot be read.
+        ValueError: If the checkpoint is of another model, or an image cannot be read.
     """
     cfg = load_config(config, options)
     pipeline_cfg = cfg.train_dataloader.dataset.pipeline

@@ -1,6 +1,6 @@
 """What ``tools/report.py`` does: one HTML page of any work folder, from what the run left there.
 
-Takes mmengine's log, scalars, config, checkpoint and pictures as they are; nothing has to be switched on before.
+Takes mmengine's log, scalars, config, checkpoint and images as they are; nothing has to be switched on before.
 """
 import re
 from argparse import ArgumentParser, Namespace
@@ -22,15 +22,15 @@ BORDER = re.compile(r'^[+|].*[+|]$')
 def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     """Parse the arguments of ``tools/report.py``."""
     parser = ArgumentParser(
-        description='Write one HTML page of a work folder: curves, metrics, learning rates by layer, pictures, '
+        description='Write one HTML page of a work folder: curves, metrics, learning rates by layer, images, '
         'environment and config. It opens from disk and needs no network.',
         epilog='Example: python tools/report.py work_dirs/upernet --pictures work_dirs/upernet_shown')
     parser.add_argument('work_dir', help='folder that tools/train.py or tools/test.py wrote')
     parser.add_argument('--out', help='the page; default WORK_DIR/report.html')
     parser.add_argument('--pictures', nargs='+', default=[],
-                        help='more pictures or folders of them, such as that of tools/test.py --show-dir')
+                        help='more images or folders of them, such as that of tools/test.py --show-dir')
     parser.add_argument('--distance', metavar='CSV', help='feature distances, of tools/analyze_features.py distance')
-    parser.add_argument('--num-pictures', type=int, default=12, help='most pictures a section; default 12')
+    parser.add_argument('--num-pictures', type=int, default=12, help='most images a section; default 12')
     add_traceback(parser)
     return parser.parse_args(argv)
 
@@ -153,7 +153,7 @@ def add_learning_rates(report: Report, entries: Sequence[dict], work_dir: Path) 
 
 
 def add_pictures(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
-    """Add reconstructions, drawn predictions, and the pictures that were asked for."""
+    """Add reconstructions, drawn predictions, and the images that were asked for."""
     found = [path for run in runs for path in sorted((run / 'vis_data').rglob('*.png'))]
     reconstructions = sorted((path for path in found if path.name.startswith('reconstruction')),
                              key=lambda path: path.stat().st_mtime)
@@ -170,10 +170,10 @@ def add_pictures(report: Report, runs: Sequence[Path], more: Sequence[str], most
 
 
 def report_run(args: Namespace) -> None:
-    """Write a report as ``tools/report.py`` is told to.
+    """Entry point of ``tools/report.py``: write a report.
 
     Raises:
-        FileNotFoundError: If the work folder or a picture is not there.
+        FileNotFoundError: If the work folder or an image is not there.
         ValueError: If there is no run in it.
     """
     work_dir = Path(args.work_dir)

@@ -1,4 +1,4 @@
-"""How a command ends: one line for what the user can mend, a traceback for any other error."""
+"""Run a tool: user errors print one line, bugs print a traceback."""
 import errno
 import gc
 import re
@@ -71,7 +71,7 @@ def explain_fault(error: BaseException) -> Optional[str]:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
     if 'The image size in a batch should be the same' in text:
-        return ('val_dataloader and test_dataloader: pictures of several sizes are in one batch: set batch_size=1 for '
+        return ('val_dataloader and test_dataloader: images of several sizes are in one batch: set batch_size=1 for '
                 'both, or pad them with model.data_preprocessor.test_cfg.size_divisor=32')
     if 'DataLoader worker' in text and ('exited unexpectedly' in text or 'is killed by signal' in text):
         return (f'{text.split(". ")[0].rstrip(".")}: a process that reads data died. The machine may lack memory: '

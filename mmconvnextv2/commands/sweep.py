@@ -66,7 +66,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
 
 
 def sweep(args: Namespace) -> None:
-    """Do what ``tools/sweep.py`` is told to: train what is not finished, then print the table.
+    """Entry point of ``tools/sweep.py``: train what is not finished, then print the table.
 
     Raises:
         ValueError: If nothing is swept, or the arguments for training contradict the sweep.

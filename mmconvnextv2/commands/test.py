@@ -24,8 +24,8 @@ def parse_test_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='file for the predictions, .pkl or .pickle')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for pictures of the predictions')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown picture stays')
+    parser.add_argument('--show-dir', help='folder for images of the predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown image stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
     add_run_arguments(parser)
     return parser.parse_args(argv)
@@ -64,7 +64,7 @@ def apply_tta(cfg: Config) -> None:
 
 
 def _like_test(tta_pipeline: list, test_pipeline: Sequence[dict]) -> list:
-    """Give a TTA pipeline the steps of the test pipeline that read pictures and labels, for data of one's own."""
+    """Give a TTA pipeline the steps of the test pipeline that read images and labels, for data of one's own."""
     reads_labels = [step for step in test_pipeline if reads_annotations(step)]
     if test_pipeline:
         tta_pipeline[0] = deepcopy(test_pipeline[0])
@@ -77,7 +77,7 @@ def _like_test(tta_pipeline: list, test_pipeline: Sequence[dict]) -> list:
 
 
 def test(args: Namespace) -> dict:
-    """Evaluate as ``tools/test.py`` is told to.
+    """Entry point of ``tools/test.py``: evaluate a checkpoint.
 
     Returns:
         dict: The metrics.

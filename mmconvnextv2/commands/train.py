@@ -1,8 +1,7 @@
-"""From command-line arguments to a runner, for MMDetection, MMSegmentation and MMPretrain configs alike.
+"""Command line and run of ``tools/train.py``, for MMDetection, MMSegmentation and MMPretrain configs alike.
 
-Follows the arguments of OpenMMLab's ``tools/train.py`` and ``tools/test.py``. Differs from them in checking the data
-and the class count before a long start, in reading checkpoints without running them, and in replacing SyncBN
-where it cannot run.
+The arguments are those of OpenMMLab's ``tools/train.py``. Differs from it in checking the data and the class count
+before a long start.
 """
 from argparse import ArgumentParser, Namespace
 from typing import Optional, Sequence
@@ -57,7 +56,7 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
 
 
 def train(args: Namespace) -> None:
-    """Train as ``tools/train.py`` is told to."""
+    """Entry point of ``tools/train.py``."""
     cfg = load_run_config(args)
     apply_train_args(cfg, args)
     if cfg.get('load_from'):
@@ -75,6 +74,6 @@ def train(args: Namespace) -> None:
 def _check_length(loader: DataLoader) -> None:
     """Refuse an epoch without a whole batch, of which mmengine's schedules ask for a positive length."""
     if not isinstance(loader.dataset, IterableDataset) and not len(loader):
-        raise UserError(f'train_dataloader: {len(loader.dataset)} pictures make no whole batch of {loader.batch_size} '
+        raise UserError(f'train_dataloader: {len(loader.dataset)} images make no whole batch of {loader.batch_size} '
                         'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
                         'fewer')

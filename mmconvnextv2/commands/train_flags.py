@@ -102,7 +102,7 @@ def stop_early(cfg: Config, metric: str, patience: str = str(PATIENCE), *rest: s
 
 
 def compile_backbone(cfg: Config, backend: str) -> None:
-    """Compile the backbone alone; the heads of a detector change their shapes with every picture.
+    """Compile the backbone alone; the heads of a detector change their shapes with every image.
 
     Raises:
         ValueError: If torch has no such backend, or the config compiles the whole model.

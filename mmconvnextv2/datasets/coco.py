@@ -51,7 +51,7 @@ def read_annotations(path: str, backend_args: Optional[dict] = None) -> Dict[str
         backend_args (dict, optional): See mmengine's ``fileio``. Defaults to None.
 
     Raises:
-        ValueError: If the file is no COCO JSON, lacks a field, or two pictures or two objects have one id.
+        ValueError: If the file is no COCO JSON, lacks a field, or two images or two objects have one id.
     """
     content = decode_json(get(path, backend_args=backend_args), path)
     try:
@@ -119,9 +119,9 @@ class CheckedCocoDataset(CocoDataset):
     """mmdet's ``CocoDataset`` with an answer to every odd annotation, for training, validation and test.
 
     Classes go by name: ``metainfo.classes`` may be in any order. Left out and counted in the log: boxes wholly outside
-    their picture or thinner than a pixel, areas of zero, other classes, and with ``needs_masks`` instances without
-    polygons or RLE. Annotations of no picture of the file are passed over. Crowds are ignored in training and
-    evaluation. Category ids may have gaps. Pictures without annotations are left out by ``filter_cfg``.
+    their image or thinner than a pixel, areas of zero, other classes, and with ``needs_masks`` instances without
+    polygons or RLE. Annotations of no image of the file are passed over. Crowds are ignored in training and
+    evaluation. Category ids may have gaps. Images without annotations are left out by ``filter_cfg``.
 
     Args:
         needs_masks (bool): Whether the model learns masks. Defaults to True.
@@ -152,11 +152,11 @@ class CheckedCocoDataset(CocoDataset):
         kept = sum(len(picture['instances']) for picture in pictures)
         if kept < self._num_annotations:
             print_log(f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
-                      'outside their picture, are thinner than a pixel, of other classes or without a mask', 'current')
+                      'outside their image, are thinner than a pixel, of other classes or without a mask', 'current')
         return pictures
 
     def _check_sizes(self, pictures: Sequence[dict]) -> None:
-        """Compare the sizes that the file gives with those of its first pictures, turned as their EXIF says.
+        """Compare the sizes that the file gives with those of its first images, turned as their EXIF says.
 
         Raises:
             ValueError: If they differ: boxes and masks would lie elsewhere.
@@ -172,7 +172,7 @@ class CheckedCocoDataset(CocoDataset):
                 raise UserError(
                     f"{self.ann_file}: {picture['img_path']} has {width} x {height} pixels"
                     f"{', turned as its EXIF says' if turned else ''}, the file gives {picture['width']} x "
-                    f"{picture['height']}: export the annotations of these pictures, or turn them for good with "
+                    f"{picture['height']}: export the annotations of these images, or turn them for good with "
                     'exiftran or ImageMagick -auto-orient')
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
@@ -191,7 +191,7 @@ class CheckedCocoDataset(CocoDataset):
         """
         pictures = super().filter_data()
         if not pictures:
-            raise UserError(f'{self.ann_file}: none of its {len(self.data_list)} pictures has an annotation of the '
+            raise UserError(f'{self.ann_file}: none of its {len(self.data_list)} images has an annotation of the '
                             f"classes {self.metainfo['classes']}: nothing to train on")
         instances = [one for picture in pictures for one in picture['instances']]
         if not self.test_mode and instances and all(one['ignore_flag'] for one in instances):
@@ -215,7 +215,7 @@ class CheckedCocoMetric(CocoMetric):
         kwargs: See mmdet's ``CocoMetric``.
 
     Raises:
-        ValueError: If the file is unsound, all its objects are crowds, or a picture of the data is not in it.
+        ValueError: If the file is unsound, all its objects are crowds, or an image of the data is not in it.
     """
 
     def __init__(self, ann_file: Optional[str] = None, *args, backend_args: Optional[dict] = None, **kwargs) -> None:
@@ -245,12 +245,12 @@ class CheckedCocoMetric(CocoMetric):
         """Collect a batch.
 
         Raises:
-            ValueError: If a picture is not in the annotation file.
+            ValueError: If an image is not in the annotation file.
         """
         if self.ann_file is not None:
             unknown = [one['img_id'] for one in data_samples if one['img_id'] not in self._coco_api.imgs]
             if unknown:
-                raise UserError(f'val_evaluator.ann_file or test_evaluator.ann_file={self.ann_file!r} has no picture '
+                raise UserError(f'val_evaluator.ann_file or test_evaluator.ann_file={self.ann_file!r} has no image '
                                 f'with id {unknown[0]}: set it to the annotation file of the data that is evaluated')
         super().process(data_batch, data_samples)
 

@@ -1,4 +1,4 @@
-"""Which files are pictures, and their pixels as training reads them."""
+"""Which files are images, and their pixels as training reads them."""
 import os
 from typing import List, Sequence
 
@@ -13,16 +13,16 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', 
 
 
 def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[str]:
-    """Return picture files, those of folders in order of name.
+    """Return image files, those of folders in order of name.
 
     Args:
         paths (Sequence[str]): Files, which are taken as they are, and folders.
         extensions (Sequence[str]): Endings of the files that are taken from folders, capitals alike. Defaults to those
-            of pictures.
+            of images.
 
     Raises:
         FileNotFoundError: If a path is not there.
-        ValueError: If there is no picture.
+        ValueError: If there is no image.
     """
     files = []
     for path in paths:
@@ -39,14 +39,14 @@ def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) 
 
 
 def read_rgb(path: str) -> np.ndarray:
-    """Read a picture as training does: turned as its EXIF says, 16 bits brought to 8, grey repeated, alpha dropped.
+    """Read an image as training does: turned as its EXIF says, 16 bits brought to 8, grey repeated, alpha dropped.
 
     Returns:
         np.ndarray: uint8 (H, W, 3), red first.
 
     Raises:
         FileNotFoundError: If it is not there.
-        ValueError: If it cannot be read as a picture.
+        ValueError: If it cannot be read as an image.
     """
     if not os.path.isfile(path):
         raise MissingFileError(f'{path} does not exist')
@@ -55,5 +55,5 @@ def read_rgb(path: str) -> np.ndarray:
     except cv2.error:  # no bytes, or more pixels than OpenCV takes
         picture = None
     if picture is None:
-        raise UserError(f'{path} cannot be read as a picture: replace it, or take it out')
+        raise UserError(f'{path} cannot be read as an image: replace it, or take it out')
     return picture

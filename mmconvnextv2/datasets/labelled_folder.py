@@ -1,4 +1,4 @@
-"""Pictures of a folder, with their classes or without, as analyses look at them: the usual evaluation view."""
+"""Images of a folder, with their classes or without, as analyses look at them: the usual evaluation view."""
 import os
 import random
 from typing import List, Optional, Sequence, Tuple
@@ -14,7 +14,7 @@ from .image_files import list_pictures, read_rgb
 
 
 class Pictures(Dataset):
-    """RGB pictures: the short side to 256 / 224 of ``size``, then the centre.
+    """RGB images: the short side to 256 / 224 of ``size``, then the centre.
 
     Args:
         files (Sequence[str]): Their paths.
@@ -37,7 +37,7 @@ class Pictures(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tuple[Tensor, int]:
-        """Return a picture, uint8 (3, size, size), and its class.
+        """Return an image, uint8 (3, size, size), and its class.
 
         Raises:
             ValueError: If the file cannot be read.
@@ -46,12 +46,12 @@ class Pictures(Dataset):
         return self.view(Image.fromarray(read_rgb(path))), self.labels[index]
 
     def batches(self, batch_size: int, num_workers: int = 0) -> DataLoader:
-        """Return a loader of pictures, uint8 (B, 3, size, size), and classes, long (B, ), in order."""
+        """Return a loader of images, uint8 (B, 3, size, size), and classes, long (B, ), in order."""
         return DataLoader(self, batch_size, num_workers=num_workers)
 
 
 def choose_pictures(paths: Sequence[str], num_images: int, seed: int = 0) -> List[str]:
-    """Return ``num_images`` of the pictures in files and folders, drawn without replacement; all if they are fewer."""
+    """Return ``num_images`` of the images in files and folders, drawn without replacement; all if they are fewer."""
     files = list_pictures(paths)
     if num_images >= len(files):
         return files
@@ -65,7 +65,7 @@ def choose_labelled(folder: str,
 
     Args:
         folder (str): The folder.
-        per_class (int, optional): Draw no more pictures of a class. Defaults to None, all.
+        per_class (int, optional): Draw no more images of a class. Defaults to None, all.
         seed (int): Of the draw. Defaults to 0.
 
     Returns:
@@ -73,7 +73,7 @@ def choose_labelled(folder: str,
 
     Raises:
         FileNotFoundError: If the folder is not there.
-        ValueError: If there are fewer than two classes, or one has no picture.
+        ValueError: If there are fewer than two classes, or one has no image.
     """
     if not os.path.isdir(folder):
         raise MissingFileError(f'{folder} is no folder')
@@ -90,6 +90,6 @@ def choose_labelled(folder: str,
 
 
 def load_batch(files: Sequence[str], size: int) -> Tensor:
-    """Return pictures as one batch, uint8 (B, 3, size, size)."""
+    """Return images as one batch, uint8 (B, 3, size, size)."""
     pictures = Pictures(files, size)
     return torch.stack([pictures[index][0] for index in range(len(pictures))])

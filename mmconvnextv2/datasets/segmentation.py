@@ -1,6 +1,6 @@
-"""Label pictures of semantic segmentation, checked as they are read, for MMSegmentation.
+"""Label images of semantic segmentation, checked as they are read, for MMSegmentation.
 
-mmseg turns labels above 255 into others without a word, goes on with labels of another size than their picture, and
+mmseg turns labels above 255 into others without a word, goes on with labels of another size than their image, and
 leaves values that are no class to the loss, which names no file.
 """
 import mmcv
@@ -23,7 +23,7 @@ class LoadCheckedLabels(LoadAnnotations):
         kwargs: See mmseg's ``LoadAnnotations``.
 
     Raises:
-        ValueError: While reading, naming the file, if labels are out of range, of another size than the picture, or in
+        ValueError: While reading, naming the file, if labels are out of range, of another size than the image, or in
             colour.
     """
 
@@ -32,7 +32,7 @@ class LoadCheckedLabels(LoadAnnotations):
         self.num_classes = num_classes
 
     def transform(self, results: dict) -> dict:
-        """Read the labels of a picture; nothing where it has none, as when inferencers predict for it."""
+        """Read the labels of an image; nothing where it has none, as when inferencers predict for it."""
         return super().transform(results) if 'seg_map_path' in results else results
 
     def _load_seg_map(self, results: dict) -> None:
@@ -40,7 +40,7 @@ class LoadCheckedLabels(LoadAnnotations):
         labels = mmcv.imfrombytes(
             fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend)
         if labels is None:
-            raise UserError(f'{path} cannot be read as a picture: replace it, or take it out of the data')
+            raise UserError(f'{path} cannot be read as an image: replace it, or take it out of the data')
         labels = labels.squeeze()
         if not np.issubdtype(labels.dtype, np.integer):
             raise UserError(f'{path} holds numbers of type {labels.dtype}: expected integers, a class index a pixel')
@@ -49,8 +49,8 @@ class LoadCheckedLabels(LoadAnnotations):
                             'colours of a palette are no labels')
         size = tuple(results.get('ori_shape', results.get('img_shape'))[:2])  # before any resizing
         if labels.shape != size:
-            raise UserError(f"{path} has {labels.shape} rows and columns, its picture {results['img_path']} has "
-                            f'{size}: labels and picture must have one size')
+            raise UserError(f"{path} has {labels.shape} rows and columns, its image {results['img_path']} has "
+                            f'{size}: labels and image must have one size')
         reduces = results['reduce_zero_label'] if self.reduce_zero_label is None else self.reduce_zero_label
         mapped = results.get('label_map') or {}
         if not mapped:

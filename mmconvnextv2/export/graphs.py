@@ -84,7 +84,7 @@ class PixelGraph(nn.Module):
         return tuple(output.float() for output in outputs)
 
     def run(self, images: Tensor) -> Tuple[Tensor, ...]:
-        """Run the model on normalised pictures."""
+        """Run the model on normalised images."""
         raise NotImplementedError
 
     @property
@@ -116,7 +116,7 @@ class BackboneGraph(PixelGraph):
 
 
 class SegmentorGraph(PixelGraph):
-    """Logits (B, classes, H, W) of a picture as a whole; the sliding window of ``test_cfg`` is the caller's."""
+    """Logits (B, classes, H, W) of an image as a whole; the sliding window of ``test_cfg`` is the caller's."""
 
     output_names = ('logits', )
 
@@ -140,14 +140,14 @@ PARTS = ('backbone', *WHOLE)
 
 
 class Pixels(NamedTuple):
-    """What a model wants pictures to be: the order of channels, and the mean and standard deviation of each."""
+    """What a model wants images to be: the order of channels, and the mean and standard deviation of each."""
     channel_order: str
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
 
 
 def read_pixels(cfg: Config) -> Pixels:
-    """Read a config's data preprocessor; without mean and deviation pictures stay as they are."""
+    """Read a config's data preprocessor; without mean and deviation images stay as they are."""
     channels, found = cfg.model.backbone.get('in_channels', 3), read_normalization(cfg)
     mean, std = found.mean or (0., ) * channels, found.std or (1., ) * channels
     if channels != 3:

@@ -53,7 +53,7 @@ class Source(NamedTuple):
 
     @property
     def in_channels(self) -> int:
-        """Channels of the pictures."""
+        """Channels of the images."""
         return self.weights[ANCHOR].shape[1]
 
     @property
@@ -133,7 +133,7 @@ def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) 
     if not worst <= TOLERANCE:
         raise UserError(f'{library} computes something else from these weights, {worst:.1e} of the largest value '
                         'away: nothing was written; use another version of it')
-    return f'{library} loads it, and computes what ConvNeXtV2 does but for {worst:.1e} of the largest value'
+    return f'{library} loads it, and matches ConvNeXtV2 to within {worst:.1e} of the largest value'
 
 
 def export_hugging_face(source: Source, folder: str, card: Card, size: int = 224) -> str:
@@ -146,7 +146,7 @@ def export_hugging_face(source: Source, folder: str, card: Card, size: int = 224
         source (Source): See :func:`read_source`.
         folder (str): The folder to make.
         card (Card): What the model card tells.
-        size (int): Pixels along a side, for the picture processor. Defaults to 224.
+        size (int): Pixels along a side, for the image processor. Defaults to 224.
 
     Returns:
         str: What was written and found.
@@ -195,7 +195,7 @@ def _hugging_face_model(source: Source) -> nn.Module:
 
 
 def _save_processor(source: Source, card: Card, size: int, folder: str) -> None:
-    """Write the picture processor's file; there is none for pictures with other channels than three."""
+    """Write the image processor's file; there is none for images with other channels than three."""
     if source.in_channels == 3:
         from transformers import ConvNextImageProcessor
         mean, std = ([value / 255 for value in values] for values in (card.pixels.mean, card.pixels.std))

@@ -9,13 +9,13 @@ TASKS = {True: 'image-classification', False: 'image-feature-extraction'}  # by 
 
 
 class Card(NamedTuple):
-    """What the user tells of a model.
+    """User-supplied metadata of a model.
 
     Args:
         license (str): An identifier such as ``'cc-by-nc-4.0'``.
         config (str, optional): Name of the config that trained it. Defaults to None.
         metrics (dict): Values by name, as text. Defaults to none.
-        pixels (Pixels): What pictures must be. Defaults to RGB with ImageNet's mean and standard deviation.
+        pixels (Pixels): What images must be. Defaults to RGB with ImageNet's mean and standard deviation.
     """
     license: str
     config: Optional[str] = None
@@ -30,7 +30,7 @@ def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str,
     Args:
         path (str): The file.
         title (str): Its heading.
-        card (Card): What the user tells.
+        card (Card): User-supplied metadata.
         library (str): That loads the weights.
         facts (dict): Rows of the first table, which the card's are added to.
         usage (str): Python that loads the weights.
@@ -42,7 +42,7 @@ def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str,
     order, *numbers = card.pixels
     mean, std = (', '.join(f'{value:g}' for value in values) for values in numbers)
     facts = {**facts, 'pictures': f'{order}, mean {mean}, standard deviation {std} of 0 to 255',
-             'trained by': card.config or 'not told'}
+             'trained by': card.config or 'unspecified'}
     parts = [f'# {title}', 'ConvNeXt V2 (arXiv 2301.00808), exported by mmconvnextv2.', _table('', '', facts)]
     if card.metrics:
         parts.append('## Metrics\n\n' + _table('metric', 'value', card.metrics))

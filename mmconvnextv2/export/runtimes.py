@@ -15,7 +15,7 @@ from ..utils.atomic import replacing_files
 from ..utils.errors import UserError
 from .graphs import SMALLEST, Exported, PixelGraph
 
-TRACED = (2, 96, 128)  # batch, height and width of the example; all different, so that none is taken for another
+TRACED = (2, 96, 128)  # batch, height and width of the example; distinct, so that symbolic dims are not merged
 OPSET = 18
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2}  # of the largest value of a float32 output
 Runner = Callable[[Tensor], Sequence[Tensor]]

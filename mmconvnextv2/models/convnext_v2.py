@@ -2,7 +2,7 @@
 
 Parameter names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``. What differs: the block is written over
 sites (B, N, C), and an execution (:mod:`.execution`) decides which sites a forward visits, so that the same weights
-execution over a whole map or over the visible cells of a masked picture.
+execution over a whole map or over the visible cells of a masked image.
 """
 import warnings
 from dataclasses import replace
@@ -156,7 +156,7 @@ class ConvNeXtV2(BaseModule):
 
     Args:
         arch (str | dict): A key of ``ARCHS``, or ``dict(depths=..., channels=...)`` with four numbers each.
-        in_channels (int): Channels of the pictures. Defaults to 3.
+        in_channels (int): Channels of the images. Defaults to 3.
         out_indices (Sequence[int]): Stages, 0 to 3, whose maps are returned; negative ones count from the end.
             Defaults to (0, 1, 2, 3).
         drop_path_rate (float): Rate of the last block; it grows linearly from 0. Defaults to 0.
@@ -237,7 +237,7 @@ class ConvNeXtV2(BaseModule):
             hidden cells; with ``gap_before_final_norm``, vectors (B, C).
 
         Raises:
-            ValueError: For pictures, visible cells or an execution that do not fit.
+            ValueError: For images, visible cells or an execution that do not fit.
         """
         check_images(images, visible_cells)
         masking = visible_cells is not None

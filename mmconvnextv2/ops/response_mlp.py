@@ -117,12 +117,12 @@ def response_mlp_reference(x: Tensor,
 
 
 def chunks(x: Tensor, channels: int) -> List[Tuple[slice, List[slice]]]:
-    """Cut the hidden features (B, N, channels) of x (B, N, C) into pieces: slices of images and, for each, slices of
+    """Cut the hidden features (B, N, channels) of x (B, N, C) into chunks: slices of images and, for each, slices of
     their sites.
 
-    On the CPU a piece holds at most ``PIECE`` values and ``ROWS`` sites, several images or a part of one: temporary
-    tensors of that size stay in the caches, and are none of those for which the C library has the system zero new
-    pages each time. Elsewhere, and where torch.compile fuses passes, there is one piece.
+    On the CPU a chunk holds at most ``PIECE`` values and ``ROWS`` sites, several images or a part of one: temporary
+    tensors of that size stay in the caches, and below malloc's mmap threshold, so that pages are not zeroed again.
+    Elsewhere, and where torch.compile fuses passes, there is one chunk.
     """
     batch, num_sites = x.shape[:2]
     if not in_blocks(x):

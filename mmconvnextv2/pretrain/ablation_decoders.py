@@ -125,7 +125,7 @@ def sincos_positions(height: int, width: int, channels: int, like: Tensor) -> Te
 
 @MODELS.register_module()
 class FCMAETransformerDecoder(BaseModule):
-    """Run pre-norm Transformer blocks over all cells, with fixed sine-cosine positions for any picture size.
+    """Run pre-norm Transformer blocks over all cells, with fixed sine-cosine positions for any image size.
 
     Depth, width and heads default to those of MAE's decoder (arXiv 2111.06377), a pick.
 

@@ -1,4 +1,4 @@
-"""Unlabelled pictures whose crop, flip and mask depend on (seed, epoch, index) alone.
+"""Unlabelled images whose crop, flip and mask depend on (seed, epoch, index) alone.
 
 A worker's or a rank's random state plays no part, so the number of workers or processes changes nothing.
 """
@@ -18,9 +18,9 @@ from .sampler import Draw, seeded
 
 @DATASETS.register_module()
 class UnlabelledImages(CustomDataset):
-    """Every picture of a folder tree.
+    """Every image of a folder tree.
 
-    A file that cannot be read is named in the log, once a worker, and the next picture takes its place.
+    A file that cannot be read is named in the log, once a worker, and the next image takes its place.
 
     Args:
         data_root (str): The folder; formats may be mixed, folders nested.
@@ -28,7 +28,7 @@ class UnlabelledImages(CustomDataset):
         max_corrupt_share (float): Share of unreadable files, in [0, 1), above which the run stops. Defaults to 0.01;
             one file is always forgiven.
         extensions (Sequence[str]): Endings, in any case, of the files to read; ``'.npy'`` is for ``LoadPicture``.
-            Defaults to those of the usual picture formats.
+            Defaults to those of the usual image formats.
         kwargs: See mmpretrain's ``CustomDataset``.
 
     Raises:
@@ -43,7 +43,7 @@ class UnlabelledImages(CustomDataset):
         super().__init__(data_root=data_root, pipeline=pipeline, with_label=False, extensions=extensions, **kwargs)
 
     def full_init(self) -> None:
-        """List the files, and share one flag a file between workers."""
+        """List the files, and allocate one "corrupt" flag per file, shared between workers."""
         if not self._fully_initialized:
             super().full_init()
             self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
@@ -57,7 +57,7 @@ class UnlabelledImages(CustomDataset):
                     return self.prepare_data(index)
                 except (OSError, AssertionError, SyntaxError, cv2.error) as error:
                     self._note_corrupt(index, error)
-        raise RunError(f'none of the {len(self)} pictures below {self.data_root!r} can be read')
+        raise RunError(f'none of the {len(self)} images below {self.data_root!r} can be read')
 
     def _note_corrupt(self, index: int, error: Exception) -> None:
         """Log an unreadable file, and stop the run when there are too many."""
@@ -68,5 +68,5 @@ class UnlabelledImages(CustomDataset):
         count = int(self._corrupt.sum())
         if count > max(1, self.max_corrupt_share * len(self)):
             names = [self.get_data_info(int(one))['img_path'] for one in self._corrupt.nonzero()[:10, 0]]
-            raise RunError(f'{count} of {len(self)} pictures are unreadable, more than max_corrupt_share='
+            raise RunError(f'{count} of {len(self)} images are unreadable, more than max_corrupt_share='
                            f'{self.max_corrupt_share} allows: {", ".join(names)}')

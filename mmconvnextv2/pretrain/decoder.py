@@ -3,7 +3,7 @@
 Upstream computes the prediction of every cell and masks the loss; here the prediction layer runs on hidden cells only.
 The decoders of the paper's ablation are in ``ablation_decoders.py``; a decoder is a module with ``out_channels``,
 ``stride`` (pixels between two sites of its map, 32 or a fraction) and ``forward(features, visible_cells)``.
-Suffixes: B images, M hidden cells, D decoder channels, C picture channels, p sites along a cell's side, s the stride.
+Suffixes: B images, M hidden cells, D decoder channels, C image channels, p sites along a cell's side, s the stride.
 """
 from typing import Optional, Sequence, Tuple, Union
 

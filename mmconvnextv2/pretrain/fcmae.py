@@ -1,7 +1,7 @@
 """FCMAE: fully convolutional masked autoencoder pretraining of ConvNeXt V2 (arXiv 2301.00808, section 3.1).
 
 Against the official code: GRN statistics per image as in the paper, weights drawn once with std 0.02, the size of maps
-from the picture and never from occupied coordinates, any number of channels and non-square pictures.
+from the image and never from occupied coordinates, any number of channels and non-square images.
 """
 from typing import Dict, List, Optional
 
@@ -57,7 +57,7 @@ class FCMAE(BaseSelfSupervisor):
         self.execution = execution
 
     def loss(self, inputs: Tensor, data_samples: List) -> Dict[str, Tensor]:
-        """Compute the loss of pictures (B, C, H, W) whose samples hold ``visible_cells``."""
+        """Compute the loss of images (B, C, H, W) whose samples hold ``visible_cells``."""
         _check_channels(inputs, self.backbone.in_channels)
         visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
         features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / 32, W / 32)
@@ -66,12 +66,12 @@ class FCMAE(BaseSelfSupervisor):
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> Dict[str, Tensor]:
-        """Return pictures to look at, in the inputs' normalised scale, each of shape (B, C, H, W).
+        """Return images to look at, in the inputs' normalised scale, each of shape (B, C, H, W).
 
         Predictions are mapped back with the true mean and deviation of each cell, as the target was.
 
         Args:
-            inputs (Tensor): Normalised pictures, (B, C, H, W).
+            inputs (Tensor): Normalised images, (B, C, H, W).
             visible_cells (Tensor): Long, (B, K).
 
         Returns:
@@ -117,15 +117,15 @@ def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
 
 
 def _check_channels(images: Tensor, in_channels: int) -> None:
-    """Raise ``ValueError`` for pictures (B, C, H, W) of another number of channels than the backbone's."""
+    """Raise ``ValueError`` for images (B, C, H, W) of another number of channels than the backbone's."""
     if images.ndim == 4 and images.shape[1] != in_channels:
-        raise UserError(f'the pictures have {images.shape[1]} channels, but model.backbone has in_channels='
-                        f'{in_channels}: set it to what the pictures have, or load them with '
+        raise UserError(f'the images have {images.shape[1]} channels, but model.backbone has in_channels='
+                        f'{in_channels}: set it to what the images have, or load them with '
                         f"dict(type='LoadPicture', channels={in_channels}), or color_type='grayscale' of "
                         'LoadImageFromFile for one channel')
 
 
 def _hidden(visible_cells: Tensor, images: Tensor) -> Tensor:
-    """Return the hidden cells (B, M) of pictures (B, C, H, W)."""
+    """Return the hidden cells (B, M) of images (B, C, H, W)."""
     height, width = images.shape[-2:]
     return hidden_cells_of(visible_cells, (height // CELL) * (width // CELL))

@@ -28,25 +28,25 @@ def seed_generators(*numbers: int) -> None:
 class ResumableTrainLoop(EpochBasedTrainLoop):
     """Train epoch by epoch, and resume after any iteration as if nothing had happened.
 
-    - A resumed epoch starts behind the pictures that it has seen; none of them is read again.
+    - A resumed epoch starts behind the images that it has seen; none of them is read again.
     - Before each iteration the global generators are seeded by (seed, iteration, rank). What a model draws, such as
       DropPath, is therefore the same after a resume; with another number of ranks it is another draw of the same
-      distribution. Pictures and masks do not depend on ranks at all, and FCMAE draws nothing else.
-    - With gradient accumulation, gradients that a checkpoint between two updates has lost are computed again.
+      distribution. Images and masks do not depend on ranks at all, and FCMAE draws nothing else.
+    - With gradient accumulation, partially accumulated gradients are recomputed, since checkpoints do not store them.
 
-    The number of processes and workers may change while the number of pictures an iteration, ``batch_size`` times
+    The number of processes and workers may change while the number of images an iteration, ``batch_size`` times
     processes, stays. The sampler must be a ``DrawSampler``, with ``drop_last=True`` for an epoch of the same length
     whatever the number of processes.
 
     Args:
         runner (Runner): The runner.
-        dataloader (DataLoader | dict): Of the training pictures.
+        dataloader (DataLoader | dict): Of the training images.
         max_epochs (int): Epochs to train.
         kwargs: See mmengine's ``EpochBasedTrainLoop``.
 
     Raises:
         ValueError: If the sampler cannot skip, an epoch has no whole batch, or a resumed run has another number of
-            pictures an iteration.
+            images an iteration.
     """
 
     def __init__(self, runner, dataloader, max_epochs: int, **kwargs) -> None:
@@ -54,11 +54,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._sampler_has_seed = config.get('sampler', {}).get('seed') is not None
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         if not hasattr(self.dataloader.sampler, 'skip'):
-            raise UserError(f'train_dataloader.sampler={type(self.dataloader.sampler).__name__} cannot skip pictures: '
+            raise UserError(f'train_dataloader.sampler={type(self.dataloader.sampler).__name__} cannot skip images: '
                             "use dict(type='DrawSampler'), or train_cfg.type='EpochBasedTrainLoop'")
         if not len(self.dataloader):
             raise UserError(f'train_dataloader.batch_size={self.dataloader.batch_size} is more than the '
-                            f'{len(self.dataloader.sampler)} pictures of a process: choose a smaller one')
+                            f'{len(self.dataloader.sampler)} images of a process: choose a smaller one')
 
     def run(self) -> torch.nn.Module:
         """Train to the end, from wherever the runner has resumed."""
@@ -109,7 +109,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                     break
 
     def _check_batch(self) -> None:
-        """Compare the pictures an iteration with the checkpoint's, and note them for the next one.
+        """Compare the images an iteration with the checkpoint's, and note them for the next one.
 
         Raises:
             ValueError: If they differ.
@@ -119,6 +119,6 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         before = hub.runtime_info.get('pictures_per_iteration', batch) if self._iter else batch
         if before != batch:
             raise UserError(f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
-                            f'{batch} pictures an iteration, but the run to resume has {before}: set it to '
+                            f'{batch} images an iteration, but the run to resume has {before}: set it to '
                             f'{before / processes:g}, or start anew from its weights with load_from')
         hub.update_info('pictures_per_iteration', batch)

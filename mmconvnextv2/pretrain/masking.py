@@ -32,10 +32,10 @@ def num_visible(num_cells: int, mask_ratio: float) -> int:
 def _workable_ratios(num_cells: int) -> str:
     """Say which ratios fit, with enough digits, rounded down, that the printed ones do."""
     if num_cells < 2:
-        return f'a picture needs two cells of {CELL}x{CELL} pixels or more; take larger pictures'
+        return f'an image needs two cells of {CELL}x{CELL} pixels or more; take larger images'
     digits = len(str(num_cells)) + 1
     low, high = (f'{count * 10**digits // num_cells / 10**digits:.{digits}f}' for count in (1, num_cells - 1))
-    return f'choose {low} (hides one cell) to {high} (shows one cell), or larger pictures'
+    return f'choose {low} (hides one cell) to {high} (shows one cell), or larger images'
 
 
 def hidden_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
@@ -48,10 +48,10 @@ def hidden_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
 
 @TRANSFORMS.register_module()
 class DrawVisibleCells(BaseTransform):
-    """Draw the visible cells of a picture.
+    """Draw the visible cells of an image.
 
     Required key: ``img`` (H, W, channels). Added key: ``visible_cells``, int64 array (K, ), ascending raster indices of
-    the visible 32x32-pixel cells. The draw uses numpy's global generator, which the data set seeds for each picture.
+    the visible 32x32-pixel cells. The draw uses numpy's global generator, which the data set seeds for each image.
 
     Args:
         mask_ratio (float): Share of hidden cells, in (0, 1). Defaults to 0.6.
@@ -70,13 +70,13 @@ class DrawVisibleCells(BaseTransform):
         """
         height, width = results['img'].shape[:2]
         if height % CELL or width % CELL:
-            raise UserError(f'the pipeline gives pictures of {height}x{width} pixels: FCMAE needs multiples of '
+            raise UserError(f'the pipeline gives images of {height}x{width} pixels: FCMAE needs multiples of '
                             f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'")
         num_cells = (height // CELL) * (width // CELL)
         try:
             count = num_visible(num_cells, self.mask_ratio)
         except ValueError as error:
-            raise UserError(f'pictures of {height}x{width} pixels: {error}') from None
+            raise UserError(f'images of {height}x{width} pixels: {error}') from None
         visible = np.random.permutation(num_cells)[:count]
         results['visible_cells'] = np.sort(visible).astype(np.int64)
         return results
@@ -96,5 +96,5 @@ def stack_visible_cells(data_samples: Sequence, device: torch.device) -> Tensor:
         raise UserError("a data sample has no 'visible_cells': put dict(type='DrawVisibleCells') in front of "
                         "'PackInputs', and 'visible_cells' in its meta_keys")
     if len({len(one) for one in cells}) != 1:
-        raise UserError(f'the pictures of a batch show {sorted({len(one) for one in cells})} cells: expected one')
+        raise UserError(f'the images of a batch show {sorted({len(one) for one in cells})} cells: expected one')
     return torch.from_numpy(np.stack(cells)).to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""Pictures with any number of channels and any depth: how they are read, and how they are normalised.
+"""Images with any number of channels and any depth: how they are read, and how they are normalised.
 
 mmcv's loaders stop at four 8-bit channels, and the preprocessors of mmengine and mmpretrain at three. Both remain
-usable; these take their place where pictures have other channels.
+usable; these take their place where images have other channels.
 """
 import io
 from typing import Optional, Sequence
@@ -22,16 +22,16 @@ TIFF = (b'II*\0', b'MM\0*')  # how such files begin
 
 @TRANSFORMS.register_module()
 class LoadPicture(BaseTransform):
-    """Read a picture of a given number of channels, as float32.
+    """Read an image of a given number of channels, as float32.
 
-    Pictures are read as they are stored (grey, colour, colour with alpha; 8 or 16 bits; orientation tags are
+    Images are read as they are stored (grey, colour, colour with alpha; 8 or 16 bits; orientation tags are
     not applied), files named ``*.npy`` as arrays (height, width) or (height, width, channels). Values of 16-bit
-    pictures and ``uint16`` arrays are divided by 257, so that 8 and 16 bits share the scale 0 to 255; other arrays keep
+    images and ``uint16`` arrays are divided by 257, so that 8 and 16 bits share the scale 0 to 255; other arrays keep
     their values. Three channels come in reversed order, as mmcv's loaders give them and ``to_rgb=True`` expects; any
     other number in the order of the file, RGBA included.
 
     Required key: ``img_path``. Added keys: ``img`` (H, W, channels), ``img_shape``, ``ori_shape``. Resize it with
-    ``backend='cv2'``: Pillow resizes 8-bit pictures only. Pictures of five channels::
+    ``backend='cv2'``: Pillow resizes 8-bit images only. Images of five channels::
 
         _base_ = './fcmae_convnextv2-atto_1xb64-800e_folder.py'
         model = dict(
@@ -45,7 +45,7 @@ class LoadPicture(BaseTransform):
         train_dataloader = dict(dataset=dict(pipeline=train_pipeline, extensions=('.npy', )))
 
     Args:
-        channels (int): What every picture must have.
+        channels (int): What every image must have.
 
     Raises:
         ValueError: If ``channels`` is not positive.
@@ -71,7 +71,7 @@ class LoadPicture(BaseTransform):
             raise UserError(
                 f'{path} has shape {pixels.shape} (height, width, channels), but LoadPicture has channels='
                 f'{self.channels}: set it, model.backbone.in_channels and the lengths of '
-                'model.data_preprocessor.mean and std to what the pictures have, or take this file out')
+                'model.data_preprocessor.mean and std to what the images have, or take this file out')
         scale = 257 if pixels.dtype == np.uint16 else 1
         results['img'] = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(scale)
         if not np.isfinite(results['img']).all():
@@ -84,7 +84,7 @@ class LoadPicture(BaseTransform):
 
 
 def read_picture(content: bytes, path: str) -> np.ndarray:
-    """Decode a picture's bytes: (H, W), (H, W, 3) in BGR or (H, W, 4) in RGBA order.
+    """Decode an image's bytes: (H, W), (H, W, 3) in BGR or (H, W, 4) in RGBA order.
 
     Raises:
         OSError: If OpenCV cannot decode them.
@@ -117,7 +117,7 @@ def read_array(content: bytes, path: str) -> np.ndarray:
 
 @MODELS.register_module()
 class FCMAEDataPreprocessor(BaseDataPreprocessor):
-    """Normalise pictures (B, C, H, W) of any number of channels.
+    """Normalise images (B, C, H, W) of any number of channels.
 
     Args:
         mean (Sequence[float], optional): One value, or one a channel in the order after ``to_rgb``. Defaults to None,
@@ -146,13 +146,13 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         """Return the batch with normalised ``inputs``, on the model's device.
 
         Raises:
-            ValueError: If the pictures have another number of channels than ``mean``.
+            ValueError: If the images have another number of channels than ``mean``.
         """
         data = self.cast_data(data)
         images = data['inputs']
         if self.normalises and self.mean.numel() not in (1, images.shape[1]):
-            raise UserError(f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the pictures '
-                            f'have {images.shape[1]} channels: give as many, or load pictures with as many '
+            raise UserError(f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the images '
+                            f'have {images.shape[1]} channels: give as many, or load images with as many '
                             "(dict(type='LoadPicture', channels=...))")
         images = images.flip(1) if self.to_rgb and images.shape[1] == 3 else images
         images = images.float()

@@ -24,7 +24,7 @@ from ..engine.model_state import evaluating, unwrapped
 from ..utils.errors import MissingFileError, UserError
 from .sampler import seeded
 
-Labelled = Tuple[Dataset, Tensor]  # pictures and their classes, long (N, )
+Labelled = Tuple[Dataset, Tensor]  # images and their classes, long (N, )
 
 
 def default_pipeline(image_size: int) -> List[dict]:
@@ -50,7 +50,7 @@ def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 
         val_share (float): Share of the second part where it is split here, in (0, 1). Defaults to 0.2.
 
     Returns:
-        tuple: Pictures to learn from and their classes, pictures to test on and their classes, number of classes.
+        tuple: Images to learn from and their classes, images to test on and their classes, number of classes.
 
     Raises:
         FileNotFoundError: If the folder is not there.
@@ -72,8 +72,8 @@ def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 
         labels = [_labels(whole)[index] for index in indices]
     classes = [_classes(one) for one in sets]
     if classes[0] != classes[1] or len(classes[0]) < 2 or not all(map(len, labels)):
-        raise UserError(f'{data_root} has {len(labels[0])} pictures of the classes {classes[0]} to learn from and '
-                        f'{len(labels[1])} of {classes[1]} to test on: expected pictures of the same classes, two '
+        raise UserError(f'{data_root} has {len(labels[0])} images of the classes {classes[0]} to learn from and '
+                        f'{len(labels[1])} of {classes[1]} to test on: expected images of the same classes, two '
                         'or more, in both')
     return (sets[0], labels[0]), (sets[1], labels[1]), len(classes[0])
 
@@ -102,14 +102,14 @@ def _even_split(labels: Tensor, share: float) -> Tuple[List[int], List[int]]:
 def pooled_features(model: nn.Module, dataset: Dataset, batch_size: int = 64, num_workers: int = 0) -> Tensor:
     """Return the mean over sites of the dense backbone's last map: float32, (N, C), in the order of the data set.
 
-    In a distributed run each process takes its share of the pictures, all make the same number of forwards, and all
+    In a distributed run each process takes its share of the images, all make the same number of forwards, and all
     get the whole result.
 
     Args:
         model (nn.Module): An ``FCMAE``, not wrapped for distribution.
-        dataset (Dataset): N pictures.
+        dataset (Dataset): N images.
         batch_size (int): Defaults to 64.
-        num_workers (int): Processes that read pictures. Defaults to 0.
+        num_workers (int): Processes that read images. Defaults to 0.
     """
     rank, world_size = get_dist_info()
     share = -(-len(dataset) // world_size)
@@ -121,7 +121,7 @@ def pooled_features(model: nn.Module, dataset: Dataset, batch_size: int = 64, nu
             inputs = model.data_preprocessor(batch, False)['inputs']
             pooled.append(model(inputs, mode='tensor')[-1].float().mean((2, 3)))  # (B, C)
     parts = all_gather(torch.cat(pooled))
-    return torch.stack(parts, dim=1).flatten(0, 1)[:len(dataset)]  # picture j * world_size + rank is rank's j-th
+    return torch.stack(parts, dim=1).flatten(0, 1)[:len(dataset)]  # image j * world_size + rank is rank's j-th
 
 
 def knn_vote(features: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
@@ -197,9 +197,9 @@ class ProbeHook(Hook):
         val_share (float): Share to test on where the folder is not split. Defaults to 0.2.
         image_size (int): Pixels of the square crop, 32 or more. Defaults to 224.
         pipeline (Sequence[dict], optional): Transforms in place of :func:`default_pipeline`, ``PackInputs`` last, for
-            pictures of other channels. Defaults to None.
+            images of other channels. Defaults to None.
         batch_size (int): A process. Defaults to 64.
-        num_workers (int): Processes that read pictures. Defaults to 0.
+        num_workers (int): Processes that read images. Defaults to 0.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -238,11 +238,11 @@ class ProbeHook(Hook):
 
         Raises:
             FileNotFoundError: If the folder is not there.
-            ValueError: If it cannot be split, or holds fewer pictures than ``k``.
+            ValueError: If it cannot be split, or holds fewer images than ``k``.
         """
         self._train, self._test, self._num_classes = labelled_split(self.data_root, self.pipeline, self.val_share)
         if self.k > len(self._train[1]):
-            raise UserError(f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} pictures to learn '
+            raise UserError(f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} images to learn '
                             'from; choose no more neighbours')
 
     def after_train_epoch(self, runner) -> None:

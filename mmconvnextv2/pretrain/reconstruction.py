@@ -1,4 +1,4 @@
-"""Reconstruction pictures during pretraining."""
+"""Reconstruction images during pretraining."""
 from typing import Optional, Sequence
 
 import numpy as np
@@ -14,12 +14,12 @@ COLUMNS = ('original', 'masked', 'reconstruction', 'pasted')
 
 
 def picture_grid(pictures: dict, mean: Optional[Tensor] = None, std: Optional[Tensor] = None) -> np.ndarray:
-    """Lay ``FCMAE.reconstruct``'s pictures out as one RGB image, a row a picture and the columns of ``COLUMNS``.
+    """Lay ``FCMAE.reconstruct``'s images out as one RGB image, a row an image and the columns of ``COLUMNS``.
 
-    Pictures with other than three channels show their first channel.
+    Images with other than three channels show their first channel.
 
     Args:
-        pictures (dict[str, Tensor]): Each (B, C, H, W).
+        images (dict[str, Tensor]): Each (B, C, H, W).
         mean (Tensor, optional): Broadcastable to (C, 1, 1), what the preprocessor subtracted. Defaults to None.
         std (Tensor, optional): What it divided by. Defaults to None.
 
@@ -39,7 +39,7 @@ def picture_grid(pictures: dict, mean: Optional[Tensor] = None, std: Optional[Te
 
 
 def draw_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
-    """Return the picture grid of a batch as the data loader gives it (``inputs``, ``data_samples``)."""
+    """Return the image grid of a batch as the data loader gives it (``inputs``, ``data_samples``)."""
     preprocessor = model.data_preprocessor
     data = preprocessor(dict(batch), False)
     cells = stack_visible_cells(data['data_samples'], data['inputs'].device)
@@ -50,10 +50,10 @@ def draw_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Write original | masked | reconstruction | pasted of the first training pictures to every visualizer backend.
+    """Write original | masked | reconstruction | pasted of the first training images to every visualizer backend.
 
     Args:
-        interval (int): Epochs between pictures. Defaults to 1.
+        interval (int): Epochs between images. Defaults to 1.
         num_images (int): Rows. Defaults to 4.
     """
 
@@ -63,7 +63,7 @@ class ReconstructionHook(Hook):
         self._batch = None
 
     def before_train(self, runner) -> None:
-        """Take the same pictures, with the same masks, for the whole run."""
+        """Take the same images, with the same masks, for the whole run."""
         dataset = runner.train_dataloader.dataset
         samples: Sequence[dict] = [dataset[index] for index in range(min(self.num_images, len(dataset)))]
         self._batch = dict(

@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """Which random draw of which picture a sampler asks for."""
+    """Which random draw of which image a sampler asks for."""
     seed: int
     epoch: int
     index: int
@@ -35,18 +35,18 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 @DATA_SAMPLERS.register_module()
 class DrawSampler(Sampler):
-    """Each epoch, every picture once in an order drawn from (seed, epoch), dealt to the ranks in turn.
+    """Each epoch, every image once in an order drawn from (seed, epoch), dealt to the ranks in turn.
 
     Args:
         dataset (Dataset): What is sampled.
         seed (int, optional): Defaults to None, one drawn and shared by all ranks.
         shuffle (bool): Defaults to True.
-        drop_last (bool): Leave the pictures at the end out that make ranks uneven, in place of showing the first ones
-            again; together with the data loader's ``drop_last`` any number of ranks then sees the same batches.
+        drop_last (bool): Drop the tail, so that all ranks see equally many samples, instead of padding with
+            repeats; together with the data loader's ``drop_last`` any number of ranks then sees the same batches.
             Defaults to False.
 
     Attributes:
-        skip (int): Pictures of this rank to leave out at the start of the next pass.
+        skip (int): Images of this rank to leave out at the start of the next pass.
     """
 
     def __init__(self,
@@ -66,7 +66,7 @@ class DrawSampler(Sampler):
         order = np.arange(self.size)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        order = np.resize(order, len(self) * self.world_size)  # the first pictures again, so that ranks are even
+        order = np.resize(order, len(self) * self.world_size)  # the first images again, so that ranks are even
         own = order[self.rank::self.world_size][self.skip:]
         return iter([Draw(self.seed, self.epoch, int(index)) for index in own])
 

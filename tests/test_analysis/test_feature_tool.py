@@ -1,4 +1,4 @@
-"""tools/analyze_features.py measures what it says, on pictures and models of any source, and answers mistakes."""
+"""tools/analyze_features.py measures what it says, on images and models of any source, and answers mistakes."""
 import csv
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def make_model(seed=0, arch=ARCH, **kwargs):
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-    """A folder with six pictures of two classes and weights of two models, the second one without GRN."""
+    """A folder with six images of two classes and weights of two models, the second one without GRN."""
     folder, draw = tmp_path_factory.mktemp('analysis'), np.random.default_rng(0)
     for number in range(6):
         path = folder / 'pictures' / ('a', 'b')[number % 2] / f'{number}.png'
@@ -57,7 +57,7 @@ def read(path):
 
 
 def normalised(folder, size=64):
-    """The pictures of a folder as the models get them, one by one, by Pillow and numpy."""
+    """The images of a folder as the models get them, one by one, by Pillow and numpy."""
     images = []
     for path in sorted(folder.rglob('*.png')):
         picture = Image.open(path)
@@ -78,7 +78,7 @@ def watched(watch, model, images):
 
 
 def test_distance_of_two_models(place):
-    """The table holds the mean and deviation over pictures of the distance of every block at its depth, whatever the
+    """The table holds the mean and deviation over images of the distance of every block at its depth, whatever the
     batches; a later run keeps earlier models."""
     out = run(place, 'distance', place / 'pictures', '--model', 'with GRN', place / 'v2.pth')
     out = run(place, 'distance', place / 'pictures', '--model', 'none', place / 'v1.pth', '--add', out / 'distance.csv')
@@ -159,7 +159,7 @@ def test_sources_are_the_same_model(place):
 
 
 def test_normalisation_is_the_configs(place):
-    """Pictures are normalised with the mean and deviation of the config's preprocessor, else with ImageNet's."""
+    """Images are normalised with the mean and deviation of the config's preprocessor, else with ImageNet's."""
     config = place / 'own.py'
     config.write_text("model = dict(data_preprocessor=dict(mean=[1., 2., 3.], std=[4., 5., 6.]), backbone=dict("
                       f"type='ConvNeXtV2', arch={ARCH}))\n")
@@ -186,7 +186,7 @@ def test_other_norms_need_their_config(place):
 
 
 def test_choice_of_pictures(place):
-    """Pictures are drawn by the seed, without doubles, in order of name, and per class."""
+    """Images are drawn by the seed, without doubles, in order of name, and per class."""
     every = choose_pictures([str(place / 'pictures')], 10)
     assert len(every) == 6 and choose_pictures([str(place / 'pictures')], 6) == every
     drawn = choose_pictures([str(place / 'pictures')], 3, seed=1)
@@ -221,7 +221,7 @@ def test_mistakes_end_in_one_line(place, capsys):
     (['--model', 'a', 'WEIGHTS', '--blocks', 'stages.9.9'], '--blocks stages.9.9'),
     (['--model', 'a', 'WEIGHTS', '--tolerance', '1'], r'--tolerance 1.0: expected a share in \(0, 1\)'),
     (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: give a multiple of 32'),
-    (['--model', 'a', 'timm:vit_tiny_patch16_224', 'random', '--size', '64'], 'a refuses pictures of 64x64 pixels'),
+    (['--model', 'a', 'timm:vit_tiny_patch16_224', 'random', '--size', '64'], 'a refuses images of 64x64 pixels'),
 ])
 def test_mistakes_are_named(place, given, message):
     """Each mistake is refused with what was given and what may be."""
@@ -233,9 +233,9 @@ def test_mistakes_are_named(place, given, message):
 
 
 def test_broken_files_are_named(place, tmp_path):
-    """A file that is no picture, a folder without classes and a foreign table are refused by name."""
-    (tmp_path / 'broken.png').write_bytes(b'no picture')
-    with pytest.raises(ValueError, match='broken.png cannot be read as a picture'):
+    """A file that is no image, a folder without classes and a foreign table are refused by name."""
+    (tmp_path / 'broken.png').write_bytes(b'no image')
+    with pytest.raises(ValueError, match='broken.png cannot be read as an image'):
         Pictures([str(tmp_path / 'broken.png')])[0]
     with pytest.raises(ValueError, match='holds 0 folders: expected one folder a class'):
         choose_labelled(str(tmp_path))

@@ -8,7 +8,7 @@ from mmconvnextv2.analysis.measures import ClassSelectivity, Moments, cosine_dis
 
 
 def features_of(*channels):
-    """One picture whose channels are given as lists over sites: (1, N, C)."""
+    """One image whose channels are given as lists over sites: (1, N, C)."""
     return torch.tensor(channels, dtype=torch.float64).T[None]
 
 
@@ -49,7 +49,7 @@ def test_orthogonal_channels_tend_to_one_half(num_channels):
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.float16, 1e-3)])
 def test_distance_equals_loops(dtype, tolerance):
-    """A batch of random pictures, some channels dead, has the distances of the loop, picture by picture; in half
+    """A batch of random images, some channels dead, has the distances of the loop, image by image; in half
     precision too, where squares overflow."""
     features = torch.randn(3, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 200
     features = features.where(torch.arange(12) % 5 != 0, features.abs() + 300)
@@ -93,7 +93,7 @@ def test_selectivity_by_hand():
     """Three classes, batches of mixed classes: means of positive responses, then (highest - others) / (highest +
     others), by hand; a channel that never answers has 0."""
     selectivity = ClassSelectivity(3)
-    # responses (pictures of class 0, 0, 1, 2) x channels; two sites each, whose mean they are
+    # responses (images of class 0, 0, 1, 2) x channels; two sites each, whose mean they are
     response = torch.tensor([[1., 4., 0., 2.], [3., 4., 0., -7.], [0., 4., 0., 1.], [1., 4., -2., 1.]])
     features = torch.stack([response + 0.5 * (response > 0), response - 0.5 * (response > 0)], dim=1)
     selectivity.add(7, features[[0, 3]], torch.tensor([0, 2]))
@@ -110,10 +110,10 @@ def test_selectivity_of_one_class_alone():
 
 
 def test_selectivity_needs_every_class():
-    """One class, or a class without a picture, is refused."""
+    """One class, or a class without an image, is refused."""
     with pytest.raises(ValueError, match='num_classes=1: .*two or more'):
         ClassSelectivity(1)
     selectivity = ClassSelectivity(3)
     selectivity.add(0, torch.ones(1, 2, 4), torch.tensor([1]))
-    with pytest.raises(ValueError, match=r'classes \[0, 2\] had no picture'):
+    with pytest.raises(ValueError, match=r'classes \[0, 2\] had no image'):
         selectivity.indices(0)

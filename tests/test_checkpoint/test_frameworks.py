@@ -165,7 +165,7 @@ def test_published_conversions_have_the_licence_too():
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
 def test_adapted_stem_answers_as_the_files_does(tmp_path, channels):
-    """With any number of channels, pictures whose channels repeat the same grey give what the file's stem gives for
+    """With any number of channels, images whose channels repeat the same grey give what the file's stem gives for
     that grey in three channels: repeated weights are rescaled to keep the response."""
     source = make(out_norm=False)
     kernel = source.downsample_layers[0][0].weight
@@ -181,7 +181,7 @@ def test_adapted_stem_answers_as_the_files_does(tmp_path, channels):
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
 def test_adapted_stem_is_timms(tmp_path, channels):
     """Whatever the kernel, the stem for another number of channels is that of timm's ``adapt_input_conv``; of grey
-    pictures it gives what the file's stem gives for them in colour."""
+    images it gives what the file's stem gives for them in colour."""
     from timm.models import adapt_input_conv
     source = make(out_norm=False)
     torch.save(source.state_dict(), tmp_path / 'weights.pth')

@@ -109,7 +109,7 @@ def test_initializer_is_strict(tmp_path):
 
 
 def test_stem_adapts_to_other_channels(tmp_path):
-    """A stem repeated to six channels answers to doubled pictures as the stem of the file does to single ones."""
+    """A stem repeated to six channels answers to doubled images as the stem of the file does to single ones."""
     path, source = tmp_path / 'weights.pth', make(out_norm=False)
     torch.save(source.state_dict(), path)
     model = build(path, in_channels=6, out_indices=(3, ), out_norm=False)
@@ -153,7 +153,7 @@ def test_odd_values_are_refused(dialect):
     for value in ('text', 3, torch.zeros(()), torch.zeros(2, 3, 5), None):
         with pytest.raises(ValueError, match='no tensors|of a wrong shape'):
             to_canonical({**weights, name: value})
-    with pytest.raises(ValueError, match=f'1 weights stand in the file twice: module.{name}'):
+    with pytest.raises(ValueError, match=f'1 weights are in the file twice: module.{name}'):
         to_canonical({**weights, f'module.{name}': weights[name]})
 
 

@@ -142,7 +142,7 @@ def make_both(config):
 
 
 def loss_of(ours, step, weights=None):
-    """The loss of a step's pictures, with other weights in place of the model's own if given."""
+    """The loss of a step's images, with other weights in place of the model's own if given."""
     from mmpretrain.structures import DataSample
     generator = torch.Generator().manual_seed(step)
     pictures = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
@@ -232,7 +232,7 @@ def test_moments_survive_the_round_trip_bit_for_bit(config, tmp_path):
 
 
 def write_run_config(folder, epochs=2):
-    """The shipped config for picture folders with a narrow model, as a file; three iterations an epoch."""
+    """The shipped config for image folders with a narrow model, as a file; three iterations an epoch."""
     generator = np.random.default_rng(0)
     (folder / 'pictures').mkdir()
     for number in range(7):

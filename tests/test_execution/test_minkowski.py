@@ -48,7 +48,7 @@ def make_case(shape):
 @pytest.mark.parametrize('other', ('masked', 'packed'))
 @pytest.mark.parametrize('shape', SHAPES)
 def test_agrees_in_values_and_gradients(make_backbone, shape, other):
-    """Maps and the gradients of pictures and weights equal the other executions' in float64, whatever is hidden."""
+    """Maps and the gradients of images and weights equal the other executions' in float64, whatever is hidden."""
     model, (images, cells) = make_backbone(), make_case(shape)
     ours = outputs_and_gradients(model, images, cells, 'minkowski')
     for one, reference in zip(ours, outputs_and_gradients(model, images, cells, other), strict=True):
@@ -111,7 +111,7 @@ def test_site_order_is_matched(shape):
 
 
 def test_site_coordinates_by_hand():
-    """Two cells of 2 x 2 sites in a picture of 1 x 3 cells: cells in order, then rows inside the cell."""
+    """Two cells of 2 x 2 sites in an image of 1 x 3 cells: cells in order, then rows inside the cell."""
     grid = Grid(2, 6, stride=16, visible_cells=torch.tensor([[0, 2]]))
     expected = [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1], [0, 0, 4], [0, 0, 5], [0, 1, 4], [0, 1, 5]]
     assert site_coordinates(grid).tolist() == expected and site_coordinates(grid).dtype == torch.int32

@@ -17,7 +17,7 @@ def make_images(height=64, width=96):
 
 
 def gradients(model, images, function):
-    """Return maps, and the gradients of a random function of them for the pictures and every parameter."""
+    """Return maps, and the gradients of a random function of them for the images and every parameter."""
     images = images.clone().requires_grad_()
     maps = function(images)
     generator = torch.Generator().manual_seed(5)
@@ -94,7 +94,7 @@ class SparseReference:
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
 def test_gradients_equal_sparse_reference(make_backbone, execution):
-    """On a batch of non-square pictures maps and the gradients of pictures and every parameter equal a sparse network
+    """On a batch of non-square images maps and the gradients of images and every parameter equal a sparse network
     written from the paper."""
     model, images = make_backbone(TINY), make_images()
 

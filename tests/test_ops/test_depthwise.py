@@ -63,7 +63,7 @@ def test_visible_sites(stride, bias):
 @pytest.mark.parametrize('values', [1, 2 * 6 * 10 * 12])
 def test_tiles_at_a_time(values, monkeypatch):
     """The weight gradient summed over one tile at a time, or over groups of which the last is smaller, is torch's."""
-    monkeypatch.setattr(MODULE, 'VALUES', values)  # one or two of three pictures
+    monkeypatch.setattr(MODULE, 'VALUES', values)  # one or two of three images
     torch.manual_seed(0)
     features, grad = draw(3, 6, 10, 12).detach(), draw(3, 6, 10, 12).detach()
     ours = MODULE.weight_gradient(features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), 7)

@@ -154,7 +154,7 @@ def test_features_of_hidden_cells_never_enter(decoder):
 @pytest.mark.parametrize('decoder', DECODERS)
 @pytest.mark.parametrize('channels', (1, 5))
 def test_loss_is_the_published_one(decoder, channels):
-    """Whatever the decoder and the number of channels, on pictures that are not square, the loss is the mean squared
+    """Whatever the decoder and the number of channels, on images that are not square, the loss is the mean squared
     error on hidden cells alone against pixels normalised cell by cell, by a plain loop."""
     model, images = make_model(decoder, channels), make_images(channels)
     visible, errors = torch.from_numpy(VISIBLE), []
@@ -209,7 +209,7 @@ def test_reconstruction_stands_where_the_prediction_belongs(decoder):
 
 def test_transformer_positions_are_those_of_the_formula():
     """The position of a cell is the sine and cosine of its row, then of its column, over wavelengths 2 pi 10000^(i/n);
-    no two cells of a picture that is not square share one."""
+    no two cells of an image that is not square share one."""
     positions = sincos_positions(2, 3, 16, torch.zeros((), dtype=torch.float64))
     for cell in range(6):
         parts = []
@@ -252,15 +252,15 @@ def test_ratio_grid_shows_the_right_number_of_cells(ratio, counts):
 @pytest.mark.parametrize('height, width, low, high', [(224, 224, '0.020', '0.979'), (64, 96, '0.16', '0.83'),
                                                       (320, 320, '0.0100', '0.9900'), (64, 32, '0.50', '0.50')])
 def test_ratios_that_the_error_names_work(height, width, low, high):
-    """The error names the picture's size, the ratio that hides one cell and the one that shows one, as printed."""
+    """The error names the image's size, the ratio that hides one cell and the one that shows one, as printed."""
     picture, num_cells = dict(img=np.zeros((height, width, 1))), height * width // 1024
-    with pytest.raises(ValueError, match=rf'pictures of {height}x{width} pixels.*{low} \(.*{high} \('):
+    with pytest.raises(ValueError, match=rf'images of {height}x{width} pixels.*{low} \(.*{high} \('):
         DrawVisibleCells(0.999).transform(picture)
     assert num_visible(num_cells, float(low)) == num_cells - 1
     assert num_visible(num_cells, float(high)) == 1
 
 
 def test_one_cell_cannot_be_masked():
-    """A picture of one cell has no workable ratio; the error asks for larger pictures."""
-    with pytest.raises(ValueError, match='pictures of 32x32 pixels.*larger pictures'):
+    """An image of one cell has no workable ratio; the error asks for larger images."""
+    with pytest.raises(ValueError, match='images of 32x32 pixels.*larger images'):
         DrawVisibleCells(0.5).transform(dict(img=np.zeros((32, 32, 3))))

@@ -26,7 +26,7 @@ def updated(folder, iteration):
 @pytest.mark.parametrize('counts', (2, 4))
 def test_accumulated_steps_are_those_of_the_large_batch(pictures, large, tmp_path, counts):
     """With 2 and 4 iterations an update the weights and moments after six updates are the large batch's, to 1e-9 in
-    float64: every picture hides as many cells, so the mean of the means is the mean."""
+    float64: every image hides as many cells, so the mean of the means is the mean."""
     train(make_config(pictures, tmp_path, BATCH // counts, **DOUBLE, **{'optim_wrapper.accumulative_counts': counts}))
     assert_same(updated(tmp_path, 6 * counts), large, tolerance=1e-9)
     assert updated(tmp_path, 6 * counts - 1)['moments'][0]['step'] == 5

@@ -1,4 +1,4 @@
-"""FCMAE reads any picture: any format, size in multiples of 32, number of channels and depth."""
+"""FCMAE reads any image: any format, size in multiples of 32, number of channels and depth."""
 import struct
 import textwrap
 from pathlib import Path
@@ -54,7 +54,7 @@ def write_tiff(path, pixels):
 @pytest.mark.parametrize('height, width', [(32, 64), (64, 32), (96, 160), (224, 32)])
 @pytest.mark.parametrize('channels', (1, 4))
 def test_loss_of_any_size_is_the_published_one(height, width, channels):
-    """On pictures that are not square the loss is that of a plain loop over hidden cells."""
+    """On images that are not square the loss is that of a plain loop over hidden cells."""
     model, cells = make_model(channels), height * width // 1024
     images = torch.randn(1, channels, height, width, dtype=torch.float64)
     visible = np.arange(0, cells, 2)
@@ -105,7 +105,7 @@ def test_decoder_is_an_ordinary_convnet(height, width):
 
 @pytest.mark.parametrize('channels', (1, 4, 5))
 def test_reconstruction_of_any_channels(channels):
-    """Reconstructions of pictures with any channels keep visible pixels, and a perfect prediction gives the original
+    """Reconstructions of images with any channels keep visible pixels, and a perfect prediction gives the original
     back everywhere."""
     model = make_model(channels)
     images = torch.randn(2, channels, 64, 96, dtype=torch.float64)
@@ -176,7 +176,7 @@ def test_damaged_files_count_as_corrupt(tmp_path):
     (tmp_path / 'short.npy').write_bytes(content[:20])
     (tmp_path / 'empty.npy').write_bytes(b'')
     (tmp_path / 'empty.png').write_bytes(b'')
-    (tmp_path / 'text.tif').write_bytes(b'no picture')
+    (tmp_path / 'text.tif').write_bytes(b'no image')
     np.save(tmp_path / 'pickle.npy', np.array([{}], dtype=object), allow_pickle=True)
     np.save(tmp_path / 'complex.npy', np.zeros((70, 80, 5), dtype=complex))
     np.save(tmp_path / 'nan.npy', np.full((70, 80, 5), np.nan))
@@ -194,7 +194,7 @@ def test_damaged_files_count_as_corrupt(tmp_path):
 
 
 def test_folder_tree_of_mixed_formats(tmp_path):
-    """Every picture below the folder is found, in any format, case of its ending and depth, grey ones and palettes
+    """Every image below the folder is found, in any format, case of its ending and depth, grey ones and palettes
     included, and nothing else; each comes with its own pixels."""
     pixels, names = make_pixels(64, 96, 3), []
     for number, ending in enumerate(('jpg', 'JPEG', 'png', 'PNG', 'webp', 'WebP', 'bmp', 'tif', 'TIFF', 'ppm')):
@@ -206,7 +206,7 @@ def test_folder_tree_of_mixed_formats(tmp_path):
         names.append(path)
     Image.fromarray(pixels[..., 0]).save(tmp_path / 'grey.png')
     Image.fromarray(pixels).quantize(16).save(tmp_path / 'palette.png')
-    (tmp_path / 'notes.txt').write_text('no picture')
+    (tmp_path / 'notes.txt').write_text('no image')
     pipeline = [dict(type='LoadImageFromFile'), dict(type='DrawVisibleCells'), dict(type='PackInputs', meta_keys=KEYS)]
     dataset = UnlabelledImages(str(tmp_path), pipeline)
     sampler = DrawSampler(dataset, seed=0)
@@ -222,7 +222,7 @@ def test_folder_tree_of_mixed_formats(tmp_path):
 
 
 def test_preprocessor_is_mmpretrains_on_colour():
-    """On colour pictures normalisation and channel order are those of mmpretrain's preprocessor, bit for bit."""
+    """On colour images normalisation and channel order are those of mmpretrain's preprocessor, bit for bit."""
     options = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
     batch = dict(inputs=torch.from_numpy(make_pixels(2, 3, 32, 64)), data_samples=[DataSample(), DataSample()])
     ours, theirs = (kind(**options)(dict(batch))['inputs'] for kind in (FCMAEDataPreprocessor, SelfSupDataPreprocessor))
@@ -232,7 +232,7 @@ def test_preprocessor_is_mmpretrains_on_colour():
 @pytest.mark.parametrize('channels, values', [(1, 1), (4, 4), (5, 5), (5, 1), (4, 0)])
 @pytest.mark.parametrize('dtype', (np.uint8, np.uint16))
 def test_preprocessor_normalises_any_channels(channels, values, dtype):
-    """Each channel of pictures of 8 and 16 bits is shifted and divided by its own numbers, and keeps its place."""
+    """Each channel of images of 8 and 16 bits is shifted and divided by its own numbers, and keeps its place."""
     mean, std = list(range(10, 10 + values)) or None, list(range(3, 3 + values)) or None
     pixels = make_pixels(2, channels, 32, 64, dtype=dtype)
     preprocessor = FCMAEDataPreprocessor(mean, std, to_rgb=True)
@@ -243,20 +243,20 @@ def test_preprocessor_normalises_any_channels(channels, values, dtype):
 
 
 def test_wrong_number_of_channels_is_refused():
-    """Statistics, pictures and backbone of different numbers of channels are refused with both numbers and the keys to
+    """Statistics, images and backbone of different numbers of channels are refused with both numbers and the keys to
     set, where broadcasting would go on."""
     for mean, std in (([1, 2], [1]), ([1], None), ([1], [0])):
         with pytest.raises(ValueError, match=r'mean=\[1.*std='):
             FCMAEDataPreprocessor(mean, std)
-    with pytest.raises(ValueError, match='3 values in mean and std, but the pictures have 1 channels'):
+    with pytest.raises(ValueError, match='3 values in mean and std, but the images have 1 channels'):
         FCMAEDataPreprocessor([1, 2, 3], [1, 1, 1])(dict(inputs=torch.zeros(2, 1, 32, 32)))
     with pytest.raises(ValueError, match='data_preprocessor has 3 values in mean and std, .*in_channels=4'):
         make_model(4, data_preprocessor=dict(mean=[1, 2, 3], std=[1, 1, 1]))
     sample = DataSample(metainfo=dict(visible_cells=np.array([0])))
     model, images = make_model(4), torch.zeros(1, 1, 64, 64, dtype=torch.float64)
-    with pytest.raises(ValueError, match='pictures have 1 channels, .*in_channels=4'):
+    with pytest.raises(ValueError, match='images have 1 channels, .*in_channels=4'):
         model.loss(images, [sample])
-    with pytest.raises(ValueError, match='pictures have 1 channels, .*in_channels=4'):
+    with pytest.raises(ValueError, match='images have 1 channels, .*in_channels=4'):
         model.reconstruct(images, torch.tensor([[0]]))
 
 
@@ -293,8 +293,8 @@ def test_documented_config_trains_on_five_channels(tmp_path):
 
 
 def test_grey_pictures_of_the_shipped_pipeline(tmp_path):
-    """With ``color_type='grayscale'`` and one channel the shipped recipe trains on pictures of any format, at a size
-    that is not square, with finite loss; colour pictures come as their luminance."""
+    """With ``color_type='grayscale'`` and one channel the shipped recipe trains on images of any format, at a size
+    that is not square, with finite loss; colour images come as their luminance."""
     (tmp_path / 'pictures').mkdir()
     for number, ending in enumerate(('png', 'jpg', 'bmp', 'webp')):
         shape = (70, 80, 3) if number % 2 else (70, 80)

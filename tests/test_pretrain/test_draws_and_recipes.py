@@ -73,7 +73,7 @@ def test_published_ratio_shows_19_of_49():
 
 @pytest.mark.parametrize('ratio', (0, 1, -0.1, 1.5))
 def test_impossible_ratio_is_refused(ratio):
-    """A share outside (0, 1) is refused before any picture is read."""
+    """A share outside (0, 1) is refused before any image is read."""
     with pytest.raises(ValueError, match=rf'mask_ratio={ratio}: expected a share of hidden cells in \(0, 1\)'):
         DrawVisibleCells(ratio)
 
@@ -81,7 +81,7 @@ def test_impossible_ratio_is_refused(ratio):
 @pytest.mark.parametrize('num_cells, ratio, state', [(49, 0.99, 'every cell'), (1, 0.5, 'every cell'),
                                                      (49, 0., 'no cell')])
 def test_all_or_nothing_is_refused(num_cells, ratio, state):
-    """A ratio that leaves no cell, or hides none, of this picture is refused with both numbers."""
+    """A ratio that leaves no cell, or hides none, of this image is refused with both numbers."""
     with pytest.raises(ValueError, match=f'mask_ratio={ratio} hides {state} of {num_cells}'):
         num_visible(num_cells, ratio)
 
@@ -114,7 +114,7 @@ def test_execution_that_cannot_mask_is_refused(execution, message):
 
 @pytest.mark.parametrize('size, ranks', [(12, 3), (13, 4), (2, 5)])
 def test_ranks_share_every_picture(monkeypatch, size, ranks):
-    """Over all ranks an epoch visits each picture once, but for as few repeats as make ranks even; dealing the
+    """Over all ranks an epoch visits each image once, but for as few repeats as make ranks even; dealing the
     one-process order out in turn gives each rank's."""
     def draws(rank, world_size, epoch):
         monkeypatch.setattr(data, 'get_dist_info', lambda: (rank, world_size))

@@ -1,4 +1,4 @@
-"""FCMAE: its loss, its masks and its pictures depend on what the paper says, and on nothing else."""
+"""FCMAE: its loss, its masks and its images depend on what the paper says, and on nothing else."""
 import numpy as np
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_executions_give_one_loss_and_one_gradient():
 
 
 def test_reconstruction_keeps_visible_pixels():
-    """In the pasted picture visible cells are the original's bits, and the prediction fills the others alone."""
+    """In the pasted image visible cells are the original's bits, and the prediction fills the others alone."""
     images = make_images()
     pictures = make_model().reconstruct(images, torch.from_numpy(CELLS))
     shown = torch.zeros(2, 1, 64, 96, dtype=torch.bool)

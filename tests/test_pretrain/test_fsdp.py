@@ -49,7 +49,7 @@ def train_in_two(pictures, folder):
 @pytest.mark.slow
 def test_sharded_run_is_the_replicated_run(pictures, tmp_path):
     """Two processes with shards end in the weights, moments and schedules of two with replicas and of one process, to
-    1e-6 in float64 with clipped gradients, and each kind resumes the other's checkpoints; pictures are drawn on the
+    1e-6 in float64 with clipped gradients, and each kind resumes the other's checkpoints; images are drawn on the
     way. In float16 an overflow on any process skips the step of all."""
     in_processes(train_in_two, pictures, tmp_path, folder=tmp_path)
     train(make_config(pictures, tmp_path / 'one', **DOUBLE))

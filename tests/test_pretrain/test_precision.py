@@ -147,7 +147,7 @@ def test_block_of_thousands(dtype, fused):
 
 
 def curve(dtype, num_steps=50):
-    """Train on real pictures, the same batches whatever the dtype; return the losses."""
+    """Train on real images, the same batches whatever the dtype; return the losses."""
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler('cpu', init_scale=2.**12, enabled=dtype == torch.float16)
@@ -166,7 +166,7 @@ def curve(dtype, num_steps=50):
 
 
 def test_half_precision_loss_follows_float32():
-    """On the same pictures and masks the bfloat16 loss stays within 1 % of the float32 loss for 50 steps in which that
+    """On the same images and masks the bfloat16 loss stays within 1 % of the float32 loss for 50 steps in which that
     falls by a tenth, and so does the float16 loss."""
     wanted = curve(torch.float32)
     assert wanted[-5:].mean() < 0.9 * wanted[:5].mean()

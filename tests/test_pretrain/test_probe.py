@@ -26,7 +26,7 @@ SIZE, MEAN, STD = 64, 110., 60.
 
 
 def write_classes(folder, counts, seed=0, noise=190):
-    """Write pictures that need no resizing: stripes of a width of their class, on noise."""
+    """Write images that need no resizing: stripes of a width of their class, on noise."""
     generator = np.random.default_rng(seed)
     for label, count in enumerate(counts):
         (folder / f'class{label}').mkdir(parents=True)
@@ -111,7 +111,7 @@ def test_linear_probe_is_the_optimum():
 
 
 def plain_features(model, paths):
-    """Read, crop and normalise with PIL and numpy, run the dense backbone on one picture at a time, and average."""
+    """Read, crop and normalise with PIL and numpy, run the dense backbone on one image at a time, and average."""
     features = []
     for path in paths:
         pixels = np.asarray(Image.open(path))[4:68, 4:68].astype(np.float32)
@@ -123,7 +123,7 @@ def plain_features(model, paths):
 
 @pytest.mark.parametrize('batch_size, num_workers', [(64, 0), (3, 2)])
 def test_scores_are_those_of_plain_features(tmp_path, batch_size, num_workers):
-    """On a folder with train and val the scores are those of features computed picture by picture with PIL, the dense
+    """On a folder with train and val the scores are those of features computed image by image with PIL, the dense
     backbone and a brute-force vote, whatever the batch."""
     write_classes(tmp_path / 'train', (8, 7, 5))
     write_classes(tmp_path / 'val', (4, 4, 3), seed=1)
@@ -217,7 +217,7 @@ def test_frozen_restores_modes_and_generators():
 
 
 def test_split_is_fixed_and_even(tmp_path):
-    """Without train and val each class gives its share at even steps, in order of name, and no picture is in both."""
+    """Without train and val each class gives its share at even steps, in order of name, and no image is in both."""
     write_classes(tmp_path, (10, 5, 4))
     (train, labels), (test, truth), num_classes = labelled_split(str(tmp_path), default_pipeline(SIZE), 0.2)
     names = [[train.dataset.get_data_info(index)['img_path'][-len('class0/0.png'):] for index in part.indices]
@@ -228,11 +228,11 @@ def test_split_is_fixed_and_even(tmp_path):
 
 
 def test_mistakes_are_refused_before_training(tmp_path):
-    """A folder that cannot be split, too few pictures and numbers out of range are refused with what to give."""
+    """A folder that cannot be split, too few images and numbers out of range are refused with what to give."""
     with pytest.raises(FileNotFoundError, match="'/nowhere' of ProbeHook does not exist"):
         ProbeHook('/nowhere').before_train(None)
     write_classes(tmp_path / 'few', (3, 3))
-    with pytest.raises(ValueError, match='k=20 of ProbeHook: .* 4 pictures to learn from'):
+    with pytest.raises(ValueError, match='k=20 of ProbeHook: .* 4 images to learn from'):
         ProbeHook(str(tmp_path / 'few'), val_share=0.4).before_train(None)
     with pytest.raises(ValueError, match='0 of .* to test on'):
         ProbeHook(str(tmp_path / 'few'), k=1).before_train(None)
@@ -261,7 +261,7 @@ def share_features(rank, folder):
 
 @pytest.mark.slow
 def test_processes_share_the_pictures(tmp_path):
-    """Two processes, with an odd number of pictures, each get the features of one process, in order."""
+    """Two processes, with an odd number of images, each get the features of one process, in order."""
     write_classes(tmp_path / 'labelled', (8, 3))
     part = labelled_split(str(tmp_path / 'labelled'), default_pipeline(SIZE), 0.3)[0]
     assert len(part[0]) % 2 == 1

@@ -126,7 +126,7 @@ def test_a_seed_that_was_drawn_is_kept(pictures, tmp_path):
 
 
 def test_seen_pictures_are_not_read_again(pictures, quiet, tmp_path, monkeypatch):
-    """A resumed run reads the pictures behind the checkpoint alone, in the order of the quiet run."""
+    """A resumed run reads the images behind the checkpoint alone, in the order of the quiet run."""
     asked = []
     original = UnlabelledImages.__getitem__
     monkeypatch.setattr(UnlabelledImages, '__getitem__', lambda self, draw: asked.append(draw) or original(self, draw))
@@ -140,18 +140,18 @@ def test_seen_pictures_are_not_read_again(pictures, quiet, tmp_path, monkeypatch
 
 
 def test_another_batch_is_refused(pictures, quiet, tmp_path):
-    """A resumed run with another number of pictures an iteration is refused with both numbers and the way out."""
-    with pytest.raises(ValueError, match='batch_size=2 in 1 processes makes 2 pictures .* has 4: set it to 4, or .*lo'):
+    """A resumed run with another number of images an iteration is refused with both numbers and the way out."""
+    with pytest.raises(ValueError, match='batch_size=2 in 1 processes makes 2 images .* has 4: set it to 4, or .*lo'):
         resume(make_config(pictures, tmp_path, batch=2, **EVERYTHING), quiet / 'iter_2.pth')
 
 
 def test_loaders_that_cannot_resume_are_refused(pictures, tmp_path):
     """A sampler that cannot skip, and a batch larger than the data set, are refused before the first step."""
-    with pytest.raises(ValueError, match="DefaultSampler cannot skip pictures: use dict.type='DrawSampler'."):
+    with pytest.raises(ValueError, match="DefaultSampler cannot skip images: use dict.type='DrawSampler'."):
         cfg = make_config(pictures, tmp_path)
         cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
         train(cfg)
-    with pytest.raises(ValueError, match='batch_size=15 is more than the 14 pictures'):
+    with pytest.raises(ValueError, match='batch_size=15 is more than the 14 images'):
         train(make_config(pictures, tmp_path, batch=15))
 
 

@@ -26,7 +26,7 @@ def cost(monkeypatch):
 
 
 def read_batches(pictures, folder, batch):
-    """Return, a batch of an epoch, the picture numbers and the visible cells that this process gets."""
+    """Return, a batch of an epoch, the image numbers and the visible cells that this process gets."""
     cfg = make_config(pictures, folder, batch)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -39,7 +39,7 @@ def write_batches(pictures, folder, batch):
 
 @pytest.mark.slow
 def test_processes_share_each_batch(tmp_path):
-    """Two processes with half the batch each read, step by step, halves of the batch of one process: the same pictures
+    """Two processes with half the batch each read, step by step, halves of the batch of one process: the same images
     with the same masks, none twice, and each process as many steps."""
     pictures = draw_pictures(tmp_path / 'pictures', 3 * BATCH + 1)
     wanted = read_batches(pictures, tmp_path, BATCH)
@@ -80,7 +80,7 @@ def test_all_that_saves_memory_together(tmp_path):
 def test_multiply_adds_of_a_step(cost):
     """A forward's multiply-adds are those of every matrix product over visible sites, of the decoder over all cells and
     the prediction of hidden ones, plus the depthwise convolutions of visible sites in the first stage and of whole maps
-    in the others. Backward makes it three times as many, but for the gradient of the picture."""
+    in the others. Backward makes it three times as many, but for the gradient of the image."""
     counted = cost.count('atto', arch=dict(depths=DEPTHS, channels=WIDTHS))
     visible, cells, sides = 19, 49, (8, 4, 2, 1)
     sites = [visible * side**2 for side in sides]

@@ -1,4 +1,4 @@
-"""The Cascade Mask R-CNN recipe trains a step and is evaluated, narrow and on small pictures."""
+"""The Cascade Mask R-CNN recipe trains a step and is evaluated, narrow and on small images."""
 import json
 import math
 from pathlib import Path

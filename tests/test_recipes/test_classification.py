@@ -101,7 +101,7 @@ def test_published_settings(name):
 
 @pytest.mark.parametrize('name', [*PUBLISHED, *PROBES])
 def test_pictures(name):
-    """Training crops have the recipe's size with RandAugment (9, 0.5) and random erasing 0.25; test pictures are centre
+    """Training crops have the recipe's size with RandAugment (9, 0.5) and random erasing 0.25; test images are centre
     crops of 7/8 of a 256-pixel edge at 224, and warped whole from 384 on. A probe crops and flips alone."""
     cfg, size = load(name), int(name.rsplit('-', 1)[1])
     train_steps = cfg.train_dataloader.dataset.pipeline
@@ -143,14 +143,14 @@ def test_data_and_start(name):
         assert start.endswith(f'/pt_only/convnextv2_{arch}_1k_224_fcmae.pt')
 
 
-# ---- a leaf of each kind, run by tools/train.py on a tiny folder of pictures
+# ---- a leaf of each kind, run by tools/train.py on a tiny folder of images
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 4, 8, 8))
 CLASSES = ('checks', 'rings', 'stripes')
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Three classes of procedural pictures laid out as ImageNet, and FCMAE-like weights of a narrow backbone."""
+    """Three classes of procedural images laid out as ImageNet, and FCMAE-like weights of a narrow backbone."""
     root, generator = tmp_path_factory.mktemp('imagenet'), np.random.default_rng(0)
     for split, number in (('train', 2), ('val', 1)):
         for label, name in enumerate(CLASSES):

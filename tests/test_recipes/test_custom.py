@@ -18,7 +18,7 @@ NARROW = dict(depths=(1, 1, 1, 1), channels=(8, 8, 16, 16))
 
 @pytest.fixture(scope='module')
 def own(tmp_path_factory):
-    """Own data of both layouts: a json with the categories 3 and 7, pictures, label PNGs and five-band arrays."""
+    """Own data of both layouts: a json with the categories 3 and 7, images, label PNGs and five-band arrays."""
     root = tmp_path_factory.mktemp('own')
     make_embedded(str(root / 'made'), EmbeddedSpec(unlabelled=1, train=4, val=2, size=64))
     for split in ('train', 'val'):

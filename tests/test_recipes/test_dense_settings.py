@@ -56,7 +56,7 @@ def test_mask_rcnn(path):
 
 @pytest.mark.parametrize('path', leaves('mask_rcnn/*1gpu*.py'), ids=lambda path: path.stem)
 def test_one_gpu(path):
-    """Accumulation makes the batch of 32 on one GPU, and the warm-up is as long in pictures."""
+    """Accumulation makes the batch of 32 on one GPU, and the warm-up is as long in images."""
     cfg, full = load(path), load(path.with_name(path.name.replace('-1gpu', '')))
     assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == 32
     assert cfg.param_scheduler[0].end * cfg.train_dataloader.batch_size == full.param_scheduler[0].end * 32

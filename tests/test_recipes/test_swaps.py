@@ -42,7 +42,7 @@ def narrow(cfg):
 
 
 def make_batch(scope, with_mask):
-    """Return two pictures of 96 x 128 with labels."""
+    """Return two images of 96 x 128 with labels."""
     if scope == 'mmdet':
         return demo_mm_inputs(batch_size=2, image_shapes=[(3, 96, 128)] * 2, num_items=[2, 3], num_classes=80,
                               with_mask=with_mask)

@@ -24,7 +24,7 @@ PER_EPOCH = PICTURES // BATCH
 
 @TRANSFORMS.register_module(force=True)
 class Dawdle:
-    """A transform that takes its time, or kills its process at a picture, or fills one with NaN."""
+    """A transform that takes its time, or kills its process at an image, or fills one with NaN."""
 
     def __init__(self, seconds=0., kill_at='', poison=''):
         self.seconds, self.kill_at, self.poison = seconds, kill_at, poison

@@ -57,7 +57,7 @@ RLE = dict(size=[32, 48], counts=[132, 16, 16, 16, 32 * 48 - 180])
     (dict(segmentation=[]), 1, 0), (dict(segmentation='missing'), 1, 0), (dict(segmentation=[[1., 2.]]), 1, 1),
     (dict(iscrowd='missing'), 2, 0), (dict(category_id=8), 1, 0), (dict(image_id=5), 1, 0),
 ], ids=['good', 'RLE', 'gap in ids', 'crowd', 'partly outside', 'right of it', 'left of it', 'thin', 'negative',
-        'no area', 'empty polygons', 'no mask', 'two numbers', 'no iscrowd', 'unknown class', 'no such picture'])
+        'no area', 'empty polygons', 'no mask', 'two numbers', 'no iscrowd', 'unknown class', 'no such image'])
 def test_odd_instances(tmp_path, changes, num_used, num_ignored):
     """Beside a good instance, an odd one is learnt from, ignored or left out as the table says, and the rest stays."""
     dataset = load(tmp_path, content(annotation(1), annotation(2, **changes)))
@@ -70,14 +70,14 @@ def test_odd_instances(tmp_path, changes, num_used, num_ignored):
 
 
 def test_pictures_without_annotations(tmp_path):
-    """A picture without annotations is left out, one with crowds alone stays; a file that leaves none, or nothing but
+    """An image without annotations is left out, one with crowds alone stays; a file that leaves none, or nothing but
     crowds, is refused."""
     assert len(load(tmp_path, content(annotation(1)))) == 1
     dataset = load(tmp_path, content(annotation(1, iscrowd=1), annotation(2, image_id=2)))
     assert len(dataset) == 2 and len(dataset[0]['data_samples'].ignored_instances) == 1
     with pytest.raises(ValueError, match='a.json: all 2 objects have iscrowd=1'):
         load(tmp_path, content(annotation(1, iscrowd=1), annotation(2, iscrowd=1)))
-    with pytest.raises(ValueError, match=r"a.json: none of its 2 pictures has an .* classes \('cat', 'dog'"):
+    with pytest.raises(ValueError, match=r"a.json: none of its 2 images has an .* classes \('cat', 'dog'"):
         load(tmp_path, content())
     assert len(load(tmp_path, content(), test_mode=True)) == 2
 
@@ -112,7 +112,7 @@ def test_files_that_are_no_coco_are_refused(tmp_path, text, said):
 
 
 def evaluate(folder, whole, classes, found, metric=('bbox', 'segm')):
-    """Evaluate what a detector finds, (class name, picture, box), on a file."""
+    """Evaluate what a detector finds, (class name, image, box), on a file."""
     (folder / 'val.json').write_bytes(whole if isinstance(whole, bytes) else json.dumps(whole).encode())
     evaluator = CheckedCocoMetric(str(folder / 'val.json'), metric=list(metric))
     evaluator.dataset_meta = dict(classes=classes)
@@ -172,7 +172,7 @@ def test_objects_without_masks_are_evaluated(tmp_path, segmentation):
 @pytest.mark.parametrize('whole, said', [
     (content(annotation(1, iscrowd=1)), 'val.json: all 1 objects have iscrowd=1'),
     (dict(content(annotation(1)), images=[dict(id=1, file_name='a', height=9, width=9)] * 2), '2 images have id 1'),
-    (dict(content(annotation(1)), images=[dict(id=3, file_name='a', height=9, width=9)]), 'has no picture with id 1'),
+    (dict(content(annotation(1)), images=[dict(id=3, file_name='a', height=9, width=9)]), 'has no image with id 1'),
     (dict(content(annotation(1), annotation(2, category_id=90)),
           categories=[dict(id=7, name='cat'), dict(id=90, name='cat')]),
      r'categories \[7, 90\] are all named .cat. and have objects'),
@@ -243,7 +243,7 @@ def test_labels_are_those_of_mmseg(tmp_path, reduces):
 @pytest.mark.parametrize('pixels, said', [
     (np.full((4, 6), 11, np.uint8), r'labels \[11\] at 24 pixels: expected 0 to 9'),
     (np.full((4, 6), 300, np.uint16), r'labels \[300\] at 24 pixels'),
-    (np.zeros((6, 4), np.uint8), r'\(6, 4\) rows and columns, its picture picture.jpg has \(4, 6\)'),
+    (np.zeros((6, 4), np.uint8), r'\(6, 4\) rows and columns, its image picture.jpg has \(4, 6\)'),
     (np.zeros((4, 6, 3), np.uint8), r'shape \(4, 6, 3\): expected one channel'),
 ], ids=['out of range', '16 bits', 'turned', 'colour'])
 def test_bad_labels_are_refused(tmp_path, pixels, said):
@@ -256,7 +256,7 @@ def test_bad_labels_are_refused(tmp_path, pixels, said):
     (1, (48, 32), None), (6, (32, 48), None), (6, (48, 32), 'has 32 x 48 pixels, turned as its EXIF says'),
     (1, (60, 40), 'has 60 x 40 pixels, the file gives 48 x 32')])
 def test_sizes_of_other_pictures_are_refused(tmp_path, orientation, size, said):
-    """Sizes in the file that belong to the picture before its EXIF rotation, or to another one, are named; those after
+    """Sizes in the file that belong to the image before its EXIF rotation, or to another one, are named; those after
     rotation are right."""
     load(tmp_path, content(annotation(1)))
     exif = Image.Exif()

@@ -83,7 +83,7 @@ def test_sound_data_pass(data, tmp_path):
 
 @pytest.mark.parametrize('classes', [('c', 'a', 'b'), ['b', 'c', 'a']])
 def test_folders_keep_their_names(tmp_path, classes):
-    """Whatever the order of the names, each picture's label stands for its own folder's name."""
+    """Whatever the order of the names, each image's label stands for its own folder's name."""
     cfg = classifier(make_folders(tmp_path), classes)
     for split in ('train', 'val'):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -116,7 +116,7 @@ def test_other_names_in_both_splits(tmp_path):
 
 
 @pytest.mark.parametrize('evaluator, said', [
-    ('coco/annotations/instances_train2017.json', 'lists other pictures than .*instances_val2017.json'),
+    ('coco/annotations/instances_train2017.json', 'lists other images than .*instances_val2017.json'),
     ('coco/annotations/nowhere.json', 'nowhere.json.* does not exist')])
 def test_file_of_the_evaluator(data, evaluator, said):
     """An evaluator's file of another split, or of none, is named before training; a copy of the right one is not."""
@@ -170,7 +170,7 @@ def test_one_class_as_text(data):
     (lambda labels: np.where(labels > 4, 255, 0).astype(np.uint8), 'label files hold plain alone|hold no class alone'),
     (lambda labels: labels * 0 + 1, 'hold plain alone, and 0% of pixels are 255'),
     (lambda labels: labels.astype(np.uint16) * 256, 'has labels .* expected 0 to 10'),
-    (lambda labels: labels[::2, ::2], r'\(32, 32\) rows and columns, its picture .* has \(64, 64\)'),
+    (lambda labels: labels[::2, ::2], r'\(32, 32\) rows and columns, its image .* has \(64, 64\)'),
     (lambda labels: np.stack([labels] * 3, 2), 'expected one channel'),
     (lambda labels: labels.astype(np.float32) + 0.5, 'numbers of type float32'),
 ])
@@ -190,11 +190,11 @@ def test_labels_that_mean_nothing(data, change, said, split):
 
 
 def test_capitals_in_endings(data):
-    """Pictures that end in capitals would be left out, and are named; a list of files decides by itself."""
+    """Images that end in capitals would be left out, and are named; a list of files decides by itself."""
     for number, path in enumerate(sorted((data / 'ade/images/training').glob('*.png'))):
         if number % 2:
             path.rename(path.with_suffix('.PNG'))
-    with pytest.raises(ValueError, match='2 of 4 pictures in .*training end otherwise'):
+    with pytest.raises(ValueError, match='2 of 4 images in .*training end otherwise'):
         segmentor(data)
 
 
@@ -205,14 +205,14 @@ def test_settings_that_learn_nothing(data):
     one |= {f'{split}_dataloader.dataset.metainfo.classes': ('crack', ) for split in ('train', 'val')}
     with pytest.raises(ValueError, match='num_classes=1: the only class is always right'):
         segmentor(data, **one)
-    with pytest.raises(ValueError, match='batch_size=1: UPerHead pools each picture to one value'):
+    with pytest.raises(ValueError, match='batch_size=1: UPerHead pools each image to one value'):
         segmentor(data, **{'train_dataloader.batch_size': 1})
     segmentor(data, **{'train_dataloader.batch_size': 1, 'model.decode_head.norm_cfg': dict(type='GN', num_groups=32)})
 
 
 @pytest.mark.slow
 def test_remedies_train(data, tmp_path):
-    """A batch of one with group normalisation and no workers trains; more pictures in a batch than there are is
+    """A batch of one with group normalisation and no workers trains; more images in a batch than there are is
     said."""
     def arguments(*options):
         places = [f'{split}_dataloader.dataset.data_root={data}/ade' for split in ('train', 'val', 'test')]
@@ -224,7 +224,7 @@ def test_remedies_train(data, tmp_path):
     train(arguments('train_dataloader.batch_size=1', 'model.decode_head.norm_cfg.type=GN',
                     'model.decode_head.norm_cfg.num_groups=32'))
     assert (tmp_path / 'run' / 'iter_2.pth').is_file()
-    with pytest.raises(ValueError, match='4 pictures make no whole batch of 64'):
+    with pytest.raises(ValueError, match='4 images make no whole batch of 64'):
         train(arguments('train_dataloader.batch_size=64', 'train_dataloader.drop_last=True',
                         'train_dataloader.sampler.type=DefaultSampler'))
 
@@ -259,7 +259,7 @@ def test_paths_with_commas(tmp_path):
 
 @pytest.mark.parametrize('recipe', ['custom/upernet_five-channels', 'custom/upernet_own-classes', 'quickstart/upernet'])
 def test_augmented_tests_read_as_tests_do(recipe):
-    """``--tta`` reads pictures and labels by the steps of the test pipeline, whatever its base had."""
+    """``--tta`` reads images and labels by the steps of the test pipeline, whatever its base had."""
     cfg = read_config(f'configs/{recipe}.py')
     steps = cfg.test_dataloader.dataset.pipeline
     apply_tta(cfg)

@@ -154,7 +154,7 @@ def test_killed_worker_is_one_line(pictures, tmp_path):
 
 
 def test_not_a_number_stops_and_names_the_pictures(pictures, tmp_path):
-    """A picture of NaN stops the run with its name before anything of it is saved."""
+    """An image of NaN stops the run with its name before anything of it is saved."""
     with pytest.raises(SystemExit, match='stopped at iteration.*loss nan .*05.png.*max_skips'):
         train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png')))
     if (tmp_path / 'last_checkpoint').exists():
@@ -182,7 +182,7 @@ def test_skipped_updates_change_nothing(pictures, tmp_path, fused):
 
 
 def train_in_two(rank, pictures, work_dir, meeting, seconds):
-    """Train in one of two processes, each of which takes its own seconds a picture."""
+    """Train in one of two processes, each of which takes its own seconds an image."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     torch.distributed.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=2,
                                          timeout=timedelta(seconds=3))

@@ -1,4 +1,4 @@
-"""Every odd picture has one answer in pretraining: it is read as told here, or skipped and counted."""
+"""Every odd image has one answer in pretraining: it is read as told here, or skipped and counted."""
 import io
 import os
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_turned_and_cmyk_photographs_are_read(tmp_path):
 
 @pytest.mark.parametrize('name', SKIPPED)
 def test_damaged_pictures_are_skipped(tmp_path, name):
-    """Cut, empty, foreign and impossibly huge files are counted, and another picture takes their place."""
+    """Cut, empty, foreign and impossibly huge files are counted, and another image takes their place."""
     (tmp_path / name).write_bytes(SKIPPED[name])
     read, dataset = load(tmp_path)
     assert set(read) == {'whole.png'} and int(dataset._corrupt.sum()) == 1
@@ -110,7 +110,7 @@ def test_damaged_pictures_are_skipped(tmp_path, name):
 @given(st.sampled_from(('PNG', 'JPEG', 'BMP', 'WEBP', 'TIFF', 'PPM')), st.data())
 def test_any_cut_or_flipped_bytes_are_read_or_skipped(tmp_path_factory, form, data):
     """Wherever a file of any format is cut, or whatever byte of it is changed, it is read or skipped; nothing else is
-    raised, and a cut at any place before the last ten bytes is never taken for a whole picture."""
+    raised, and a cut at any place before the last ten bytes is never taken for a whole image."""
     content, folder = bytearray(encode(COLOUR, form)), tmp_path_factory.mktemp('fuzzed')
     place = data.draw(st.integers(0, len(content) - 11))
     cut = data.draw(st.booleans())

@@ -59,7 +59,7 @@ def test_conversion_there_and_back_is_the_same(arch, dialect, seed):
 @given(archs, st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.data())
 def test_executions_agree(arch, rows, columns, batch, data):
     """For any arch, size and mask the packed and the masked forward agree, do not read hidden pixels, NaN included, and
-    treat each picture of a batch as if it were alone."""
+    treat each image of a batch as if it were alone."""
     cells = rows * columns
     assume(cells > 1)
     count, seed = data.draw(st.integers(1, cells)), data.draw(st.integers(0, 99))

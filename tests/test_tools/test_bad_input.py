@@ -98,6 +98,6 @@ def test_command_line_ends_with_one_line(tools, tmp_path):
     run = tools.command('train', 'fcmae', tmp_path, 'train_dataloader.dataset.pipeline.1.scale=72',
                         'train_dataloader.num_workers=1')
     assert run.returncode == 1 and 'Traceback' not in run.stderr, run.stderr
-    assert run.stderr.splitlines()[-1].startswith('error: the pipeline gives pictures of 72x72')
+    assert run.stderr.splitlines()[-1].startswith('error: the pipeline gives images of 72x72')
     broken = tools.command('train', 'fcmae', tmp_path, 'optim_wrapper.optimizer.lr=abc')
     assert broken.returncode == 1 and 'Traceback' in broken.stderr and 'TypeError' in broken.stderr

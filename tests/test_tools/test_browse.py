@@ -54,7 +54,7 @@ def test_segmentation_sample_is_tinted_by_class(tools, tmp_path):
 
 
 def test_classified_sample_names_its_class(tmp_path):
-    """A classification sample is the cropped picture with its label written into it."""
+    """A classification sample is the cropped image with its label written into it."""
     for name in ('cat', 'dog'):
         (tmp_path / 'data' / name).mkdir(parents=True)
         Image.new('RGB', (64, 64), (200, 40, 10)).save(tmp_path / 'data' / name / 'a.png')

@@ -26,7 +26,7 @@ VAL = {'mask-rcnn': 'coco/val2017', 'upernet': 'ade/images/validation'}
 
 @pytest.fixture(scope='session')
 def evaluated(tools, trained, tmp_path_factory):
-    """Return a function that gives the predictions of ``tools/test.py``, by picture name."""
+    """Return a function that gives the predictions of ``tools/test.py``, by image name."""
 
     def evaluate(task):
         out = tmp_path_factory.mktemp('evaluated') / 'out.pkl'
@@ -51,7 +51,7 @@ def same_masks(one, other):
 
 def test_detections_are_those_of_the_evaluation(tools, trained, evaluated, tmp_path):
     """Boxes, scores, classes and masks in predictions.json equal the evaluator's, and the drawing differs from the
-    picture where objects are."""
+    image where objects are."""
     written = run_predict(tools, trained, 'mask-rcnn', tmp_path, tools.data / VAL['mask-rcnn'])
     wanted = evaluated('mask-rcnn')
     assert len(written['predictions']) == len(wanted) == 2
@@ -67,7 +67,7 @@ def test_detections_are_those_of_the_evaluation(tools, trained, evaluated, tmp_p
 
 
 def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_path):
-    """Label pictures equal the evaluator's labels, and the listed shares are theirs."""
+    """Label images equal the evaluator's labels, and the listed shares are theirs."""
     written = run_predict(tools, trained, 'upernet', tmp_path, tools.data / VAL['upernet'])
     wanted = evaluated('upernet')
     for prediction in written['predictions']:
@@ -79,7 +79,7 @@ def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_p
 
 
 def test_video_frames_are_predicted_one_by_one(tools, trained, tmp_path):
-    """A video gives a description a frame, equal to those of the frames as pictures, and a drawn video as long."""
+    """A video gives a description a frame, equal to those of the frames as images, and a drawn video as long."""
     sources = sorted((tools.data / VAL['upernet']).glob('*.png'))
     film = tmp_path / 'film.avi'
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*'FFV1'), 5, (64, 64))  # without loss
@@ -107,11 +107,11 @@ def predict_all(tools, trained, task, out, *inputs, options=()):
 
 
 def test_bad_pictures_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
-    """Files that are no picture, have no bytes or end early get an entry with an error, the others are predicted, and
+    """Files that are no image, have no bytes or end early get an entry with an error, the others are predicted, and
     the command ends with one line and another status than 0."""
     (tmp_path / 'in').mkdir()
     good = next((tools.data / VAL['upernet']).glob('*.png')).read_bytes()
-    for name, content in (('a.jpg', b'no picture'), ('b.png', good), ('c.png', b''), ('d.png', good)):
+    for name, content in (('a.jpg', b'no image'), ('b.png', good), ('c.png', b''), ('d.png', good)):
         (tmp_path / 'in' / name).write_bytes(content)
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', tmp_path / 'in')
     assert ended.startswith('error: 2 of 4 inputs were not predicted') and 'a.jpg: it cannot be read' in ended
@@ -175,7 +175,7 @@ def build_model(cfg):
 @pytest.mark.parametrize('load, channels', [(dict(type='LoadImageFromFile', color_type='grayscale'), 1),
                                             (dict(type='mmpretrain.LoadPicture', channels=5), 5)])
 def test_other_channels_follow_the_test_pipeline(tools, tmp_path, load, channels):
-    """A model of grey pictures or of arrays with five bands, whose loader stands in test_dataloader alone, predicts
+    """A model of grey images or of arrays with five bands, whose loader stands in test_dataloader alone, predicts
     what ``tools/test.py``'s data loader feeds it; frames of a video become grey too."""
     cfg = read_config(tools.configs['upernet'])
     import_scope(cfg)

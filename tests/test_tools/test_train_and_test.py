@@ -38,7 +38,7 @@ def finite_metrics(work_dir, task):
 @pytest.mark.parametrize('task', ['mask-rcnn', 'upernet'])
 def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
     """Training logs finite losses and metrics; test, from the checkpoint, finds the same metrics, writes predictions
-    that can be read back for every picture, and draws pictures that are not blank."""
+    that can be read back for every image, and draws images that are not blank."""
     work_dir = trained(task)
     finite_metrics(work_dir, task)
     assert all(math.isfinite(entry['loss']) for entry in scalars(work_dir) if 'loss' in entry)

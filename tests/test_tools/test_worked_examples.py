@@ -44,7 +44,7 @@ def drawn(tmp_path_factory):
 
 
 def own_segmentation(drawn, folder, bands):
-    """Pictures of the drawn data as own files, JPEG or arrays of bands, with labels 0 to 2."""
+    """Images of the drawn data as own files, JPEG or arrays of bands, with labels 0 to 2."""
     for made, split in (('training', 'train'), ('validation', 'val')):
         for part in ('images', 'labels'):
             (folder / part / split).mkdir(parents=True)
@@ -59,7 +59,7 @@ def own_segmentation(drawn, folder, bands):
 
 
 def own_detection(drawn, folder):
-    """The drawn pictures and two of their classes as own files."""
+    """The drawn images and two of their classes as own files."""
     for split in ('train', 'val'):
         content = json.loads((drawn / f'coco/annotations/instances_{split}2017.json').read_text())
         content['categories'] = content['categories'][:2]
@@ -76,7 +76,7 @@ def own_detection(drawn, folder):
 
 
 def random_checkpoint(config, path):
-    """Weights that no training gave, with which predictions differ from picture to picture."""
+    """Weights that no training gave, with which predictions differ from image to image."""
     cfg = read_config(str(config))
     import_scope(cfg)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -104,14 +104,14 @@ def random_checkpoint(config, path):
 
 
 def resized(config):
-    """Overrides that keep pictures small, where the recipe resizes them."""
+    """Overrides that keep images small, where the recipe resizes them."""
     steps = read_config(str(config)).test_dataloader.dataset.pipeline
     return [part for number, step in enumerate(steps) if step['type'] == 'Resize'
             for part in ('--cfg-options', f'test_dataloader.dataset.pipeline.{number}.scale=(96,96)')]
 
 
 def evaluate(config, checkpoint, folder, *arguments):
-    """Return what ``tools/test.py`` evaluates, by picture."""
+    """Return what ``tools/test.py`` evaluates, by image."""
     run_tool(run_test, parse_test_args([str(config), checkpoint, '--work-dir', str(folder), '--out', f'{folder}.pkl',
                                         *arguments, *resized(config)]))
     return {Path(one['img_path']).stem: one for one in pickle.loads(Path(f'{folder}.pkl').read_bytes())}
@@ -126,7 +126,7 @@ def predict_all(config, checkpoint, pictures, out):
 @pytest.mark.slow
 @pytest.mark.parametrize('example', ['upernet_own-classes', 'upernet_five-channels', 'quickstart'])
 def test_segmentation(drawn, tmp_path, example):
-    """``predict`` labels each pixel as ``test`` does, and ``--tta`` evaluates the same pictures."""
+    """``predict`` labels each pixel as ``test`` does, and ``--tta`` evaluates the same images."""
     base = 'quickstart/upernet' if example == 'quickstart' else f'custom/{example}'
     text = f"_base_ = '{ROOT}/configs/{base}.py'\n{SEGMENTOR}"
     if example == 'quickstart':

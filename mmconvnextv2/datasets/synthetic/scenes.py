@@ -17,7 +17,7 @@ MIN_PIXELS = 30
 
 
 class Scene(NamedTuple):
-    """A picture with its labels.
+    """An image with its labels.
 
     Attributes:
         image (np.ndarray): RGB, uint8, (H, W, 3).
@@ -138,11 +138,11 @@ def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
     Args:
         seed (int): Of the data set.
         split (int): Index into ``SPLITS``.
-        index (int): Number of the picture in its split.
+        index (int): Number of the image in its split.
         size (int): Side in pixels.
 
     Returns:
-        Scene: The picture and its labels.
+        Scene: The image and its labels.
     """
     generator = np.random.default_rng((seed, split, index))
     ground = int(generator.integers(len(GROUNDS)))

@@ -1,4 +1,4 @@
-"""The embedded data set: scenes written as unlabelled pictures, in COCO instance layout and in ADE20K layout.
+"""The embedded data set: scenes written as unlabelled images, in COCO instance layout and in ADE20K layout.
 
 Label 0 means unlabelled in ADE20K layout, then come grounds, then objects, for ``reduce_zero_label=True``.
 """
@@ -24,9 +24,9 @@ class EmbeddedSpec:
     """What to draw.
 
     Args:
-        unlabelled (int): Pictures without labels, at least 1. Defaults to 1000.
-        train (int): Labelled training pictures, at least 1. Defaults to 240.
-        val (int): Labelled validation pictures, at least 1. Defaults to 80.
+        unlabelled (int): Images without labels, at least 1. Defaults to 1000.
+        train (int): Labelled training images, at least 1. Defaults to 240.
+        val (int): Labelled validation images, at least 1. Defaults to 80.
         size (int): Side in pixels, at least 32. Defaults to 128.
         seed (int): Not negative. Defaults to 0.
 

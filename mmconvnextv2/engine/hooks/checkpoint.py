@@ -96,7 +96,7 @@ def _free(folder: Path) -> int:
 register_backend('atomic', AtomicBackend, force=True)
 
 
-def point_to(runner, checkpoint: str) -> None:
+def write_last_checkpoint(runner, checkpoint: str) -> None:
     """Make a checkpoint the one that ``--resume`` takes."""
     if is_main_process():
         AtomicBackend().put_text(str(checkpoint), os.path.join(runner.work_dir, 'last_checkpoint'))
@@ -177,7 +177,7 @@ class VerifiedCheckpointHook(CheckpointHook):
             self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
             save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
             backend_args=self.backend_args, **self.args)
-        point_to(runner, self.last_ckpt)
+        write_last_checkpoint(runner, self.last_ckpt)
         self._remove(outdated)
 
     def _note_step(self, runner, step: int) -> List[str]:

@@ -10,7 +10,7 @@ from ..model_state import unwrapped
 class CompileBackboneHook(Hook):
     """Compile ``model.backbone`` in place before training, so that names in checkpoints stay.
 
-    Each size of pictures is compiled on its own, since inductor of torch 2.11 fails on graphs of any size; after
+    Each size of images is compiled on its own, since inductor of torch 2.11 fails on graphs of any size; after
     ``torch._dynamo.config.recompile_limit`` (8) of them, other sizes run uncompiled.
 
     Args:

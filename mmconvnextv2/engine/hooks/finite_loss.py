@@ -13,7 +13,7 @@ from torch import Tensor
 from ...utils.errors import RunError, UserError
 
 
-def picture_names(batch: Any) -> List[str]:
+def image_names(batch: Any) -> List[str]:
     """List the files of a batch as data loaders give it."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return [str(getattr(sample, 'img_path', '?')) for sample in samples or []]
@@ -21,7 +21,7 @@ def picture_names(batch: Any) -> List[str]:
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop at a loss or gradient that is NaN or infinite, or skip a set number of such updates; name the pictures.
+    """Stop at a loss or gradient that is NaN or infinite, or skip a set number of such updates; name the images.
 
     A bad update changes neither weights nor moments. A fused optimizer is told on the device, without waiting, that a
     gradient is not finite (torch's ``found_inf``), and leaves everything as it is; from another one the gradients are
@@ -53,14 +53,14 @@ class FiniteLossHook(Hook):
         optimizer.register_step_post_hook(self._forget)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Name the pictures of a bad loss; count a bad update.
+        """Name the images of a bad loss; count a bad update.
 
         Raises:
             RuntimeError: If it is one too many.
         """
         loss = float(torch.as_tensor((outputs or {}).get('loss', 0.)).detach())
         if not math.isfinite(loss):
-            self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(picture_names(data_batch))}')
+            self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(image_names(data_batch))}')
             print_log(f'iteration {runner.iter + 1}: {self._bad[-1]}', 'current', logging.ERROR)
         skipped, self._found = self._found is not None and bool(self._found), None
         if not skipped and not (self._bad and runner.optim_wrapper.should_update()):
@@ -70,7 +70,7 @@ class FiniteLossHook(Hook):
         runner.message_hub.update_info('num_skipped_updates', self._num_skips)
         if self._num_skips > self.max_skips:
             raise RunError(f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
-                           'checkpoint, which is from before; look at those pictures, lower the learning rate, or '
+                           'checkpoint, which is from before; look at those images, lower the learning rate, or '
                            f"let custom_hooks' dict(type='FiniteLossHook', max_skips={self.max_skips}) skip more")
         print_log(f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: '
                   f'{found}', 'current', logging.WARNING)

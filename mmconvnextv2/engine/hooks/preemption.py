@@ -1,7 +1,4 @@
-"""What a training run does when it is told to stop, when its loss is no number, and when a part of it dies.
-
-mmengine dies of SIGTERM at once, trains on with NaN, and shows tracebacks of torch's own for the rest.
-"""
+"""PreemptionHook: on a signal, finish the iteration, save a checkpoint and exit; MMEngine dies at once."""
 import os
 import signal
 import threading
@@ -15,12 +12,12 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 from ...utils.errors import UserError
-from .checkpoint import ATOMIC, point_to
+from .checkpoint import ATOMIC, write_last_checkpoint
 
 INTERRUPTED = 'interrupted.pth'
 
 
-def deaf_worker(initialise: Optional[Callable], worker: int) -> None:
+def ignore_sigterm(initialise: Optional[Callable], worker: int) -> None:
     """Start a data loader's worker that takes SIGTERM from its parent alone: a cluster may send it to every process,
     and the main one needs its workers until the checkpoint is written."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -46,8 +43,8 @@ class PreemptionHook(Hook):
 
     Args:
         signals (Sequence[str]): What asks for an end. Defaults to ('SIGTERM', ).
-        interval (int): Iterations after which several processes agree whether one of them was told to stop. Defaults
-            to 10; a process alone looks after every one.
+        interval (int): Iterations per agreement of several processes whether a stop was requested of one of them.
+            Defaults to 10; a single process looks after each.
 
     Raises:
         ValueError: If a signal is unknown or the interval not positive.
@@ -61,17 +58,17 @@ class PreemptionHook(Hook):
                             "'SIGTERM' or 'SIGUSR1', and 1 or more iterations")
         self.signals = [signal.Signals[name] for name in signals]
         self.interval = interval
-        self._told_at = None
+        self._requested_at = None
         self._handlers = {}
 
     def before_run(self, runner) -> None:
         """Listen, and make the data loader's workers not listen."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._handlers = {number: signal.signal(number, self._be_told) for number in self.signals}
+        self._handlers = {number: signal.signal(number, self._request_stop) for number in self.signals}
         loader = getattr(getattr(runner, 'train_loop', None), 'dataloader', None)
         if loader is not None and signal.SIGTERM in self._handlers:
-            loader.worker_init_fn = partial(deaf_worker, loader.worker_init_fn)
+            loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
 
     def after_run(self, runner) -> None:
         """Give the signals back."""
@@ -79,50 +76,51 @@ class PreemptionHook(Hook):
             signal.signal(number, handler)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Save and end when told to; the last iteration of an epoch leaves that to the epoch's end."""
+        """If a stop was requested, save and exit; at the last iteration, :meth:`after_train_epoch` does it."""
         loader = runner.train_dataloader
         by_epoch = hasattr(runner.train_loop, 'run_epoch')
         if by_epoch and self.end_of_epoch(loader, batch_idx):
             return
         if is_distributed() and (runner.iter + 1) % self.interval:
             return
-        if self._all_told():
+        if self._stop_requested():
             exact = not by_epoch or hasattr(loader.sampler, 'skip')
             place = runner.iter + 1 if exact else runner.epoch * len(loader)
             self._end(runner, dict(epoch=runner.epoch, iter=place))
 
     def after_train_epoch(self, runner) -> None:
-        """Save and end when told to."""
-        if self._all_told():
+        """If a stop was requested, save and exit."""
+        if self._stop_requested():
             self._end(runner, dict(epoch=runner.epoch + 1, iter=runner.iter))
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """End when told to; a process alone only, as the others cannot agree in the middle of an evaluation."""
-        if self._told_at is not None and not is_distributed():
+        """If a stop was requested, exit; a single process only, since several cannot agree during an evaluation."""
+        if self._requested_at is not None and not is_distributed():
             self._leave(runner, 'ends while validating: --resume goes on from the last checkpoint')
 
-    def _be_told(self, number: int, frame: Any) -> None:
-        if self._told_at is not None:
+    def _request_stop(self, number: int, frame: Any) -> None:
+        if self._requested_at is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._told_at = time.monotonic()
+        self._requested_at = time.monotonic()
 
-    def _all_told(self) -> bool:
-        """Whether any process was told to stop."""
-        told = torch.tensor(int(self._told_at is not None))
+    def _stop_requested(self) -> bool:
+        """Whether a stop was requested of any process."""
+        requested = torch.tensor(int(self._requested_at is not None))
         if is_distributed():
-            all_reduce(told, 'max')
-        return bool(told)
+            all_reduce(requested, 'max')
+        return bool(requested)
 
     def _end(self, runner, meta: dict) -> None:
         path = os.path.join(runner.work_dir, INTERRUPTED)
         runner.save_checkpoint(runner.work_dir, INTERRUPTED, by_epoch=False, meta=dict(meta), backend_args=ATOMIC)
-        point_to(runner, path)
+        write_last_checkpoint(runner, path)
         self._leave(runner, f'saved {path} after iteration {meta["iter"]}: go on with --resume')
 
     def _leave(self, runner, what: str) -> None:
-        seconds = time.monotonic() - (self._told_at or time.monotonic())
-        runner.logger.warning(f'told to stop by {"/".join(one.name for one in self.signals)}, {what} ({seconds:.1f} s)')
+        seconds = time.monotonic() - (self._requested_at or time.monotonic())
+        names = '/'.join(one.name for one in self.signals)
+        runner.logger.warning(f'stop requested by {names}, {what} ({seconds:.1f} s)')
         if is_distributed():
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()

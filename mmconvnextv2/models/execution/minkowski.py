@@ -78,7 +78,7 @@ class SparseGrid(Grid):
     def entered(self, manager: Any, key: Any) -> 'SparseGrid':
         """Return this grid with the coordinates of ``key``, matched to our site order.
 
-        MinkowskiEngine's order is its own affair, of its hash map on a GPU and after striding: sites are matched by
+        MinkowskiEngine's row order is unspecified, on a GPU and after striding: sites are matched by
         their raster number.
         """
         theirs = manager.get_coordinates(key).long()  # (B * N, 3): image, row, column in sites of stage 1
@@ -165,10 +165,10 @@ def new_manager(device: torch.device) -> Any:
     """
     engine = import_minkowski_engine()
     if device.type == 'cuda' and not engine.is_cuda_available():
-        raise UserError(f"execution='minkowski' got pictures on {device}, but the installed MinkowskiEngine was built "
+        raise UserError(f"execution='minkowski' got images on {device}, but the installed MinkowskiEngine was built "
                         "for the CPU: choose execution='packed', train on the CPU, or build MinkowskiEngine with CUDA")
     if device.type not in ('cpu', 'cuda'):
-        raise UserError(f"execution='minkowski' got pictures on {device}: MinkowskiEngine runs on cpu and cuda; "
+        raise UserError(f"execution='minkowski' got images on {device}: MinkowskiEngine runs on cpu and cuda; "
                         "choose execution='packed'")
     kind = engine.CoordinateMapType
     return engine.CoordinateManager(
