@@ -34,7 +34,7 @@ def test_state_dict_is_mmpretrains(arch, monkeypatch):
 
 @pytest.mark.parametrize('arch', ('atto', 'femto', 'nano'))
 def test_outputs_equal_mmpretrains(arch):
-    """With the same random weights all four maps equal mmpretrain's, also where sides are no multiples of 32."""
+    """With the same random weights all four maps equal mmpretrain's, also where sides are not multiples of 32."""
     ours, theirs = randomise(ConvNeXtV2(arch)).double(), ConvNeXt(arch, **UPSTREAM).double()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 70, 101, dtype=torch.float64)

@@ -120,7 +120,7 @@ def test_command_is_one(words, parse, monkeypatch):
     elif first.startswith('benchmarks/'):
         assert (ROOT / first).is_file()
     else:
-        assert first in SYSTEM, f'{first} is no command that this test knows'
+        assert first in SYSTEM, f'{first} is not a command that this test knows'
 
 
 @pytest.mark.parametrize('path', GUIDES, ids=name_of)
@@ -144,7 +144,7 @@ def test_links_lead_somewhere(path):
     """Relative links end at files of the repository, and what follows # is a heading there."""
     for target, anchor in LINK.findall(BLOCK.sub('', path.read_text())):
         file = (path.parent / target).resolve() if target else path
-        assert file.is_file() and ROOT in file.parents, f'{target} is no file of the repository'
+        assert file.is_file() and ROOT in file.parents, f'{target} is not a file of the repository'
         assert not anchor or anchor in anchors(file), f'{target}#{anchor}: its headings are {sorted(anchors(file))}'
 
 

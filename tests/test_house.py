@@ -40,7 +40,7 @@ def test_imports_run_down(name):
 
 
 def test_modules_have_no_circles():
-    """Modules can be put in an order in which each imports earlier ones alone; a package's face is no part of one."""
+    """Modules can be put in an order in which each imports earlier ones alone; a package's face is left out."""
     faces = {name for name, path in MODULES.items() if path.name == '__init__.py'}
     waiting = {name: imports_of(name) - faces for name in set(MODULES) - faces}
     while waiting:

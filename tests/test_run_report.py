@@ -91,7 +91,7 @@ def test_single_entry_is_told_in_words(tmp_path):
 
 
 def test_feature_distances_are_drawn(work_dir, tmp_path, monkeypatch):
-    """--distance draws the table of tools/analyze_features.py, a curve a model over depth; another table is refused."""
+    """--distance draws the table of tools/analyze_features.py, a curve per model; another table is refused."""
     table = tmp_path / 'distance.csv'
     table.write_text('model,block,depth,channels,distance,deviation,pictures\n'
                      'GRN,a,0.0,8,0.25,0.1,4\nGRN,b,1.0,8,0.5,0.1,4\nV1,a,1.0,8,0.125,0.1,4\n')
@@ -101,7 +101,7 @@ def test_feature_distances_are_drawn(work_dir, tmp_path, monkeypatch):
     assert 'Feature diversity' in page_of(work_dir, '--distance', str(table))
     assert drawn['GRN'] == ([0., 1.], [0.25, 0.5]) and drawn['V1'] == ([1.], [0.125])
     table.write_text('a,b\n')
-    with pytest.raises(SystemExit, match='is no distance.csv'):
+    with pytest.raises(SystemExit, match='is not a distance.csv'):
         page_of(work_dir, '--distance', str(table))
 
 

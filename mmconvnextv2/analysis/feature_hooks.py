@@ -86,7 +86,7 @@ def _removed(handles: list) -> Iterator[None]:
 
 
 def num_extra_tokens(model: nn.Module) -> int:
-    """Return how many of a transformer's tokens are no sites: timm's and mmpretrain's names for it."""
+    """Return how many of a transformer's tokens are not sites: timm's and mmpretrain's names for it."""
     return getattr(model, 'num_prefix_tokens', getattr(model, 'num_extra_tokens', 0))
 
 
@@ -96,7 +96,7 @@ def to_sites(features: Tensor, channels_first: bool, skip: int) -> Tensor:
     Args:
         features (Tensor): (B, N, C), or a map (B, C, H, W) or (B, H, W, C).
         channels_first (bool): Which of the two a map is.
-        skip (int): Tokens to leave out of (B, N, C), which are no sites.
+        skip (int): Tokens to leave out of (B, N, C), which are not sites.
     """
     if features.ndim == 3:
         return features[:, skip:]
@@ -107,9 +107,9 @@ def sites_to_square(sites: Tensor) -> Tensor:
     """Lay sites (B, N, C) of a square image out as (B, H, H, C).
 
     Raises:
-        ValueError: If N is no square.
+        ValueError: If N is not a square.
     """
     side = math.isqrt(sites.shape[1])
     if side**2 != sites.shape[1]:
-        raise UserError(f'{sites.shape[1]} sites of a square image are no square: tokens that are no sites?')
+        raise UserError(f'{sites.shape[1]} positions: expected a square number; does the model have extra tokens?')
     return sites.unflatten(1, (side, side))

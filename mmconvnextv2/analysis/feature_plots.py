@@ -14,7 +14,7 @@ class Panel(NamedTuple):
 
 
 def plot_over_depth(curves: Dict[str, Curve], ylabel: str, path: str) -> None:
-    """Draw a curve a model over normalised depth; values are not negative."""
+    """Draw a curve per model over normalised depth; values are not negative."""
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
     for label, (depths, values) in curves.items():
@@ -67,7 +67,7 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
 
 
 def plot_maps(pictures: np.ndarray, rows: Sequence[Sequence[Panel]], title: str, path: str) -> None:
-    """Draw a row an image: the image, then the channel maps of each block.
+    """Draw a row per image: the image, then the channel maps of each block.
 
     Args:
         images (np.ndarray): Uint8, (B, H, W, 3).

@@ -83,7 +83,7 @@ def load_subject(label: str, source: str, weights: Optional[str] = None, device:
     elif weights is None:
         model = _load_file(source)
     else:
-        raise UserError(f'SOURCE={source!r} is no architecture ({", ".join(ARCHS)}), config or library '
+        raise UserError(f'SOURCE={source!r} is not an architecture ({", ".join(ARCHS)}), config or library '
                         f'({", ".join(LIBRARIES)}): --help lists what may stand there')
     if getattr(model, 'in_channels', 3) != 3 or len(mean) != 3:
         raise UserError(f'{source} reads images of {getattr(model, "in_channels", len(mean))} channels: only models '

@@ -84,7 +84,7 @@ def read_backbone(state_dict: dict) -> Backbone:
         weights, dropped = read_layout(state_dict, DIALECTS[dialect], dialect)
     odd = [f'{key} ({type(value).__name__})' for key, value in weights.items() if not isinstance(value, Tensor)]
     if odd:
-        raise UserError(f'{len(odd)} weights are no tensors: {some(odd)}')
+        raise UserError(f'{len(odd)} weights are not tensors: {some(odd)}')
     problems = list_problems(weights, _expected_shapes(weights))
     if problems:
         raise UserError(f'these weights ({dialect} layout) are an incomplete ConvNeXt backbone: {problems}')
@@ -115,7 +115,7 @@ def classifier_to_canonical(state_dict: dict) -> Dict[str, Tensor]:
     names = {respell(key): key for key in state_dict}
     lost = [f'{layer}.{leaf}' for leaf in ('weight', 'bias') if f'{layer}.{leaf}' not in names]
     if lost:
-        raise UserError(f'these weights ({dialect} layout) are no classifier: {some(lost)} missing')
+        raise UserError(f'these weights ({dialect} layout) are not a classifier: {some(lost)} missing')
     head = {f'head.fc.{leaf}': state_dict[names[f'{layer}.{leaf}']] for leaf in ('weight', 'bias')}
     return {**{f'backbone.{name}': value for name, value in weights.items()}, **head}
 

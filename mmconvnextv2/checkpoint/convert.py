@@ -128,7 +128,7 @@ def backbone_converter(layout: str) -> Callable[[dict], dict]:
 
 def layout_variant(layout: str, weights: Dict[str, Tensor]) -> str:
     """Return the layout's variant for these weights: timm's atto to nano, narrower than 96 channels, hold their linears
-    as 1x1 convolutions; Hugging Face's classifiers have one output norm, its backbones one a map."""
+    as 1x1 convolutions; Hugging Face's classifiers have one output norm, its backbones one per map."""
     if layout == 'timm' and read_arch(weights)[1][0] < 96:
         return 'timm-conv'
     if layout == 'huggingface' and any(f'norm{stage}.weight' in weights for stage in range(3)):

@@ -74,7 +74,7 @@ def _check_layout(path: str, content: dict) -> None:
     for name, (value, kinds) in parts.items():
         if value is not None and not isinstance(value, kinds):
             raise UserError(f'{path} holds {name} as {type(value).__name__}, expected {kinds[0].__name__}: it was '
-                            'changed after it was written, or is no checkpoint of a training')
+                            'changed after it was written, or is not a checkpoint of a training')
 
 
 @contextmanager
@@ -105,8 +105,8 @@ def _file_kind(path: str) -> str:
     if head[8:9] == b'{':
         _check_safetensors_header(path, head, size)
         return 'safetensors'
-    raise UserError(f'{path} is no checkpoint: {_describe_foreign(head)}; expected a file written by torch.save or a '
-                    '.safetensors file')
+    raise UserError(f'{path} is not a checkpoint: {_describe_foreign(head)}; expected a file written by torch.save '
+                    'or a .safetensors file')
 
 
 def _describe_foreign(head: bytes) -> str:

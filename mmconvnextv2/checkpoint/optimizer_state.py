@@ -2,7 +2,7 @@
 
 An optimizer's state dict numbers the parameters, group by group, and names none. The official script has two groups,
 first what is not decayed (vectors and biases), then the rest, which there includes GRN and the mask token because they
-are no vectors; inside a group stands the order in which its modules are made. Reading needs no more than the order of
+are not vectors; inside a group stands the order in which its modules are made. Reading needs no more than the order of
 the weights in the same file. Reshapes are permutations, so moments take the same ones as the weights.
 """
 from typing import Any, Callable, Dict, List, Sequence, Tuple
@@ -87,7 +87,7 @@ def read_official_training(content: dict) -> Tuple[Dict[str, Tensor], Moments, i
     """Return the weights, the moments by official name, and the number of finished epochs of an official file.
 
     Raises:
-        ValueError: If the file is no whole training checkpoint.
+        ValueError: If the file is not a whole training checkpoint.
     """
     lacks = [key for key in ('model', 'optimizer', 'epoch') if key not in content]
     if lacks:

@@ -423,7 +423,7 @@ def _getattr(machine: Machine, owner: Any, name: Any) -> Name:
 
 
 def _size(machine: Machine, sizes: tuple = ()) -> torch.Size:
-    _require(_are_counts(sizes), f'torch.Size{_short(sizes)} is no size')
+    _require(_are_counts(sizes), f'torch.Size{_short(sizes)} is not a size')
     return torch.Size(sizes)
 
 
@@ -510,7 +510,7 @@ def _finish_dtype(dtype: Any) -> np.dtype:
     """Return a dtype, also one without the state that ``numpy.dtype`` gets."""
     if isinstance(dtype, Unfinished) and dtype.kind == 'numpy.dtype':
         dtype = dtype.value if dtype.value is not None else dtype.dtype
-    _require(isinstance(dtype, np.dtype), f'{_short(dtype)} is no dtype')
+    _require(isinstance(dtype, np.dtype), f'{_short(dtype)} is not a dtype')
     return dtype
 
 

@@ -184,7 +184,7 @@ def read_distances(path: str) -> Dict[str, List[Distance]]:
     with open(path, newline='') as file:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != Distance._fields:
-        raise UserError(f'{path} is no distance.csv: expected the columns {", ".join(Distance._fields)}')
+        raise UserError(f'{path} is not a distance.csv: expected the columns {", ".join(Distance._fields)}')
     measured: Dict[str, List[Distance]] = {}
     for model, block, depth, channels, distance, deviation, pictures in rows[1:]:
         row = Distance(model, block, float(depth), int(channels), float(distance), float(deviation), int(pictures))

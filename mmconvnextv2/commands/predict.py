@@ -131,7 +131,7 @@ class Predictor:
         """Read an image file as the config's test pipeline does; returns the pipeline's dict with ``img``.
 
         Raises:
-            UserError: If the file is not there, has no bytes or is no image.
+            UserError: If the file is not there, has no bytes or is not an image.
         """
         if not os.path.isfile(path):
             raise UserError('it is no longer there')
@@ -240,8 +240,10 @@ def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[
 
 
 def predict_video(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
-    """Predict for every frame of a video, write the drawn video and yield a description a frame; a video that cannot be
-    read, or ends before the length that it announces, is described by an ``error`` at the end."""
+    """Predict for every frame of a video, write the drawn video and yield a description per frame.
+
+    A video that cannot be read, or ends before the length that it announces, has an ``error`` at the end.
+    """
     reader = mmcv.VideoReader(source.path)
     if not reader.opened or not reader.width:
         yield dict(file=source.path, error='it cannot be read as a video; convert it, for example to MP4 with H.264')

@@ -46,7 +46,7 @@ def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: s
         config (str): An FCMAE config.
         checkpoint (str): A checkpoint of its training, with decoder.
         paths (Sequence[str]): Image files and folders.
-        out (str): A PNG, a row an image: original, masked, reconstruction, pasted.
+        out (str): A PNG, a row per image: original, masked, reconstruction, pasted.
         num_images (int): Defaults to 8.
         seed (int): Of crops and masks. Defaults to 0.
         options (dict, optional): Overrides, as ``--cfg-options``. Defaults to None.

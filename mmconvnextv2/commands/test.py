@@ -83,7 +83,7 @@ def test(args: Namespace) -> dict:
         dict: The metrics.
 
     Raises:
-        ValueError: If the checkpoint does not exist or ``--out`` is no pickle file.
+        ValueError: If the checkpoint does not exist or ``--out`` is not a pickle file.
     """
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise UserError(f'--out={args.out!r} must end in .pkl or .pickle.')

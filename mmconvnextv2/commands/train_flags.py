@@ -91,7 +91,7 @@ def stop_early(cfg: Config, metric: str, patience: str = str(PATIENCE), *rest: s
     """Stop when a metric no longer gets better; see :class:`BestScoreStoppingHook`.
 
     Raises:
-        ValueError: If there is no evaluation, or the patience is no positive whole number.
+        ValueError: If there is no evaluation, or the patience is not a positive whole number.
     """
     if rest or not patience.isdecimal() or not int(patience):
         raise UserError(f'--early-stop {" ".join([metric, patience, *rest])}: give METRIC, or METRIC PATIENCE with '

@@ -31,7 +31,7 @@ def decode_json(content: bytes, source: str) -> Any:
     """Return the value of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark, or in cp1252.
 
     Raises:
-        ValueError: If it is no JSON.
+        ValueError: If it is not JSON.
     """
     try:
         try:
@@ -51,7 +51,7 @@ def read_annotations(path: str, backend_args: Optional[dict] = None) -> Dict[str
         backend_args (dict, optional): See mmengine's ``fileio``. Defaults to None.
 
     Raises:
-        ValueError: If the file is no COCO JSON, lacks a field, or two images or two objects have one id.
+        ValueError: If the file is not a COCO JSON, lacks a field, or two images or two objects have one id.
     """
     content = decode_json(get(path, backend_args=backend_args), path)
     try:
@@ -128,7 +128,7 @@ class CheckedCocoDataset(CocoDataset):
         kwargs: See mmdet's ``CocoDataset``.
 
     Raises:
-        ValueError: If the file is no COCO JSON, lacks a field, or leaves nothing to train on.
+        ValueError: If the file is not a COCO JSON, lacks a field, or leaves nothing to train on.
     """
     COCOAPI = CheckedCOCO
 

@@ -22,7 +22,7 @@ class Pictures(Dataset):
         labels (Sequence[int], optional): Their classes. Defaults to None, all 0.
 
     Raises:
-        ValueError: If ``size`` is no multiple of 32.
+        ValueError: If ``size`` is not a multiple of 32.
     """
 
     def __init__(self, files: Sequence[str], size: int = 224, labels: Optional[Sequence[int]] = None) -> None:
@@ -76,7 +76,7 @@ def choose_labelled(folder: str,
         ValueError: If there are fewer than two classes, or one has no image.
     """
     if not os.path.isdir(folder):
-        raise MissingFileError(f'{folder} is no folder')
+        raise MissingFileError(f'{folder} is not a folder')
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
     if len(classes) < 2:
         raise UserError(f'{folder} holds {len(classes)} folders: expected one folder a class, two or more')

@@ -1,7 +1,7 @@
 """Label images of semantic segmentation, checked as they are read, for MMSegmentation.
 
 mmseg turns labels above 255 into others without a word, goes on with labels of another size than their image, and
-leaves values that are no class to the loss, which names no file.
+leaves values that are not a class to the loss, which names no file.
 """
 import mmcv
 import numpy as np
@@ -43,10 +43,10 @@ class LoadCheckedLabels(LoadAnnotations):
             raise UserError(f'{path} cannot be read as an image: replace it, or take it out of the data')
         labels = labels.squeeze()
         if not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(f'{path} holds numbers of type {labels.dtype}: expected integers, a class index a pixel')
+            raise UserError(f'{path} holds numbers of type {labels.dtype}: expected integers, a class index per pixel')
         if labels.ndim != 2:
-            raise UserError(f'{path} has shape {labels.shape}: expected one channel, a class index a pixel; '
-                            'colours of a palette are no labels')
+            raise UserError(f'{path} has shape {labels.shape}: expected one channel, a class index per pixel; '
+                            'colours of a palette are not labels')
         size = tuple(results.get('ori_shape', results.get('img_shape'))[:2])  # before any resizing
         if labels.shape != size:
             raise UserError(f"{path} has {labels.shape} rows and columns, its image {results['img_path']} has "

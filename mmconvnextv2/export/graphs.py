@@ -44,7 +44,7 @@ class CellAverage(nn.Module):
         return (rows @ features_BCHW.float() @ columns.T).to(features_BCHW.dtype)
 
     def _shares(self, size: int, device: torch.device) -> Tensor:
-        """Return the share of each of ``size`` sites in each cell, (n, size); cells overlap where n is no divisor."""
+        """Return the share of each of ``size`` sites in each cell, (n, size); cells overlap unless n is a divisor."""
         cell, site = torch.arange(self.output_size, device=device)[:, None], torch.arange(size, device=device)
         first, end = cell * size // self.output_size, ((cell + 1) * size + self.output_size - 1) // self.output_size
         return ((site >= first) & (site < end)).float() / (end - first)

@@ -69,7 +69,7 @@ def compare(exported: Exported, run: Runner, size: Tuple[int, int]) -> Iterator[
     """Compare a written file with the float32 model, at a size and at a smaller, odd one.
 
     Raises:
-        ValueError: If the largest difference is beyond ``TOLERANCE``, or an output is no number.
+        ValueError: If the largest difference is beyond ``TOLERANCE``, or an output is not a number.
     """
     graph, limit = exported.reference, TOLERANCE[exported.graph.dtype]
     for batch, height, width in ((2, *size), (1, max(size[1] // 2, SMALLEST) + 5, max(size[0] // 2, SMALLEST) + 13)):

@@ -16,7 +16,7 @@ BLOCKS_PER_GROUP = 3
 def check_decay_type(decay_type: str) -> None:
     """Raise ``ValueError`` unless ``decay_type`` is one of ``DECAY_TYPES``."""
     if decay_type not in DECAY_TYPES:
-        raise UserError(f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step a block) or '
+        raise UserError(f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step per block) or '
                         '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).')
 
 

@@ -48,7 +48,7 @@ class FCMAEUNetDecoder(BaseModule):
         response_norm (dict, optional): Of the blocks; None makes them ConvNeXt V1 blocks. Defaults to GRN.
 
     Raises:
-        ValueError: If ``channels`` is no multiple of 8.
+        ValueError: If ``channels`` is not a multiple of 8.
     """
 
     stride = CELL >> (LEVELS - 1)
@@ -136,7 +136,7 @@ class FCMAETransformerDecoder(BaseModule):
         num_heads (int): Defaults to 16.
 
     Raises:
-        ValueError: If ``channels`` is no multiple of 4 and ``num_heads``.
+        ValueError: If ``channels`` is not a multiple of 4 and ``num_heads``.
     """
 
     skips = False

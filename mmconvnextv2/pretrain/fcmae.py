@@ -113,7 +113,7 @@ def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
     mean = getattr(preprocessor, 'mean', None)
     if mean is not None and mean.numel() not in (1, in_channels):
         raise UserError(f'model.data_preprocessor has {mean.numel()} values in mean and std, but model.backbone has '
-                        f'in_channels={in_channels}: give one value, or one a channel')
+                        f'in_channels={in_channels}: give one value, or one per channel')
 
 
 def _check_channels(images: Tensor, in_channels: int) -> None:

@@ -34,7 +34,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
       distribution. Images and masks do not depend on ranks at all, and FCMAE draws nothing else.
     - With gradient accumulation, partially accumulated gradients are recomputed, since checkpoints do not store them.
 
-    The number of processes and workers may change while the number of images an iteration, ``batch_size`` times
+    The number of processes and workers may change while the number of images per iteration, ``batch_size`` times
     processes, stays. The sampler must be a ``DrawSampler``, with ``drop_last=True`` for an epoch of the same length
     whatever the number of processes.
 
@@ -46,7 +46,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
 
     Raises:
         ValueError: If the sampler cannot skip, an epoch has no whole batch, or a resumed run has another number of
-            images an iteration.
+            images per iteration.
     """
 
     def __init__(self, runner, dataloader, max_epochs: int, **kwargs) -> None:
@@ -109,7 +109,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
                     break
 
     def _check_batch(self) -> None:
-        """Compare the images an iteration with the checkpoint's, and note them for the next one.
+        """Compare the images per iteration with the checkpoint's, and note them for the next one.
 
         Raises:
             ValueError: If they differ.
@@ -119,6 +119,6 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         before = hub.runtime_info.get('pictures_per_iteration', batch) if self._iter else batch
         if before != batch:
             raise UserError(f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
-                            f'{batch} images an iteration, but the run to resume has {before}: set it to '
+                            f'{batch} images per iteration, but the run to resume has {before}: set it to '
                             f'{before / processes:g}, or start anew from its weights with load_from')
         hub.update_info('pictures_per_iteration', batch)

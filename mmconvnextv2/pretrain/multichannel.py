@@ -109,7 +109,7 @@ def read_array(content: bytes, path: str) -> np.ndarray:
     try:
         pixels = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise FileError(f'{path} is no array of numbers: {error}') from error
+        raise FileError(f'{path} is not an array of numbers: {error}') from error
     if pixels.dtype.kind not in 'biuf':
         raise FileError(f'{path} is an array of {pixels.dtype}: expected real numbers')
     return pixels[..., ::-1] if pixels.ndim == 3 and pixels.shape[2] == 3 else pixels
@@ -120,7 +120,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
     """Normalise images (B, C, H, W) of any number of channels.
 
     Args:
-        mean (Sequence[float], optional): One value, or one a channel in the order after ``to_rgb``. Defaults to None,
+        mean (Sequence[float], optional): One value, or one per channel in the order after ``to_rgb``. Defaults to None,
             as is ``std``: no normalisation.
         std (Sequence[float], optional): As many values as ``mean``, positive. Defaults to None.
         to_rgb (bool): Reverse three channels, which mmcv loads as BGR; other numbers stay. Defaults to False.

@@ -213,7 +213,7 @@ def test_mistakes_end_in_one_line(place, capsys):
 @pytest.mark.parametrize('given, message', [
     (['--model', 'a'], r'--model a: expected LABEL SOURCE \[WEIGHTS\]'),
     (['--model', 'a', 'atto'], "atto says no weights: add a checkpoint, or 'random'"),
-    (['--model', 'a', 'attto', 'random'], "SOURCE='attto' is no architecture .*, config or library"),
+    (['--model', 'a', 'attto', 'random'], "SOURCE='attto' is not an architecture .*, config or library"),
     (['--model', 'a', 'timm:convnextv2_ato'], "timm has no model 'convnextv2_ato'; near are .*convnextv2_atto"),
     (['--model', 'a', 'atto', 'random', '--model', 'a', 'femto', 'random'], r"labels \['a'\] stand twice"),
     (['--model', 'a', 'timm:convnext_atto', 'WEIGHTS'], 'does not fit ConvNeXt: .* are missing or of a wrong shape'),
@@ -233,7 +233,7 @@ def test_mistakes_are_named(place, given, message):
 
 
 def test_broken_files_are_named(place, tmp_path):
-    """A file that is no image, a folder without classes and a foreign table are refused by name."""
+    """A file that is not an image, a folder without classes and a foreign table are refused by name."""
     (tmp_path / 'broken.png').write_bytes(b'no image')
     with pytest.raises(ValueError, match='broken.png cannot be read as an image'):
         Pictures([str(tmp_path / 'broken.png')])[0]
@@ -241,5 +241,5 @@ def test_broken_files_are_named(place, tmp_path):
         choose_labelled(str(tmp_path))
     table = tmp_path / 'table.csv'
     table.write_text('a,b\n1,2\n')
-    with pytest.raises(ValueError, match='table.csv is no distance.csv: expected the columns model, block'):
+    with pytest.raises(ValueError, match='table.csv is not a distance.csv: expected the columns model, block'):
         run(place, 'distance', place / 'pictures', '--model', 'a', place / 'v2.pth', '--add', table)

@@ -138,7 +138,7 @@ def test_layouts_become_sites():
     assert torch.equal(to_sites(square.permute(0, 3, 1, 2), True, 0), sites)
     assert torch.equal(to_sites(F.pad(sites, (0, 0, 2, 0)), False, 2), sites)
     assert torch.equal(sites_to_square(sites), square)
-    with pytest.raises(ValueError, match='8 sites of a square image are no square'):
+    with pytest.raises(ValueError, match='8 positions: expected a square number'):
         sites_to_square(sites[:, 1:])
 
 

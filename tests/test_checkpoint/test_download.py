@@ -172,7 +172,7 @@ ANSWERS = {
     ('cut.safetensors', 'is not kept: it cannot be read .* truncated'),
     ('cut.pth', 'is not kept: it cannot be read as an archive .* truncated'),
     ('short.pth', 'is not kept: it cannot be read as an archive .* truncated'),
-    ('page.pth', 'is not kept: it is no checkpoint: it is a web page'),
+    ('page.pth', 'is not kept: it is not a checkpoint: it is a web page'),
     ('to-ftp.pth', 'it redirects to ftp://127.0.0.1/weights.pth, and only http and https are followed'),
     ('to-file.pth', "'file:///etc/passwd' is not allowed"),
     ('slow.safetensors', None), ('moved.safetensors', None), ('abc.safetensors', None)])

@@ -232,7 +232,7 @@ def test_moments_survive_the_round_trip_bit_for_bit(config, tmp_path):
 
 
 def write_run_config(folder, epochs=2):
-    """The shipped config for image folders with a narrow model, as a file; three iterations an epoch."""
+    """The shipped config for image folders with a narrow model, as a file; three iterations per epoch."""
     generator = np.random.default_rng(0)
     (folder / 'pictures').mkdir()
     for number in range(7):

@@ -99,7 +99,7 @@ def test_resumed_after_any_iteration_is_bitwise_the_quiet_run(pictures, quiet, t
 
 
 def test_checkpoints_of_epochs_resume_too(pictures, quiet, tmp_path):
-    """A checkpoint that mmengine writes at an epoch's end leads to the bits of the run that writes one an iteration."""
+    """A checkpoint that mmengine writes at an epoch's end leads to the bits of the run with one per iteration."""
     options = {**EVERYTHING, 'default_hooks.checkpoint.by_epoch': True}
     train(make_config(pictures, tmp_path, **options))
     resume(make_config(pictures, tmp_path / 'again', **EVERYTHING), tmp_path / 'epoch_1.pth')

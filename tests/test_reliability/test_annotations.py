@@ -162,8 +162,8 @@ def test_classes_go_by_name(tmp_path, classes, order, change):
 
 @pytest.mark.parametrize('segmentation', [[], None, 'missing'])
 def test_objects_without_masks_are_evaluated(tmp_path, segmentation):
-    """An object without a mask in the validation file is no KeyError: its box counts for both metrics, and it is left
-    out of what the data set loads."""
+    """An object without a mask in the validation file is not a KeyError: its box counts for both metrics, and it is
+    left out of what the data set loads."""
     whole = content(annotation(1), annotation(2, image_id=2, **{**OTHER, 'segmentation': segmentation}))
     assert evaluate(tmp_path, whole, ('cat', 'dog'), FOUND) == (1, 1)
     assert len(load(tmp_path, whole, test_mode=True)[1]['data_samples'].gt_instances) == 0

@@ -283,7 +283,7 @@ def test_labels_behind_a_wrapper(data):
 
 
 def test_hidden_folders_of_unlabelled_images(tmp_path):
-    """Folders that are no classes, as in pretraining, may be hidden."""
+    """Folders that are not classes, as in pretraining, may be hidden."""
     (tmp_path / '.thumbnails').mkdir()
     checked('quickstart/fcmae', {'train_dataloader.dataset.data_root': str(tmp_path)}, ('train', ))
 

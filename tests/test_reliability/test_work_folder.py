@@ -95,7 +95,7 @@ def test_second_run_in_a_folder_is_refused(pictures, tmp_path):
 
 
 def test_lock_through_a_link_and_over_odd_content(tmp_path):
-    """A folder is the same folder through a link, a lock file with any content is no obstacle, and one that links
+    """A folder is the same folder through a link, a lock file with any content is not an obstacle, and one that links
     elsewhere is not followed."""
     folder, other = tmp_path / 'a', tmp_path / 'b'
     folder.mkdir()

@@ -38,7 +38,7 @@ class Tools:
             (configs / f'{task}.py').write_text(f"_base_ = '{base}'\n{narrow}\n")
 
     def options(self, task, *more):
-        """Return overrides: one iteration an epoch, plain start, no worker processes."""
+        """Return overrides: one iteration per epoch, plain start, no worker processes."""
         loaders = ['train'] if task == 'fcmae' else ['train', 'val', 'test']
         common = [f'{loader}_dataloader.{scalar}' for loader in loaders for scalar in SCALARS]
         common += [f'{loader}_dataloader.batch_size=2' for loader in loaders]

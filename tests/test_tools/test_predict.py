@@ -79,7 +79,7 @@ def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_p
 
 
 def test_video_frames_are_predicted_one_by_one(tools, trained, tmp_path):
-    """A video gives a description a frame, equal to those of the frames as images, and a drawn video as long."""
+    """A video gives a description per frame, equal to those of the frames as images, and a drawn video as long."""
     sources = sorted((tools.data / VAL['upernet']).glob('*.png'))
     film = tmp_path / 'film.avi'
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*'FFV1'), 5, (64, 64))  # without loss
@@ -107,7 +107,7 @@ def predict_all(tools, trained, task, out, *inputs, options=()):
 
 
 def test_bad_pictures_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
-    """Files that are no image, have no bytes or end early get an entry with an error, the others are predicted, and
+    """Files that are not images, have no bytes or end early get an entry with an error, the others are predicted, and
     the command ends with one line and another status than 0."""
     (tmp_path / 'in').mkdir()
     good = next((tools.data / VAL['upernet']).glob('*.png')).read_bytes()

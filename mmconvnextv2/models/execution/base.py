@@ -57,7 +57,7 @@ def check_images(images: Tensor, visible_cells: Optional[Tensor]) -> None:
         raise UserError(f'visible_cells is {visible_cells.dtype} of shape {shape}: expected torch.int64 of shape '
                         f'({images.shape[0]}, K); mask_to_visible_cells makes it from a bool mask')
     if not 1 <= shape[1] <= num_cells:
-        raise UserError(f'visible_cells shows {shape[1]} cells an image: expected 1 to {num_cells} for '
+        raise UserError(f'visible_cells shows {shape[1]} cells per image: expected 1 to {num_cells} for '
                         f'{height}x{width} pixels')
 
 
@@ -76,5 +76,5 @@ def mask_to_visible_cells(visible: Tensor) -> Tensor:
                         '(B, height / 32, width / 32), True = visible')
     counts = sorted(set(visible.flatten(1).sum(1).tolist()))
     if len(counts) != 1 or counts[0] == 0:
-        raise UserError(f'visible shows {counts} cells an image: every image must show the same number, at least 1')
+        raise UserError(f'visible shows {counts} cells per image: every image must show the same number, at least 1')
     return visible.flatten(1).nonzero()[:, 1].view(len(visible), -1)

@@ -12,7 +12,7 @@ SIZE, PROGRAMS = 4096, 512  # sites times channels of a tile; programs that shar
 @triton.jit
 def layer_norm_kernel(grad, values, mean, rstd, weight, output, partial, num_sites, channels, STEPS: tl.constexpr,
                       TILE: tl.constexpr, BLOCK: tl.constexpr):
-    """STEPS tiles of TILE sites a program; its sums of the weight's and the bias's gradients go to (2, chunks, C)."""
+    """STEPS tiles of TILE sites per program; its sums of the weight's and the bias's gradients go to (2, chunks, C)."""
     ACC: tl.constexpr = partial.dtype.element_ty
     channel = tl.arange(0, BLOCK)[None]
     is_channel = channel < channels
