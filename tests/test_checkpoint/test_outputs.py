@@ -330,7 +330,7 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     """A backbone alone, and a layout without classifiers, raise and say so."""
     source = str(tmp_path / 'source.pth')
     torch.save(make().state_dict(), source)
-    with pytest.raises(ValueError, match='no classifier: head.fc.weight, head.fc.bias missing'):
+    with pytest.raises(ValueError, match='not a classifier: head.fc.weight, head.fc.bias missing'):
         convert_file(source, str(tmp_path / 'a.pth'), 'timm', classifier=True)
     torch.save(draw_sparse_file(), source)
     with pytest.raises(ValueError, match='official-sparse layout has no classifier: choose from canonical'):
