@@ -14,8 +14,8 @@ def backbone_from_weights(weights: Dict[str, Tensor], out_norm: bool = True) -> 
 
     Args:
         weights (dict[str, Tensor]): Canonical names, see :func:`mmconvnextv2.checkpoint.to_canonical`.
-        out_norm (bool): Keep the output norms, and return the maps of the stages that have one. False, and where there
-            are none: the last map, without a norm. Defaults to True.
+        out_norm (bool): Keep the output norms, and return the maps of the stages that have one. If False, or if the
+            weights have no output norm, return the last map without one. Defaults to True.
 
     Raises:
         ValueError: If the weights hold another response norm than GRN, or are incomplete.

@@ -85,7 +85,7 @@ def import_scope(cfg: Config) -> None:
         raise UserError(f'default_scope={scope!r} is unknown; allowed are {sorted(VISUALIZATION_HOOKS)}.')
     try:
         import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-        for name in OURS.get(scope, ()):  # whatever custom_imports says, which a config of one's own may replace
+        for name in OURS.get(scope, ()):  # even where the user's config replaces custom_imports
             import_module(f'mmconvnextv2.{name}')
     except ModuleNotFoundError as error:
         raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error

@@ -29,7 +29,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
                        help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)')
     whole.add_argument('--training', metavar='CONFIG',
                        help='convert a whole training checkpoint, to go on with this FCMAE config or from it')
-    parser.add_argument('--epoch-length', type=int, help='iterations an epoch of CONFIG (default: of the official run)')
+    parser.add_argument('--epoch-length', type=int,
+                        help='iterations per epoch of CONFIG (default: those of the official run)')
     add_config_options(parser)
     args = parser.parse_args(argv)
     if args.training and (args.check or args.weights != 'default'):

@@ -1,4 +1,4 @@
-"""``python -m mmconvnextv2 doctor`` tells what is installed, what works with it, and what to do about the rest.
+"""``python -m mmconvnextv2 doctor``: what is installed, what works, and how to fix what does not.
 
 Every line is found by using the part, a forward, a compiled operation, an import, and not by its version alone.
 """
@@ -206,7 +206,3 @@ def main() -> int:
         problems += finding.is_problem
     print(f'{problems} problems' if problems else 'no problem found')
     return problems
-
-
-if __name__ == '__main__':
-    sys.exit(min(main(), 1))

@@ -36,11 +36,6 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: Namespace) -> None:
-    """Entry point of ``tools/export.py``: run the chosen subcommand."""
-    args.run(args)
-
-
 def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument('config', help='config file of any recipe')
     parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone of any layout')

@@ -97,7 +97,7 @@ def run_distance(args: argparse.Namespace) -> None:
     measured: Dict[str, List[Distance]] = {}
     for path in args.add:
         measured.update(read_distances(path))
-    pictures = Pictures(choose_pictures(args.pictures, args.num_images, args.seed), args.size)
+    pictures = Pictures(choose_pictures(args.images, args.num_images, args.seed), args.size)
     for subject in load_subjects(args.model, args.device):
         measured[subject.label] = measure_distance(subject, pictures, args.batch_size, args.num_workers)
         write_distances(args.out, measured)
@@ -137,7 +137,7 @@ def run_selectivity(args: argparse.Namespace) -> None:
 
 def run_maps(args: argparse.Namespace) -> None:
     """Draw ``maps_LABEL.png`` for each model, and write the counts of dead and saturated channels to ``maps.csv``."""
-    files = choose_pictures(args.pictures, args.num_images, args.seed)
+    files = choose_pictures(args.images, args.num_images, args.seed)
     images, rows = load_batch(files, args.size), []
     for subject in load_subjects(args.model, args.device):
         blocks = find_blocks(subject.model)
@@ -201,13 +201,13 @@ def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
     distance = _subcommand(tools, 'distance', run_distance, 'feature cosine distance of every block over its depth, '
                                                             'all models in one figure (figure 4)')
-    distance.add_argument('pictures', nargs='+', help='image files or folders')
+    distance.add_argument('images', nargs='+', help='image files or folders')
     distance.add_argument('--num-images', type=_positive, default=1000, help='images at most, drawn (default 1000)')
     distance.add_argument('--add', nargs='+', default=[], metavar='CSV',
                           help='keep and draw the models of earlier distance.csv files')
 
     maps = _subcommand(tools, 'maps', run_maps, 'maps of channels, dead and saturated ones counted (figure 3)')
-    maps.add_argument('pictures', nargs='+', help='image files or folders')
+    maps.add_argument('images', nargs='+', help='image files or folders')
     maps.add_argument('--num-images', type=_positive, default=4, help='rows at most (default 4)')
     maps.add_argument('--blocks', nargs='+', default=[], help='numbers or names (default: five from first to last)')
     maps.add_argument('--channels', type=_positive, default=64, help='maps shown of a block (default 64)')
@@ -217,14 +217,9 @@ def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
 
     selectivity = _subcommand(tools, 'selectivity', run_selectivity, 'class selectivity index of the channels that '
                                                                      'blocks give out (figure 7)')
-    selectivity.add_argument('folder', help='labelled images, a folder a class')
+    selectivity.add_argument('folder', help='labelled images, one folder per class')
     selectivity.add_argument('--per-class', type=_positive, help='images of a class at most, drawn (default all)')
     return parser.parse_args(given)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Entry point of ``tools/analyze_features.py``: run the chosen subcommand."""
-    args.run(args)
 
 
 def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> argparse.ArgumentParser:

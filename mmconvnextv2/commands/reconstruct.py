@@ -1,4 +1,4 @@
-"""Reconstruction images from a checkpoint, for images of one's own."""
+"""Command line of ``tools/reconstruct.py``: reconstructions of the user's images, from an FCMAE checkpoint."""
 from argparse import ArgumentParser, Namespace
 from typing import Any, Dict, Optional, Sequence
 
@@ -24,7 +24,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
         'epoch_800.pth a.jpg')
     parser.add_argument('config', help='FCMAE config')
     parser.add_argument('checkpoint', help='checkpoint of its training, with decoder')
-    parser.add_argument('pictures', nargs='+', help='image files or folders')
+    parser.add_argument('images', nargs='+', help='image files or folders')
     parser.add_argument('--out', default='reconstruction.png', help='default reconstruction.png')
     parser.add_argument('--num-images', type=int, default=8, help='rows at most; default 8')
     parser.add_argument('--seed', type=int, default=0, help='of crops and masks; default 0')
@@ -34,7 +34,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
 
 def reconstruct(args: Namespace) -> None:
     """Entry point of ``tools/reconstruct.py``: reconstruct images."""
-    reconstruct_files(args.config, args.checkpoint, args.pictures, args.out, args.num_images, args.seed,
+    reconstruct_files(args.config, args.checkpoint, args.images, args.out, args.num_images, args.seed,
                       args.cfg_options)
 
 

@@ -24,13 +24,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     parser = ArgumentParser(
         description='Write one HTML page of a work folder: curves, metrics, learning rates by layer, images, '
         'environment and config. It opens from disk and needs no network.',
-        epilog='Example: python tools/report.py work_dirs/upernet --pictures work_dirs/upernet_shown')
+        epilog='Example: python tools/report.py work_dirs/upernet --images work_dirs/upernet_shown')
     parser.add_argument('work_dir', help='folder that tools/train.py or tools/test.py wrote')
     parser.add_argument('--out', help='the page; default WORK_DIR/report.html')
-    parser.add_argument('--pictures', nargs='+', default=[],
+    parser.add_argument('--images', '--pictures', nargs='+', default=[],
                         help='more images or folders of them, such as that of tools/test.py --show-dir')
     parser.add_argument('--distance', metavar='CSV', help='feature distances, of tools/analyze_features.py distance')
-    parser.add_argument('--num-pictures', type=int, default=12, help='most images a section; default 12')
+    parser.add_argument('--num-images', '--num-pictures', type=int, default=12,
+                        help='at most so many images per section; default 12')
     add_traceback(parser)
     return parser.parse_args(argv)
 
@@ -163,7 +164,7 @@ def add_pictures(report: Report, runs: Sequence[Path], more: Sequence[str], most
         report.heading('Reconstructions')
         for path in dict.fromkeys([reconstructions[0], reconstructions[-1]]):
             report.picture(path, f'{path.stem}: original | masked | reconstruction of hidden cells | pasted together')
-    for title, pictures in (('Predictions beside the truth', drawn), ('Pictures', given)):
+    for title, pictures in (('Predictions beside the truth', drawn), ('Images', given)):
         if pictures:
             report.heading(title)
             report.small_pictures(pictures[-most:], f'{min(most, len(pictures))} of {len(pictures)}')
@@ -204,7 +205,7 @@ def report_run(args: Namespace) -> None:
                       ylabel='seconds')
         report.curves(curves_of(training, ['grad_norm']), 'Norm of the gradient', ylabel='norm')
         add_learning_rates(report, training, work_dir)
-    add_pictures(report, runs, args.pictures, args.num_pictures)
+    add_pictures(report, runs, args.images, args.num_images)
     if args.distance:
         report.heading('Feature diversity')
         curves = {label: ([one.depth for one in distances], [one.distance for one in distances])

@@ -38,6 +38,11 @@ def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
         dist.destroy_process_group()
 
 
+def run_subcommand(args: Namespace) -> None:
+    """Run what a subcommand's parser set as ``run``; for tools that have several."""
+    args.run(args)
+
+
 def stated_mistake(error: Optional[BaseException]) -> Optional[str]:
     """Return the one-line message of an error that is the user's to mend, in this process or a data loader's worker;
     None for any other."""

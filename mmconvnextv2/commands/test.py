@@ -64,7 +64,7 @@ def apply_tta(cfg: Config) -> None:
 
 
 def _like_test(tta_pipeline: list, test_pipeline: Sequence[dict]) -> list:
-    """Give a TTA pipeline the steps of the test pipeline that read images and labels, for data of one's own."""
+    """Give a TTA pipeline the steps of the test pipeline that read images and labels, for the user's own data."""
     reads_labels = [step for step in test_pipeline if reads_annotations(step)]
     if test_pipeline:
         tta_pipeline[0] = deepcopy(test_pipeline[0])

@@ -61,7 +61,7 @@ def choose_pictures(paths: Sequence[str], num_images: int, seed: int = 0) -> Lis
 def choose_labelled(folder: str,
                     per_class: Optional[int] = None,
                     seed: int = 0) -> Tuple[List[str], List[int], List[str]]:
-    """Read a folder with a folder a class.
+    """Read a folder with one folder per class.
 
     Args:
         folder (str): The folder.
@@ -79,7 +79,7 @@ def choose_labelled(folder: str,
         raise MissingFileError(f'{folder} is not a folder')
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
     if len(classes) < 2:
-        raise UserError(f'{folder} holds {len(classes)} folders: expected one folder a class, two or more')
+        raise UserError(f'{folder} holds {len(classes)} folders: expected one folder per class, two or more')
     files, labels = [], []
     for label, name in enumerate(classes):
         path = os.path.join(folder, name)

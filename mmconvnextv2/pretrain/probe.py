@@ -39,7 +39,7 @@ def default_pipeline(image_size: int) -> List[dict]:
 
 
 def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 0.2) -> Tuple[Labelled, Labelled, int]:
-    """Read a labelled folder, a folder a class, and split it in two.
+    """Read a labelled folder, one folder per class, and split it in two.
 
     With folders ``train`` and ``val`` below ``data_root`` those are the split; else each class's files, in order of
     name, go to the second part at even steps, the same in every run.
@@ -61,7 +61,7 @@ def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 
     parts = [part for part in ('train', 'val') if os.path.isdir(os.path.join(data_root, part))]
     if len(parts) == 1:
         raise UserError(f'data_root={data_root!r} of ProbeHook has a folder {parts[0]!r} alone: give train and val, '
-                        'or one folder a class')
+                        'or one folder per class')
     if parts:
         sets = [_read(os.path.join(data_root, part), pipeline) for part in parts]
         labels = [_labels(one) for one in sets]
@@ -188,7 +188,7 @@ class ProbeHook(Hook):
         custom_hooks = [dict(type='ProbeHook', data_root='data/labelled', interval=20)]
 
     Args:
-        data_root (str): A folder a class, or folders ``train`` and ``val`` of such; see :func:`labelled_split`.
+        data_root (str): One folder per class, or folders ``train`` and ``val`` of such; see :func:`labelled_split`.
         interval (int): Epochs between evaluations. Defaults to 10.
         k (int): Neighbours. Defaults to 20.
         temperature (float): Of the neighbours' vote. Defaults to 0.07.

@@ -116,7 +116,7 @@ class MovedFinder(MetaPathFinder, Loader):
     @staticmethod
     def _warn(name: str) -> None:
         warnings.warn(f'{name} is now {" and ".join(_places(name))}; the old name goes with {REMOVED_IN}',
-                      FutureWarning, stacklevel=2)
+                      FutureWarning, stacklevel=3)  # at the import, beyond this finder
 
 
 def _places(fullname: str) -> Sequence[str]:

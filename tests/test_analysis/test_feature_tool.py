@@ -237,7 +237,7 @@ def test_broken_files_are_named(place, tmp_path):
     (tmp_path / 'broken.png').write_bytes(b'no image')
     with pytest.raises(ValueError, match='broken.png cannot be read as an image'):
         Pictures([str(tmp_path / 'broken.png')])[0]
-    with pytest.raises(ValueError, match='holds 0 folders: expected one folder a class'):
+    with pytest.raises(ValueError, match='holds 0 folders: expected one folder per class'):
         choose_labelled(str(tmp_path))
     table = tmp_path / 'table.csv'
     table.write_text('a,b\n1,2\n')

@@ -201,7 +201,7 @@ def moved(checkpoint, start):
 
 
 def started_from(checkpoint, start):
-    """Whether matrices of the backbone are near those of ``start``, as two steps leave them, and others are not."""
+    """Whether every matrix of the backbone is near that of ``start``, as after two steps; another draw is not."""
     given, new = torch.load(start, weights_only=False)['state_dict'], checkpoint['state_dict']
     matrices = [name for name, value in given.items() if name.startswith('backbone.') and value.ndim > 1]
     return all((new[name] - given[name]).norm() < 0.5 * given[name].norm() for name in matrices)

@@ -1,4 +1,4 @@
-"""How a forward visits the sites of an image: one class an execution, chosen by name."""
+"""How a forward visits the sites of an image: one class per execution, chosen by name."""
 from ...ops.grid import CELL, Grid
 from ...utils.errors import UserError
 from .base import Execution, check_images, mask_to_visible_cells
