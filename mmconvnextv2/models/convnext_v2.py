@@ -133,9 +133,10 @@ def set_kernels(model: nn.Module, kernels: Optional[str]) -> None:
     Raises:
         ValueError: If the setting is unknown.
     """
+    check_kernels(kernels)
     for module in model.modules():
         if isinstance(module, ConvNeXtV2Block):
-            module.kernels = check_kernels(kernels)
+            module.kernels = kernels
 
 
 class Stage(nn.Sequential):

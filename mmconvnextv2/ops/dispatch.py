@@ -5,7 +5,7 @@ its blocks hand on in the :class:`~mmconvnextv2.ops.grid.Grid`), or else the env
 ``MMCONVNEXTV2_KERNELS``, or else ``'auto'``:
 
 - ``'auto'``: fused operations, as Triton kernels on CUDA tensors where Triton is installed.
-- ``'torch'`` (or 0): fused operations, from torch's own.
+- ``'torch'`` (in the environment also 0): fused operations, from torch's own.
 - ``'layers'``: each layer by itself, as it is written in the block.
 
 ``TRITON_INTERPRET=1``, set before Python starts, has Triton's interpreter run kernels on CPU tensors, which is how they
@@ -24,22 +24,24 @@ from ..utils.errors import UserError
 from .grid import Grid
 
 KERNELS = ('auto', 'torch', 'layers')
+VARIABLE = 'MMCONVNEXTV2_KERNELS'
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HAS_INNER_PRODUCT = hasattr(torch.ops.mkldnn, '_linear_pointwise')
+_given = os.environ.get(VARIABLE, 'auto')
+_default = SimpleNamespace(kernels={'0': 'torch', '1': 'auto'}.get(_given, _given))  # checked when a model is built
 SMALL_PATCH = 4  # sites along the side of cells whose windows are no faster than whole maps
 
 
-def check_kernels(kernels: Optional[str], name: str = 'kernels') -> Optional[str]:
-    """Return a setting of ``KERNELS``; '0' and '1' stand for 'torch' and 'auto'.
+def check_kernels(kernels: Optional[str]) -> None:
+    """Refuse an unknown setting of ``KERNELS``; None is the environment's.
 
     Raises:
         ValueError: If it is unknown.
     """
-    kernels = {'0': 'torch', '1': 'auto'}.get(kernels, kernels)
-    if kernels is not None and kernels not in KERNELS:
-        raise UserError(f'{name}={kernels!r} is unknown: choose from {list(KERNELS)}')
-    return kernels
+    name, setting = ('kernels', kernels) if kernels is not None else (VARIABLE, _default.kernels)
+    if setting not in KERNELS:
+        raise UserError(f'{name}={setting!r} is unknown: choose from {list(KERNELS)}')
 
 
 def _is_installed(package: str) -> bool:
@@ -51,8 +53,6 @@ def _is_installed(package: str) -> bool:
 
 
 HAS_TRITON = _is_installed('triton')
-_default = SimpleNamespace(kernels=check_kernels(os.environ.get('MMCONVNEXTV2_KERNELS', 'auto'),
-                                                 'MMCONVNEXTV2_KERNELS'))
 
 
 @contextmanager

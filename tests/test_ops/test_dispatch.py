@@ -1,4 +1,5 @@
 """One setting bounds which code runs: the backbone's ``kernels``, or else the environment's."""
+import os
 import subprocess
 import sys
 import warnings
@@ -64,6 +65,10 @@ def test_unknown_setting_is_refused():
         ConvNeXtV2(ARCH, kernels='triton')
     with pytest.raises(ValueError, match='kernels=.no. is unknown'):
         set_kernels(ConvNeXtV2(ARCH), 'no')
+    run = subprocess.run([sys.executable, 'tools/get_flops.py', 'configs/quickstart/upernet.py'], capture_output=True,
+                         text=True, env={**os.environ, 'MMCONVNEXTV2_KERNELS': 'no'})
+    assert run.returncode == 1 and 'Traceback' not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith("error: MMCONVNEXTV2_KERNELS='no' is unknown: choose from")
 
 
 @pytest.mark.parametrize('value, chosen', [('0', 'layer'), ('layers', 'layer'), ('1', 'triton'), ('auto', 'triton')])
