@@ -73,6 +73,10 @@ MOVED = {
     'versions': 'utils.compat',
 }
 PACKAGES = ('execution', )
+# Functions of these that have another name now
+RENAMED = {
+    'launch.load_config': 'load_run_config',  # from parsed arguments; load_config takes a path
+}
 # Names that a package of 0.1 exported, and that it does not hold any more
 EXPORTED = {
     'checkpoint': {'MatchingWeightsHook': 'engine.hooks', 'skip_initial_weights_on_resume': 'engine.hooks'},
@@ -85,9 +89,10 @@ class MovedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') and name != '__all__':
             raise AttributeError(name)
+        new = RENAMED.get(f'{self.__name__}.{name}'.partition('.')[2], name)
         for place in _places(self.__name__):
-            if hasattr(import_module(place), name):
-                return getattr(import_module(place), name)
+            if hasattr(import_module(place), new):
+                return getattr(import_module(place), new)
         raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
 
 

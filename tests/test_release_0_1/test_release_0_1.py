@@ -113,6 +113,16 @@ def test_moved_names_warn_once():
     assert run.stdout == expected, run.stderr
 
 
+def test_old_load_config_takes_parsed_arguments():
+    """``launch.load_config`` reads the config of parsed arguments, as it did, whatever has its name now."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        launch = import_module('mmconvnextv2.launch')
+    args = launch.parse_train_args([str(ROOT / 'configs/quickstart/upernet.py'), '--work-dir', 'there'])
+    cfg = launch.load_config(args)
+    assert cfg.work_dir == 'there' and cfg.launcher == 'none' and cfg.model.backbone.arch == 'atto'
+
+
 def test_doctor_runs_under_its_old_name():
     """``python -m`` runs a command that moved."""
     run = subprocess.run([sys.executable, '-m', 'mmconvnextv2.doctor'], capture_output=True, text=True)
