@@ -11,7 +11,7 @@ import torch.distributed as dist
 from mmengine.dist import get_rank, is_distributed
 
 from ..utils.errors import UserError
-from ..utils.suggestions import explain_typo
+from ..utils.suggestions import explain_build
 
 IN_WORKER = 'Original Traceback (most recent call last)'  # torch puts a worker's traceback into the message
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -55,7 +55,7 @@ def stated_mistake(error: Optional[BaseException]) -> Optional[str]:
         return ' '.join(text.split())
     if isinstance(error, OSError) and error.filename:
         return f'{error.filename}: {error.strerror}'
-    return explain_fault(error) or explain_typo(error) or stated_mistake(error.__cause__ or error.__context__)
+    return explain_fault(error) or explain_build(error) or stated_mistake(error.__cause__ or error.__context__)
 
 
 def explain_fault(error: BaseException) -> Optional[str]:

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from ..checkpoint.load import allow_mmengine_checkpoints
 from ..engine.hooks import MatchingWeightsHook, ResumeHook
-from ..engine.pipelines import NamingRunner
+from ..engine.runner import NamingRunner
 from ..mmcv_operators import serving_operators
 
 

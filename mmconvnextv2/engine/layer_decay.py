@@ -4,6 +4,7 @@ The backbone answers at which depth a parameter is. Differs from the upstream co
 exempt from weight decay, and parameters of equal learning rate and weight decay share one group, so that fused
 optimizers stay fast.
 """
+from numbers import Real
 from typing import Callable, Dict, List, Optional, Tuple
 
 from mmengine.logging import print_log
@@ -57,6 +58,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise UserError(f'paramwise_cfg holds {sorted(unknown)}; allowed are decay_rate, decay_type, custom_keys.')
         self.decay_rate = self.paramwise_cfg.get('decay_rate', 1.)
         self.decay_type = self.paramwise_cfg.get('decay_type', 'group_wise')
+        rate = (optim_wrapper_cfg.get('optimizer') or {}).get('lr', 0)
+        if not isinstance(rate, Real):
+            raise UserError(f'optim_wrapper.optimizer.lr={rate!r}: expected a number')
         if not 0 < self.decay_rate <= 1:
             raise UserError(f'decay_rate={self.decay_rate!r} must lie in (0, 1].')
         check_decay_type(self.decay_type)

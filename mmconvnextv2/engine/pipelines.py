@@ -6,12 +6,8 @@ from typing import Any, Optional
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import Compose
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
-from ..utils.errors import UserError
-
-PACKAGES = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg', 'torchvision')
+from ..utils.errors import LIBRARIES, UserError
 
 
 class NamingPipeline(Compose):
@@ -39,7 +35,7 @@ class NamingPipeline(Compose):
             except (UserError, MemoryError):
                 raise
             except Exception as error:
-                if type(step).__module__.partition('.')[0] not in PACKAGES:
+                if type(step).__module__.partition('.')[0] not in LIBRARIES:
                     raise
                 raise UserError(_explain(number, step, path, error)) from error
             if data is None:
@@ -68,14 +64,3 @@ def name_files(dataset: Any) -> None:
             name_files(child)
     if type(getattr(dataset, 'pipeline', None)) is Compose:
         dataset.pipeline = NamingPipeline(dataset.pipeline)
-
-
-class NamingRunner(Runner):
-    """mmengine's ``Runner`` with data sets whose errors name their files."""
-
-    @staticmethod
-    def build_dataloader(*args, **kwargs) -> DataLoader:
-        """Build a data loader; see ``Runner``."""
-        loader = Runner.build_dataloader(*args, **kwargs)
-        name_files(loader.dataset)
-        return loader

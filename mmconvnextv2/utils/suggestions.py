@@ -1,20 +1,21 @@
 """What a misspelt key, class or override was meant to be.
 
-mmengine shows a traceback for the first two, and takes a misspelt override for a new key without a word.
+mmengine shows a traceback for what it cannot build, and takes a misspelt override for a new key without a word.
 """
 import difflib
 import inspect
 import re
 import traceback
-from typing import Dict, Iterable, List, Optional
+from typing import Dict, Iterable, List, Optional, Tuple
 
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from .errors import UserError
+from .errors import UserError, raised_in_library
 
 UNKNOWN_KEY = re.compile(r"__init__\(\) got an unexpected keyword argument '(\w+)'")
+REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w.-]*::([\w ]+) registry')
 
 
@@ -23,25 +24,31 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> Optional[st
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
 
 
-def explain_typo(error: BaseException) -> Optional[str]:
-    """Return one line for a key that a class of a config does not know, or a class that no registry knows."""
+def explain_build(error: BaseException) -> Optional[str]:
+    """Return one line for what mmengine cannot build of a config: a key that a class does not know, a class that no
+    registry knows, or arguments that a library's class refuses."""
     text = ' '.join(str(error).split())
     key, kind = UNKNOWN_KEY.search(text), UNKNOWN_TYPE.search(text)
-    built = _class_being_built(error)
+    built, given = _class_being_built(error)
     if isinstance(error, TypeError) and key and built is not None:
         known = list_arguments(built)
         return f'{built.__name__} has no argument {key[1]!r}{_did_you_mean(key[1], known)}; it has {", ".join(known)}'
     if isinstance(error, KeyError) and kind:
         return (f'type={kind[1]!r} is not registered as {kind[2]}{_did_you_mean(kind[1], list_types(kind[2]))}; '
                 'see also custom_imports and default_scope')
+    if isinstance(error, REFUSALS) and built is not None and raised_in_library(error):
+        plain = {name: value for name, value in given.items() if isinstance(value, (bool, float, int, str))}
+        reason = f'{type(error).__name__}: {text.rstrip(".")[:500]}'
+        return (f"type='{built.__name__}' of the config refuses its arguments, {plain}: {reason}. Correct them; "
+                '--traceback shows where')
     return None
 
 
-def _class_being_built(error: BaseException) -> Optional[type]:
-    """Return the class that mmengine was building last; the error itself may come from a base of it."""
-    built = [frame.f_locals.get('obj_cls') for frame, _ in traceback.walk_tb(error.__traceback__)
-             if frame.f_code.co_name == 'build_from_cfg']
-    return built[-1] if built and inspect.isclass(built[-1]) else None
+def _class_being_built(error: BaseException) -> Tuple[Optional[type], dict]:
+    """Return the class that mmengine was building last, and its arguments; the error may come from a base of it."""
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)
+              if frame.f_code.co_name == 'build_from_cfg' and inspect.isclass(frame.f_locals.get('obj_cls'))]
+    return (frames[-1]['obj_cls'], frames[-1].get('args') or {}) if frames else (None, {})
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

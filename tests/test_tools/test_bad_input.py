@@ -3,6 +3,8 @@ import json
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 TASKS = ('fcmae', 'mask-rcnn', 'upernet')
 
@@ -31,6 +33,45 @@ def test_pretraining(tools, tmp_path, option, pieces, num_workers):
     """Size, mask ratio and arch are named with what is allowed, in the main process and from a worker of the loader."""
     options = [option, f'train_dataloader.num_workers={num_workers}']
     refused(lambda: tools.train('fcmae', tmp_path, *options), tmp_path, *pieces)
+
+
+@pytest.mark.parametrize('option, pieces', [
+    ('param_scheduler.0.end=-5', ("type='LinearLR' of the config refuses its arguments", "'end': -5", 'larger than')),
+    ('train_cfg.max_iters=two', ("type='IterBasedTrainLoop'", "'max_iters': 'two'")),
+    ('model.decode_head.channels=-4', ("type='UPerHead'", "'channels': -4", 'negative dimension')),
+    ('default_hooks.checkpoint.save_best=foo', ("type='VerifiedCheckpointHook'", "'save_best': 'foo'")),
+    ('train_dataloader.batch_size=-1', ("a data loader with {'batch_size': -1", 'positive integer')),
+    ('optim_wrapper.optimizer.lr=fast', ("optim_wrapper.optimizer.lr='fast': expected a number", )),
+])
+def test_arguments_that_libraries_refuse(tools, tmp_path, option, pieces):
+    """What mmengine, mmseg and torch refuse of a config is named with its class, arguments and the reason."""
+    refused(lambda: tools.train('upernet', tmp_path, option), tmp_path, *pieces)
+
+
+@pytest.mark.parametrize('option, pieces', [
+    ('val_evaluator.iou_metrics=mFoo', ('val_evaluator or test_evaluator (IoUMetric) failed with KeyError', 'mFoo')),
+    ('default_hooks.checkpoint.save_best=mIou', ('the hook VerifiedCheckpointHook failed with KeyError', 'mIou')),
+])
+def test_metrics_and_hooks_that_fail(tools, tmp_path, option, pieces):
+    """A metric or hook in which a library's code fails, after training began, is named in one line."""
+    with pytest.raises(SystemExit) as stop:
+        tools.train('upernet', tmp_path, option)
+    assert stop.value.code.startswith('error: ') and '\n' not in stop.value.code
+    assert all(piece in stop.value.code for piece in pieces), stop.value.code
+
+
+class Forgetful(Hook):
+    """A hook of the user's own, with a bug."""
+
+    def before_train(self, runner):
+        return {}['no such key']
+
+
+def test_bugs_of_own_hooks_keep_their_traceback(tools, tmp_path, monkeypatch):
+    """A KeyError that a hook of the user's own raises is not taken for a mistake in the config."""
+    monkeypatch.setitem(HOOKS.module_dict, 'Forgetful', Forgetful)
+    with pytest.raises(KeyError, match='no such key'):
+        tools.train('upernet', tmp_path, 'default_hooks.own.type=Forgetful')
 
 
 @pytest.mark.parametrize('task', TASKS)

@@ -1,0 +1,80 @@
+"""mmengine's runner whose hooks, evaluators and data loaders name themselves when a library's code fails in them."""
+from typing import Any, Dict, List, Union
+
+from mmengine.evaluator import Evaluator
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from ..utils.errors import UserError, place_of, raised_in_library
+from .pipelines import name_files
+
+EXPLAINED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+
+
+def _explain(where: str, error: Exception) -> str:
+    reason = ' '.join(str(error).split()).rstrip('.') or 'no reason given'
+    return (f'{where} failed with {type(error).__name__}: {reason[:500]}. Check its arguments in the config; '
+            '--traceback shows where')
+
+
+class NamingEvaluator(Evaluator):
+    """mmengine's ``Evaluator``: an error of a library in one of its metrics is one line that names them."""
+
+    def process(self, *args, **kwargs) -> None:
+        """Process a batch; see ``Evaluator``."""
+        self._run(super().process, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs) -> Dict[str, Any]:
+        """Compute the metrics; see ``Evaluator``."""
+        return self._run(super().evaluate, *args, **kwargs)
+
+    def _run(self, step: Any, *args, **kwargs) -> Any:
+        try:
+            return step(*args, **kwargs)
+        except UserError:
+            raise
+        except EXPLAINED as error:
+            if not raised_in_library(error):
+                raise
+            names = ', '.join(type(metric).__name__ for metric in self.metrics)
+            raise UserError(_explain(f'val_evaluator or test_evaluator ({names})', error)) from error
+
+
+class NamingRunner(Runner):
+    """mmengine's ``Runner``: errors that libraries raise in data loaders, transforms, hooks and metrics are one line.
+
+    Errors raised by code of the user's own, or of this package, pass as they are.
+    """
+
+    @staticmethod
+    def build_dataloader(dataloader: Union[DataLoader, dict], *args, **kwargs) -> DataLoader:
+        """Build a data loader; see ``Runner``."""
+        try:
+            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        except UserError:
+            raise
+        except EXPLAINED as error:
+            if place_of(error).partition('.')[0] != 'torch':  # a data set's is explained by what builds it
+                raise
+            given = {key: dataloader.get(key) for key in ('batch_size', 'num_workers')}
+            raise UserError(_explain(f'a data loader with {given}', error)) from error
+        name_files(loader.dataset)
+        return loader
+
+    def build_evaluator(self, evaluator: Union[dict, List, Evaluator]) -> Evaluator:
+        """Build an evaluator; see ``Runner``."""
+        built = super().build_evaluator(evaluator)
+        return NamingEvaluator(built.metrics) if type(built) is Evaluator else built
+
+    def call_hook(self, fn_name: str, **kwargs) -> None:
+        """Call all hooks; see ``Runner``."""
+        for hook in self._hooks:
+            if hasattr(hook, fn_name):
+                try:
+                    getattr(hook, fn_name)(self, **kwargs)
+                except UserError:
+                    raise
+                except EXPLAINED as error:
+                    if not raised_in_library(error):
+                        raise
+                    raise UserError(_explain(f'the hook {type(hook).__name__}', error)) from error
