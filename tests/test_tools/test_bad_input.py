@@ -1,5 +1,6 @@
 """A user's mistake ends as one line that says what to do, with status 1, and leaves no checkpoint and no results."""
 import json
+import os
 
 import pytest
 import torch
@@ -134,11 +135,17 @@ def test_annotation_file_with_fewer_classes(tools, tmp_path, data):
 
 
 @pytest.mark.slow
-def test_command_line_ends_with_one_line(tools, tmp_path):
-    """The real command prints the line last, without a traceback, and a mistake of the code still shows one."""
+def test_command_line_ends_with_one_line(tools, tmp_path, monkeypatch):
+    """The real command prints the line last, without a traceback, and a bug of the user's own hook still shows one."""
     run = tools.command('train', 'fcmae', tmp_path, 'train_dataloader.dataset.pipeline.1.scale=72',
                         'train_dataloader.num_workers=1')
     assert run.returncode == 1 and 'Traceback' not in run.stderr, run.stderr
     assert run.stderr.splitlines()[-1].startswith('error: the pipeline gives images of 72x72')
-    broken = tools.command('train', 'fcmae', tmp_path, 'optim_wrapper.optimizer.lr=abc')
+    (tmp_path / 'own_hook.py').write_text(
+        'import mmconvnextv2.pretrain\nfrom mmengine.hooks import Hook\nfrom mmengine.registry import HOOKS\n'
+        '@HOOKS.register_module()\nclass OwnHook(Hook):\n'
+        '    def before_train(self, runner):\n        return 1 + "one"\n')
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(tmp_path), os.environ.get('PYTHONPATH')])))
+    broken = tools.command('train', 'fcmae', tmp_path, 'custom_imports.imports.0=own_hook',
+                           'default_hooks.own.type=OwnHook')
     assert broken.returncode == 1 and 'Traceback' in broken.stderr and 'TypeError' in broken.stderr
