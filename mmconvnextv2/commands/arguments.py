@@ -1,6 +1,7 @@
 """Arguments that the tools share, and the config that they give."""
 import os
 from argparse import ArgumentParser, Namespace
+from copy import deepcopy
 from importlib import import_module
 from typing import Any, Dict, Optional
 
@@ -11,6 +12,7 @@ from ..utils.errors import UserError
 from ..utils.suggestions import check_overrides
 from .data_checks import settle_data
 
+MISFITS = (AttributeError, IndexError, KeyError, TypeError)  # what mmengine raises for overrides
 OURS = dict(mmdet=('datasets.coco', 'models.fp32_detection'), mmseg=('datasets.segmentation', ))
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
@@ -50,10 +52,23 @@ def load_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
     """
     cfg = read_config(path)
     check_overrides(cfg, options)
-    cfg.merge_from_dict({key: whole_path(value) for key, value in (options or {}).items()})
+    _merge(cfg, {key: whole_path(value) for key, value in (options or {}).items()})
     settle_data(cfg)
     import_scope(cfg)
     return cfg
+
+
+def _merge(cfg: Config, options: Dict[str, Any]) -> None:
+    try:
+        cfg.merge_from_dict(options)
+    except MISFITS as error:
+        for key, value in options.items():  # which of them, by itself
+            try:
+                deepcopy(cfg).merge_from_dict({key: value})
+            except MISFITS:
+                raise UserError(f'--cfg-options {key}={value} does not fit the config ({error}): a dotted key leads '
+                                'through dicts, and through lists of dicts by number') from error
+        raise
 
 
 def load_run_config(args: Namespace) -> Config:

@@ -42,6 +42,7 @@ def test_pretraining(tools, tmp_path, option, pieces, num_workers):
     ('model.decode_head.channels=-4', ("type='UPerHead'", "'channels': -4", 'negative dimension')),
     ('default_hooks.checkpoint.save_best=foo', ("type='VerifiedCheckpointHook'", "'save_best': 'foo'")),
     ('train_dataloader.batch_size=-1', ("a data loader with {'batch_size': -1", 'positive integer')),
+    ('custom_imports.imports.0=a', ('--cfg-options custom_imports.imports.0=a does not fit the config', )),
     ('optim_wrapper.optimizer.lr=fast', ("optim_wrapper.optimizer.lr='fast': expected a number", )),
 ])
 def test_arguments_that_libraries_refuse(tools, tmp_path, option, pieces):
@@ -146,6 +147,8 @@ def test_command_line_ends_with_one_line(tools, tmp_path, monkeypatch):
         '@HOOKS.register_module()\nclass OwnHook(Hook):\n'
         '    def before_train(self, runner):\n        return 1 + "one"\n')
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(filter(None, [str(tmp_path), os.environ.get('PYTHONPATH')])))
-    broken = tools.command('train', 'fcmae', tmp_path, 'custom_imports.imports.0=own_hook',
-                           'default_hooks.own.type=OwnHook')
+    (tmp_path / 'own.py').write_text(f"_base_ = '{tools.configs['fcmae']}'\n"
+                                     "custom_imports = dict(imports=['own_hook'], allow_failed_imports=False)\n")
+    monkeypatch.setitem(tools.configs, 'fcmae', str(tmp_path / 'own.py'))
+    broken = tools.command('train', 'fcmae', tmp_path, 'default_hooks.own.type=OwnHook')
     assert broken.returncode == 1 and 'Traceback' in broken.stderr and 'TypeError' in broken.stderr
