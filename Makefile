@@ -21,8 +21,9 @@ minkowski export:
 	@$(SETUP) $@
 
 lint: env
-	@"$(VENV)/bin/python" -m flake8 mmconvnextv2 tools tests configs benchmarks docs
-	@"$(VENV)/bin/python" -m isort --check-only mmconvnextv2 tools tests configs benchmarks docs
+	@"$(VENV)/bin/python" -m ruff check --quiet
+	@"$(VENV)/bin/python" -m ruff format --check --quiet
+	@"$(VENV)/bin/python" -m codespell_lib $$(git ls-files)
 
 # Known vulnerabilities of the locked packages; needs the network, and is no part of the tests.
 audit: env

@@ -3,6 +3,7 @@
 Sessions on CPython 3.11 borrow what ``make env`` installed, through links, so that torch is not fetched and mmcv not
 built again; VENV names its place as it does for make. What a session tests is installed in an environment of its own.
 """
+
 import os
 import shutil
 import tempfile
@@ -14,15 +15,35 @@ ROOT = Path(__file__).parent
 VENV = Path(os.environ.get('VENV', ROOT / '.venv'))
 OURS = ('mmconvnextv2', '__editable__')
 UPSTREAM = ('mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
-FORKS = ('onedl-mmdetection==3.5.1', 'onedl-mmsegmentation==1.4.2', 'onedl-mmpretrain==1.3.6',
-         'imaug', 'imageio', 'lazy-loader', 'scikit-image', 'tifffile')  # what the fork's mmdet asks for besides
+FORKS = (
+    'onedl-mmdetection==3.5.1',
+    'onedl-mmsegmentation==1.4.2',
+    'onedl-mmpretrain==1.3.6',
+    'imaug',
+    'imageio',
+    'lazy-loader',
+    'scikit-image',
+    'tifffile',
+)  # what the fork's mmdet asks for besides
 # Tests of the backbone, its executions, weights and pretraining; those that need neither mmdet, mmseg nor mmcv.ops
-BARE = ['tests/test_backbone_contract.py', 'tests/test_layers.py', 'tests/test_layer_decay.py',
-        'tests/test_response_norms.py', 'tests/test_execution', 'tests/test_checkpoint', 'tests/test_pretrain',
-        '--ignore=tests/test_checkpoint/test_frameworks.py']
+BARE = [
+    'tests/test_backbone_contract.py',
+    'tests/test_layers.py',
+    'tests/test_layer_decay.py',
+    'tests/test_response_norms.py',
+    'tests/test_execution',
+    'tests/test_checkpoint',
+    'tests/test_pretrain',
+    '--ignore=tests/test_checkpoint/test_frameworks.py',
+]
 # With them, and the building of every recipe; what is left tests set-up, packaging and tools
-PORTABLE = ['tests/test_mmcv_operators', 'tests/test_backbone.py', 'tests/test_versions.py',
-            'tests/test_recipes/test_every_leaf.py', *BARE[:-1]]
+PORTABLE = [
+    'tests/test_mmcv_operators',
+    'tests/test_backbone.py',
+    'tests/test_versions.py',
+    'tests/test_recipes/test_every_leaf.py',
+    *BARE[:-1],
+]
 
 nox.options.sessions = ['wheel', 'mim', 'upstream']
 nox.options.error_on_missing_interpreters = True
@@ -49,7 +70,7 @@ def install_wheel(session: nox.Session, *options: str, extras: str = '') -> None
     dist = Path(session.create_tmp()).resolve() / 'dist'
     shutil.rmtree(dist, ignore_errors=True)
     session.run('python', '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', str(dist), str(ROOT))
-    wheel, = dist.glob('*.whl')
+    (wheel,) = dist.glob('*.whl')
     session.install(*options, f'{wheel}{extras}')
 
 
@@ -107,8 +128,9 @@ def fuzz(session: nox.Session) -> None:
 @nox.session(python=['3.10', '3.12'])
 def bare(session: nox.Session) -> None:
     """Another Python, everything fetched: the tests that need neither mmdet, mmseg nor compiled operations."""
-    install_wheel(session, 'torch==2.11.0', 'torchvision==0.26.0', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0',
-                  extras='[dev]')
+    install_wheel(
+        session, 'torch==2.11.0', 'torchvision==0.26.0', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0', extras='[dev]'
+    )
     session.run('python', '-m', 'pytest', *(session.posargs or BARE))
 
 

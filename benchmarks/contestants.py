@@ -2,8 +2,9 @@
 
 Weights are drawn so that no parameter is zero (GRN at its start is the identity) and every layer keeps the variance.
 """
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ CELL = 32
 @dataclass
 class Contestant:
     """A model and what it does in one forward; ``output`` is compared where weights are equal."""
+
     model: nn.Module
     loss: Callable[[], Tensor]
     output: Callable[[], Tensor] = None
@@ -52,7 +54,7 @@ def draw_weights(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=parameter[0].numel()**-0.5, generator=generator)
+            nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
         else:
             nn.init.normal_(parameter, mean=float(name.endswith('weight')), std=0.3, generator=generator)
     return model
@@ -65,16 +67,27 @@ def pictures(batch, side, device):
 
 def samples(batch, side, mask_ratio):
     """Draw masks as the pipeline packs them."""
-    random, cells = np.random.default_rng(1), (side // CELL)**2
-    return [DataSample(metainfo=dict(visible_cells=np.sort(
-        random.permutation(cells)[:num_visible(cells, mask_ratio)]))) for _ in range(batch)]
+    random, cells = np.random.default_rng(1), (side // CELL) ** 2
+    return [
+        DataSample(metainfo=dict(visible_cells=np.sort(random.permutation(cells)[: num_visible(cells, mask_ratio)])))
+        for _ in range(batch)
+    ]
 
 
 def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
     """FCMAE of a size; ``fused=False`` runs its blocks layer by layer, as torch's own operations."""
-    model = draw_weights(FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=size, out_indices=(3, ), out_norm=False),
-        neck=dict(type='FCMAEDecoder'), head=dict(type='FCMAEHead'), execution=execution)).to(device).train()
+    model = (
+        draw_weights(
+            FCMAE(
+                backbone=dict(type='ConvNeXtV2', arch=size, out_indices=(3,), out_norm=False),
+                neck=dict(type='FCMAEDecoder'),
+                head=dict(type='FCMAEHead'),
+                execution=execution,
+            )
+        )
+        .to(device)
+        .train()
+    )
     if not fused:
         unfuse(model)
     images, masks = pictures(batch, side, device), samples(batch, side, mask_ratio)
@@ -87,6 +100,7 @@ def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
     def output():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return loss(), *model.backbone(images, stack_visible_cells(masks, device), execution)
+
     return Contestant(model, loss, output)
 
 
@@ -99,7 +113,7 @@ def spark(batch, side, device, bf16=False):
     """mmpretrain's SparK of ConvNeXt V2-T, as its recipe builds it; it draws its own masks, at the same ratio."""
     config = get_config('mmpretrain::spark/spark_sparse-convnextv2-tiny_16xb256-amp-coslr-800e_in1k.py').model
     config.input_size = side
-    config.backbone.drop_path_rate = 0.
+    config.backbone.drop_path_rate = 0.0
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(config).to(device)
     images = pictures(batch, side, device)
@@ -107,6 +121,7 @@ def spark(batch, side, device, bf16=False):
     def loss():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             return model.loss(images, None)['loss']
+
     return Contestant(model.train(), loss)
 
 
@@ -118,8 +133,13 @@ def backbones(size, batch, side, device, bf16=False):
     ours, bare = ConvNeXtV2(size), ConvNeXtV2(size, out_norm=False)
     ours.load_state_dict(weights)
     bare.load_state_dict(plain)
-    peer = ConvNeXt(size if size in ConvNeXt.arch_settings else dict(ARCHS[size]), use_grn=True,
-                    layer_scale_init_value=0., out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+    peer = ConvNeXt(
+        size if size in ConvNeXt.arch_settings else dict(ARCHS[size]),
+        use_grn=True,
+        layer_scale_init_value=0.0,
+        out_indices=(0, 1, 2, 3),
+        gap_before_final_norm=False,
+    )
     peer.load_state_dict(weights)
     models = {'ours': ours, 'mmpretrain': peer, 'ours, no output norms': bare, 'timm': timm_backbone(size, plain)}
     images = pictures(batch, side, device)
@@ -131,6 +151,7 @@ def backbones(size, batch, side, device, bf16=False):
 def timm_backbone(size, weights):
     """timm's feature extractor with canonical weights."""
     import timm
+
     model = timm.create_model(f'convnextv2_{size}', features_only=True)
     shapes = model.state_dict()  # small sizes have 1x1 convolutions for linears
     for name, value in from_canonical(weights, 'timm').items():
@@ -144,6 +165,7 @@ def _dense(model, images, bf16):
     def output():
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
             return model(images)
+
     return Contestant(model, lambda: sum(one.float().square().mean() for one in output()), output)
 
 
@@ -151,9 +173,10 @@ def downstream(config, batch, side, device, backbone='ours'):
     """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn pictures."""
     from mmconvnextv2.commands.arguments import load_config
     from mmconvnextv2.commands.runner import revert_sync_batch_norm
+
     cfg = load_config(config)
     revert_sync_batch_norm(cfg)
-    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.)
+    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
     torch.manual_seed(0)
     MMLogger.get_current_instance().setLevel('WARNING')  # it lists every drawn weight
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -162,8 +185,13 @@ def downstream(config, batch, side, device, backbone='ours'):
         data = (_segmentation if cfg.default_scope == 'mmseg' else _detection)(batch, side)
     if backbone == 'mmpretrain':
         weights = model.backbone.state_dict()
-        model.backbone = ConvNeXt(cfg.model.backbone.arch, use_grn=True, layer_scale_init_value=0.,
-                                  out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
+        model.backbone = ConvNeXt(
+            cfg.model.backbone.arch,
+            use_grn=True,
+            layer_scale_init_value=0.0,
+            out_indices=(0, 1, 2, 3),
+            gap_before_final_norm=False,
+        )
         model.backbone.load_state_dict(weights)
     draw_weights(model.backbone)
     model.to(device)
@@ -174,21 +202,26 @@ def downstream(config, batch, side, device, backbone='ours'):
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             inputs = model.data_preprocessor(data, training=True)
             return model.parse_losses(model(**inputs, mode='loss'))[0]
+
     return Contestant(model, loss, loss)
 
 
 def _detection(batch, side):
     from mmdet.testing import demo_mm_inputs
-    return demo_mm_inputs(batch, image_shapes=[(3, side, side)] * batch, num_items=[8] * batch, num_classes=80,
-                          with_mask=True)
+
+    return demo_mm_inputs(
+        batch, image_shapes=[(3, side, side)] * batch, num_items=[8] * batch, num_classes=80, with_mask=True
+    )
 
 
 def _segmentation(batch, side):
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+
     random = torch.Generator().manual_seed(1)
     inputs = [torch.randint(256, (3, side, side), generator=random, dtype=torch.uint8) for _ in range(batch)]
     labels = [torch.randint(150, (1, side, side), generator=random) for _ in range(batch)]
     meta = dict(img_shape=(side, side), ori_shape=(side, side))
-    return dict(inputs=inputs, data_samples=[
-        SegDataSample(gt_sem_seg=PixelData(data=label), metainfo=meta) for label in labels])
+    return dict(
+        inputs=inputs, data_samples=[SegDataSample(gt_sem_seg=PixelData(data=label), metainfo=meta) for label in labels]
+    )

@@ -7,6 +7,7 @@ Counted, exactly and without a GPU, on tensors that hold no data: parameters, th
 autocast. Measured on the folder given: the mean size of a picture's file, and how many the FCMAE pipeline reads in a
 second of one core's time. Assumed: how many operations a second a GPU sustains.
 """
+
 import argparse
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ GIB = 2**30
 
 class Counted(NamedTuple):
     """What a model needs; elements, multiply-adds and bytes."""
+
     parameters: int
     block: int  # elements of the largest part that FSDP2 gathers at a time
     forward: float  # multiply-adds a picture
@@ -110,19 +112,41 @@ def memory(counted, gpus, sharded, recompute=False):
 
 def counted_table(sizes):
     """What was counted."""
-    rows = [[size, f'{one.parameters / 1e6:.1f}', f'{one.forward / 1e9:.2f}', f'{one.step / 1e9:.2f}',
-             f'{one.kept / 2**20:.1f}', f'{one.recomputed / 2**20:.1f}', f'{one.fixed / 2**20:.0f}']
-            for size, one in sizes.items()]
-    return table(['', 'parameters, M', 'multiply-adds of a forward, G a picture', 'of a training step',
-                  'kept for backward, MiB a picture', 'with `with_cp`', 'whatever the batch, MiB'], rows)
+    rows = [
+        [
+            size,
+            f'{one.parameters / 1e6:.1f}',
+            f'{one.forward / 1e9:.2f}',
+            f'{one.step / 1e9:.2f}',
+            f'{one.kept / 2**20:.1f}',
+            f'{one.recomputed / 2**20:.1f}',
+            f'{one.fixed / 2**20:.0f}',
+        ]
+        for size, one in sizes.items()
+    ]
+    return table(
+        [
+            '',
+            'parameters, M',
+            'multiply-adds of a forward, G a picture',
+            'of a training step',
+            'kept for backward, MiB a picture',
+            'with `with_cp`',
+            'whatever the batch, MiB',
+        ],
+        rows,
+    )
 
 
 def memory_table(sizes):
     """GiB a GPU, by what is counted."""
     rows = []
     for size, one in sizes.items():
-        cells = [memory(one, gpus, sharded, recompute) for sharded, gpus in ((False, 1), (True, 8), (True, 64))
-                 for recompute in (False, True)]
+        cells = [
+            memory(one, gpus, sharded, recompute)
+            for sharded, gpus in ((False, 1), (True, 8), (True, 64))
+            for recompute in (False, True)
+        ]
         rows.append([size, *(f'{cell / GIB:.1f}' for cell in cells)])
     saving = 'with `with_cp`'
     return table(['', 'DDP', saving, 'FSDP2, 8 GPUs', saving, 'FSDP2, 64 GPUs', saving], rows)
@@ -137,12 +161,33 @@ def hours_table(sizes, mean_bytes, rate):
             for speed in SUSTAINED:
                 a_gpu = speed * 1e12 / (2 * one.step)  # pictures a second
                 updates = gpus * a_gpu / BATCH  # a second
-                rows.append([size, gpus, speed, f'{EPOCHS * IMAGENET / (gpus * a_gpu) / 3600:.1f}', f'{a_gpu:.0f}',
-                             f'{a_gpu / rate:.1f}', f'{gpus * a_gpu * mean_bytes / 2**20:.0f}',
-                             f'{2 * whole * updates / 1e9:.2f}', f'{3 * whole * a_gpu / A_GPU / 1e9:.2f}'])
-    return table(['', 'GPUs', 'sustained by a GPU (assumed), 10^12 a second', 'hours', 'pictures a second and GPU',
-                  'cores a GPU that read them', 'MiB a second from disk, all', 'GB a second that a GPU sends, DDP',
-                  'FSDP2'], rows)
+                rows.append(
+                    [
+                        size,
+                        gpus,
+                        speed,
+                        f'{EPOCHS * IMAGENET / (gpus * a_gpu) / 3600:.1f}',
+                        f'{a_gpu:.0f}',
+                        f'{a_gpu / rate:.1f}',
+                        f'{gpus * a_gpu * mean_bytes / 2**20:.0f}',
+                        f'{2 * whole * updates / 1e9:.2f}',
+                        f'{3 * whole * a_gpu / A_GPU / 1e9:.2f}',
+                    ]
+                )
+    return table(
+        [
+            '',
+            'GPUs',
+            'sustained by a GPU (assumed), 10^12 a second',
+            'hours',
+            'pictures a second and GPU',
+            'cores a GPU that read them',
+            'MiB a second from disk, all',
+            'GB a second that a GPU sends, DDP',
+            'FSDP2',
+        ],
+        rows,
+    )
 
 
 def published_check():
@@ -152,14 +197,19 @@ def published_check():
         model.execution = 'masked'
         _, step = count_work(model)
     speed = 800 * IMAGENET * 2 * step / (7.7 * 3600 * 256)
-    return (f'Published: 7.7 hours for 800 epochs of Base on 256 TPU v3 cores, all sites computed ({step / 1e9:.1f} G '
-            f'multiply-adds a step and picture, counted): {speed / 1e12:.1f} * 10^12 operations a second and core.')
+    return (
+        f'Published: 7.7 hours for 800 epochs of Base on 256 TPU v3 cores, all sites computed ({step / 1e9:.1f} G '
+        f'multiply-adds a step and picture, counted): {speed / 1e12:.1f} * 10^12 operations a second and core.'
+    )
 
 
 def floor_table(rate, workers=(8, 16)):
     """Hours that reading alone takes, whatever the model."""
-    rows = [[gpus, count, f'{count * rate:.0f}', f'{EPOCHS * IMAGENET / (gpus * count * rate) / 3600:.1f}']
-            for gpus in GPUS for count in workers]
+    rows = [
+        [gpus, count, f'{count * rate:.0f}', f'{EPOCHS * IMAGENET / (gpus * count * rate) / 3600:.1f}']
+        for gpus in GPUS
+        for count in workers
+    ]
     return table(['GPUs', 'cores a GPU', 'pictures a second and GPU', 'hours at least'], rows)
 
 
@@ -171,10 +221,14 @@ def main():
     number, mean_bytes, rate = measure(args.pictures)
     sizes = {size: count(size) for size in args.sizes}
     print(f'Counted (batch of {A_GPU} a GPU below):\n\n{counted_table(sizes)}\n')
-    print(f'Measured: {number} pictures of {mean_bytes / 1024:.1f} KiB on average; {rate:.0f} a second of one core\'s '
-          f'time.\n\nGiB a GPU, counted:\n\n{memory_table(sizes)}\n')
-    print(f'{EPOCHS} epochs of ImageNet-1K, effective batch {BATCH}:\n\n{hours_table(sizes, mean_bytes, rate)}\n\n'
-          f'Reading alone:\n\n{floor_table(rate)}\n\n{published_check()}')
+    print(
+        f"Measured: {number} pictures of {mean_bytes / 1024:.1f} KiB on average; {rate:.0f} a second of one core's "
+        f'time.\n\nGiB a GPU, counted:\n\n{memory_table(sizes)}\n'
+    )
+    print(
+        f'{EPOCHS} epochs of ImageNet-1K, effective batch {BATCH}:\n\n{hours_table(sizes, mean_bytes, rate)}\n\n'
+        f'Reading alone:\n\n{floor_table(rate)}\n\n{published_check()}'
+    )
 
 
 if __name__ == '__main__':

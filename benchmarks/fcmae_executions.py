@@ -4,6 +4,7 @@ Example: python benchmarks/fcmae_executions.py --sizes atto tiny base --out benc
 
 Each execution of each size runs in processes of its own, in turns, since a process has one memory peak.
 """
+
 import argparse
 import json
 import statistics
@@ -20,13 +21,23 @@ EXECUTIONS = ('packed', 'masked', 'minkowski')
 CONTROL = 'leaky'  # wrong on purpose: shows how far the loss moves when convolutions read hidden sites
 SIDE, MASK_RATIO, WARM_UP, CPU, MIB = 224, 0.6, 2, torch.device('cpu'), 2**20
 PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'MinkowskiEngine')
-HEADER = ('size', 'execution', 'loss', 'loss differs', 'features differ', 's a step', 'range', 'peak MiB',
-          'of it in steps')
+HEADER = (
+    'size',
+    'execution',
+    'loss',
+    'loss differs',
+    'features differ',
+    's a step',
+    'range',
+    'peak MiB',
+    'of it in steps',
+)
 
 
 def measure(size, execution, batch, steps):
     """Return the first step's loss, the seconds of each step after the warm-up, and memory in MiB."""
     from contestants import fcmae
+
     build = partial(fcmae, size, execution, fused=True, batch=batch, side=SIDE, mask_ratio=MASK_RATIO, device=CPU)
     contestant, seconds, idle = build(), [], resident_bytes()
 
@@ -37,8 +48,13 @@ def measure(size, execution, batch, steps):
 
     peak = idle + peak_bytes(step, CPU, WARM_UP + steps)
     contestant = build()  # the peak is taken, and the weights are as they were
-    return dict(loss=contestant.loss().item(), seconds=seconds[WARM_UP:], idle=idle / MIB, peak=peak / MIB,
-                features=feature_difference(contestant.model.backbone, execution, batch))
+    return dict(
+        loss=contestant.loss().item(),
+        seconds=seconds[WARM_UP:],
+        idle=idle / MIB,
+        peak=peak / MIB,
+        features=feature_difference(contestant.model.backbone, execution, batch),
+    )
 
 
 @torch.no_grad()
@@ -47,6 +63,7 @@ def feature_difference(backbone, execution, batch):
     from contestants import pictures, samples
 
     from mmconvnextv2.pretrain.masking import stack_visible_cells
+
     images = pictures(batch, SIDE, CPU)
     cells = stack_visible_cells(samples(batch, SIDE, MASK_RATIO), images.device)
     reference = backbone(images, cells, 'masked')[-1]
@@ -73,17 +90,26 @@ def compare(size, args):
         if (difference > 1e-5) != (execution == CONTROL):
             raise SystemExit(f'{size}, {execution}: unexpected loss {found[0]["loss"]} beside masked {reference}')
         seconds = [second for run in found for second in run['seconds']]
-        rows.append([size, execution, f'{found[0]["loss"]:.7f}', f'{difference:.1e}', f'{found[0]["features"]:.1e}',
-                     f'{statistics.median(seconds):.3f}', f'{min(seconds):.3f} to {max(seconds):.3f}',
-                     f'{max(run["peak"] for run in found):.0f}',
-                     f'{max(run["peak"] - run["idle"] for run in found):.0f}'])
+        rows.append(
+            [
+                size,
+                execution,
+                f'{found[0]["loss"]:.7f}',
+                f'{difference:.1e}',
+                f'{found[0]["features"]:.1e}',
+                f'{statistics.median(seconds):.3f}',
+                f'{min(seconds):.3f} to {max(seconds):.3f}',
+                f'{max(run["peak"] for run in found):.0f}',
+                f'{max(run["peak"] - run["idle"] for run in found):.0f}',
+            ]
+        )
         print(*rows[-1], flush=True)
     return rows
 
 
 def write_table(rows, args):
     """Write the table with what it was measured on."""
-    text = f'''# FCMAE: three executions, one function
+    text = f"""# FCMAE: three executions, one function
 
 Written by `benchmarks/fcmae_executions.py` on {args.machine}.
 Batch {args.batch} of {SIDE} x {SIDE} pixels, mask ratio {MASK_RATIO}, float32, forward, backward and AdamW step.
@@ -95,7 +121,7 @@ Differences are relative to `masked`, before the first update; features are the 
 whose convolutions read across the mask, is the control: a comparison that could not tell it apart would prove nothing.
 
 {table(HEADER, rows)}
-'''
+"""
     Path(args.out).write_text(text)
 
 

@@ -1,4 +1,5 @@
 """The FCMAE pipeline and torchvision's, reading the same folder."""
+
 import tempfile
 from pathlib import Path
 
@@ -27,13 +28,18 @@ def pipelines(folder):
         ours = DATASETS.build(config)
     count = min(len(ours), MOST)
     paths = [ours.get_data_info(index)['img_path'] for index in range(count)]
-    theirs = transforms.Compose([
-        transforms.RandomResizedCrop(224, scale=(0.2, 1), interpolation=transforms.InterpolationMode.BICUBIC),
-        transforms.RandomHorizontalFlip(),
-        transforms.PILToTensor()])  # 8 bits, as ours; the device normalises
+    theirs = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(224, scale=(0.2, 1), interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.PILToTensor(),
+        ]
+    )  # 8 bits, as ours; the device normalises
     torch.set_num_threads(1)
-    return count, {'FCMAE pipeline': lambda: [ours[index] for index in range(count)],
-                   'torchvision': lambda: [theirs(default_loader(path)) for path in paths]}
+    return count, {
+        'FCMAE pipeline': lambda: [ours[index] for index in range(count)],
+        'torchvision': lambda: [theirs(default_loader(path)) for path in paths],
+    }
 
 
 def draw_pictures(folder, count=64):

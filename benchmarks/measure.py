@@ -1,4 +1,5 @@
 """Seconds, bytes kept for backward and peak memory of contestants that do the same work, side by side."""
+
 import datetime
 import gc
 import os
@@ -106,12 +107,16 @@ def machine(device, packages):
         hardware = torch.cuda.get_device_name(device)
     else:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
-        hardware = next((line.split(':')[1].strip() for line in lines if line.startswith('model name')),
-                        platform.processor() or 'unknown processor')
+        hardware = next(
+            (line.split(':')[1].strip() for line in lines if line.startswith('model name')),
+            platform.processor() or 'unknown processor',
+        )
         hardware += f', {torch.get_num_threads()} threads, no GPU'
     versions = ', '.join(f'{name} {_version(name)}' for name in packages)
-    return (f'{datetime.date.today()}: {hardware}; load average {os.getloadavg()[0]:.2f} at the start; '
-            f'Python {sys.version.split()[0]}, {versions}')
+    return (
+        f'{datetime.date.today()}: {hardware}; load average {os.getloadavg()[0]:.2f} at the start; '
+        f'Python {sys.version.split()[0]}, {versions}'
+    )
 
 
 def _version(package):

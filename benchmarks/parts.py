@@ -4,16 +4,22 @@ In a pretraining step every operation's own time is counted to the differentiabl
 that are not ours by what it computes. The profiler takes time itself, the more the smaller the operations, so that sums
 are longer than a step that nobody watches.
 """
+
 import statistics
 from collections import Counter
 
 from torch.profiler import ProfilerActivity, profile
 
 PRODUCTS = ('aten::mm', 'aten::addmm', 'aten::bmm', 'aten::baddbmm', 'mkldnn::_linear_pointwise')
-MLPS, DEPTHWISE = ('_ResponseMLP', ), ('_PackedDepthwise', '_Depthwise')
+MLPS, DEPTHWISE = ('_ResponseMLP',), ('_PackedDepthwise', '_Depthwise')
 PARTS = (MULTIPLY, PASS, CONVOLVE, DECODE, UPDATE, REST) = (
-    'response MLPs of the encoder, matrix products', 'the same, passes over hidden features', 'depthwise convolutions',
-    'response MLPs of the decoder', 'AdamW', 'everything else')
+    'response MLPs of the encoder, matrix products',
+    'the same, passes over hidden features',
+    'depthwise convolutions',
+    'response MLPs of the decoder',
+    'AdamW',
+    'everything else',
+)
 CONVOLUTIONS = ('aten::mkldnn_convolution', 'aten::convolution_backward')
 KINDS = ('matrix products', 'convolutions', REST)
 
@@ -65,5 +71,7 @@ def race_by(name_of, steps, rounds):
     for _ in range(rounds):
         for contestant, step in steps.items():
             found[contestant].append(seconds_by(name_of, step))
-    return {contestant: {name: statistics.median(one[name] for one in seconds) for name in seconds[0]}
-            for contestant, seconds in found.items()}
+    return {
+        contestant: {name: statistics.median(one[name] for one in seconds) for name in seconds[0]}
+        for contestant, seconds in found.items()
+    }

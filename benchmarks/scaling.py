@@ -6,6 +6,7 @@
 Processes of one thread each train the shipped recipe's model by gloo on pictures of their own; one process and two take
 turns, so that other work on the machine meets both. Nothing is read from disk.
 """
+
 import argparse
 import json
 import os
@@ -40,6 +41,7 @@ class Loss(nn.Module):
 def work(args):
     """Train in one process of a group; the first writes what all of them needed."""
     from cost import build, draw_batch
+
     torch.set_num_threads(1)
     dist.init_process_group('gloo')
     torch.manual_seed(0)
@@ -58,7 +60,7 @@ def work(args):
     peaks = [None] * dist.get_world_size()
     dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if dist.get_rank() == 0:
-        Path(args.worker).write_text(json.dumps(dict(seconds=seconds[args.warm_up:], peaks=peaks)))
+        Path(args.worker).write_text(json.dumps(dict(seconds=seconds[args.warm_up :], peaks=peaks)))
     dist.destroy_process_group()
 
 
@@ -66,8 +68,17 @@ def run(processes, args):
     """Start a group of processes and return the seconds of its steps and the peaks of its processes."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, 'result.json')
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}',
-                   __file__, *sys.argv[1:], '--worker', str(result)]
+        command = [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--standalone',
+            f'--nproc-per-node={processes}',
+            __file__,
+            *sys.argv[1:],
+            '--worker',
+            str(result),
+        ]
         subprocess.run(command, check=True, env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''})
         return json.loads(result.read_text())
 
@@ -80,8 +91,14 @@ def report(found, args):
         rate = statistics.median(rates)
         alone = alone or rate
         peaks = [peak / MIB for one in runs for peak in one['peaks']]
-        rows.append([processes, f'{rate:.2f} ({min(rates):.2f} to {max(rates):.2f})',
-                     f'{100 * rate / alone / processes:.0f} %', f'{statistics.median(peaks):.0f}'])
+        rows.append(
+            [
+                processes,
+                f'{rate:.2f} ({min(rates):.2f} to {max(rates):.2f})',
+                f'{100 * rate / alone / processes:.0f} %',
+                f'{statistics.median(peaks):.0f}',
+            ]
+        )
     return table(['processes', 'pictures a second', "of one process's, a process", 'peak resident MiB a process'], rows)
 
 
@@ -109,10 +126,12 @@ def main():
     for _ in range(args.rounds):
         for processes, runs in found.items():
             runs.append(run(processes, args))
-    text = (f'# One and two processes\n\nWritten by `benchmarks/scaling.py` on {hardware}.\nFCMAE, {args.size}, '
-            f'packed, float32, {args.batch} pictures of {args.side} pixels a process: forward, backward with DDP over '
-            f'gloo, AdamW step; {args.rounds} turns of {args.steps} steps each, alternating. In brackets the least '
-            f'and the most of the turns.\n\n{report(found, args)}\n')
+    text = (
+        f'# One and two processes\n\nWritten by `benchmarks/scaling.py` on {hardware}.\nFCMAE, {args.size}, '
+        f'packed, float32, {args.batch} pictures of {args.side} pixels a process: forward, backward with DDP over '
+        f'gloo, AdamW step; {args.rounds} turns of {args.steps} steps each, alternating. In brackets the least '
+        f'and the most of the turns.\n\n{report(found, args)}\n'
+    )
     Path(args.out).write_text(text)
     print(text)
 

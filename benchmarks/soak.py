@@ -7,6 +7,7 @@ after a random time between ``--every`` / 2 and ``--every`` * 3 / 2 seconds, and
 alone. The command ends with status 1 unless weights and moments are the same bits, every checkpoint found was whole,
 and the resident memory of the quiet run's second half stayed below 1.1 times that of its first.
 """
+
 import argparse
 import json
 import os
@@ -29,12 +30,21 @@ CONFIG = 'configs/quickstart/fcmae.py'
 
 def command(args, work_dir, epochs, *more):
     """Return the command line of a run with a narrow model and a checkpoint every few iterations."""
-    options = [f'train_dataloader.dataset.data_root={args.folder}/data/unlabelled', 'train_dataloader.batch_size=16',
-               'default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=5',
-               f'default_hooks.checkpoint.max_keep_ckpts={args.keep}', f'train_cfg.max_epochs={epochs}',
-               'param_scheduler.0.end=1', 'param_scheduler.1.begin=1', f'param_scheduler.1.end={epochs}',
-               'default_hooks.logger.interval=20', 'custom_hooks=[]', f'train_dataloader.num_workers={args.workers}',
-               f'train_dataloader.persistent_workers={args.workers > 0}']
+    options = [
+        f'train_dataloader.dataset.data_root={args.folder}/data/unlabelled',
+        'train_dataloader.batch_size=16',
+        'default_hooks.checkpoint.by_epoch=False',
+        'default_hooks.checkpoint.interval=5',
+        f'default_hooks.checkpoint.max_keep_ckpts={args.keep}',
+        f'train_cfg.max_epochs={epochs}',
+        'param_scheduler.0.end=1',
+        'param_scheduler.1.begin=1',
+        f'param_scheduler.1.end={epochs}',
+        'default_hooks.logger.interval=20',
+        'custom_hooks=[]',
+        f'train_dataloader.num_workers={args.workers}',
+        f'train_dataloader.persistent_workers={args.workers > 0}',
+    ]
     return [sys.executable, 'tools/train.py', CONFIG, '--work-dir', str(work_dir), *more, '--cfg-options', *options]
 
 
@@ -48,7 +58,7 @@ def memory(pid):
         process = psutil.Process(pid)
         return sum(one.memory_info().rss for one in (process, *process.children(recursive=True))) / 2**20
     except psutil.Error:
-        return 0.
+        return 0.0
 
 
 def run_quietly(args):
@@ -87,8 +97,11 @@ def differences(one, other):
     """List the weights and moments that are not the same bits."""
     different = [name for name, value in one['state_dict'].items() if not torch.equal(value, other['state_dict'][name])]
     for index, moments in one['optimizer']['state'].items():
-        different += [f'{index}.{name}' for name, value in moments.items()
-                      if not torch.equal(value, other['optimizer']['state'][index][name])]
+        different += [
+            f'{index}.{name}'
+            for name, value in moments.items()
+            if not torch.equal(value, other['optimizer']['state'][index][name])
+        ]
     return different
 
 
@@ -110,11 +123,16 @@ def main():
         kills = run_disturbed(args, random.Random(args.seed))
     seconds, samples = quiet.result()
     quiet, killed = (load_file((args.folder / run / 'last_checkpoint').read_text()) for run in ('quiet', 'killed'))
-    steady = samples[len(samples) // 4:] or samples
-    first, second = (max(half) for half in (steady[:len(steady) // 2 + 1], steady[len(steady) // 2:]))
-    result = dict(iterations=quiet['meta']['iter'], same_iteration=quiet['meta']['iter'] == killed['meta']['iter'],
-                  kills=kills, different=differences(quiet, killed), quiet_seconds=round(seconds),
-                  memory_mib=dict(first_half=round(first), second_half=round(second)))
+    steady = samples[len(samples) // 4 :] or samples
+    first, second = (max(half) for half in (steady[: len(steady) // 2 + 1], steady[len(steady) // 2 :]))
+    result = dict(
+        iterations=quiet['meta']['iter'],
+        same_iteration=quiet['meta']['iter'] == killed['meta']['iter'],
+        kills=kills,
+        different=differences(quiet, killed),
+        quiet_seconds=round(seconds),
+        memory_mib=dict(first_half=round(first), second_half=round(second)),
+    )
     (args.folder / 'result.json').write_text(json.dumps(result, indent=1))
     print(json.dumps(result))
     sys.exit(bool(result['different'] or not result['same_iteration'] or second > 1.1 * first))

@@ -7,6 +7,7 @@ Contestants take turns of two steps in one process, of which the second is timed
 turns: its median, and in brackets the least and the most. Outputs, losses and weights that should be equal are compared
 before anything is timed. Each table runs in a process of its own, and so does each contestant for its peak memory.
 """
+
 import argparse
 import os
 import statistics
@@ -26,17 +27,19 @@ MIB = 2**20
 def fcmae_contest(size, args):
     """Return the executions of FCMAE by name, ours first; models are built when they are asked for."""
     from contestants import fcmae
+
     setting = dict(batch=args.batch, side=224, mask_ratio=0.6, device=args.device, bf16=args.bf16)
-    return {'packed': lambda: fcmae(size, 'packed', True, **setting),
-            'masked, same operations': lambda: fcmae(size, 'masked', True, **setting),
-            'masked, layer by layer': lambda: fcmae(size, 'masked', False, **setting)}
+    return {
+        'packed': lambda: fcmae(size, 'packed', True, **setting),
+        'masked, same operations': lambda: fcmae(size, 'masked', True, **setting),
+        'masked, layer by layer': lambda: fcmae(size, 'masked', False, **setting),
+    }
 
 
 def check_equal(contest, names, tolerance):
     """Raise unless the named contestants return the same, relative to the norm; return the largest difference."""
     first, *others = [[one.double() for one in _flat(contest[name].output())] for name in names]
-    worst = max(((own - other).norm() / own.norm()).item()
-                for outputs in others for own, other in zip(first, outputs))
+    worst = max(((own - other).norm() / own.norm()).item() for outputs in others for own, other in zip(first, outputs))
     if not worst < tolerance:
         raise SystemExit(f'{names} differ by {worst:.1e}, more than {tolerance}: nothing was timed')
     return worst
@@ -86,8 +89,10 @@ def peaks(size, args):
 
 def write_fcmae(args):
     """A whole FCMAE step, packed against masked."""
-    text = [f'Forward, backward and AdamW step; batch {args.batch} of 224 pixels, mask ratio 0.6. Peak: what three '
-            'steps take on top of model and pictures.\n']
+    text = [
+        f'Forward, backward and AdamW step; batch {args.batch} of 224 pixels, mask ratio 0.6. Peak: what three '
+        'steps take on top of model and pictures.\n'
+    ]
     for size in args.sizes:
         peak = peaks(size, args)
         contest = {name: build() for name, build in fcmae_contest(size, args).items()}
@@ -101,12 +106,16 @@ def write_fcmae(args):
 def write_parts(args):
     """Where the time of these steps goes."""
     from parts import PARTS, part_of, race_by
-    text = ['Seconds by torch\'s profiler, which adds to small operations. Masked visits 49 cells '
-            'where packed visits the 19 that the mask shows: 2.58 times as many sites.\n']
+
+    text = [
+        "Seconds by torch's profiler, which adds to small operations. Masked visits 49 cells "
+        'where packed visits the 19 that the mask shows: 2.58 times as many sites.\n'
+    ]
     for size in args.sizes:
         contest = {name: build() for name, build in fcmae_contest(size, args).items() if 'layer' not in name}
-        found = race_by(lambda event: part_of(event, [49, 512]), {name: one.step for name, one in contest.items()},
-                        args.rounds)
+        found = race_by(
+            lambda event: part_of(event, [49, 512]), {name: one.step for name, one in contest.items()}, args.rounds
+        )
         text += [f'{size}:\n', parts_table(found, PARTS) + '\n']
     return '\n'.join(text)
 
@@ -114,37 +123,51 @@ def write_parts(args):
 def parts_table(found, parts):
     """Return the seconds of each part of two contestants, ours first, their sums, and the quotients."""
     ours, theirs = (dict(one, sum=sum(one.values())) for one in found.values())
-    rows = [[part, f'{ours[part]:.3f}', f'{theirs[part]:.3f}', f'{theirs[part] / ours[part]:.2f}']
-            for part in (*parts, 'sum')]
+    rows = [
+        [part, f'{ours[part]:.3f}', f'{theirs[part]:.3f}', f'{theirs[part] / ours[part]:.2f}']
+        for part in (*parts, 'sum')
+    ]
     return table(['', *found, 'times'], rows)
 
 
 def write_spark(args):
     """A pretraining step of ConvNeXt V2-T, FCMAE against mmpretrain's SparK."""
     from contestants import fcmae, spark
-    contest = {'packed': fcmae('tiny', 'packed', True, args.batch, 224, 0.6, args.device, args.bf16),
-               'SparK (mmpretrain)': spark(args.batch, 224, args.device, args.bf16)}
-    return (f'The same pictures, batch {args.batch} of 224 pixels, mask ratio 0.6, AdamW for both. SparK is another '
-            'method: dense, with a UNet decoder over four stages.\n\n'
-            + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed')))
+
+    contest = {
+        'packed': fcmae('tiny', 'packed', True, args.batch, 224, 0.6, args.device, args.bf16),
+        'SparK (mmpretrain)': spark(args.batch, 224, args.device, args.bf16),
+    }
+    return (
+        f'The same pictures, batch {args.batch} of 224 pixels, mask ratio 0.6, AdamW for both. SparK is another '
+        'method: dense, with a UNet decoder over four stages.\n\n'
+        + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed'))
+    )
 
 
 def write_minkowski(args):
     """A whole FCMAE step, Atto, batch 4, against MinkowskiEngine."""
     from contestants import fcmae
-    contest = {execution: fcmae('atto', execution, True, 4, 224, 0.6, args.device)
-               for execution in ('packed', 'minkowski')}
+
+    contest = {
+        execution: fcmae('atto', execution, True, 4, 224, 0.6, args.device) for execution in ('packed', 'minkowski')
+    }
     difference = check_equal(contest, list(contest), 1e-5)
-    return (f'`execution=\'minkowski\'` is the same model with MinkowskiEngine\'s kernels; losses and features '
-            f'differ by {difference:.0e} at most. float32, 224 pixels, mask ratio 0.6.\n\n'
-            + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed')))
+    return (
+        f"`execution='minkowski'` is the same model with MinkowskiEngine's kernels; losses and features "
+        f'differ by {difference:.0e} at most. float32, 224 pixels, mask ratio 0.6.\n\n'
+        + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed'))
+    )
 
 
 def write_backbone(args):
     """The dense backbone beside mmpretrain's and timm's, the same weights."""
     from contestants import backbones
-    text = [f'ConvNeXt V2-T, batch {args.dense_batch} of {args.dense_side} pixels, four maps. Ours twice, with the '
-            'norms that mmpretrain puts on its outputs, and without, as timm.\n']
+
+    text = [
+        f'ConvNeXt V2-T, batch {args.dense_batch} of {args.dense_side} pixels, four maps. Ours twice, with the '
+        'norms that mmpretrain puts on its outputs, and without, as timm.\n'
+    ]
     pairs = {'mmpretrain': 'ours', 'timm': 'ours, no output norms'}
     for bf16 in (False, True):
         contest = backbones('tiny', args.dense_batch, args.dense_side, args.device, bf16)
@@ -160,16 +183,26 @@ def write_bound(args):
     """What bounds the dense backbone on the CPU."""
     from contestants import backbones
     from parts import KINDS, kind_of, race_by
+
     contest = backbones('tiny', args.dense_batch, args.dense_side, args.device)
     steps = {name: contest[name].forward_backward for name in ('ours', 'mmpretrain')}
     with FlopCounterMode(display=False) as counter:
         steps['ours']()
-    work = sum(count for operation, count in counter.get_flop_counts()['Global'].items()
-               if 'convolution' not in str(operation)) / 1e9
-    return (f'float32, batch {args.dense_batch} of {args.dense_side} pixels, forward and backward, seconds by torch\'s '
-            f'profiler. Both have the same {work:.0f} GFLOP of matrix products\nto do, which keeping less for backward '
-            'and fewer passes over memory make no shorter.\n\n'
-            + parts_table(race_by(kind_of, steps, args.rounds), KINDS) + '\n')
+    work = (
+        sum(
+            count
+            for operation, count in counter.get_flop_counts()['Global'].items()
+            if 'convolution' not in str(operation)
+        )
+        / 1e9
+    )
+    return (
+        f"float32, batch {args.dense_batch} of {args.dense_side} pixels, forward and backward, seconds by torch's "
+        f'profiler. Both have the same {work:.0f} GFLOP of matrix products\nto do, which keeping less for backward '
+        'and fewer passes over memory make no shorter.\n\n'
+        + parts_table(race_by(kind_of, steps, args.rounds), KINDS)
+        + '\n'
+    )
 
 
 def write_allocator(args):
@@ -179,20 +212,29 @@ def write_allocator(args):
         command = [sys.executable, __file__, *args.given, '--only', 'backbone', '--out', f'{folder}/backbone.md']
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         body = read_parts(f'{folder}/backbone.md')['backbone'].split('\n\n', 2)[2]
-    return ('By default glibc gives memory above 32 MiB back to the system, and has it zeroed when it is asked for\n'
-            'again: peers, whose tensors are larger, pay more for that. Here `MALLOC_MMAP_THRESHOLD_` and\n'
-            '`MALLOC_TRIM_THRESHOLD_` are so high that it never does.\n\n' + body)
+    return (
+        'By default glibc gives memory above 32 MiB back to the system, and has it zeroed when it is asked for\n'
+        'again: peers, whose tensors are larger, pay more for that. Here `MALLOC_MMAP_THRESHOLD_` and\n'
+        '`MALLOC_TRIM_THRESHOLD_` are so high that it never does.\n\n' + body
+    )
 
 
 def write_downstream(args):
     """Whole training steps of recipes, with our backbone and mmpretrain's."""
     from contestants import downstream
-    text = [f'{args.dense_batch} pictures of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), '
-            'Tiny, AdamW; heads as in the recipes. The same weights in both; the first losses are compared.\n']
-    for title, config in (('Mask R-CNN', 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'),
-                          ('UperNet', 'configs/upernet/upernet_convnextv2-t_160k_ade20k-512x512.py')):
-        contest = {one: downstream(config, args.dense_batch, args.dense_side, args.device, one)
-                   for one in ('ours', 'mmpretrain')}
+
+    text = [
+        f'{args.dense_batch} pictures of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), '
+        'Tiny, AdamW; heads as in the recipes. The same weights in both; the first losses are compared.\n'
+    ]
+    for title, config in (
+        ('Mask R-CNN', 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'),
+        ('UperNet', 'configs/upernet/upernet_convnextv2-t_160k_ade20k-512x512.py'),
+    ):
+        contest = {
+            one: downstream(config, args.dense_batch, args.dense_side, args.device, one)
+            for one in ('ours', 'mmpretrain')
+        }
         difference = check_equal(contest, list(contest), 1e-3)
         text.append(f'{title}; losses differ by {difference:.0e}:\n')
         text.append(contest_table(contest, 'step', args, dict(mmpretrain='ours')))
@@ -202,42 +244,77 @@ def write_downstream(args):
 def write_scaling(args):
     """An FCMAE step by batch, resolution, mask ratio and size, packed against masked."""
     from contestants import fcmae
+
     base = dict(size='atto', batch=8, side=224, mask_ratio=0.6)
-    changes = [{}, *(dict(batch=one) for one in (1, 2, 32)), *(dict(side=one) for one in (160, 320, 448)),
-               *(dict(mask_ratio=one) for one in (0.3, 0.75, 0.9)), *(dict(size=one) for one in ('pico', 'tiny'))]
+    changes = [
+        {},
+        *(dict(batch=one) for one in (1, 2, 32)),
+        *(dict(side=one) for one in (160, 320, 448)),
+        *(dict(mask_ratio=one) for one in (0.3, 0.75, 0.9)),
+        *(dict(size=one) for one in ('pico', 'tiny')),
+    ]
     rows = []
     for change in changes:
         setting = {**base, **change}
-        contest = {one: fcmae(execution=one, fused=True, device=args.device, bf16=args.bf16, **setting)
-                   for one in ('packed', 'masked')}
+        contest = {
+            one: fcmae(execution=one, fused=True, device=args.device, bf16=args.bf16, **setting)
+            for one in ('packed', 'masked')
+        }
         check_equal(contest, list(contest), 5e-2 if args.bf16 else 1e-5)
         seconds = race({name: one.step for name, one in contest.items()}, args.rounds, args.device)
         kept = {name: saved_bytes(one.loss, one.model) for name, one in contest.items()}
-        rows.append([*setting.values(), f'{1000 * statistics.median(seconds["packed"]) / setting["batch"]:.1f}',
-                     spread(seconds['masked'], seconds['packed']), f'{kept["packed"] / MIB / setting["batch"]:.1f}',
-                     f'{kept["packed"] / kept["masked"]:.3f}'])
-    header = ['size', 'batch', 'pixels', 'mask ratio', 'ms a picture', 'masked takes times longer',
-              'kept for backward, MiB a picture', 'ours / masked']
+        rows.append(
+            [
+                *setting.values(),
+                f'{1000 * statistics.median(seconds["packed"]) / setting["batch"]:.1f}',
+                spread(seconds['masked'], seconds['packed']),
+                f'{kept["packed"] / MIB / setting["batch"]:.1f}',
+                f'{kept["packed"] / kept["masked"]:.3f}',
+            ]
+        )
+    header = [
+        'size',
+        'batch',
+        'pixels',
+        'mask ratio',
+        'ms a picture',
+        'masked takes times longer',
+        'kept for backward, MiB a picture',
+        'ours / masked',
+    ]
     return 'Packed, beside masked with the same operations; losses and features equal.\n\n' + table(header, rows) + '\n'
 
 
 def write_loader(args):
     """Pictures a second of the FCMAE pipeline, one core, beside torchvision's reading of the same folder."""
     from loader import pipelines
+
     count, steps = pipelines(args.pictures)
     seconds = race(steps, args.rounds, torch.device('cpu'))
     ours, theirs = seconds
-    rows = [[ours, f'{count / statistics.median(seconds[ours]):.0f}', ''],
-            [theirs, f'{count / statistics.median(seconds[theirs]):.0f}', spread(seconds[theirs], seconds[ours])]]
+    rows = [
+        [ours, f'{count / statistics.median(seconds[ours]):.0f}', ''],
+        [theirs, f'{count / statistics.median(seconds[theirs]):.0f}', spread(seconds[theirs], seconds[ours])],
+    ]
     where = 'the folder given' if args.pictures else 'drawn pictures of 256 pixels'
-    return (f'{count} JPEG pictures of {where}: read, crop to 224 pixels (bicubic), flip; one process, one thread.\n\n'
-            + table(['', 'pictures a second', 'times longer than ours'], rows) + '\n')
+    return (
+        f'{count} JPEG pictures of {where}: read, crop to 224 pixels (bicubic), flip; one process, one thread.\n\n'
+        + table(['', 'pictures a second', 'times longer than ours'], rows)
+        + '\n'
+    )
 
 
 SECTIONS = {
-    'fcmae': write_fcmae, 'parts': write_parts, 'spark': write_spark, 'minkowski': write_minkowski,
-    'backbone': write_backbone, 'bound': write_bound, 'allocator': write_allocator, 'downstream': write_downstream,
-    'scaling': write_scaling, 'loader': write_loader
+    'fcmae': write_fcmae,
+    'parts': write_parts,
+    'spark': write_spark,
+    'minkowski': write_minkowski,
+    'backbone': write_backbone,
+    'bound': write_bound,
+    'allocator': write_allocator,
+    'downstream': write_downstream,
+    'scaling': write_scaling,
+    'loader': write_loader,
 }
 CPU_ONLY = 'parts', 'bound', 'allocator'
 
@@ -255,12 +332,12 @@ def write_section(name, args):
     print(part)
 
 
-HEAD = '''# Speed and memory beside the peers
+HEAD = """# Speed and memory beside the peers
 
 Written by `make benchmark` (`benchmarks/speed.py`, which says how). Ratios are medians over rounds in which contestants
 took turns of two steps, the second of them timed; in brackets the least and the most; other work on the same machine
 widens them.
-'''
+"""
 
 
 def read_parts(path):
@@ -281,15 +358,26 @@ def parse_args(argv=None):
     parser.add_argument('--dense-side', type=int, default=512, help='pixels')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16 where a table does not say')
-    parser.add_argument('--device', type=torch.device,
-                        default=torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+    parser.add_argument(
+        '--device', type=torch.device, default=torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    )
     parser.add_argument('--pictures', help='folder of JPEGs for the loader; drawn ones without it')
     parser.add_argument('--out', default='benchmarks/speed.md')
     parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.only = args.only or [one for one in SECTIONS if args.device.type == 'cpu' or one not in CPU_ONLY]
-    args.given = ['--batch', str(args.batch), '--dense-batch', str(args.dense_batch), '--dense-side',
-                  str(args.dense_side), '--rounds', str(args.rounds), '--device', str(args.device)]
+    args.given = [
+        '--batch',
+        str(args.batch),
+        '--dense-batch',
+        str(args.dense_batch),
+        '--dense-side',
+        str(args.dense_side),
+        '--rounds',
+        str(args.rounds),
+        '--device',
+        str(args.device),
+    ]
     args.given += ['--bf16'] * args.bf16
     return args
 

@@ -3,9 +3,10 @@
 The pages are written for the repository: ``../configs/README.md``. On the site, whose root is this folder, every file
 of the repository that a page links to is a page or image too, at its own path; code is shown as code.
 """
+
 import os
 import re
-from typing import Dict, Iterator, Set, Tuple
+from collections.abc import Iterator
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -18,13 +19,13 @@ FENCE = re.compile(r'(^```.*?^```)', re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r':(?:class|func|meth|attr|mod):(?=<code>)')  # of the docstrings' cross-references
 PICTURES = ('.png', '.jpg', '.svg')
 HOME = 'README.md'  # the site has a home of its own, index.md
-REPOSITORY_PATHS: Dict[str, str] = {}  # by the path on the site, of what is added here
+REPOSITORY_PATHS: dict[str, str] = {}  # by the path on the site, of what is added here
 
 
 def site_path(path: str) -> str:
     """Return the site's source path of a file of the repository."""
     if path.startswith(DOCS):
-        return path[len(DOCS):]
+        return path[len(DOCS) :]
     if path == HOME:
         return 'repository.md'
     return path if path.endswith(('.md', *PICTURES)) else f'{path}.md'
@@ -35,18 +36,19 @@ def repository_path(src_uri: str) -> str:
     return REPOSITORY_PATHS.get(src_uri, DOCS + src_uri)
 
 
-def prose(markdown: str) -> Iterator[Tuple[bool, str]]:
+def prose(markdown: str) -> Iterator[tuple[bool, str]]:
     """Yield pieces of a page, and whether each is prose rather than a fenced block."""
     for number, piece in enumerate(FENCE.split(markdown)):
         yield number % 2 == 0, piece
 
 
-def linked(path: str) -> Set[str]:
+def linked(path: str) -> set[str]:
     """Return the files of the repository that a Markdown file links to."""
     with open(os.path.join(ROOT, path)) as file:
         pieces = [piece for is_prose, piece in prose(file.read()) if is_prose]
-    return {os.path.normpath(os.path.join(os.path.dirname(path), link))
-            for piece in pieces for link in LINK.findall(piece)}
+    return {
+        os.path.normpath(os.path.join(os.path.dirname(path), link)) for piece in pieces for link in LINK.findall(piece)
+    }
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -72,8 +74,9 @@ def generated(path: str, config: MkDocsConfig) -> File:
     with open(source) as file:
         code = file.read()
     language = 'python' if path.endswith('.py') else 'yaml' if path.endswith('.yml') else 'text'
-    content = f'---\nsearch: {{exclude: true}}\n---\n# {os.path.basename(path)}\n\n`{path}`\n\n' \
-              f'````{language}\n{code}````\n'
+    content = (
+        f'---\nsearch: {{exclude: true}}\n---\n# {os.path.basename(path)}\n\n`{path}`\n\n````{language}\n{code}````\n'
+    )
     return File.generated(config, site_path(path), content=content)
 
 

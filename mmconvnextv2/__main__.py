@@ -1,4 +1,5 @@
 """``python -m mmconvnextv2 TOOL ...`` runs a file of ``tools/`` by its name, also where only the wheel is installed."""
+
 import runpy
 import sys
 
@@ -9,8 +10,10 @@ def main() -> None:
     """Run the tool that the first argument names with the other arguments."""
     tools = {path.stem: str(path) for path in sorted(TOOLS.glob('*.py'))}
     name = sys.argv[1].replace('-', '_') if len(sys.argv) > 1 else '--help'
-    usage = ('usage: python -m mmconvnextv2 TOOL [ARGUMENTS]\n'
-             f'TOOL is one of {", ".join(tools)}; TOOL --help tells its arguments.')
+    usage = (
+        'usage: python -m mmconvnextv2 TOOL [ARGUMENTS]\n'
+        f'TOOL is one of {", ".join(tools)}; TOOL --help tells its arguments.'
+    )
     if name in ('-h', '--help'):
         print(usage)
     elif name not in tools:

@@ -1,4 +1,5 @@
 """A narrow backbone with every parameter random, so that GRN is not the identity and leaks are visible."""
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope

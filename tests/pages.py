@@ -1,5 +1,6 @@
 """Read documents: a fenced block without a language holds commands, ``text`` and ``json`` what they print, ``python``
 code, with ``title="NAME.py"`` that of a file."""
+
 import re
 import shlex
 
@@ -12,7 +13,9 @@ def expand(word):
     match = re.search(r'\{([^{}]*,[^{}]*)\}', word)
     if not match:
         return [word]
-    return [one for choice in match[1].split(',') for one in expand(word[:match.start()] + choice + word[match.end():])]
+    return [
+        one for choice in match[1].split(',') for one in expand(word[: match.start()] + choice + word[match.end() :])
+    ]
 
 
 def commands_in(block):

@@ -1,4 +1,5 @@
 """The backbone is mmpretrain's and timm's ConvNeXt V2 with the same weights."""
+
 import functools
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision.ops import roi_align
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical
 
-UPSTREAM = dict(use_grn=True, layer_scale_init_value=0., gap_before_final_norm=False, out_indices=[0, 1, 2, 3])
+UPSTREAM = dict(use_grn=True, layer_scale_init_value=0.0, gap_before_final_norm=False, out_indices=[0, 1, 2, 3])
 
 
 def randomise(model):
@@ -29,7 +30,8 @@ def test_state_dict_is_mmpretrains(arch, monkeypatch):
     with torch.device('meta'):
         ours, theirs = ConvNeXtV2(arch), ConvNeXt(arch, **UPSTREAM)
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
-        key: value.shape for key, value in theirs.state_dict().items()}
+        key: value.shape for key, value in theirs.state_dict().items()
+    }
 
 
 @pytest.mark.parametrize('arch', ('atto', 'femto', 'nano'))
@@ -45,7 +47,7 @@ def test_outputs_equal_mmpretrains(arch):
 
 def test_classifier_features_equal_timms():
     """norm(mean over sites) equals the input of timm's classifier with the same weights."""
-    ours = randomise(ConvNeXtV2('atto', out_indices=(3, ), gap_before_final_norm=True)).double()
+    ours = randomise(ConvNeXtV2('atto', out_indices=(3,), gap_before_final_norm=True)).double()
     theirs = timm.create_model('convnextv2_atto', num_classes=0).double().eval()
     theirs.load_state_dict(from_canonical(ours.state_dict(), 'timm-conv'))
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
@@ -68,7 +70,7 @@ def test_convnext_v1_is_an_option():
 def test_maps_suit_roi_align():
     """mmcv's RoIAlign, which ignores strides, pools from our maps what torchvision's, which honours them, pools."""
     features = randomise(ConvNeXtV2('atto'))(torch.randn(1, 3, 64, 64))[0]
-    boxes = torch.tensor([[0., 3., 2., 50., 41.]])
+    boxes = torch.tensor([[0.0, 3.0, 2.0, 50.0, 41.0]])
     pooled = RoIAlign(7, spatial_scale=0.25, sampling_ratio=2)(features, boxes)
     torch.testing.assert_close(pooled, roi_align(features, boxes, 7, 0.25, 2, True))
 
@@ -86,16 +88,26 @@ def test_frozen_stages_do_not_train():
     """The stem and the first stages that are frozen have no gradient and stay in evaluation mode."""
     model = ConvNeXtV2(dict(depths=(1, 1, 1, 1), channels=(4, 4, 4, 4)), frozen_stages=2).train()
     sum(output.sum() for output in model(torch.randn(1, 3, 64, 64))).backward()
-    trained = {name.split('.')[1] for name, parameter in model.named_parameters()
-               if name.startswith('stages') and parameter.grad is not None}
+    trained = {
+        name.split('.')[1]
+        for name, parameter in model.named_parameters()
+        if name.startswith('stages') and parameter.grad is not None
+    }
     assert trained == {'2', '3'}
     assert not model.stages[1].training and model.stages[2].training
 
 
-@pytest.mark.parametrize('arguments', [
-    dict(arch='big'), dict(arch=dict(depths=(1, 1, 1, 1))), dict(out_indices=(4, )), dict(frozen_stages=5),
-    dict(drop_path_rate=1.), dict(response_norm=dict(type='XYZ')),
-])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(arch='big'),
+        dict(arch=dict(depths=(1, 1, 1, 1))),
+        dict(out_indices=(4,)),
+        dict(frozen_stages=5),
+        dict(drop_path_rate=1.0),
+        dict(response_norm=dict(type='XYZ')),
+    ],
+)
 def test_refuses_bad_arguments(arguments):
     """A bad argument is named in the error."""
     with pytest.raises(ValueError, match=next(iter(arguments))):

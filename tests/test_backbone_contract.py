@@ -1,5 +1,6 @@
 """Classifier logits, sizes, output stages and refused input of the backbone; its equality to upstream is proved
 in test_backbone.py."""
+
 import pytest
 import timm
 import torch
@@ -9,9 +10,15 @@ from torch import nn
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 
 MILLIONS = dict(atto=3.7, femto=5.2, pico=9.1, nano=15.6, tiny=28.6, base=89, large=198, huge=660)
-TO_TIMM = [('downsample_layers.0', 'stem'), ('depthwise_conv', 'conv_dw'), ('pointwise_conv1', 'mlp.fc1'),
-           ('pointwise_conv2', 'mlp.fc2'), ('grn.gamma', 'mlp.grn.weight'), ('grn.beta', 'mlp.grn.bias'),
-           ('norm3', 'head.norm')]
+TO_TIMM = [
+    ('downsample_layers.0', 'stem'),
+    ('depthwise_conv', 'conv_dw'),
+    ('pointwise_conv1', 'mlp.fc1'),
+    ('pointwise_conv2', 'mlp.fc2'),
+    ('grn.gamma', 'mlp.grn.weight'),
+    ('grn.beta', 'mlp.grn.bias'),
+    ('norm3', 'head.norm'),
+]
 
 
 def randomise(model):
@@ -37,10 +44,16 @@ def test_imagenet_logits_equal_upstreams():
     """With the same weights the logits of mmpretrain's classifier over our backbone, of mmpretrain's own and of timm's
     are one."""
     head = dict(type='LinearClsHead', num_classes=1000, in_channels=320, loss=dict(type='CrossEntropyLoss'))
-    ours = randomise(ImageClassifier(
-        dict(type='mmengine.ConvNeXtV2', arch='atto', out_indices=(3, ), gap_before_final_norm=True), head=head))
-    mmpretrains = ImageClassifier(
-        dict(type='ConvNeXt', arch='atto', use_grn=True, layer_scale_init_value=0.), head=head).double().eval()
+    ours = randomise(
+        ImageClassifier(
+            dict(type='mmengine.ConvNeXtV2', arch='atto', out_indices=(3,), gap_before_final_norm=True), head=head
+        )
+    )
+    mmpretrains = (
+        ImageClassifier(dict(type='ConvNeXt', arch='atto', use_grn=True, layer_scale_init_value=0.0), head=head)
+        .double()
+        .eval()
+    )
     timms = timm.create_model('convnextv2_atto').double().eval()
     mmpretrains.load_state_dict(ours.state_dict())
     renamed = {timm_key(key): value for key, value in ours.backbone.state_dict().items()}
@@ -59,13 +72,13 @@ def test_imagenet_logits_equal_upstreams():
 def test_parameters_are_the_published_count(arch):
     """With the classifier's norm and 1000 classes each size has the published number of parameters."""
     with torch.device('meta'):
-        model = ConvNeXtV2(arch, out_indices=(3, ))
+        model = ConvNeXtV2(arch, out_indices=(3,))
         head = nn.Linear(model.channels[-1], 1000)
     millions = sum(one.numel() for module in (model, head) for one in module.parameters()) / 1e6
     assert abs(millions - MILLIONS[arch]) <= max(0.05, 0.005 * MILLIONS[arch])
 
 
-@pytest.mark.parametrize('given, stages', [((0, 2), (0, 2)), ((3, 1), (1, 3)), ((-1, ), (3, )), (2, (2, ))])
+@pytest.mark.parametrize('given, stages', [((0, 2), (0, 2)), ((3, 1), (1, 3)), ((-1,), (3,)), (2, (2,))])
 def test_out_indices_choose_maps(make_backbone, given, stages):
     """The maps of the chosen stages, ascending, are those of the full forward, and only their norms exist."""
     every, chosen = make_backbone(), make_backbone(out_indices=given)
@@ -99,21 +112,30 @@ def test_frozen_stages_keep_their_values(make_backbone, frozen_stages):
         assert torch.equal(one, before[name]) == frozen, name
 
 
-@pytest.mark.parametrize('shape, message', [((3, 64, 64), r'\(3, 64, 64\): expected \(B, channels'),
-                                            ((1, 3, 31, 64), 'images are 31x64 pixels.*at least 32x32')])
+@pytest.mark.parametrize(
+    'shape, message',
+    [
+        ((3, 64, 64), r'\(3, 64, 64\): expected \(B, channels'),
+        ((1, 3, 31, 64), 'images are 31x64 pixels.*at least 32x32'),
+    ],
+)
 def test_pictures_that_cannot_be_visited_are_refused(make_backbone, shape, message):
     """The error names the image's shape and what is expected."""
     with pytest.raises(ValueError, match=message):
         make_backbone()(torch.zeros(shape, dtype=torch.float64))
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(arch='big'), "arch='big' is unknown: choose from .*'atto'"),
-    (dict(arch=dict(depths=(1, 1, 1), channels=(4, 4, 4, 4))), 'expected dict'),
-    (dict(arch=dict(depths=(1, 1, 1, 1), channels=(4, 4, 4, 4), width=2)), 'expected dict'),
-    (dict(out_indices=()), 'out_indices=.*0 to 3'), (dict(frozen_stages=-1), 'frozen_stages=-1: expected 0 to 4'),
-    (dict(drop_path_rate=-0.1), r'drop_path_rate=-0.1: expected a rate in \[0, 1\)'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(arch='big'), "arch='big' is unknown: choose from .*'atto'"),
+        (dict(arch=dict(depths=(1, 1, 1), channels=(4, 4, 4, 4))), 'expected dict'),
+        (dict(arch=dict(depths=(1, 1, 1, 1), channels=(4, 4, 4, 4), width=2)), 'expected dict'),
+        (dict(out_indices=()), 'out_indices=.*0 to 3'),
+        (dict(frozen_stages=-1), 'frozen_stages=-1: expected 0 to 4'),
+        (dict(drop_path_rate=-0.1), r'drop_path_rate=-0.1: expected a rate in \[0, 1\)'),
+    ],
+)
 def test_errors_say_what_is_allowed(arguments, message):
     """A refused argument is named with its value and what may be given."""
     with pytest.raises(ValueError, match=message):
@@ -127,7 +149,7 @@ def test_drawn_weights_have_std_002():
     for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             spread = module.weight.std().item() / 0.02
-            assert abs(spread - 1) < 4 / module.weight.numel()**0.5 and not module.bias.any(), name
+            assert abs(spread - 1) < 4 / module.weight.numel() ** 0.5 and not module.bias.any(), name
         elif isinstance(module, nn.LayerNorm):
             assert (module.weight == 1).all() and not module.bias.any(), name
         elif name.endswith('grn'):

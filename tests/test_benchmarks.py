@@ -1,4 +1,5 @@
 """The measuring behind the benchmark tables."""
+
 import sys
 from pathlib import Path
 
@@ -20,22 +21,25 @@ def benchmarks(monkeypatch):
 def test_contestants_take_turns(benchmarks):
     """Each has a turn a round, of a step that is not timed and one that is, and ratios pair turns of the same round."""
     from measure import race, ratio
+
     calls = []
     seconds = race({name: lambda name=name: calls.append(name) for name in 'ab'}, 3, torch.device('cpu'))
     assert calls == ['a', 'a', 'b', 'b'] * 3
     assert [len(one) for one in seconds.values()] == [3, 3]
-    assert ratio([2., 9., 8.], [1., 3., 8.]) == (2., 1., 3.)
+    assert ratio([2.0, 9.0, 8.0], [1.0, 3.0, 8.0]) == (2.0, 1.0, 3.0)
 
 
 def test_saved_bytes_are_counted_once(benchmarks):
     """Weights are left out, and a storage that two operations keep, or keep as two views, counts once."""
     from measure import saved_bytes
+
     linear = nn.Linear(4, 8)
     x = torch.randn(5, 4, requires_grad=True)
 
     def function():
         y = linear(x)  # keeps x: 5 * 4
         return (y * y[:, :]).sum()  # keeps y twice: 5 * 8
+
     assert saved_bytes(function, linear) == 4 * (5 * 4 + 5 * 8)
 
 
@@ -43,6 +47,7 @@ def test_peers_have_our_weights(benchmarks):
     """The peers' backbones compute the maps of ours, and a changed weight is found out."""
     from contestants import backbones
     from speed import check_equal
+
     contest = backbones('atto', 1, 64, torch.device('cpu'))
     pairs = (('ours', 'mmpretrain'), ('ours, no output norms', 'timm'))
     for pair in pairs:
@@ -58,6 +63,7 @@ def test_peers_have_our_weights(benchmarks):
 def test_one_table_leaves_the_others(benchmarks, tmp_path):
     """The file's tables are read back by name, whole."""
     from speed import HEAD, read_parts
+
     parts = {'fcmae': '## One\n\n<!-- fcmae -->\na\n\n| b |\n', 'loader': '## Two\n\n<!-- loader -->\nc\n'}
     path = tmp_path / 'speed.md'
     path.write_text(HEAD + '\n' + '\n'.join(parts.values()))
@@ -68,6 +74,7 @@ def test_parts_of_a_step(benchmarks):
     """Each part of a packed step is found, AdamW where it runs, and the decoder's MLP by its sites and channels."""
     from contestants import fcmae
     from parts import PARTS, part_of, seconds_by
+
     one = fcmae('atto', 'packed', True, 1, 64, 0.5, torch.device('cpu'))
 
     def parts_of(step, decoder):
@@ -84,6 +91,7 @@ def test_kinds_of_operations(benchmarks):
     from contestants import backbones
     from parts import KINDS, kind_of, race_by
     from speed import parts_table
+
     contest = backbones('atto', 1, 64, torch.device('cpu'))
     found = race_by(kind_of, {name: contest[name].forward_backward for name in ('ours', 'mmpretrain')}, 2)
     assert all(set(one) == set(KINDS) and min(one.values()) > 0 for one in found.values())

@@ -1,4 +1,5 @@
 """The embedded data set is what its labels say, in every layout, and the same each time."""
+
 import json
 import math
 
@@ -42,14 +43,24 @@ def test_picture_does_not_depend_on_the_others(root):
 def test_layouts_agree(root):
     """mmdet's masks, painted over the ground that mmseg gives, are exactly mmseg's labels; boxes are tight."""
     coco = CocoDataset(
-        ann_file='annotations/instances_train2017.json', data_root=str(root / 'coco'), metainfo=dict(classes=OBJECTS),
-        data_prefix=dict(img='train2017/'), pipeline=[
-            dict(type='mmdet.LoadImageFromFile'), dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True)])
+        ann_file='annotations/instances_train2017.json',
+        data_root=str(root / 'coco'),
+        metainfo=dict(classes=OBJECTS),
+        data_prefix=dict(img='train2017/'),
+        pipeline=[
+            dict(type='mmdet.LoadImageFromFile'),
+            dict(type='mmdet.LoadAnnotations', with_bbox=True, with_mask=True),
+        ],
+    )
     segmentation = BaseSegDataset(
-        data_root=str(root / 'ade'), reduce_zero_label=True, seg_map_suffix='.png', img_suffix='.png',
+        data_root=str(root / 'ade'),
+        reduce_zero_label=True,
+        seg_map_suffix='.png',
+        img_suffix='.png',
         metainfo=dict(classes=GROUNDS + OBJECTS),
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=[dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')])
+        pipeline=[dict(type='mmseg.LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')],
+    )
     assert len(coco) == len(segmentation) == 6
     for index in range(6):
         detected, labelled = coco[index], segmentation[index]
@@ -73,14 +84,17 @@ def test_areas_and_classes_of_the_annotation_file(root):
     assert {item['id']: item['name'] for item in coco.cats.values()} == dict(enumerate(OBJECTS, 1))
 
 
-@pytest.mark.parametrize('name, area', [
-    ('disc', math.pi * 0.9**2),
-    ('square', 1.5**2),
-    ('triangle', 1.5 * 1.5 / 1.9),
-    ('star', math.pi * (0.6**2 + 0.35**2 / 2)),
-    ('ring', math.pi * (0.95**2 - 0.5**2)),
-    ('cross', 2 * 0.6 * 1.9 - 0.6**2),
-])
+@pytest.mark.parametrize(
+    'name, area',
+    [
+        ('disc', math.pi * 0.9**2),
+        ('square', 1.5**2),
+        ('triangle', 1.5 * 1.5 / 1.9),
+        ('star', math.pi * (0.6**2 + 0.35**2 / 2)),
+        ('ring', math.pi * (0.95**2 - 0.5**2)),
+        ('cross', 2 * 0.6 * 1.9 - 0.6**2),
+    ],
+)
 def test_shapes_have_their_geometric_area(name, area):
     """The mask of each shape covers the area that geometry gives for it."""
     v, u = np.mgrid[-1:1:1001j, -1:1:1001j]
@@ -90,12 +104,19 @@ def test_shapes_have_their_geometric_area(name, area):
 def test_occlusion_and_scale_vary():
     """Among forty scenes some objects are partly covered, sizes differ fourfold, and every class and ground occurs."""
     scenes = [draw_scene(0, 1, index, 128) for index in range(40)]
-    areas = {kind: [mask.sum() for scene in scenes for category, mask in scene.instances if category == kind]
-             for kind in range(len(OBJECTS))}
+    areas = {
+        kind: [mask.sum() for scene in scenes for category, mask in scene.instances if category == kind]
+        for kind in range(len(OBJECTS))
+    }
     assert all(max(sizes) > 4 * min(sizes) for sizes in areas.values())
     assert {label for scene in scenes for label in np.unique(scene.labels)} == set(range(1, 11))
-    touching = [scene for scene in scenes for _, one in scene.instances for _, other in scene.instances
-                if one is not other and (one[:, 1:] & other[:, :-1]).any()]
+    touching = [
+        scene
+        for scene in scenes
+        for _, one in scene.instances
+        for _, other in scene.instances
+        if one is not other and (one[:, 1:] & other[:, :-1]).any()
+    ]
     assert len(touching) > 5
 
 
@@ -131,8 +152,15 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
     assert json.loads((tmp_path / 'data' / 'spec.json').read_text())['train'] == 6
 
 
-@pytest.mark.parametrize('values, words', [(dict(size=8), 'size=8.*32'), (dict(train=0), 'train=0.*1'),
-                                           (dict(seed=-1), 'seed=-1'), (dict(val=2.5), 'val=2.5')])
+@pytest.mark.parametrize(
+    'values, words',
+    [
+        (dict(size=8), 'size=8.*32'),
+        (dict(train=0), 'train=0.*1'),
+        (dict(seed=-1), 'seed=-1'),
+        (dict(val=2.5), 'val=2.5'),
+    ],
+)
 def test_refuses_a_bad_spec(values, words):
     """What cannot be drawn is named with its value and the least allowed one."""
     with pytest.raises(ValueError, match=words):

@@ -1,4 +1,5 @@
 """What the documents say can be done: commands parse, files and names exist, and the quick commands run as told."""
+
 import argparse
 import ast
 import importlib
@@ -8,7 +9,7 @@ import json
 import re
 import runpy
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,13 @@ from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
 from mmconvnextv2.utils.suggestions import check_overrides
 
 ROOT = Path(__file__).parents[1]
-GUIDES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('**/*.md')),
-          ROOT / 'configs' / 'README.md', ROOT / 'configs' / 'custom' / 'README.md']
+GUIDES = [
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    *sorted((ROOT / 'docs').glob('**/*.md')),
+    ROOT / 'configs' / 'README.md',
+    ROOT / 'configs' / 'custom' / 'README.md',
+]
 DOCUMENTS = [*GUIDES, ROOT / 'CHANGELOG.md', *sorted((ROOT / 'benchmarks').glob('**/*.md'))]
 LINK = re.compile(r'(?<!`)\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)')
 PLACEHOLDER = re.compile(r'(?<![\w-])[A-Z][A-Z_]+(?![\w-])')
@@ -33,8 +39,10 @@ OPTION = re.compile(r'[a-z_]\w*(?:\.\w+)+=\S+|compile=True|runner_type=\w+')
 SYSTEM = {'cd', 'ls', 'mkdir', 'pip', 'unzip'}  # of which only the first word is checked
 PYTHON = {'.venv/bin/python', 'python'}
 LAUNCHERS = {  # what a script starts, and which of its arguments it keeps
-    'tools/dist_train.sh': ('tools/train.py', [1]), 'tools/dist_test.sh': ('tools/test.py', [2]),
-    'tools/slurm_train.sh': ('tools/train.py', [0, 1])}
+    'tools/dist_train.sh': ('tools/train.py', [1]),
+    'tools/dist_test.sh': ('tools/test.py', [2]),
+    'tools/slurm_train.sh': ('tools/train.py', [0, 1]),
+}
 
 
 def name_of(path):
@@ -45,8 +53,11 @@ def blocks(path, *languages):
     return [body for language, body in BLOCK.findall(path.read_text()) if language in languages]
 
 
-COMMANDS = [pytest.param(words, id=f'{name_of(path)}-{number}') for path in GUIDES
-            for number, words in enumerate(itertools.chain(*map(commands_in, blocks(path, '', 'bash', 'sh'))))]
+COMMANDS = [
+    pytest.param(words, id=f'{name_of(path)}-{number}')
+    for path in GUIDES
+    for number, words in enumerate(itertools.chain(*map(commands_in, blocks(path, '', 'bash', 'sh'))))
+]
 
 
 class Parsed(Exception):
@@ -90,7 +101,7 @@ def check_tool(parse, tool, arguments):
         cfg.merge_from_dict(getattr(args, 'cfg_options', None) or {})
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(config):
     return load_config(config)
 
@@ -165,10 +176,16 @@ def test_named_files_exist(path):
 @pytest.fixture(scope='module')
 def recipes():
     """One recipe of each kind."""
-    return [read(str(ROOT / 'configs' / name)) for name in (
-        'fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py', 'fcmae/fcmae_convnextv2-huge_fsdp_64xb64-800e_in1k.py',
-        'mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py', 'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py',
-        'classification/convnextv2-a_fcmae-ft_in1k-224.py')]
+    return [
+        read(str(ROOT / 'configs' / name))
+        for name in (
+            'fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py',
+            'fcmae/fcmae_convnextv2-huge_fsdp_64xb64-800e_in1k.py',
+            'mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py',
+            'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py',
+            'classification/convnextv2-a_fcmae-ft_in1k-224.py',
+        )
+    ]
 
 
 def has_home(cfg, key):
@@ -252,8 +269,11 @@ def left_by_quickstart(tmp_path_factory):
     backbone = save('fcmae', root / 'fcmae' / 'epoch_12.pth').backbone
     torch.save(dict(state_dict=backbone.state_dict()), root / 'backbone.pth')
     for task, name, classes in (('mask-rcnn', 'epoch_6', 6), ('upernet', 'iter_400', 10)):
-        save(task, root / f'{task}_pretrained' / f'{name}.pth', dataset_meta=dict(
-            classes=[f'class {number}' for number in range(classes)], palette=[[0, 0, 0]] * classes))
+        save(
+            task,
+            root / f'{task}_pretrained' / f'{name}.pth',
+            dataset_meta=dict(classes=[f'class {number}' for number in range(classes)], palette=[[0, 0, 0]] * classes),
+        )
     yield home
     torch.set_num_threads(threads)
 
@@ -279,9 +299,10 @@ def follow(path, monkeypatch, capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('page, num_commands', [
-    ('index', 2), ('pretrain', 1), ('detect', 1), ('segment', 1), ('classify', 1), ('weights', 1),
-    ('export', 1)])
+@pytest.mark.parametrize(
+    'page, num_commands',
+    [('index', 2), ('pretrain', 1), ('detect', 1), ('segment', 1), ('classify', 1), ('weights', 1), ('export', 1)],
+)
 def test_page_does_what_it_says(page, num_commands, left_by_quickstart, monkeypatch, capfd):
     """On a small copy of what the quickstart leaves, a page's code and commands run, and print what the page shows."""
     monkeypatch.chdir(left_by_quickstart)

@@ -1,4 +1,5 @@
 """``python -m mmconvnextv2 doctor`` uses what is installed, and says what to do about what does not work."""
+
 import os
 import subprocess
 import sys
@@ -12,8 +13,13 @@ from mmconvnextv2.models.execution import EXECUTIONS
 def run_doctor(folder):
     """Run the command with ``folder`` in front of the installed packages."""
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get('PYTHONPATH')])])
-    return subprocess.run([sys.executable, '-m', 'mmconvnextv2', 'doctor'], capture_output=True, text=True, timeout=600,
-                          env={**os.environ, 'PYTHONPATH': path, 'CUDA_VISIBLE_DEVICES': ''})
+    return subprocess.run(
+        [sys.executable, '-m', 'mmconvnextv2', 'doctor'],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, 'PYTHONPATH': path, 'CUDA_VISIBLE_DEVICES': ''},
+    )
 
 
 def test_healthy_environment(tmp_path):
@@ -34,7 +40,8 @@ def test_broken_operations_are_a_problem(tmp_path):
         '    def find_spec(self, name, path=None, target=None):\n'
         '        if name == "mmcv._ext":\n'
         '            raise ImportError("undefined symbol: _ZN2at4_ops")\n'
-        'sys.meta_path.insert(0, Block())\n')
+        'sys.meta_path.insert(0, Block())\n'
+    )
     run = run_doctor(tmp_path)
     assert run.returncode == 1 and '2 problems' in run.stdout  # mmseg needs it at its import
     assert 'BAD mmcv operators, cpu        ImportError: undefined symbol' in run.stdout
@@ -53,8 +60,10 @@ def test_two_distributions_of_the_same_files(tmp_path, monkeypatch):
 
 def test_broken_execution_is_a_problem(monkeypatch):
     """An execution that raises is a problem of its own; the others are still looked at."""
+
     def broken(self, *arguments):
         raise RuntimeError('no kernel image')
+
     monkeypatch.setattr(EXECUTIONS['packed'], 'enter', broken)
     found = {finding.name: finding for finding in doctor.find_executions()}
     bad = {name for name, finding in found.items() if finding.is_problem}
@@ -82,10 +91,13 @@ def test_packages_of_both_families(monkeypatch):
 def test_mmcv_lite_is_mmcv(monkeypatch):
     """mmcv-lite serves as mmcv; beside mmcv it is a problem, since both write the same files; without either the
     report says how to install one that compiles nothing."""
+
     def report(**installed):
-        monkeypatch.setattr(doctor, 'installed_version', {key.replace('_', '-'): value
-                                                          for key, value in installed.items()}.get)
+        monkeypatch.setattr(
+            doctor, 'installed_version', {key.replace('_', '-'): value for key, value in installed.items()}.get
+        )
         return {finding.name: finding for finding in doctor.find_packages()}['mmcv']
+
     alone, both, none = report(mmcv_lite='2.1.0'), report(mmcv='2.1.0', mmcv_lite='2.1.0'), report()
     assert alone.found == 'mmcv-lite 2.1.0' and not alone.advice and not alone.is_problem
     assert both.is_problem and both.found == '2.1.0, and mmcv-lite 2.1.0' and 'uninstall' in both.advice

@@ -1,4 +1,5 @@
 """A mistake of the user ends a command with one line, however Python and the package are installed; a bug does not."""
+
 import compileall
 import os
 import shutil
@@ -16,8 +17,13 @@ from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.utils.errors import ExistingFileError, FileError, MissingFileError, RunError, UserError
 
 ROOT = Path(mmconvnextv2.__file__).parents[1]
-BUILTIN = {UserError: ValueError, MissingFileError: FileNotFoundError, ExistingFileError: FileExistsError,
-           FileError: OSError, RunError: RuntimeError}
+BUILTIN = {
+    UserError: ValueError,
+    MissingFileError: FileNotFoundError,
+    ExistingFileError: FileExistsError,
+    FileError: OSError,
+    RunError: RuntimeError,
+}
 
 
 class Picture(torch.utils.data.Dataset):
@@ -47,6 +53,7 @@ def test_errors_of_ours_are_one_line(error, workers):
 def test_bugs_show_their_traceback():
     """A ValueError that nobody raised on purpose is not taken for a mistake of the user's, raised from our code too."""
     from mmconvnextv2.models.convnext_v2 import ConvNeXtV2
+
     with pytest.raises(TypeError):
         run_tool(lambda args: ConvNeXtV2(arch=dict(depths=(1, 1, 1, 1), channels=None)), Namespace(traceback=False))
     with pytest.raises(AttributeError, match='NoneType'):  # as an unreadable image is without assertions, elsewhere
@@ -64,8 +71,13 @@ def test_without_sources_and_asserts(tmp_path, options):
     for source in package.rglob('*.py'):
         if '.mim' not in source.parts:
             source.unlink()
-    run = subprocess.run([sys.executable, *options, '-m', 'mmconvnextv2', 'convert-checkpoint', 'nowhere.pth', 'a.pth'],
-                         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    run = subprocess.run(
+        [sys.executable, *options, '-m', 'mmconvnextv2', 'convert-checkpoint', 'nowhere.pth', 'a.pth'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+    )
     assert run.returncode == 1 and run.stderr.strip().splitlines()[-1].startswith("error: checkpoint 'nowhere.pth'")
     assert 'Traceback' not in run.stderr
 
@@ -74,7 +86,12 @@ def test_missing_module_of_a_config(tmp_path):
     """A module that a config's custom_imports cannot import is named with what it lacks, however deep that lies."""
     (tmp_path / 'own_module.py').write_text('import numpy, module_that_nobody_has\n')
     (tmp_path / 'mine.py').write_text("custom_imports = dict(imports=['own_module'], allow_failed_imports=False)\n")
-    run = subprocess.run([sys.executable, '-m', 'mmconvnextv2', 'train', 'mine.py'], cwd=tmp_path, capture_output=True,
-                         text=True, env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'})
+    run = subprocess.run(
+        [sys.executable, '-m', 'mmconvnextv2', 'train', 'mine.py'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': f'{tmp_path}{os.pathsep}{ROOT}'},
+    )
     assert run.returncode == 1 and 'Traceback' not in run.stderr
     assert "No module named 'module_that_nobody_has'. Install what is missing" in run.stderr.strip().splitlines()[-1]

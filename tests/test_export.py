@@ -1,4 +1,5 @@
 """What ``tools/export.py`` writes computes, in the program that reads it, what the trained model computes here."""
+
 import json
 from importlib.util import find_spec
 
@@ -15,20 +16,22 @@ from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.export.graphs import BackboneGraph, CellAverage, Exported
 from mmconvnextv2.export.runtimes import export_program, need
 
-needs_onnx = pytest.mark.skipif(not find_spec('onnxruntime') or not find_spec('onnxscript'),
-                                reason='needs onnx, onnxruntime and onnxscript: make export')
+needs_onnx = pytest.mark.skipif(
+    not find_spec('onnxruntime') or not find_spec('onnxscript'),
+    reason='needs onnx, onnxruntime and onnxscript: make export',
+)
 NARROW = 'dict(_delete_=True, depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))'
-SEGMENTOR = f'''
+SEGMENTOR = f"""
 _base_ = 'mmconvnextv2::quickstart/upernet.py'
 model = dict(
     backbone=dict(arch={NARROW}, init_cfg=None),
     decode_head=dict(in_channels=(4, 6, 8, 10), channels=8, norm_cfg=dict(type='SyncBN')),
     auxiliary_head=dict(in_channels=8, channels=8))
-'''
-CLASSIFIER = f'''
+"""
+CLASSIFIER = f"""
 _base_ = 'mmconvnextv2::classification/convnextv2-a_fcmae-ft_in1k-224.py'
 model = dict(backbone=dict(arch={NARROW}, init_cfg=None), head=dict(in_channels=10, num_classes=7))
-'''
+"""
 SIZES = ((2, 96, 128), (1, 75, 109))
 
 
@@ -45,6 +48,7 @@ def randomise(model, seed=0):
 def trained(tmp_path_factory):
     """Return a function: the config file, a checkpoint of it as training writes it, and the model, of a kind."""
     from mmconvnextv2 import read_config
+
     folder, made = tmp_path_factory.mktemp('trained'), {}
 
     def make(kind):
@@ -58,10 +62,12 @@ def trained(tmp_path_factory):
                 model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
                 model = MODELS.build(model).eval()
             randomise(model)
-            torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=('tree', 'sea')))),
-                       checkpoint)
+            torch.save(
+                dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=('tree', 'sea')))), checkpoint
+            )
             made[kind] = str(config), str(checkpoint), model
         return made[kind]
+
     return make
 
 
@@ -74,6 +80,7 @@ def export(tmp_path):
         args = parse_args([command, *arguments[:count], str(tmp_path / out), *arguments[count:]])
         args.run(args)
         return str(tmp_path / out)
+
     return run
 
 
@@ -88,9 +95,9 @@ def trained_outputs(model, pixels, part):
     if part == 'backbone':
         return model.backbone(inputs)
     if part == 'classifier':
-        return model(inputs, mode='tensor'),
+        return (model(inputs, mode='tensor'),)
     size = pixels.shape[2:]
-    return model.inference(inputs, [dict(ori_shape=size, img_shape=size, pad_shape=size)] * len(pixels)),
+    return (model.inference(inputs, [dict(ori_shape=size, img_shape=size, pad_shape=size)] * len(pixels)),)
 
 
 def assert_close(found, wanted, tolerance):
@@ -105,6 +112,7 @@ def assert_close(found, wanted, tolerance):
 def test_onnx_file(trained, export, part, half):
     """One file serves images of any size and batch in onnxruntime, and tells what a reader must know."""
     import onnxruntime
+
     config, checkpoint, model = trained('segmentor')
     path = export('onnx', config, checkpoint, '--part', part, *['--half'] * half, out='model.onnx')
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
@@ -138,7 +146,7 @@ def test_half_precision_keeps_large_norms(make_backbone):
     seen = []
     handle = model.stages[0][0].grn.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     pixels = draw_pixels(1, 128, 128)
-    graph, exact = (BackboneGraph(model, (127., ) * 3, (60., ) * 3, half) for half in (True, False))
+    graph, exact = (BackboneGraph(model, (127.0,) * 3, (60.0,) * 3, half) for half in (True, False))
     with torch.no_grad():
         exact(pixels)
         found, wanted = graph(pixels), exact(pixels)
@@ -158,7 +166,7 @@ def test_pooling_to_cells():
 
 def test_wrong_file_is_not_written(make_backbone, tmp_path):
     """A file whose outputs differ from the model's never takes its name."""
-    graph, other = (BackboneGraph(make_backbone().float(), (127., ) * 3, (60., ) * 3) for _ in range(2))
+    graph, other = (BackboneGraph(make_backbone().float(), (127.0,) * 3, (60.0,) * 3) for _ in range(2))
     with torch.no_grad():
         other.model.norm3.weight *= 1.01
     with pytest.raises(ValueError, match='nothing was written'):
@@ -184,8 +192,9 @@ def test_timm_file_and_card(trained, export, tmp_path):
     """timm creates the model from the file with the call that its card shows, and the card says what was told."""
     pytest.importorskip('timm')
     config, checkpoint, model = trained('classifier')
-    path = export('timm', checkpoint, '--config', config, '--license', 'mit', '--metrics', 'top-1=77.5',
-                  out='model.safetensors')
+    path = export(
+        'timm', checkpoint, '--config', config, '--license', 'mit', '--metrics', 'top-1=77.5', out='model.safetensors'
+    )
     card = (tmp_path / 'model.md').read_text()
     code = card.split('```python\n')[1].split('```')[0]
     names = {}
@@ -211,10 +220,11 @@ def test_mistakes_are_one_sentence(trained, export, tmp_path):
     config, checkpoint, _ = trained('segmentor')
     (tmp_path / 'there.pt2').write_text('')
     for arguments, message in (
-            (('program', config, checkpoint, '--part', 'classifier'), '--part backbone'),
-            (('program', config, checkpoint, '--size', '32', '64'), '64 pixels and more'),
-            (('program', config, config), 'checkpoint'),
-            (('program', trained('classifier')[0], checkpoint), 'weights')):
+        (('program', config, checkpoint, '--part', 'classifier'), '--part backbone'),
+        (('program', config, checkpoint, '--size', '32', '64'), '64 pixels and more'),
+        (('program', config, config), 'checkpoint'),
+        (('program', trained('classifier')[0], checkpoint), 'weights'),
+    ):
         with pytest.raises(ValueError, match=message):
             export(*arguments, out='new.pt2')
     there = parse_args(['program', config, checkpoint, str(tmp_path / 'there.pt2')])

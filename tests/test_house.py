@@ -1,5 +1,6 @@
 """The package's imports run one way, from shelf to shelf and from module to module, its root holds three files, and the
 pages that lead into the code name what is there."""
+
 import ast
 import re
 from pathlib import Path
@@ -7,8 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / 'mmconvnextv2'
-SHELVES = ['version', 'utils', 'mmcv_operators', 'ops', 'models', 'datasets', 'checkpoint', 'engine', 'pretrain',
-           'analysis', 'export', 'commands']
+SHELVES = [
+    'version',
+    'utils',
+    'mmcv_operators',
+    'ops',
+    'models',
+    'datasets',
+    'checkpoint',
+    'engine',
+    'pretrain',
+    'analysis',
+    'export',
+    'commands',
+]
 
 
 def name_of(path):
@@ -25,10 +38,12 @@ def imports_of(name):
     package = name.split('.') if path.name == '__init__.py' else name.split('.')[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[:len(package) - node.level + 1] + (node.module or '').split('.')
+            base = package[: len(package) - node.level + 1] + (node.module or '').split('.')
             base = '.'.join(part for part in base if part)
-            found |= {f'{base}.{each.name}'.strip('.') if f'{base}.{each.name}'.strip('.') in MODULES else base
-                      for each in node.names}
+            found |= {
+                f'{base}.{each.name}'.strip('.') if f'{base}.{each.name}'.strip('.') in MODULES else base
+                for each in node.names
+            }
     return found - {name}
 
 

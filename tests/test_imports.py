@@ -1,8 +1,9 @@
 """The backbone needs torch and mmengine only."""
+
 import subprocess
 import sys
 
-CODE = '''
+CODE = """
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -34,7 +35,7 @@ except ImportError as error:
 else:
     raise AssertionError('MinkowskiEngine was not blocked')
 print('ran; loaded:', sorted(BLOCKED & {name.partition('.')[0] for name in sys.modules}))
-'''
+"""
 
 
 def test_optional_packages_are_optional():

@@ -1,4 +1,5 @@
 """Layer decay: complete tables of (name, learning-rate scale, weight decay) against independent computations."""
+
 import math
 
 import pytest
@@ -29,12 +30,14 @@ def build(model, weight_decay=0.05, **paramwise_cfg):
     wrapper = build_optim_wrapper(
         model,
         dict(
-            optimizer=dict(type='AdamW', lr=2., weight_decay=weight_decay),
+            optimizer=dict(type='AdamW', lr=2.0, weight_decay=weight_decay),
             constructor='LayerDecayOptimWrapperConstructor',
-            paramwise_cfg=paramwise_cfg))
+            paramwise_cfg=paramwise_cfg,
+        ),
+    )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = wrapper.optimizer.param_groups
-    table = {names[id(p)]: (group['lr'] / 2., group['weight_decay']) for group in groups for p in group['params']}
+    table = {names[id(p)]: (group['lr'] / 2.0, group['weight_decay']) for group in groups for p in group['params']}
     return table, groups
 
 
@@ -45,22 +48,26 @@ def steps_below_head(depths, kind):
         units = [[block] for block in blocks]
     else:
         stage_3 = [block for block in blocks if block[0] == 2]
-        triples = [stage_3[i:i + 3] for i in range(0, len(stage_3), 3)]
-        units = [[b for b in blocks if b[0] == 0], [b for b in blocks if b[0] == 1], *triples,
-                 [b for b in blocks if b[0] == 3]]
+        triples = [stage_3[i : i + 3] for i in range(0, len(stage_3), 3)]
+        units = [
+            [b for b in blocks if b[0] == 0],
+            [b for b in blocks if b[0] == 1],
+            *triples,
+            [b for b in blocks if b[0] == 3],
+        ]
     return {block: step for step, unit in enumerate(reversed(units), start=1) for block in unit}, len(units)
 
 
 def expected_scale(name, depths, kind, rate):
     steps, num_units = steps_below_head(depths, kind)
     if not name.startswith(('backbone.stages', 'backbone.downsample')):
-        return 1.
+        return 1.0
     stage, index = (int(part) for part in name.split('.')[2:4])
     if 'downsample' not in name:
-        return rate**steps[stage, index]
+        return rate ** steps[stage, index]
     if stage == 0 and kind == 'group_wise':
-        return rate**(num_units + 1)
-    return rate**steps[stage, 0]
+        return rate ** (num_units + 1)
+    return rate ** steps[stage, 0]
 
 
 @pytest.mark.parametrize('kind', ['layer_wise', 'group_wise'])
@@ -72,10 +79,16 @@ def test_table_matches_the_description(arch, kind):
     table, _ = build(model, decay_rate=0.8, decay_type=kind)
     assert table.keys() == dict(model.named_parameters()).keys()
     for name, (scale, weight_decay) in table.items():
-        kernel = name.endswith('.weight') and '.norm' not in name and not (
-            name.startswith('backbone.downsample_layers.0.1') or
-            any(name.startswith(f'backbone.downsample_layers.{s}.0') for s in (1, 2, 3)) or 'backbone.norm' in name)
-        assert weight_decay == (0.05 if kernel else 0.), name
+        kernel = (
+            name.endswith('.weight')
+            and '.norm' not in name
+            and not (
+                name.startswith('backbone.downsample_layers.0.1')
+                or any(name.startswith(f'backbone.downsample_layers.{s}.0') for s in (1, 2, 3))
+                or 'backbone.norm' in name
+            )
+        )
+        assert weight_decay == (0.05 if kernel else 0.0), name
         assert math.isclose(scale, expected_scale(name, DEPTHS[arch], kind, 0.8)), name
 
 
@@ -83,29 +96,39 @@ def test_small_table_written_by_hand():
     """For depths 1-1-4-1 the complete list of scales of both kinds is the one written here, by hand."""
     model = Model(dict(depths=[1, 1, 4, 1], channels=[8, 16, 32, 64]))
     powers = {  # prefix: (exponent layer_wise, exponent group_wise); 7 blocks, 5 groups
-        'downsample_layers.0': (7, 6), 'stages.0.0': (7, 5),
-        'downsample_layers.1': (6, 4), 'stages.1.0': (6, 4),
-        'downsample_layers.2': (5, 3), 'stages.2.0': (5, 3), 'stages.2.1': (4, 3), 'stages.2.2': (3, 3),
-        'stages.2.3': (2, 2), 'downsample_layers.3': (1, 1), 'stages.3.0': (1, 1),
+        'downsample_layers.0': (7, 6),
+        'stages.0.0': (7, 5),
+        'downsample_layers.1': (6, 4),
+        'stages.1.0': (6, 4),
+        'downsample_layers.2': (5, 3),
+        'stages.2.0': (5, 3),
+        'stages.2.1': (4, 3),
+        'stages.2.2': (3, 3),
+        'stages.2.3': (2, 2),
+        'downsample_layers.3': (1, 1),
+        'stages.3.0': (1, 1),
     }
     expected_rows = {}
     for prefix, exponents in powers.items():
         stage = int(prefix.split('.')[1])
         if 'stages' in prefix:
-            leaves = [f'{layer}.{kind}' for layer in ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2')
-                      for kind in ('weight', 'bias')] + ['grn.gamma', 'grn.beta']
+            leaves = [
+                f'{layer}.{kind}'
+                for layer in ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2')
+                for kind in ('weight', 'bias')
+            ] + ['grn.gamma', 'grn.beta']
             kernels = {'depthwise_conv.weight', 'pointwise_conv1.weight', 'pointwise_conv2.weight'}
         else:
             leaves = [f'{i}.{kind}' for i in (0, 1) for kind in ('weight', 'bias')]
             kernels = {'0.weight'} if stage == 0 else {'1.weight'}
         for leaf in leaves:
-            expected_rows[f'backbone.{prefix}.{leaf}'] = (exponents, 0.05 if leaf in kernels else 0.)
+            expected_rows[f'backbone.{prefix}.{leaf}'] = (exponents, 0.05 if leaf in kernels else 0.0)
     for name in ('mask_token', 'neck.bias', *(f'backbone.norm{i}.{k}' for i in range(4) for k in ('weight', 'bias'))):
-        expected_rows[name] = ((0, 0), 0.)
+        expected_rows[name] = ((0, 0), 0.0)
     expected_rows['neck.weight'] = ((0, 0), 0.05)
     for column, kind in enumerate(('layer_wise', 'group_wise')):
         table, _ = build(model, decay_rate=0.5, decay_type=kind)
-        assert table == {name: (0.5**row[0][column], row[1]) for name, row in expected_rows.items()}
+        assert table == {name: (0.5 ** row[0][column], row[1]) for name, row in expected_rows.items()}
 
 
 def test_equal_settings_share_one_group():
@@ -116,44 +139,47 @@ def test_equal_settings_share_one_group():
     assert len({(group['lr'], group['weight_decay']) for group in groups}) == len(groups)
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert sorted(table) == sorted(trainable) and sum(len(group['params']) for group in groups) == len(trainable)
-    assert len(build(model, decay_rate=1.)[1]) == 2
+    assert len(build(model, decay_rate=1.0)[1]) == 2
 
 
 def test_custom_keys():
     """The longest matching key wins, lr_mult multiplies the layer's scale, decay_mult replaces the exemption."""
-    keys = {'neck': dict(lr_mult=10.), 'neck.bias': dict(decay_mult=2.), 'stages.3': dict(lr_mult=3.)}
+    keys = {'neck': dict(lr_mult=10.0), 'neck.bias': dict(decay_mult=2.0), 'stages.3': dict(lr_mult=3.0)}
     table, _ = build(Model('atto'), decay_rate=0.5, decay_type='group_wise', custom_keys=keys)
-    assert table['neck.weight'] == (10., 0.05) and table['neck.bias'] == (1., 0.1)
-    assert table['backbone.stages.3.0.norm.bias'] == (1.5, 0.)
+    assert table['neck.weight'] == (10.0, 0.05) and table['neck.bias'] == (1.0, 0.1)
+    assert table['backbone.stages.3.0.norm.bias'] == (1.5, 0.0)
 
 
-@pytest.mark.parametrize('paramwise_cfg, word', [
-    (dict(decay_rate=0.), 'decay_rate'),
-    (dict(decay_rate=1.5), 'decay_rate'),
-    (dict(decay_type='stage_wise'), 'stage_wise'),
-    (dict(layer_decay_rate=0.9), 'layer_decay_rate'),
-])
+@pytest.mark.parametrize(
+    'paramwise_cfg, word',
+    [
+        (dict(decay_rate=0.0), 'decay_rate'),
+        (dict(decay_rate=1.5), 'decay_rate'),
+        (dict(decay_type='stage_wise'), 'stage_wise'),
+        (dict(layer_decay_rate=0.9), 'layer_decay_rate'),
+    ],
+)
 def test_bad_settings_are_named(paramwise_cfg, word):
     """A wrong value or key raises ValueError that names it."""
     with pytest.raises(ValueError, match=word):
-        LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=1.)), paramwise_cfg)
+        LayerDecayOptimWrapperConstructor(dict(optimizer=dict(type='SGD', lr=1.0)), paramwise_cfg)
 
 
 def test_model_without_depths_is_refused():
     """A model whose backbone cannot say its depths raises ValueError that names its class."""
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get('LayerDecayOptimWrapperConstructor')
     with pytest.raises(ValueError, match='Linear'):
-        constructor(dict(optimizer=dict(type='SGD', lr=1.)), dict(decay_rate=0.9))(nn.Linear(2, 2))
+        constructor(dict(optimizer=dict(type='SGD', lr=1.0)), dict(decay_rate=0.9))(nn.Linear(2, 2))
 
 
 def test_first_adamw_step_moves_by_the_scale():
     """With weight decay off, the first AdamW step moves each weight by its scale times the learning rate."""
     model = Model(dict(depths=[1, 1, 1, 1], channels=[8, 16, 32, 64])).double()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    table, groups = build(model, weight_decay=0., decay_rate=0.5, decay_type='layer_wise')
+    table, groups = build(model, weight_decay=0.0, decay_rate=0.5, decay_type='layer_wise')
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     torch.optim.AdamW(groups).step()
     for name, parameter in model.named_parameters():
         moved = before[name] - parameter.detach()
-        torch.testing.assert_close(moved, torch.full_like(moved, 2. * table[name][0]), rtol=1e-6, atol=0.)
+        torch.testing.assert_close(moved, torch.full_like(moved, 2.0 * table[name][0]), rtol=1e-6, atol=0.0)

@@ -1,4 +1,5 @@
 """DropPath, LayerNorm and means over sites are what they say; the response norms have tests of their own."""
+
 import numpy as np
 import pytest
 import torch

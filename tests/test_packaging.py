@@ -1,4 +1,5 @@
 """An installed wheel carries the configs and tools, and works outside the clone."""
+
 import os
 import shutil
 import subprocess
@@ -69,7 +70,7 @@ def test_source_distribution_makes_the_same_wheel(source, wheel, tmp_path):
     build = 'import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])'
     built = subprocess.run([sys.executable, '-c', build, str(tmp_path)], cwd=source, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    distribution, = tmp_path.glob('*.tar.gz')
+    (distribution,) = tmp_path.glob('*.tar.gz')
     ours, theirs = (zipfile.ZipFile(path) for path in (wheel, build_wheel(distribution, tmp_path)))
     assert len(ours.namelist()) > 200 and sorted(ours.namelist()) == sorted(theirs.namelist())
     for name in ours.namelist():
@@ -78,13 +79,20 @@ def test_source_distribution_makes_the_same_wheel(source, wheel, tmp_path):
 
 def test_config_of_the_wheel_builds_outside_the_clone(site, tmp_path):
     """From another folder, with the wheel alone on the path, a recipe's backbone is built from the wheel's code."""
-    code = ('import mmconvnextv2, os; from mmengine.config import Config; from mmengine.registry import MODELS\n'
-            'home = os.path.dirname(mmconvnextv2.__file__)\n'
-            'leaf = "mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py"\n'
-            'cfg = Config.fromfile(os.path.join(home, ".mim", "configs", leaf))\n'
-            'print(home, sum(p.numel() for p in MODELS.build(cfg.model.backbone).parameters()))')
-    run = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
-                         env={'PYTHONPATH': str(site), 'PATH': '/usr/bin:/bin'})
+    code = (
+        'import mmconvnextv2, os; from mmengine.config import Config; from mmengine.registry import MODELS\n'
+        'home = os.path.dirname(mmconvnextv2.__file__)\n'
+        'leaf = "mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py"\n'
+        'cfg = Config.fromfile(os.path.join(home, ".mim", "configs", leaf))\n'
+        'print(home, sum(p.numel() for p in MODELS.build(cfg.model.backbone).parameters()))'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={'PYTHONPATH': str(site), 'PATH': '/usr/bin:/bin'},
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     count = sum(parameter.numel() for parameter in ConvNeXtV2('atto').parameters())
     assert run.stdout.split() == [str(site / 'mmconvnextv2'), str(count)]
@@ -100,7 +108,7 @@ def test_wheel_carries_every_document_of_the_configs(site):
 
 def test_requirements_are_the_versions_that_work(site):
     """What the extras ask for is what the package accepts when it is imported, bound for bound; none asks for mmcv."""
-    distribution, = metadata.distributions(path=[str(site)])
+    (distribution,) = metadata.distributions(path=[str(site)])
     asked = {}
     for requirement in map(Requirement, distribution.requires):
         assert requirement.name != 'mmcv', 'pip would compile it, or write over one that is compiled'
@@ -108,11 +116,19 @@ def test_requirements_are_the_versions_that_work(site):
             asked.setdefault(requirement.name, set()).add(str(requirement.specifier))
     accepted = {LITE.get(name, name): {f'<{bound},>={first}'} for name, (first, bound) in WORKING.items()}
     assert asked == accepted
-    extras = {'ops': 'mmcv-lite', 'det': 'mmdet', 'seg': 'mmsegmentation', 'pretrain': 'mmpretrain',
-              'minkowski': 'MinkowskiEngine', 'dev': 'pytest'}
+    extras = {
+        'ops': 'mmcv-lite',
+        'det': 'mmdet',
+        'seg': 'mmsegmentation',
+        'pretrain': 'mmpretrain',
+        'minkowski': 'MinkowskiEngine',
+        'dev': 'pytest',
+    }
     for extra, name in extras.items():
-        assert any(requirement.name == name and requirement.marker and requirement.marker.evaluate({'extra': extra})
-                   for requirement in map(Requirement, distribution.requires)), extra
+        assert any(
+            requirement.name == name and requirement.marker and requirement.marker.evaluate({'extra': extra})
+            for requirement in map(Requirement, distribution.requires)
+        ), extra
 
 
 def test_names_of_configs_are_unique():
@@ -121,10 +137,14 @@ def test_names_of_configs_are_unique():
     assert len(names) == len(set(names)) > 50
 
 
-RECIPES = ('mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py', 'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py',
-           'fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py', 'quickstart/upernet.py',
-           'classification/convnextv2-a_fcmae-ft_in1k-224.py')
-COMPARE = '''
+RECIPES = (
+    'mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py',
+    'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py',
+    'fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py',
+    'quickstart/upernet.py',
+    'classification/convnextv2-a_fcmae-ft_in1k-224.py',
+)
+COMPARE = """
 import sys
 from mmengine.config import Config
 from mmconvnextv2 import read_config
@@ -134,7 +154,7 @@ for number, name in enumerate(recipes):
     mine, recipe = read_config(f'{number}.py'), Config.fromfile(f'{home}/.mim/configs/{name}')
     assert mine._cfg_dict == recipe._cfg_dict, name
 print('equal', len(recipes))
-'''
+"""
 
 
 @pytest.mark.parametrize('kind', ['wheel', 'editable'])
@@ -142,16 +162,28 @@ def test_config_that_starts_from_a_recipe_is_the_recipe(site, tmp_path, kind):
     """Outside the clone a config whose only line names a recipe of the package equals it, scopes of types included,
     from a wheel and from an editable install alike."""
     home = site / 'mmconvnextv2' if kind == 'wheel' else ROOT / 'mmconvnextv2'
-    run = subprocess.run([sys.executable, '-c', COMPARE, str(home), *RECIPES], cwd=tmp_path, capture_output=True,
-                         text=True, env={'PYTHONPATH': str(home.parent), 'PATH': '/usr/bin:/bin'})
+    run = subprocess.run(
+        [sys.executable, '-c', COMPARE, str(home), *RECIPES],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={'PYTHONPATH': str(home.parent), 'PATH': '/usr/bin:/bin'},
+    )
     assert run.stdout == f'equal {len(RECIPES)}\n', run.stderr[-2000:]
 
 
 def test_tools_of_the_wheel_run_by_name(site, tmp_path):
     """``python -m mmconvnextv2 TOOL`` runs the tool with its arguments, lists the tools, and refuses other names."""
+
     def run(*arguments):
-        return subprocess.run([sys.executable, '-m', 'mmconvnextv2', *arguments], cwd=tmp_path, capture_output=True,
-                              text=True, env={'PYTHONPATH': str(site), 'PATH': '/usr/bin:/bin'})
+        return subprocess.run(
+            [sys.executable, '-m', 'mmconvnextv2', *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={'PYTHONPATH': str(site), 'PATH': '/usr/bin:/bin'},
+        )
+
     listed = run().stdout
     assert all(path.stem in listed for path in (ROOT / 'tools').glob('*.py'))
     wrong = run('trian')
@@ -165,7 +197,11 @@ def test_tools_of_the_wheel_run_by_name(site, tmp_path):
 def test_page_of_the_installed_package(site, tmp_path):
     """With the wheel alone on the path, everything that docs/installed.md tells can be done in an empty folder, and
     prints what it shows: train, test, predict for segmentation and detection, export, convert."""
-    run = subprocess.run([sys.executable, str(ROOT / 'tests' / 'wheel_story.py'), str(tmp_path)],
-                         capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(site)})
+    run = subprocess.run(
+        [sys.executable, str(ROOT / 'tests' / 'wheel_story.py'), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(site)},
+    )
     told = run.stdout[-6000:] + run.stderr[-6000:]
     assert run.returncode == 0 and run.stdout.endswith('the story ended well\n'), told

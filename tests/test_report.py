@@ -1,4 +1,5 @@
 """A report holds everything in one file and shows what a run logged."""
+
 import base64
 import json
 import re
@@ -17,7 +18,7 @@ def test_report_is_self_contained(tmp_path):
     report.table(['metric'], [['<41.2>']])
     report.picture(tmp_path / 'picture.png', 'caption')
     report.small_pictures([tmp_path / 'picture.png'] * 2, 'two')
-    report.curves({'run': ([1, 2], [3., 4.])}, 'loss')
+    report.curves({'run': ([1, 2], [3.0, 4.0])}, 'loss')
     report.write(tmp_path / 'report.html')
     page = (tmp_path / 'report.html').read_text()
     assert 'A &amp; B' in page and '&lt;41.2&gt;' in page
@@ -32,10 +33,14 @@ def test_reads_what_mmengine_logs(tmp_path):
     """Curves are the logged losses in order, a metric is the last one, and a missing metric is named."""
     folder = tmp_path / '20260101_000000' / 'vis_data'
     folder.mkdir(parents=True)
-    lines = [dict(loss=2., iter=5, step=5), dict(mIoU=10., step=5), dict(loss=1., iter=10, step=10),
-             dict(mIoU=20., step=10)]
+    lines = [
+        dict(loss=2.0, iter=5, step=5),
+        dict(mIoU=10.0, step=5),
+        dict(loss=1.0, iter=10, step=10),
+        dict(mIoU=20.0, step=10),
+    ]
     (folder / 'scalars.json').write_text('\n'.join(json.dumps(line) for line in lines) + '\n{"loss": 0.')
-    assert read_curve(tmp_path) == ([5, 10], [2., 1.])
-    assert read_metric(tmp_path, 'mIoU') == 20.
+    assert read_curve(tmp_path) == ([5, 10], [2.0, 1.0])
+    assert read_metric(tmp_path, 'mIoU') == 20.0
     with pytest.raises(ValueError, match='AP'):
         read_metric(tmp_path, 'AP')

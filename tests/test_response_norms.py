@@ -1,4 +1,5 @@
 """GRN is the published formula, its variants and competitors are theirs, per image, and safe in half precision."""
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +9,14 @@ from torch import nn
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.engine.layer_decay import is_exempt_from_weight_decay
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
-from mmconvnextv2.models.response_norms import (AGGREGATIONS, GRN, NORMALIZATIONS, RESPONSE_NORMS, build_response_norm,
-                                                response_scale)
+from mmconvnextv2.models.response_norms import (
+    AGGREGATIONS,
+    GRN,
+    NORMALIZATIONS,
+    RESPONSE_NORMS,
+    build_response_norm,
+    response_scale,
+)
 from mmconvnextv2.ops.dispatch import fuse_mlp
 from mmconvnextv2.ops.grid import Grid
 
@@ -32,7 +39,7 @@ def grn_by_loops(sites, gamma, beta, counted):
     output = np.empty_like(sites)
     for image in range(len(sites)):
         rows = [row for row, counts in zip(sites[image], counted[image]) if counts]
-        norms = [np.sqrt(sum(row[channel]**2 for row in rows)) for channel in range(sites.shape[-1])]
+        norms = [np.sqrt(sum(row[channel] ** 2 for row in rows)) for channel in range(sites.shape[-1])]
         mean = sum(norms) / len(norms)
         for channel, norm in enumerate(norms):
             values = sites[image, :, channel]
@@ -45,10 +52,11 @@ def test_grn_is_the_formula(masked):
     """Values equal Algorithm 1 written with loops, with all sites counted and with some."""
     layer, generator = randomise(GRN(5)), torch.Generator().manual_seed(1)
     sites = torch.randn(3, 7, 5, dtype=torch.float64, generator=generator)
-    counted = torch.rand(3, 7, 1, generator=generator) < (0.5 if masked else 2.)
+    counted = torch.rand(3, 7, 1, generator=generator) < (0.5 if masked else 2.0)
     counted[:, 0] = True
-    expected = grn_by_loops(sites.numpy(), *(one.detach().numpy() for one in (layer.gamma, layer.beta)),
-                            counted[..., 0].numpy())
+    expected = grn_by_loops(
+        sites.numpy(), *(one.detach().numpy() for one in (layer.gamma, layer.beta)), counted[..., 0].numpy()
+    )
     ours = layer(sites, counted if masked else None)
     torch.testing.assert_close(ours.detach(), torch.from_numpy(expected), rtol=1e-12, atol=1e-12)
 
@@ -88,7 +96,7 @@ def test_grn_statistics_are_float32(dtype, tolerance):
     exact.load_state_dict(layer.state_dict())
     ours = layer(sites)
     assert ours.dtype == dtype
-    torch.testing.assert_close(ours.double(), exact(sites.double()), rtol=tolerance, atol=4.)
+    torch.testing.assert_close(ours.double(), exact(sites.double()), rtol=tolerance, atol=4.0)
 
 
 @pytest.mark.parametrize('config', [dict(type='XYZ'), dict(eps=1e-6)])
@@ -101,14 +109,24 @@ def test_unknown_response_norm_is_refused(config):
 def variant_by_loops(sites, counted, aggregation, normalization):
     """The rows of tables 2 and 16 in numpy, image by image: the scale of each channel."""
     rows = sites[counted]
-    responses = {'L2': np.sqrt((rows**2).sum(0)), 'L1': np.abs(rows).sum(0), 'average': rows.sum(0) / len(rows),
-                 'none': sites}[aggregation]
+    responses = {
+        'L2': np.sqrt((rows**2).sum(0)),
+        'L1': np.abs(rows).sum(0),
+        'average': rows.sum(0) / len(rows),
+        'none': sites,
+    }[aggregation]
     scales = []
     for response in np.atleast_2d(responses):
         mean = sum(response) / len(response)
-        variance = sum((value - mean)**2 for value in response) / len(response)
-        scales.append({'x/sum': response / (mean + 1e-6), '1/sum': np.full_like(response, 1 / (mean + 1e-6)),
-                       'standardize': (response - mean) / np.sqrt(variance + 1e-6), 'none': response}[normalization])
+        variance = sum((value - mean) ** 2 for value in response) / len(response)
+        scales.append(
+            {
+                'x/sum': response / (mean + 1e-6),
+                '1/sum': np.full_like(response, 1 / (mean + 1e-6)),
+                'standardize': (response - mean) / np.sqrt(variance + 1e-6),
+                'none': response,
+            }[normalization]
+        )
     return np.stack(scales)
 
 
@@ -121,22 +139,23 @@ def test_variants_are_their_formulas(aggregation, normalization, residual, affin
     layer = randomise(GRN(8, aggregation=aggregation, normalization=normalization, residual=residual, affine=affine))
     sites = make_sites()
     output = layer(sites, COUNTED)
-    gamma, beta = (layer.gamma.detach().numpy(), layer.beta.detach().numpy()) if affine else (1., 0.)
+    gamma, beta = (layer.gamma.detach().numpy(), layer.beta.detach().numpy()) if affine else (1.0, 0.0)
     assert len(list(layer.parameters())) == 2 * affine
     for image in range(2):
         values, counted = sites[image].numpy(), COUNTED[image, :, 0].numpy()
         scale = variant_by_loops(values, counted, aggregation, normalization)
         expected = values * scale * gamma + beta + residual * values
-        torch.testing.assert_close(output[image][counted].detach(), torch.from_numpy(expected[counted]), rtol=1e-9,
-                                   atol=1e-9)
+        torch.testing.assert_close(
+            output[image][counted].detach(), torch.from_numpy(expected[counted]), rtol=1e-9, atol=1e-9
+        )
 
 
 def test_published_numbers_of_a_hand_computed_map():
     """Two channels (3, 4) and (0, 1) at two sites: L2 norms 5 and 1, mean 3, and so on, by hand."""
-    sites = torch.tensor([[[3., 0.], [4., 1.]]], dtype=torch.float64)
+    sites = torch.tensor([[[3.0, 0.0], [4.0, 1.0]]], dtype=torch.float64)
 
     def scale(aggregation, normalization):
-        return response_scale(sites, None, 0., aggregation, normalization).flatten().tolist()
+        return response_scale(sites, None, 0.0, aggregation, normalization).flatten().tolist()
 
     assert scale('L2', 'x/sum') == pytest.approx([5 / 3, 1 / 3])
     assert scale('L1', 'x/sum') == pytest.approx([7 / 4, 1 / 4])
@@ -155,15 +174,17 @@ def test_grn_starts_as_the_identity_with_residual(residual):
     assert torch.equal(GRN(8, residual=residual).double()(sites), expected)
 
 
-@pytest.mark.parametrize('config', [dict(type='GRN', aggregation=one, normalization=other)
-                                    for one in AGGREGATIONS for other in NORMALIZATIONS]
-                         + [dict(type=one) for one in ('LRN', 'BN', 'LN', 'SE')],
-                         ids=lambda one: '-'.join(one.values()))
+@pytest.mark.parametrize(
+    'config',
+    [dict(type='GRN', aggregation=one, normalization=other) for one in AGGREGATIONS for other in NORMALIZATIONS]
+    + [dict(type=one) for one in ('LRN', 'BN', 'LN', 'SE')],
+    ids=lambda one: '-'.join(one.values()),
+)
 def test_gradients(config):
     """Gradients of the sites equal finite differences, and none reaches a site that does not count from another."""
     layer, sites = randomise(build_response_norm(config, 8)), make_sites().requires_grad_()
-    assert torch.autograd.gradcheck(lambda sites: layer(sites, COUNTED)[COUNTED[..., 0]], (sites, ))
-    gradient, = torch.autograd.grad(layer(sites, COUNTED)[COUNTED[..., 0]].square().sum(), sites)
+    assert torch.autograd.gradcheck(lambda sites: layer(sites, COUNTED)[COUNTED[..., 0]], (sites,))
+    (gradient,) = torch.autograd.grad(layer(sites, COUNTED)[COUNTED[..., 0]].square().sum(), sites)
     assert gradient[COUNTED[..., 0]].any() and not gradient[~COUNTED[..., 0]].any()
 
 
@@ -171,15 +192,15 @@ def test_lrn_sums_over_neighbouring_channels():
     """Each value is divided by (1 + 1e-4 * sum / 5)^0.75 over the five channels around it, by a loop."""
     sites, expected = make_sites() * 100, make_sites() * 100
     for channel in range(8):
-        window = sites[..., max(channel - 2, 0):channel + 3]
-        expected[..., channel] = sites[..., channel] / (1 + 1e-4 * window.square().sum(-1) / 5)**0.75
+        window = sites[..., max(channel - 2, 0) : channel + 3]
+        expected[..., channel] = sites[..., channel] / (1 + 1e-4 * window.square().sum(-1) / 5) ** 0.75
     torch.testing.assert_close(build_response_norm(dict(type='LRN'), 8)(sites, COUNTED), expected)
 
 
 def test_layer_norm_is_per_site():
     """LN equals torch's functional one over the channels of each site."""
     layer, sites = randomise(build_response_norm(dict(type='LN'), 8)), make_sites()
-    torch.testing.assert_close(layer(sites, COUNTED), F.layer_norm(sites, (8, ), layer.weight, layer.bias, 1e-6))
+    torch.testing.assert_close(layer(sites, COUNTED), F.layer_norm(sites, (8,), layer.weight, layer.bias, 1e-6))
 
 
 def test_batch_norm_counts_visible_sites_of_the_batch():
@@ -229,7 +250,7 @@ def test_cbam_gates_channels_then_sites():
 
     def depthwise(pooled, conv):
         seen.append(pooled)
-        shown = torch.where(counted, pooled, 0.).view(2, 3, 4, 2).permute(0, 3, 1, 2)
+        shown = torch.where(counted, pooled, 0.0).view(2, 3, 4, 2).permute(0, 3, 1, 2)
         return conv(shown).permute(0, 2, 3, 1).flatten(1, 2)
 
     output = layer(sites, counted, depthwise)
@@ -261,10 +282,19 @@ def test_half_precision_is_finite_and_near(kind, dtype):
     torch.testing.assert_close(ours.double(), exact, rtol=4e-2, atol=0.04 * exact.abs().max().item())
 
 
-@pytest.mark.parametrize('config, fuses', [
-    (dict(type='GRN'), True), (dict(type='GRN', eps=1e-5), True), (dict(type='GRN', aggregation='L1'), False),
-    (dict(type='GRN', normalization='1/sum'), False), (dict(type='GRN', residual=False), False),
-    (dict(type='GRN', affine=False), False), (dict(type='LN'), False), (None, False)])
+@pytest.mark.parametrize(
+    'config, fuses',
+    [
+        (dict(type='GRN'), True),
+        (dict(type='GRN', eps=1e-5), True),
+        (dict(type='GRN', aggregation='L1'), False),
+        (dict(type='GRN', normalization='1/sum'), False),
+        (dict(type='GRN', residual=False), False),
+        (dict(type='GRN', affine=False), False),
+        (dict(type='LN'), False),
+        (None, False),
+    ],
+)
 def test_only_the_published_grn_is_fused(config, fuses):
     """The fused response MLP serves the published formula with any eps; everything else runs layer by layer."""
     block = ConvNeXtV2Block(4, response_norm=config)
@@ -273,12 +303,13 @@ def test_only_the_published_grn_is_fused(config, fuses):
 
 
 # Base with the classifier's norm and head; the paper's table 2 (e) gives 109 M to both gates and 89 M to GRN.
-@pytest.mark.parametrize('kind, millions', [('SE', 109), ('CBAM', 109), ('GRN', 89), ('LN', 89), ('BN', 89),
-                                            ('LRN', 88.6)])
+@pytest.mark.parametrize(
+    'kind, millions', [('SE', 109), ('CBAM', 109), ('GRN', 89), ('LN', 89), ('BN', 89), ('LRN', 88.6)]
+)
 def test_parameters_are_the_published_count(kind, millions):
     """ConvNeXt-Base has the published number of parameters with each norm."""
     with torch.device('meta'):
-        model = ConvNeXtV2('base', out_indices=(3, ), response_norm=dict(type=kind))
+        model = ConvNeXtV2('base', out_indices=(3,), response_norm=dict(type=kind))
         head = nn.Linear(1024, 1000)
     count = sum(one.numel() for module in (model, head) for one in module.parameters()) / 1e6
     assert abs(count - millions) < 0.6
@@ -286,19 +317,30 @@ def test_parameters_are_the_published_count(kind, millions):
 
 def test_gates_are_decayed_and_grn_is_not():
     """Weight decay holds for the matrices of SE and CBAM, as for any other, and not for vectors and GRN."""
-    for kind, decayed in (('SE', ['mlp.0.weight', 'mlp.2.weight']), ('BN', []), ('GRN', []), ('LN', []),
-                          ('CBAM', ['mlp.0.weight', 'mlp.2.weight', 'spatial.weight'])):
-        names = [name for name, parameter in build_response_norm(dict(type=kind), 8).named_parameters()
-                 if not is_exempt_from_weight_decay(f'backbone.stages.0.0.grn.{name}', parameter)]
+    for kind, decayed in (
+        ('SE', ['mlp.0.weight', 'mlp.2.weight']),
+        ('BN', []),
+        ('GRN', []),
+        ('LN', []),
+        ('CBAM', ['mlp.0.weight', 'mlp.2.weight', 'spatial.weight']),
+    ):
+        names = [
+            name
+            for name, parameter in build_response_norm(dict(type=kind), 8).named_parameters()
+            if not is_exempt_from_weight_decay(f'backbone.stages.0.0.grn.{name}', parameter)
+        ]
         assert names == decayed
     assert is_exempt_from_weight_decay('stages.0.0.grn.gamma', torch.zeros(1, 8))  # of an official sparse encoder
 
 
-@pytest.mark.parametrize('config, message', [
-    (dict(type='GRN', aggregation='L3'), "aggregation='L3' of .*GRN: choose from .*'L2', 'L1', 'average'"),
-    (dict(type='GRN', normalization='sum'), "normalization='sum' .*'x/sum', '1/sum', 'standardize'"),
-    (dict(type='SE', squeeze=4), r"type='SE', ...\) does not know squeeze: choose from \['ratio'\]"),
-])
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        (dict(type='GRN', aggregation='L3'), "aggregation='L3' of .*GRN: choose from .*'L2', 'L1', 'average'"),
+        (dict(type='GRN', normalization='sum'), "normalization='sum' .*'x/sum', '1/sum', 'standardize'"),
+        (dict(type='SE', squeeze=4), r"type='SE', ...\) does not know squeeze: choose from \['ratio'\]"),
+    ],
+)
 def test_wrong_argument_is_refused(config, message):
     """The error names the argument, its value and what may be given."""
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """``tools/report.py`` puts what any run left in its work folder on one page that a browser draws from disk."""
+
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 from mmconvnextv2.commands.report import parse_args, report_run
 from mmconvnextv2.commands.run_tool import run_tool
 
-LOG = '''2026/01/01 00:00:00 - mmengine - INFO -
+LOG = """2026/01/01 00:00:00 - mmengine - INFO -
 ------------------------------------------------------------
 System environment:
     PyTorch: 2.11.0
@@ -30,7 +31,7 @@ System environment:
 +-------+------+
 | road  | 81.5 |
 +-------+------+
-'''
+"""
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 
@@ -47,17 +48,22 @@ def write_run(work_dir, name, entries):
 def work_dir(tmp_path):
     """A run of four logged iterations, killed, and resumed from the second; two parameter groups; images."""
     folder = tmp_path / 'work' / 'upernet'
-    first = [dict(loss=4. - step / 10, base_lr=1e-3, lr=1e-4, time=.5, iter=step, step=step)
-             for step in (10, 20, 30, 40)]
-    second = [dict(loss=1., base_lr=5e-4, lr=5e-5, time=.25, iter=30, step=30), dict(mIoU=41.25, time=9., step=30)]
+    first = [
+        dict(loss=4.0 - step / 10, base_lr=1e-3, lr=1e-4, time=0.5, iter=step, step=step) for step in (10, 20, 30, 40)
+    ]
+    second = [dict(loss=1.0, base_lr=5e-4, lr=5e-5, time=0.25, iter=30, step=30), dict(mIoU=41.25, time=9.0, step=30)]
     write_run(folder, '20260101_000000', first)
     pictures = write_run(folder, '20260102_000000', second) / 'vis_image'
     pictures.mkdir()
     Image.new('RGB', (64, 64), (255, 0, 255)).save(pictures / 'reconstruction_30.png')
     Image.new('RGB', (64, 64), (0, 255, 0)).save(pictures / 'frame_0.png')
     parameters = [torch.nn.Parameter(torch.zeros(3, 5)), torch.nn.Parameter(torch.zeros(1200))]
-    optimizer = torch.optim.AdamW([dict(params=parameters[:1], lr=1e-4, lr_scale=0.125, weight_decay=0.05),
-                                   dict(params=parameters[1:], lr=8e-4, lr_scale=1., weight_decay=0.)])
+    optimizer = torch.optim.AdamW(
+        [
+            dict(params=parameters[:1], lr=1e-4, lr_scale=0.125, weight_decay=0.05),
+            dict(params=parameters[1:], lr=8e-4, lr_scale=1.0, weight_decay=0.0),
+        ]
+    )
     sum(parameter.sum() for parameter in parameters).backward()
     optimizer.step()
     torch.save(dict(state_dict={}, optimizer=optimizer.state_dict()), folder / 'iter_30.pth')
@@ -86,20 +92,23 @@ def test_page_tells_what_the_runs_logged(work_dir):
 def test_single_entry_is_told_in_words(tmp_path):
     """A run that logged one iteration, which gives no curve, says its losses instead of nothing."""
     folder = tmp_path / 'work'
-    write_run(folder, '20260101_000000', [dict(loss=1.25, decode_loss=0.75, lr=1e-4, time=.5, iter=10, step=10)])
+    write_run(folder, '20260101_000000', [dict(loss=1.25, decode_loss=0.75, lr=1e-4, time=0.5, iter=10, step=10)])
     assert 'Logged once, at iteration 10: loss 1.25, decode_loss 0.75.' in page_of(folder)
 
 
 def test_feature_distances_are_drawn(work_dir, tmp_path, monkeypatch):
     """--distance draws the table of tools/analyze_features.py, a curve per model; another table is refused."""
     table = tmp_path / 'distance.csv'
-    table.write_text('model,block,depth,channels,distance,deviation,pictures\n'
-                     'GRN,a,0.0,8,0.25,0.1,4\nGRN,b,1.0,8,0.5,0.1,4\nV1,a,1.0,8,0.125,0.1,4\n')
+    table.write_text(
+        'model,block,depth,channels,distance,deviation,pictures\n'
+        'GRN,a,0.0,8,0.25,0.1,4\nGRN,b,1.0,8,0.5,0.1,4\nV1,a,1.0,8,0.125,0.1,4\n'
+    )
     drawn = {}
-    monkeypatch.setattr('mmconvnextv2.commands.report.Report.curves',
-                        lambda self, curves, caption, **labels: drawn.update(curves))
+    monkeypatch.setattr(
+        'mmconvnextv2.commands.report.Report.curves', lambda self, curves, caption, **labels: drawn.update(curves)
+    )
     assert 'Feature diversity' in page_of(work_dir, '--distance', str(table))
-    assert drawn['GRN'] == ([0., 1.], [0.25, 0.5]) and drawn['V1'] == ([1.], [0.125])
+    assert drawn['GRN'] == ([0.0, 1.0], [0.25, 0.5]) and drawn['V1'] == ([1.0], [0.125])
     table.write_text('a,b\n')
     with pytest.raises(SystemExit, match='is not a distance.csv'):
         page_of(work_dir, '--distance', str(table))
@@ -109,11 +118,12 @@ def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
     """Of the iterations that both runs logged, the resumed run's are drawn; time is that of training alone, and rates
     are drawn for each depth."""
     drawn = {}
-    monkeypatch.setattr('mmconvnextv2.commands.report.Report.curves',
-                        lambda self, curves, caption, ylabel='loss': drawn.update(curves))
+    monkeypatch.setattr(
+        'mmconvnextv2.commands.report.Report.curves', lambda self, curves, caption, ylabel='loss': drawn.update(curves)
+    )
     page_of(work_dir)
-    assert drawn['loss'] == ([10, 20, 30], [3., 2., 1.])
-    assert drawn['time'] == ([10, 20, 30], [.5, .5, .25])
+    assert drawn['loss'] == ([10, 20, 30], [3.0, 2.0, 1.0])
+    assert drawn['time'] == ([10, 20, 30], [0.5, 0.5, 0.25])
     assert drawn['times 0.125'][1] == [1.25e-4, 1.25e-4, 6.25e-5] and drawn['times 1'][1] == [1e-3, 1e-3, 5e-4]
 
 
@@ -121,9 +131,21 @@ def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
 def test_browser_draws_the_pictures(work_dir, tmp_path):
     """A headless browser without network shows the colours of the reconstruction and of the prediction."""
     page_of(work_dir)
-    subprocess.run([CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--host-resolver-rules=MAP * ~NOTFOUND',
-                    f'--screenshot={tmp_path / "page.png"}', '--window-size=1000,3000',
-                    (work_dir / 'report.html').as_uri()], check=True, timeout=120, capture_output=True)
+    subprocess.run(
+        [
+            CHROMIUM,
+            '--headless',
+            '--no-sandbox',
+            '--disable-gpu',
+            '--host-resolver-rules=MAP * ~NOTFOUND',
+            f'--screenshot={tmp_path / "page.png"}',
+            '--window-size=1000,3000',
+            (work_dir / 'report.html').as_uri(),
+        ],
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
     pixels = np.asarray(Image.open(tmp_path / 'page.png').convert('RGB')).reshape(-1, 3)
     for colour in ((255, 0, 255), (0, 255, 0)):
         assert (pixels == colour).all(1).sum() >= 64 * 64
@@ -140,16 +162,23 @@ def test_given_pictures_and_mistakes(work_dir, tmp_path):
         assert not (folder / 'report.html').exists()
 
 
-@pytest.mark.parametrize('place', ['20260102_000000/vis_data/vis_image/frame_1.png',
-                                   '20260102_000000/vis_data/scalars.json',
-                                   '20260102_000000/20260102_000000.log',
-                                   '20260102_000000/vis_data/config.py',
-                                   '20260102_000000/vis_data/vis_image', '20260102_000000/vis_data', '20260103_000000',
-                                   'last_checkpoint'])
+@pytest.mark.parametrize(
+    'place',
+    [
+        '20260102_000000/vis_data/vis_image/frame_1.png',
+        '20260102_000000/vis_data/scalars.json',
+        '20260102_000000/20260102_000000.log',
+        '20260102_000000/vis_data/config.py',
+        '20260102_000000/vis_data/vis_image',
+        '20260102_000000/vis_data',
+        '20260103_000000',
+        'last_checkpoint',
+    ],
+)
 def test_links_out_of_the_folder_are_refused(work_dir, tmp_path, place):
     """Whatever of a stranger's folder links elsewhere does not enter the page: images, logs, folders of them."""
     outside, target = tmp_path / 'outside', work_dir / place
-    write_run(outside, 'vis_data', [dict(loss=1., step=1)])
+    write_run(outside, 'vis_data', [dict(loss=1.0, step=1)])
     (outside / 'frame_1.png').write_text('secret')
     if target.is_dir():
         shutil.rmtree(target)
@@ -176,7 +205,7 @@ def test_odd_names_and_values(work_dir, tmp_path):
     """A metric whose name looks like a formula, a loss that is null, a torn line and a folder whose name is not UTF-8
     make a page all the same."""
     scalars = work_dir / '20260102_000000' / 'vis_data' / 'scalars.json'
-    entries = [{'$x_{': 1. + step, 'cost $': 2., 'loss': None, 'mIoU': 3., 'step': step} for step in (40, 50)]
+    entries = [{'$x_{': 1.0 + step, 'cost $': 2.0, 'loss': None, 'mIoU': 3.0, 'step': step} for step in (40, 50)]
     scalars.write_text(scalars.read_text() + '\n'.join(map(json.dumps, entries)) + '\n[1]\n{"loss": 0.')
     odd = os.fsencode(tmp_path) + b'/na\xffme'
     os.rename(work_dir, odd)

@@ -3,6 +3,7 @@
 The script under test is the real one; where a test lets it go on, the interpreter it is given makes an environment
 whose Python only writes down what was asked of it, so that nothing is fetched.
 """
+
 import hashlib
 import os
 import shutil
@@ -18,22 +19,23 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / 'requirements' / 'install.sh'
 LOCK_HASH = hashlib.sha256((ROOT / 'requirements' / 'lock.txt').read_bytes()).hexdigest()[:16]
 REAL_PYTHON = Path(sys.base_prefix) / 'bin' / 'python3.11'
-TOOLS = ('awk bash c++ cat chmod cp cut df dirname du env find grep head ls mkdir mv rm sed sha256sum sleep tail touch '
-         'uname')
+TOOLS = (
+    'awk bash c++ cat chmod cp cut df dirname du env find grep head ls mkdir mv rm sed sha256sum sleep tail touch uname'
+)
 ROOM = 'echo; echo "disk 100 50 52428800 50% /"'
 GPU = 'echo "GPU 0: one"'
 NVCC = 'echo "Cuda compilation tools, release 13.0, V13.0.1"'
 
 # "python" before the environment exists: everything but "-m venv" goes to the real interpreter.
-OUTSIDE = '''#!/bin/bash
+OUTSIDE = """#!/bin/bash
 case "$*" in
 *"import venv"*) [ ! -e {home}/no-venv ] ;;
 "-m venv"*) mkdir -p "$3/bin"; cp {home}/inside "$3/bin/python"; touch "$3/pyvenv.cfg" ;;
 *) exec {real} "$@" ;;
 esac
-'''
+"""
 # "python" of the environment: notes what it is asked for, and answers what the set-up wants to know.
-INSIDE = '''#!/bin/bash
+INSIDE = """#!/bin/bash
 [ "$1" = -c ] || echo "$@" >> {home}/asked
 case "$*" in
 *get_compiling_cuda_version*) cat {home}/mmcv-cuda ;;
@@ -41,7 +43,7 @@ case "$*" in
 *"pip wheel"*) mkdir -p "${{@: -2:1}}"; touch "${{@: -2:1}}/mmcv-2.1.0-any.whl" ;;
 *"pip install"*torchvision*) [ ! -e {home}/slow ] || {{ echo $$ > {home}/busy; sleep 60 & sleep 60; }} ;;
 esac
-'''
+"""
 
 
 class Machine:
@@ -67,12 +69,23 @@ class Machine:
         path.chmod(0o755)
 
     def start(self, *arguments, python='python3.11', **environment):
-        environment = {**self.choice, 'PATH': str(self.tools), 'PYTHON': str(python), 'HOME': str(self.home),
-                       **environment}
+        environment = {
+            **self.choice,
+            'PATH': str(self.tools),
+            'PYTHON': str(python),
+            'HOME': str(self.home),
+            **environment,
+        }
         heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts jobs in the background deaf
         try:
-            return subprocess.Popen(['bash', SCRIPT, self.venv, *arguments], env=environment, text=True,
-                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+            return subprocess.Popen(
+                ['bash', SCRIPT, self.venv, *arguments],
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
         finally:
             signal.signal(signal.SIGINT, heard)
 
@@ -241,8 +254,10 @@ def test_steps_of_compiling(compiling):
     assert first.returncode == 0, first.stderr_text
     assert 'CPU operators only' in first.stdout_text
     steps = [line for line in compiling.asked() if ' install ' in line or ' wheel ' in line]
-    order = [next(i for i, step in enumerate(steps) if word in step)
-             for word in ('torchvision==', 'rest.txt', 'ninja==', 'pip wheel', 'mmcv-2.1.0-any.whl', '-e ')]
+    order = [
+        next(i for i, step in enumerate(steps) if word in step)
+        for word in ('torchvision==', 'rest.txt', 'ninja==', 'pip wheel', 'mmcv-2.1.0-any.whl', '-e ')
+    ]
     assert order == list(range(6)) and len(steps) == 6
     assert '--no-build-isolation' in steps[3] and '--no-deps' in steps[1]
     assert compiling.run().returncode == 0 and compiling.asked() == []
@@ -336,11 +351,18 @@ def test_settings_of_other_installs_do_not_reach_pip(machine):
     (machine.home / 'inside').write_text(INSIDE.format(home=machine.home) + f'env >> {seen}\n')
     names = ('PIP_TARGET', 'PIP_PREFIX', 'PIP_NO_DEPS', 'PIP_CONSTRAINT', 'PYTHONPATH', 'PYTHONHOME')
     machine.put('env', f'exec {shutil.which("env")} "$@"')
-    environment = {**dict.fromkeys(names, '/elsewhere'), 'PIP_USER': '1', 'PIP_REQUIRE_VIRTUALENV': '1',
-                   'PIP_INDEX_URL': 'http://mirror'}
+    environment = {
+        **dict.fromkeys(names, '/elsewhere'),
+        'PIP_USER': '1',
+        'PIP_REQUIRE_VIRTUALENV': '1',
+        'PIP_INDEX_URL': 'http://mirror',
+    }
     started = subprocess.run(
-        ['bash', SCRIPT, machine.venv], text=True, capture_output=True,
-        env={'PATH': str(machine.tools), 'PYTHON': 'python3.11', **environment})
+        ['bash', SCRIPT, machine.venv],
+        text=True,
+        capture_output=True,
+        env={'PATH': str(machine.tools), 'PYTHON': 'python3.11', **environment},
+    )
     assert started.returncode == 0, started.stderr
     told = dict(line.partition('=')[::2] for line in seen.read_text().splitlines())
     assert not set(names) & set(told) and told['PIP_USER'] == told['PIP_REQUIRE_VIRTUALENV'] == '0'

@@ -1,4 +1,5 @@
 """A package of the stack in a wrong version is refused in one sentence; an absent one is not missed."""
+
 import subprocess
 import sys
 from importlib import metadata
@@ -23,8 +24,17 @@ def test_installed_stack_is_accepted():
     assert list(versions.wrong_versions()) == []
 
 
-@pytest.mark.parametrize('name, version', [('mmcv', '1.7.2'), ('mmcv', '2.2.0'), ('mmcv-lite', '2.2.0'),
-                                           ('mmdet', '2.28.0'), ('torch', '1.13.1'), ('mmsegmentation', '0.30.0')])
+@pytest.mark.parametrize(
+    'name, version',
+    [
+        ('mmcv', '1.7.2'),
+        ('mmcv', '2.2.0'),
+        ('mmcv-lite', '2.2.0'),
+        ('mmdet', '2.28.0'),
+        ('torch', '1.13.1'),
+        ('mmsegmentation', '0.30.0'),
+    ],
+)
 def test_wrong_version_is_named(tmp_path, monkeypatch, name, version):
     """The sentence names the package, the version found and the versions that work."""
     install_fake(tmp_path, name, version)
@@ -65,9 +75,13 @@ def test_import_refuses_a_wrong_version(tmp_path):
     assert 'ImportError: mmpretrain 0.9.0 is installed, mmconvnextv2 works with mmpretrain >= 1.2.0' in result.stderr
 
 
-@pytest.mark.parametrize('installed, value', [
-    ({'onedl-mmsegmentation': '1.4.2'}, 'fork'),
-    ({'mmsegmentation': '1.2.2', 'onedl-mmsegmentation': '1.4.2'}, 'upstream')])
+@pytest.mark.parametrize(
+    'installed, value',
+    [
+        ({'onedl-mmsegmentation': '1.4.2'}, 'fork'),
+        ({'mmsegmentation': '1.2.2', 'onedl-mmsegmentation': '1.4.2'}, 'upstream'),
+    ],
+)
 def test_bases_of_the_fork_are_found(tmp_path, monkeypatch, installed, value):
     """``mmseg::`` bases come from the fork's distribution where it is the only one, and otherwise from upstream's."""
     for name, folder in (('onedl_mmsegmentation', 'fork'), ('mmsegmentation', 'upstream')):

@@ -5,6 +5,7 @@ Run by test_packaging.py and by sessions of noxfile.py: ``python wheel_story.py 
 command is printed before it runs; one that fails ends the story. ``--mim`` trains and tests through OpenMMLab's mim,
 ``--without-ops`` leaves out detection, which needs mmcv's compiled operations.
 """
+
 import re
 import subprocess
 import sys
@@ -17,14 +18,14 @@ PAGE = ROOT / 'docs' / 'installed.md'
 FILE = re.compile(r'^```python title="([^"]+)"\n(.*?)^```', re.MULTILINE | re.DOTALL)
 DETECTION = re.compile(r'^## Detect\n.*?(?=^## )', re.MULTILINE | re.DOTALL)
 PLACE = 'import mmconvnextv2; print(mmconvnextv2.__file__)'
-COMPARISON = '''
+COMPARISON = """
 import torch
 from mmconvnextv2.checkpoint import to_canonical, unwrap
 from mmconvnextv2.checkpoint.load import load_file
 one, two = (to_canonical(unwrap(load_file(path))) for path in ('segment/iter_40.pth', 'back.safetensors'))
 assert all(torch.equal(one[key], two[key]) for key in two)
 assert all(key.startswith('norm') for key in one.keys() - two.keys()), one.keys() - two.keys()
-'''
+"""
 
 
 def run(folder: Path, *command: str) -> str:

@@ -1,4 +1,5 @@
 """Draw training samples after augmentation: ``python tools/browse.py --help`` shows an example."""
+
 from mmconvnextv2.commands.browse import browse, parse_args
 from mmconvnextv2.commands.run_tool import run_tool
 

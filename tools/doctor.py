@@ -1,4 +1,5 @@
 """Check this machine and its packages; see ``mmconvnextv2/commands/doctor.py``."""
+
 import sys
 
 from mmconvnextv2.commands.doctor import main

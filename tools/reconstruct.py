@@ -1,4 +1,5 @@
 """Write original | masked | reconstruction | pasted for images: ``python tools/reconstruct.py --help``."""
+
 from mmconvnextv2.commands.reconstruct import parse_args, reconstruct
 from mmconvnextv2.commands.run_tool import run_tool
 

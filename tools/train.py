@@ -1,4 +1,5 @@
 """Train a model: ``python tools/train.py --help`` shows an example."""
+
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.train import parse_train_args, train
 

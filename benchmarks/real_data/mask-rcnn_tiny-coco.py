@@ -6,9 +6,18 @@ load, annotations, resize, crop, *rest = _base_.train_pipeline
 test_load, test_resize, *test_rest = _base_.test_pipeline
 test_pipeline = [test_load, {**test_resize, 'scale': scale}, *test_rest]
 train_dataloader = dict(
-    batch_size=2, num_workers=1,
-    dataset=dict(pipeline=[load, annotations, {**resize, 'scale': scale, 'ratio_range': (0.8, 1.5)},
-                           {**crop, 'crop_size': scale}, *rest]))
+    batch_size=2,
+    num_workers=1,
+    dataset=dict(
+        pipeline=[
+            load,
+            annotations,
+            {**resize, 'scale': scale, 'ratio_range': (0.8, 1.5)},
+            {**crop, 'crop_size': scale},
+            *rest,
+        ]
+    ),
+)
 val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=40, val_interval=1000)

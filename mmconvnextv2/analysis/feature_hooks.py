@@ -3,9 +3,11 @@
 Hidden features are what a block's second linear reads, after the activation and, where there is one, the response norm.
 They are handed over during the forward, block by block, so that none is kept.
 """
+
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator, List, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -22,12 +24,13 @@ See = Callable[[int, Tensor], None]  # number of the block, features (B, N, C)
 
 class Block(NamedTuple):
     """A block of a model: its name, itself, and its second linear, a ``Linear`` or a 1x1 convolution."""
+
     name: str
     module: nn.Module
     second: nn.Module
 
 
-def find_blocks(model: nn.Module) -> List[Block]:
+def find_blocks(model: nn.Module) -> list[Block]:
     """Return the blocks of a model, from the first to the last.
 
     Raises:
@@ -37,21 +40,23 @@ def find_blocks(model: nn.Module) -> List[Block]:
     for name, module in model.named_modules():
         place = next((place for place in SECOND_LINEARS if name.endswith(f'.{place}')), None)
         if place:
-            block = name[:-len(place) - 1]
+            block = name[: -len(place) - 1]
             blocks.append(Block(block, model.get_submodule(block), module))
     if not blocks:
-        raise UserError(f'{type(model).__name__} has no block whose second linear is known: expected modules named '
-                        f'{", ".join(SECOND_LINEARS)}')
+        raise UserError(
+            f'{type(model).__name__} has no block whose second linear is known: expected modules named '
+            f'{", ".join(SECOND_LINEARS)}'
+        )
     return blocks
 
 
-def depths_of(blocks: List[Block]) -> List[float]:
+def depths_of(blocks: list[Block]) -> list[float]:
     """Return the normalised depth of each block, 0 for the first and 1 for the last."""
     return [index / max(len(blocks) - 1, 1) for index in range(len(blocks))]
 
 
 @contextmanager
-def watch_hidden(model: nn.Module, blocks: List[Block], see: See) -> Iterator[None]:
+def watch_hidden(model: nn.Module, blocks: list[Block], see: See) -> Iterator[None]:
     """Call ``see`` with the hidden features (B, N, 4C) of every block during each forward inside the block."""
     skip = num_extra_tokens(model)
 
@@ -64,7 +69,7 @@ def watch_hidden(model: nn.Module, blocks: List[Block], see: See) -> Iterator[No
 
 
 @contextmanager
-def watch_outputs(model: nn.Module, blocks: List[Block], see: See) -> Iterator[None]:
+def watch_outputs(model: nn.Module, blocks: list[Block], see: See) -> Iterator[None]:
     """Call ``see`` with the output (B, N, C) of every block during each forward inside the block."""
     skip = num_extra_tokens(model)
 

@@ -1,19 +1,22 @@
 """Figures of features, like the paper's figures 3, 4 and 7; each is a file."""
-from typing import Dict, List, NamedTuple, Sequence, Tuple
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-Curve = Tuple[Sequence[float], Sequence[float]]  # normalised depths, values
+Curve = tuple[Sequence[float], Sequence[float]]  # normalised depths, values
 
 
 class Panel(NamedTuple):
     """The channel maps of one image at one block."""
+
     title: str
     maps: np.ndarray  # (channels, H, W)
 
 
-def plot_over_depth(curves: Dict[str, Curve], ylabel: str, path: str) -> None:
+def plot_over_depth(curves: dict[str, Curve], ylabel: str, path: str) -> None:
     """Draw a curve per model over normalised depth; values are not negative."""
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
@@ -26,7 +29,7 @@ def plot_over_depth(curves: Dict[str, Curve], ylabel: str, path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def plot_selectivity(indices: Dict[str, List[np.ndarray]], path: str, num_bins: int = 25) -> None:
+def plot_selectivity(indices: dict[str, list[np.ndarray]], path: str, num_bins: int = 25) -> None:
     """Draw, for each model, how the selectivity of channels is spread in every block, and its mean.
 
     Args:
@@ -36,12 +39,21 @@ def plot_selectivity(indices: Dict[str, List[np.ndarray]], path: str, num_bins: 
     """
     figure = Figure(figsize=(5.2 * len(indices), 4.2), layout='constrained')
     columns = figure.subplots(1, len(indices), squeeze=False)[0]
-    shares = {label: np.stack([np.histogram(block, num_bins, (0, 1))[0] / len(block) for block in blocks], axis=1)
-              for label, blocks in indices.items()}  # (bins, blocks)
+    shares = {
+        label: np.stack([np.histogram(block, num_bins, (0, 1))[0] / len(block) for block in blocks], axis=1)
+        for label, blocks in indices.items()
+    }  # (bins, blocks)
     highest = max(share.max() for share in shares.values())
     for axes, (label, blocks) in zip(columns, indices.items()):
-        image = axes.imshow(shares[label], origin='lower', aspect='auto', cmap='magma_r', vmin=0, vmax=highest,
-                            extent=(-0.5, len(blocks) - 0.5, 0, 1))
+        image = axes.imshow(
+            shares[label],
+            origin='lower',
+            aspect='auto',
+            cmap='magma_r',
+            vmin=0,
+            vmax=highest,
+            extent=(-0.5, len(blocks) - 0.5, 0, 1),
+        )
         axes.plot([block.mean() for block in blocks], color='tab:cyan')
         axes.set(title=f'{label} (line: mean)', xlabel='block', ylabel='class selectivity index')
     figure.colorbar(image, ax=columns, label='share of channels')
@@ -56,13 +68,13 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
     """
     low, high = np.percentile(maps, (1, 99))
     maps = np.clip((maps - low) / max(high - low, 1e-12), 0, 1)
-    side = int(np.ceil(len(maps)**0.5))
+    side = int(np.ceil(len(maps) ** 0.5))
     gap = max(1, round(maps.shape[1] / 14))
     height, width = maps.shape[1] + gap, maps.shape[2] + gap
     tiles = np.full((side * height + gap, side * width + gap), np.nan)
     for index, one in enumerate(maps):
         row, column = gap + index // side * height, gap + index % side * width
-        tiles[row:row + one.shape[0], column:column + one.shape[1]] = one
+        tiles[row : row + one.shape[0], column : column + one.shape[1]] = one
     return tiles
 
 

@@ -1,24 +1,25 @@
 """A self-contained HTML report of training runs: opens from disk, asks the network for nothing."""
+
 import base64
 import io
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple, Union
 
 from matplotlib.figure import Figure
 
 from ..utils.atomic import replacing
 from ..utils.errors import UserError
 
-STYLE = '''body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
+STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
 th{background:#f4f4f4}img{max-width:100%;margin:.3rem 0}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
 figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}summary{font-size:1.5rem;font-weight:bold;cursor:pointer}
-.small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small img{width:100%;image-rendering:pixelated}'''
+.small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small img{width:100%;image-rendering:pixelated}"""
 
 
-def read_scalars(work_dir: Union[str, Path]) -> List[dict]:
+def read_scalars(work_dir: str | Path) -> list[dict]:
     """Return what the newest run in ``work_dir`` logged, in order; empty if there is nothing."""
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
@@ -26,7 +27,7 @@ def read_scalars(work_dir: Union[str, Path]) -> List[dict]:
     return parse_scalars(files[-1].read_text(errors='replace'))
 
 
-def parse_scalars(text: str) -> List[dict]:
+def parse_scalars(text: str) -> list[dict]:
     """Return the entries of mmengine's ``scalars.json``, numbers alone; lines that a kill tore are left out."""
     entries = []
     for line in text.splitlines():
@@ -39,13 +40,13 @@ def parse_scalars(text: str) -> List[dict]:
     return entries
 
 
-def read_curve(work_dir: Union[str, Path], key: str = 'loss') -> Tuple[List[int], List[float]]:
+def read_curve(work_dir: str | Path, key: str = 'loss') -> tuple[list[int], list[float]]:
     """Return (steps, values) of a logged scalar."""
     points = [(entry.get('iter', entry.get('step', 0)), entry[key]) for entry in read_scalars(work_dir) if key in entry]
     return [step for step, _ in points], [value for _, value in points]
 
 
-def read_metric(work_dir: Union[str, Path], key: str) -> float:
+def read_metric(work_dir: str | Path, key: str) -> float:
     """Return the last value of an evaluator's metric.
 
     Raises:
@@ -57,7 +58,7 @@ def read_metric(work_dir: Union[str, Path], key: str) -> float:
     return values[-1]
 
 
-def _inline(picture: Union[str, Path, bytes], text: str) -> str:
+def _inline(picture: str | Path | bytes, text: str) -> str:
     """Return an ``img`` element that holds a PNG or JPEG itself."""
     content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
     kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
@@ -102,18 +103,24 @@ class Report:
         lines += [''.join(f'<td>{escape(str(cell))}</td>' for cell in row) for row in rows]
         self.parts.append('<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>')
 
-    def picture(self, picture: Union[str, Path, bytes], caption: str) -> None:
+    def picture(self, picture: str | Path | bytes, caption: str) -> None:
         """Add a PNG or JPEG, given as a path or as bytes, inside the file."""
         self.parts.append(f'<figure>{_inline(picture, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
 
-    def small_pictures(self, pictures: Sequence[Union[str, Path]], caption: str) -> None:
+    def small_pictures(self, pictures: Sequence[str | Path], caption: str) -> None:
         """Add images of few pixels, enlarged, two in a row, with one caption."""
         images = ''.join(_inline(picture, caption) for picture in pictures)
         self.parts.append(
-            f'<figure><div class="small">{images}</div><figcaption>{escape(caption)}</figcaption></figure>')
+            f'<figure><div class="small">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
+        )
 
-    def curves(self, curves: Dict[str, Tuple[Sequence, Sequence]], caption: str, ylabel: str = 'loss',
-               xlabel: str = 'iteration') -> None:
+    def curves(
+        self,
+        curves: dict[str, tuple[Sequence, Sequence]],
+        caption: str,
+        ylabel: str = 'loss',
+        xlabel: str = 'iteration',
+    ) -> None:
         """Draw named (steps, values) curves in one plot; nothing without curves."""
         if not curves:
             return
@@ -128,10 +135,9 @@ class Report:
         figure.savefig(buffer, format='png', dpi=110)
         self.picture(buffer.getvalue(), caption)
 
-    def write(self, path: Union[str, Path]) -> None:
+    def write(self, path: str | Path) -> None:
         """Write the file, all or nothing."""
         with replacing(str(path)) as partial:
-            Path(partial).write_bytes((
-                f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title><style>'
-                f'{STYLE}</style></head><body>{"".join(self.parts)}</body></html>'
-            ).encode(errors='replace'))  # names of files need not be UTF-8
+            head = f'<meta charset="utf-8"><title>{escape(self.title)}</title><style>{STYLE}</style>'
+            page = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(self.parts)}</body></html>'
+            Path(partial).write_bytes(page.encode(errors='replace'))  # names of files need not be UTF-8

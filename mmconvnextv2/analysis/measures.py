@@ -3,7 +3,6 @@
 All take features of shape (B, N, C): B images, N sites, C channels. Against the formula of the cosine distance over
 all pairs of channels, C x C cosines are never made: their sum is the squared length of the sum of unit vectors.
 """
-from typing import Dict, List, Tuple
 
 import torch
 from torch import Tensor
@@ -35,26 +34,26 @@ def cosine_distance(features: Tensor) -> Tensor:
     total = (values @ inverse[..., None]).double()  # (B, N, 1), the sum of all channels' unit vectors
     dead = (~alive).sum(1)
     similarity = total.square().sum((1, 2)) + dead.double().square()  # of all C * C pairs
-    return ((1 - similarity / values.shape[-1]**2) / 2).clamp(0, 1)
+    return ((1 - similarity / values.shape[-1] ** 2) / 2).clamp(0, 1)
 
 
 class Moments:
     """Mean and deviation of a stream of numbers, one stream a block."""
 
     def __init__(self) -> None:
-        self.values: Dict[int, List[Tensor]] = {}
+        self.values: dict[int, list[Tensor]] = {}
 
     def add(self, index: int, values: Tensor) -> None:
         """Take the numbers (B, ) of a block's batch."""
         self.values.setdefault(index, []).append(values.cpu())
 
-    def mean_and_deviation(self, index: int) -> Tuple[float, float]:
+    def mean_and_deviation(self, index: int) -> tuple[float, float]:
         """Return the mean of all numbers of a block, and their deviation (0 for one)."""
         values = torch.cat(self.values[index])
         return values.mean().item(), values.std(correction=0).item()
 
 
-def count_dead_and_saturated(features: Tensor, tolerance: float = 0.05) -> Tuple[Tensor, Tensor]:
+def count_dead_and_saturated(features: Tensor, tolerance: float = 0.05) -> tuple[Tensor, Tensor]:
     """Find channels that show nothing. The paper shows them and gives no thresholds; these are ours.
 
     A channel is dead where its largest absolute value is at most ``tolerance`` times the mean of the channels' largest
@@ -95,8 +94,8 @@ class ClassSelectivity:
         if num_classes < 2:
             raise UserError(f'num_classes={num_classes}: selectivity needs two or more classes')
         self.num_classes = num_classes
-        self.sums: Dict[int, Tensor] = {}
-        self.counts: Dict[int, Tensor] = {}
+        self.sums: dict[int, Tensor] = {}
+        self.counts: dict[int, Tensor] = {}
 
     def add(self, index: int, features: Tensor, labels: Tensor) -> None:
         """Take the features (B, N, C) and classes (B, ) of a block's batch."""

@@ -1,9 +1,11 @@
 """Models to analyse, by name: ours, mmpretrain's, timm's, or whatever a file of ConvNeXt weights holds."""
+
 import logging
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 from mmengine.logging import MMLogger
@@ -18,17 +20,18 @@ from ..utils.config import IMAGENET, read_config, read_normalization
 from ..utils.errors import UserError
 
 RANDOM = 'random'
-HELP = f'''LABEL is what figures call the model. SOURCE and WEIGHTS are one of:
+HELP = f"""LABEL is what figures call the model. SOURCE and WEIGHTS are one of:
   FILE                      a checkpoint of a ConvNeXt of any known layout, a path or a URL
   ARCH FILE                 {', '.join(ARCHS)}, with a checkpoint
   CONFIG.py FILE            the backbone of a config (any response norm), with a checkpoint
   mmpretrain:NAME [FILE]    a model of mmpretrain, with its published weights or a checkpoint
   timm:NAME [FILE]          a model of timm, likewise
-"random" in the place of FILE leaves the weights as they are drawn.'''
+"random" in the place of FILE leaves the weights as they are drawn."""
 
 
 class Subject(NamedTuple):
     """A model to analyse, and the normalisation of its RGB images (0 to 255), three values each."""
+
     label: str
     model: nn.Module
     mean: Sequence[float] = IMAGENET[0]
@@ -45,11 +48,13 @@ class Subject(NamedTuple):
         try:
             self.model((images.to(parameter) - mean) / std)
         except AssertionError as error:
-            raise UserError(f'{self.label} refuses images of {images.shape[2]}x{images.shape[3]} pixels: {error} '
-                            'Give another --size') from error
+            raise UserError(
+                f'{self.label} refuses images of {images.shape[2]}x{images.shape[3]} pixels: {error} '
+                'Give another --size'
+            ) from error
 
 
-def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> List[Subject]:
+def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> list[Subject]:
     """Build models from ``(LABEL, SOURCE)`` or ``(LABEL, SOURCE, WEIGHTS)``, in evaluation mode.
 
     Raises:
@@ -62,14 +67,13 @@ def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> List[S
     return [load_subject(*_split(spec), device) for spec in specs]
 
 
-def _split(spec: Sequence[str]) -> Tuple[str, str, Optional[str]]:
+def _split(spec: Sequence[str]) -> tuple[str, str, str | None]:
     if len(spec) not in (2, 3):
-        raise UserError(f'--model {" ".join(spec)}: expected LABEL SOURCE [WEIGHTS]; --help lists what may be '
-                        'given')
+        raise UserError(f'--model {" ".join(spec)}: expected LABEL SOURCE [WEIGHTS]; --help lists what may be given')
     return spec[0], spec[1], spec[2] if len(spec) == 3 else None
 
 
-def load_subject(label: str, source: str, weights: Optional[str] = None, device: str = 'cpu') -> Subject:
+def load_subject(label: str, source: str, weights: str | None = None, device: str = 'cpu') -> Subject:
     """Build one model; see ``HELP``."""
     library, _, name = source.partition(':')
     mean, std = IMAGENET.mean, IMAGENET.std
@@ -83,16 +87,20 @@ def load_subject(label: str, source: str, weights: Optional[str] = None, device:
     elif weights is None:
         model = _load_file(source)
     else:
-        raise UserError(f'SOURCE={source!r} is not an architecture ({", ".join(ARCHS)}), config or library '
-                        f'({", ".join(LIBRARIES)}): --help lists what may stand there')
+        raise UserError(
+            f'SOURCE={source!r} is not an architecture ({", ".join(ARCHS)}), config or library '
+            f'({", ".join(LIBRARIES)}): --help lists what may stand there'
+        )
     if getattr(model, 'in_channels', 3) != 3 or len(mean) != 3:
-        raise UserError(f'{source} reads images of {getattr(model, "in_channels", len(mean))} channels: only models '
-                        'of RGB images can be analysed')
+        raise UserError(
+            f'{source} reads images of {getattr(model, "in_channels", len(mean))} channels: only models '
+            'of RGB images can be analysed'
+        )
     model.eval()  # mmpretrain's return nothing from it
     return Subject(label, model.to(device), mean, std)
 
 
-def _required(weights: Optional[str], source: str) -> str:
+def _required(weights: str | None, source: str) -> str:
     if weights is None:
         raise UserError(f'{source} says no weights: add a checkpoint, or {RANDOM!r}')
     return weights
@@ -118,7 +126,7 @@ def _draw(model: nn.Module) -> None:
         logger.setLevel(level)
 
 
-def _load_config(path: str, weights: str) -> Tuple[nn.Module, Sequence[float], Sequence[float]]:
+def _load_config(path: str, weights: str) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
     cfg = read_config(path)
     backbone = cfg.get('model', {}).get('backbone')
     if backbone is None:
@@ -126,8 +134,10 @@ def _load_config(path: str, weights: str) -> Tuple[nn.Module, Sequence[float], S
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         model = MODELS.build({**backbone, 'init_cfg': None})
     if not isinstance(model, ConvNeXtV2):
-        raise UserError(f'{path} has the backbone {type(model).__name__}: name models of mmpretrain and timm, or give '
-                        'a config of ConvNeXtV2')
+        raise UserError(
+            f'{path} has the backbone {type(model).__name__}: name models of mmpretrain and timm, or give '
+            'a config of ConvNeXtV2'
+        )
     pixels = read_normalization(cfg)
     return _filled(model, weights), pixels.mean or IMAGENET.mean, pixels.std or IMAGENET.std
 
@@ -141,7 +151,7 @@ def _load_file(path: str) -> nn.Module:
         raise UserError(f'{path}: {error}; give the config it was trained with, LABEL CONFIG.py {path}') from error
 
 
-def _load_mmpretrain(name: str, weights: Optional[str]) -> nn.Module:
+def _load_mmpretrain(name: str, weights: str | None) -> nn.Module:
     mmpretrain = _import('mmpretrain')
     _check_name('mmpretrain', name, mmpretrain.list_models())
     model = mmpretrain.get_model(name, pretrained=weights is None)
@@ -154,11 +164,11 @@ def _load_mmpretrain(name: str, weights: Optional[str]) -> nn.Module:
         return model.backbone
     content = unwrap(load_file(weights))
     whole = {key.partition('backbone.')[2]: value for key, value in content.items() if key.startswith('backbone.')}
-    _load(model.backbone, whole or to_canonical(content), weights, ('norm', ))
+    _load(model.backbone, whole or to_canonical(content), weights, ('norm',))
     return model.backbone
 
 
-def _load_timm(name: str, weights: Optional[str]) -> nn.Module:
+def _load_timm(name: str, weights: str | None) -> nn.Module:
     timm = _import('timm')
     _check_name('timm', name, timm.list_models() + timm.list_pretrained())
     model = timm.create_model(name, pretrained=weights is None, num_classes=0)
@@ -170,14 +180,15 @@ def _load_timm(name: str, weights: Optional[str]) -> nn.Module:
     return model
 
 
-def _as_timm(weights: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
+def _as_timm(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename ConvNeXt weights of any layout to those of a model of timm."""
     wide = any(key.endswith('mlp.fc1.weight') and value.ndim == 4 for key, value in model.state_dict().items())
     layout = 'timm-conv' if wide else 'timm'
     if detect_dialect(weights) == layout:
         return weights
-    return from_canonical({key: value for key, value in to_canonical(weights).items() if not key.startswith('norm')},
-                          layout)
+    return from_canonical(
+        {key: value for key, value in to_canonical(weights).items() if not key.startswith('norm')}, layout
+    )
 
 
 LIBRARIES = {'mmpretrain': _load_mmpretrain, 'timm': _load_timm}
@@ -190,19 +201,24 @@ def _import(package: str) -> ModuleType:
         raise UserError(f'{package}: models need the package {package}, whose import failed: {error}') from error
 
 
-def _check_name(library: str, name: str, known: List[str]) -> None:
+def _check_name(library: str, name: str, known: list[str]) -> None:
     if name not in known:
         near = get_close_matches(name, known, 5, 0.4)
         raise UserError(f'{library} has no model {name!r}; near are {", ".join(near) or "none"}')
 
 
-def _load(model: nn.Module, weights: Dict[str, Tensor], path: str, optional: Tuple[str, ...]) -> None:
+def _load(model: nn.Module, weights: dict[str, Tensor], path: str, optional: tuple[str, ...]) -> None:
     """Load strictly, but for what stands behind the last block."""
     wanted = {key: value.shape for key, value in model.state_dict().items()}
-    wrong = [key for key, shape in wanted.items() if not key.startswith(optional)
-             and getattr(weights.get(key), 'shape', None) != shape]
+    wrong = [
+        key
+        for key, shape in wanted.items()
+        if not key.startswith(optional) and getattr(weights.get(key), 'shape', None) != shape
+    ]
     extra = [key for key in weights if key not in wanted and not key.startswith(optional)]
     if wrong or extra:
-        raise UserError(f'{path} does not fit {type(model).__name__}: {len(wrong)} weights are missing or of a wrong '
-                        f'shape ({", ".join(wrong[:3])}), {len(extra)} are not in the model ({", ".join(extra[:3])})')
+        raise UserError(
+            f'{path} does not fit {type(model).__name__}: {len(wrong)} weights are missing or of a wrong '
+            f'shape ({", ".join(wrong[:3])}), {len(extra)} are not in the model ({", ".join(extra[:3])})'
+        )
     model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=False)

@@ -2,9 +2,19 @@
 
 The only place that knows foreign names. It takes and gives dicts and does not know the model's class.
 """
+
 from ..utils.moved import moved_names
-from .conversion import (classifier_from_canonical, classifier_to_canonical, detect_dialect, from_canonical,
-                         pretraining_from_canonical, pretraining_to_canonical, read_arch, read_backbone, to_canonical)
+from .conversion import (
+    classifier_from_canonical,
+    classifier_to_canonical,
+    detect_dialect,
+    from_canonical,
+    pretraining_from_canonical,
+    pretraining_to_canonical,
+    read_arch,
+    read_backbone,
+    to_canonical,
+)
 from .layouts import DIALECTS
 from .pretrained import LICENCE, ConvNeXtV2Pretrained, load_backbone
 from .state_dict import unwrap
@@ -12,8 +22,19 @@ from .strict import check_weights
 
 __getattr__ = moved_names(__name__)
 __all__ = [
-    'DIALECTS', 'LICENCE', 'ConvNeXtV2Pretrained', 'check_weights',
-    'classifier_from_canonical', 'classifier_to_canonical', 'detect_dialect', 'from_canonical', 'load_backbone',
-    'pretraining_from_canonical', 'pretraining_to_canonical', 'read_arch', 'read_backbone',
-    'to_canonical', 'unwrap',
+    'DIALECTS',
+    'LICENCE',
+    'ConvNeXtV2Pretrained',
+    'check_weights',
+    'classifier_from_canonical',
+    'classifier_to_canonical',
+    'detect_dialect',
+    'from_canonical',
+    'load_backbone',
+    'pretraining_from_canonical',
+    'pretraining_to_canonical',
+    'read_arch',
+    'read_backbone',
+    'to_canonical',
+    'unwrap',
 ]

@@ -1,6 +1,6 @@
 """The backbone that weights are of."""
+
 import re
-from typing import Dict
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from ..utils.errors import UserError
 from .conversion import ANCHOR, read_arch
 
 
-def backbone_from_weights(weights: Dict[str, Tensor], out_norm: bool = True) -> ConvNeXtV2:
+def backbone_from_weights(weights: dict[str, Tensor], out_norm: bool = True) -> ConvNeXtV2:
     """Build the ``ConvNeXtV2`` that canonical weights are of, and load them strictly.
 
     Args:
@@ -22,14 +22,19 @@ def backbone_from_weights(weights: Dict[str, Tensor], out_norm: bool = True) -> 
     """
     norms = {key.rpartition('.')[2] for key in weights if '.grn.' in key}
     if norms - {'gamma', 'beta'}:
-        raise UserError(f'these weights hold another response norm than GRN ({", ".join(sorted(norms))}): only a '
-                        'config says which')
+        raise UserError(
+            f'these weights hold another response norm than GRN ({", ".join(sorted(norms))}): only a config says which'
+        )
     stages = sorted({int(match[1]) for match in (re.match(r'norm(\d)\.', key) for key in weights) if match})
     stages = stages if out_norm else []
     depths, channels = read_arch(weights)
     model = ConvNeXtV2(
-        dict(depths=depths, channels=channels), weights[ANCHOR].shape[1], out_indices=stages or (3, ),
-        response_norm=dict(type='GRN') if norms else None, out_norm=bool(stages),
-        layer_scale_init_value=float(any(re.search(r'\.\d+\.gamma$', key) for key in weights)))
+        dict(depths=depths, channels=channels),
+        weights[ANCHOR].shape[1],
+        out_indices=stages or (3,),
+        response_norm=dict(type='GRN') if norms else None,
+        out_norm=bool(stages),
+        layer_scale_init_value=float(any(re.search(r'\.\d+\.gamma$', key) for key in weights)),
+    )
     model.load_state_dict({key: value for key, value in weights.items() if stages or not key.startswith('norm')})
     return model

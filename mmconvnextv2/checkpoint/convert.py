@@ -3,16 +3,28 @@
 Names and shapes are the business of ``mmconvnextv2.checkpoint``; here are files, the report of a conversion, and the
 comparison of the outputs of source and target.
 """
+
 import os
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..utils.atomic import replacing
 from ..utils.errors import ExistingFileError, FileError, MissingFileError, UserError
-from . import (DIALECTS, classifier_from_canonical, classifier_to_canonical, detect_dialect, from_canonical,
-               pretraining_from_canonical, pretraining_to_canonical, read_arch, to_canonical, unwrap)
+from . import (
+    DIALECTS,
+    classifier_from_canonical,
+    classifier_to_canonical,
+    detect_dialect,
+    from_canonical,
+    pretraining_from_canonical,
+    pretraining_to_canonical,
+    read_arch,
+    to_canonical,
+    unwrap,
+)
 from .conversion import ANCHOR
 from .cross_check import run
 from .load import load_file
@@ -23,8 +35,15 @@ SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 TOLERANCE = 1e-5  # of the largest value
 
 
-def convert_file(source: str, target: str, layout: str, force: bool = False, pretraining: bool = False,
-                 weights: str = 'default', classifier: bool = False) -> str:
+def convert_file(
+    source: str,
+    target: str,
+    layout: str,
+    force: bool = False,
+    pretraining: bool = False,
+    weights: str = 'default',
+    classifier: bool = False,
+) -> str:
     """Convert a checkpoint of any known layout and write it, whole or not at all.
 
     Args:
@@ -61,8 +80,15 @@ def convert_file(source: str, target: str, layout: str, force: bool = False, pre
     return '\n'.join([f'{source} ({dialect}) -> {target} ({layout})', *_tell(found, convert)])
 
 
-def convert_training_file(source: str, target: str, layout: str, config: str, options: Optional[Dict[str, Any]] = None,
-                          epoch_length: Optional[int] = None, force: bool = False) -> str:
+def convert_training_file(
+    source: str,
+    target: str,
+    layout: str,
+    config: str,
+    options: dict[str, Any] | None = None,
+    epoch_length: int | None = None,
+    force: bool = False,
+) -> str:
     """Convert a whole pretraining checkpoint, AdamW's moments and the epoch included.
 
     Args:
@@ -80,18 +106,20 @@ def convert_training_file(source: str, target: str, layout: str, config: str, op
         FileNotFoundError: If the source or the folder of the target does not exist.
     """
     from .training_state import convert_training  # needs mmpretrain
+
     check_target(target, force, SUFFIXES[1:])
     content = load_file(source)
     dialect = detect_dialect(unwrap(content, 'raw'))
     if {dialect, layout} != {'canonical', 'official-sparse'}:
-        raise UserError(f'training checkpoints go between canonical and official-sparse, not from {dialect} to '
-                        f'{layout}')
+        raise UserError(
+            f'training checkpoints go between canonical and official-sparse, not from {dialect} to {layout}'
+        )
     converted, report = convert_training(content, layout == 'canonical', config, options, epoch_length)
     write_atomically(converted, {}, target)
     return f'{source} ({dialect}) -> {target} ({layout})\n{report}'
 
 
-def check_target(target: str, force: bool, suffixes: Tuple[str, ...] = SUFFIXES) -> None:
+def check_target(target: str, force: bool, suffixes: tuple[str, ...] = SUFFIXES) -> None:
     """Refuse a target that exists, whose folder does not, or whose suffix says nothing about its kind."""
     if not target.endswith(suffixes):
         raise UserError(f'{target} must end in {", ".join(suffixes)}')
@@ -119,14 +147,17 @@ def backbone_converter(layout: str) -> Callable[[dict], dict]:
     places = {rule.canonical for rule in DIALECTS.get(layout, ())}
 
     def convert(weights: dict) -> dict:
-        backbone = {name: value for name, value in to_canonical(weights).items()
-                    if layout == 'canonical' or not name.startswith('norm') or name in places}
+        backbone = {
+            name: value
+            for name, value in to_canonical(weights).items()
+            if layout == 'canonical' or not name.startswith('norm') or name in places
+        }
         return from_canonical(backbone, layout)
 
     return convert
 
 
-def layout_variant(layout: str, weights: Dict[str, Tensor]) -> str:
+def layout_variant(layout: str, weights: dict[str, Tensor]) -> str:
     """Return the layout's variant for these weights: timm's atto to nano, narrower than 96 channels, hold their linears
     as 1x1 convolutions; Hugging Face's classifiers have one output norm, its backbones one per map."""
     if layout == 'timm' and read_arch(weights)[1][0] < 96:
@@ -136,7 +167,7 @@ def layout_variant(layout: str, weights: Dict[str, Tensor]) -> str:
     return layout
 
 
-def write_atomically(content: dict, weights: Dict[str, Tensor], target: str) -> None:
+def write_atomically(content: dict, weights: dict[str, Tensor], target: str) -> None:
     """Write a file whole or not at all: the weights alone as safetensors, or the content by ``torch.save``.
 
     Raises:
@@ -146,6 +177,7 @@ def write_atomically(content: dict, weights: Dict[str, Tensor], target: str) -> 
         with replacing(target) as partial:
             if target.endswith('.safetensors'):
                 from safetensors.torch import save_file
+
                 save_file(weights, partial, metadata=dict(format='pt'))
             else:
                 torch.save(content, partial)
@@ -159,7 +191,7 @@ def whole(value: Tensor) -> Tensor:
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
-def _tell(found: Dict[str, Tensor], convert: Callable[[dict], dict]) -> List[str]:
+def _tell(found: dict[str, Tensor], convert: Callable[[dict], dict]) -> list[str]:
     """Follow every weight through a conversion by sending its number in its place."""
     names = list(found)
     numbers = {name: torch.tensor(number).expand(found[name].shape) for number, name in enumerate(names)}
@@ -171,8 +203,10 @@ def _tell(found: Dict[str, Tensor], convert: Callable[[dict], dict]) -> List[str
             lines['reshaped'].append(f'{arrow}, {tuple(found[name].shape)} to {tuple(shape)}')
         else:
             lines['kept' if name == new else 'renamed'].append(arrow)
-    return [f'{len(what)} {kind}' + ''.join(f'\n    {line}' for line in what if kind != 'kept')
-            for kind, what in lines.items()]
+    return [
+        f'{len(what)} {kind}' + ''.join(f'\n    {line}' for line in what if kind != 'kept')
+        for kind, what in lines.items()
+    ]
 
 
 def check_conversion(source: str, target: str, weights: str = 'default') -> str:
@@ -195,17 +229,19 @@ def check_conversion(source: str, target: str, weights: str = 'default') -> str:
     lost = [name for name in expected if name not in back and not name.startswith('norm')]
     lost += [name for name in back if name not in expected or not torch.equal(back[name], expected[name])]
     if lost:
-        raise UserError(f'{target} does not convert back to {source}: {len(lost)} weights differ, '
-                        f'{", ".join(lost[:10])}')
-    images = torch.randn(2, expected[ANCHOR].shape[1], 64, 96,
-                         generator=torch.Generator().manual_seed(0))
+        raise UserError(
+            f'{target} does not convert back to {source}: {len(lost)} weights differ, {", ".join(lost[:10])}'
+        )
+    images = torch.randn(2, expected[ANCHOR].shape[1], 64, 96, generator=torch.Generator().manual_seed(0))
     theirs, ours = (run(backbone_converter(detect_dialect(file))(file), images) for file in (before, after))
     difference = max(_difference(one, other) for one, other in zip(theirs[1:], ours[1:]) if None not in (one, other))
     libraries = f'{detect_dialect(before)} ({theirs.library}) and {detect_dialect(after)} ({ours.library})'
     if difference > TOLERANCE:
         raise UserError(f'{target}: the outputs of {libraries} differ by {difference:.1e} of the largest value')
-    return (f'{target} converts back to the same bits ({len(back)} weights); the outputs of {libraries} differ by at '
-            f'most {difference:.1e} of the largest value')
+    return (
+        f'{target} converts back to the same bits ({len(back)} weights); the outputs of {libraries} differ by at '
+        f'most {difference:.1e} of the largest value'
+    )
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

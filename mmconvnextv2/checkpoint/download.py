@@ -4,16 +4,27 @@
 file enters the cache whole, with the length that was announced, the SHA-256 that its name begins and a content that can
 be read, or not at all; files whose names hold no SHA-256 are kept apart by their addresses.
 """
+
 import hashlib
 import os
 import re
 import time
+from collections.abc import Callable
 from http.client import HTTPException, HTTPMessage, HTTPResponse
-from typing import IO, BinaryIO, Callable, Optional
+from typing import IO, BinaryIO
 from urllib.error import URLError
 from urllib.parse import urlsplit
-from urllib.request import (HTTPDefaultErrorHandler, HTTPErrorProcessor, HTTPHandler, HTTPRedirectHandler, HTTPSHandler,
-                            OpenerDirector, ProxyHandler, Request, UnknownHandler)
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+)
 
 import torch
 from mmengine.dist import barrier, get_rank, is_distributed
@@ -31,15 +42,16 @@ DATE = re.compile(r'\d{8}')
 class _SafeRedirects(HTTPRedirectHandler):
     """Follow redirects to http and https, and from https to https alone."""
 
-    def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage,
-                         newurl: str) -> Optional[Request]:
-        allowed = ('https', ) if req.type == 'https' else ('http', 'https')
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        allowed = ('https',) if req.type == 'https' else ('http', 'https')
         if urlsplit(newurl).scheme not in allowed:
             raise URLError(f'it redirects to {newurl}, and only {" and ".join(allowed)} are followed')
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def download(url: str, check: Optional[Callable[[str], object]] = None) -> str:
+def download(url: str, check: Callable[[str], object] | None = None) -> str:
     """Fetch into torch's download cache, on one process of each machine; return the path there.
 
     A name that ends in the beginning of its SHA-256 (``...-d484685a.pth``) lies where torch and mmengine keep it too,
@@ -81,13 +93,13 @@ def cached_path(url: str) -> str:
     return os.path.join(folder, hashlib.sha256(url.encode()).hexdigest()[:16], name)
 
 
-def _announced_hash(name: str) -> Optional[str]:
+def _announced_hash(name: str) -> str | None:
     """Return the start of a SHA-256 in a name, as OpenMMLab and torch give it; eight digits may be a date."""
     found = HASH_IN_NAME.search(name)
     return None if found is None or DATE.fullmatch(found[1]) else found[1]
 
 
-def _fetch_once(url: str, target: str, check: Optional[Callable[[str], object]]) -> None:
+def _fetch_once(url: str, target: str, check: Callable[[str], object] | None) -> None:
     """Write a URL's content to ``target`` unless it is there: complete, verified, and in one move."""
     announced = _announced_hash(os.path.basename(target))
     if os.path.exists(target):
@@ -100,13 +112,17 @@ def _fetch_once(url: str, target: str, check: Optional[Callable[[str], object]])
             with _open(url) as answer, open(partial, 'wb') as file:
                 digest = _copy(answer, file, os.path.basename(target))
             if announced and not digest.startswith(announced):
-                raise UserError(f'{url} has SHA-256 {digest[:8]}..., its name announces {announced}: the file was '
-                                'changed or damaged on its way')
+                raise UserError(
+                    f'{url} has SHA-256 {digest[:8]}..., its name announces {announced}: the file was '
+                    'changed or damaged on its way'
+                )
             if check is not None:
                 _check(url, partial, check)
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
-        raise UserError(f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the '
-                        'network, or give a local file') from error
+        raise UserError(
+            f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the '
+            'network, or give a local file'
+        ) from error
 
 
 def _check(url: str, partial: str, check: Callable[[str], object]) -> None:
@@ -118,8 +134,15 @@ def _check(url: str, partial: str, check: Callable[[str], object]) -> None:
 
 def _open(url: str) -> HTTPResponse:
     opener = OpenerDirector()
-    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, _SafeRedirects,
-                    HTTPErrorProcessor, UnknownHandler):
+    for handler in (
+        ProxyHandler,
+        HTTPHandler,
+        HTTPSHandler,
+        HTTPDefaultErrorHandler,
+        _SafeRedirects,
+        HTTPErrorProcessor,
+        UnknownHandler,
+    ):
         opener.add_handler(handler())
     return opener.open(Request(url, headers={'User-Agent': 'mmconvnextv2'}), timeout=TIMEOUT)
 

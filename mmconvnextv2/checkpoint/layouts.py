@@ -4,14 +4,17 @@ Canonical names and shapes are mmpretrain's ``ConvNeXt(use_grn=True)``. Layouts:
 sparse files, timm's ``convnextv2_*`` and Hugging Face's ``ConvNextV2``, described from their files; no code is theirs.
 Suffixes of the reshapes: C channels, I and O input and output channels.
 """
+
 import re
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 
 class Reshape(NamedTuple):
     """From the foreign shape to the canonical one, and back. All of them move values, none changes one."""
+
     read: Callable[[Tensor], Tensor]
     write: Callable[[Tensor], Tensor]
 
@@ -26,21 +29,24 @@ ONE_SITE = Reshape(_flat, lambda vector: vector.reshape(1, -1, 1, 1))  # (1, C, 
 CONV_1X1 = Reshape(lambda weight: weight.flatten(1), lambda weight: weight[..., None, None])  # (O, I, 1, 1) to (O, I)
 DEPTHWISE = Reshape(  # (49, C), row kw * 7 + kh, to (C, 1, 7, 7)
     lambda kernel: kernel.reshape(7, 7, -1).permute(2, 1, 0).unsqueeze(1).contiguous(),
-    lambda weight: weight.squeeze(1).permute(2, 1, 0).reshape(49, -1).contiguous())
+    lambda weight: weight.squeeze(1).permute(2, 1, 0).reshape(49, -1).contiguous(),
+)
 DOWNSAMPLE = Reshape(  # (4, I, O), plane kw * 2 + kh, to (O, I, 2, 2)
     lambda kernel: kernel.reshape(2, 2, *kernel.shape[1:]).permute(3, 2, 1, 0).contiguous(),
-    lambda weight: weight.permute(3, 2, 1, 0).reshape(4, *weight.shape[1::-1]).contiguous())
+    lambda weight: weight.permute(3, 2, 1, 0).reshape(4, *weight.shape[1::-1]).contiguous(),
+)
 
 
 class Rule(NamedTuple):
     """One line of a table. ``{s}`` stands for a stage, ``{b}`` for a block, ``{d}`` for a downsampling layer 1 to 3,
     ``{any}`` for the rest of a name; ``canonical=None`` marks a key that is dropped on purpose."""
+
     foreign: str
-    canonical: Optional[str]
-    reshape: Optional[Reshape] = None
+    canonical: str | None
+    reshape: Reshape | None = None
 
 
-def _both(foreign: str, canonical: Optional[str]) -> List[Rule]:
+def _both(foreign: str, canonical: str | None) -> list[Rule]:
     """Return the rules of a weight and its bias that keep their shapes."""
     return [Rule(f'{foreign}.{leaf}', canonical and f'{canonical}.{leaf}') for leaf in ('weight', 'bias')]
 
@@ -77,7 +83,10 @@ SPARSE_ENCODER = [
 ]
 OFFICIAL_SPARSE = [
     *SPARSE_ENCODER,
-    Rule('mask_token', None), Rule('proj.{any}', None), Rule('decoder.{any}', None), Rule('pred.{any}', None),
+    Rule('mask_token', None),
+    Rule('proj.{any}', None),
+    Rule('decoder.{any}', None),
+    Rule('pred.{any}', None),
 ]
 # The whole of such a checkpoint, in the names of our FCMAE
 PRETRAINING = [
@@ -90,7 +99,8 @@ PRETRAINING = [
     Rule('decoder.{b}.grn.gamma', 'neck.blocks.{b}.grn.gamma', ONES_FIRST),
     Rule('decoder.{b}.grn.beta', 'neck.blocks.{b}.grn.beta', ONES_FIRST),
     *_both('decoder.{b}.pwconv2', 'neck.blocks.{b}.pointwise_conv2'),
-    Rule('pred.weight', 'head.pred.weight', CONV_1X1), Rule('pred.bias', 'head.pred.bias'),
+    Rule('pred.weight', 'head.pred.weight', CONV_1X1),
+    Rule('pred.bias', 'head.pred.bias'),
 ]
 TIMM = [
     *_both('stem.0', 'downsample_layers.0.0'),
@@ -129,13 +139,20 @@ HUGGING_FACE_BACKBONE = [  # ConvNextV2Backbone, which has a norm for each map t
     *[rule for stage in range(4) for rule in _both(f'hidden_states_norms.stage{stage + 1}', f'norm{stage}')],
     *_both('hidden_states_norms.stem', None),
 ]
-DIALECTS: Dict[str, Sequence[Rule]] = {
-    'official-dense': OFFICIAL_DENSE, 'official-sparse': OFFICIAL_SPARSE, 'timm': TIMM, 'timm-conv': TIMM_CONV,
-    'huggingface': HUGGING_FACE, 'huggingface-backbone': HUGGING_FACE_BACKBONE,
+DIALECTS: dict[str, Sequence[Rule]] = {
+    'official-dense': OFFICIAL_DENSE,
+    'official-sparse': OFFICIAL_SPARSE,
+    'timm': TIMM,
+    'timm-conv': TIMM_CONV,
+    'huggingface': HUGGING_FACE,
+    'huggingface-backbone': HUGGING_FACE_BACKBONE,
 }
 CLASSIFIERS = {  # the classifying layer, and what stands before the backbone's keys in a whole classifier
-    'canonical': ('head.fc', 'backbone.'), 'official-dense': ('head', ''), 'timm': ('head.fc', ''),
-    'timm-conv': ('head.fc', ''), 'huggingface': ('classifier', 'convnextv2.'),
+    'canonical': ('head.fc', 'backbone.'),
+    'official-dense': ('head', ''),
+    'timm': ('head.fc', ''),
+    'timm-conv': ('head.fc', ''),
+    'huggingface': ('classifier', 'convnextv2.'),
 }
 SIGNATURES = {  # a key that this layout alone has
     'canonical': re.compile(r'(.*\.)?stages\.\d\.\d+\.depthwise_conv\.weight'),

@@ -4,12 +4,14 @@ torch >= 2.6 unpickles with an allow-list that knows neither mmengine's files (H
 official code's (argparse.Namespace), and that admits more than honest files need. Here pickles are read by
 :mod:`~mmconvnextv2.checkpoint.unpickling`, which calls nothing that a file names.
 """
+
 import json
 import os
 import sys
 import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
@@ -19,8 +21,7 @@ from .download import download
 from .unpickling import NotAllowed, Refused, read_pickled
 
 SAFETENSORS_MAX_HEADER = 100_000_000
-LAYOUT = dict(meta=(dict, ), state_dict=(dict, ), message_hub=(dict, ), optimizer=(dict, ),
-              param_schedulers=(list, dict))
+LAYOUT = dict(meta=(dict,), state_dict=(dict,), message_hub=(dict,), optimizer=(dict,), param_schedulers=(list, dict))
 DAMAGED = 'it is truncated or damaged: copy or download it again'
 
 
@@ -64,17 +65,19 @@ def _check_layout(path: str, content: dict) -> None:
     hub = content.get('message_hub')
     parts = {name: (content.get(name), kinds) for name, kinds in LAYOUT.items()}
     if isinstance(hub, dict):
-        parts |= {f'message_hub.{name}': (hub.get(name), (dict, )) for name in ('log_scalars', 'runtime_info')}
+        parts |= {f'message_hub.{name}': (hub.get(name), (dict,)) for name in ('log_scalars', 'runtime_info')}
     if isinstance(content.get('meta'), dict):
-        parts |= {f'meta.{name}': (content['meta'].get(name), (int, )) for name in ('epoch', 'iter')}
-        parts['meta.dataset_meta'] = content['meta'].get('dataset_meta'), (dict, )
+        parts |= {f'meta.{name}': (content['meta'].get(name), (int,)) for name in ('epoch', 'iter')}
+        parts['meta.dataset_meta'] = content['meta'].get('dataset_meta'), (dict,)
     if isinstance(content.get('optimizer'), dict):
-        parts['optimizer.state'] = content['optimizer'].get('state'), (dict, )
-        parts['optimizer.param_groups'] = content['optimizer'].get('param_groups'), (list, )
+        parts['optimizer.state'] = content['optimizer'].get('state'), (dict,)
+        parts['optimizer.param_groups'] = content['optimizer'].get('param_groups'), (list,)
     for name, (value, kinds) in parts.items():
         if value is not None and not isinstance(value, kinds):
-            raise UserError(f'{path} holds {name} as {type(value).__name__}, expected {kinds[0].__name__}: it was '
-                            'changed after it was written, or is not a checkpoint of a training')
+            raise UserError(
+                f'{path} holds {name} as {type(value).__name__}, expected {kinds[0].__name__}: it was '
+                'changed after it was written, or is not a checkpoint of a training'
+            )
 
 
 @contextmanager
@@ -105,8 +108,10 @@ def _file_kind(path: str) -> str:
     if head[8:9] == b'{':
         _check_safetensors_header(path, head, size)
         return 'safetensors'
-    raise UserError(f'{path} is not a checkpoint: {_describe_foreign(head)}; expected a file written by torch.save '
-                    'or a .safetensors file')
+    raise UserError(
+        f'{path} is not a checkpoint: {_describe_foreign(head)}; expected a file written by torch.save '
+        'or a .safetensors file'
+    )
 
 
 def _describe_foreign(head: bytes) -> str:
@@ -123,8 +128,10 @@ def _check_safetensors_header(path: str, head: bytes, size: int) -> None:
     if 8 + length <= size and length <= SAFETENSORS_MAX_HEADER:
         return
     if 8 + int.from_bytes(head[:8], 'big') <= size:
-        raise UserError(f'{path} has its header length in big-endian order: write it again as little-endian, as the '
-                        'safetensors format demands')
+        raise UserError(
+            f'{path} has its header length in big-endian order: write it again as little-endian, as the '
+            'safetensors format demands'
+        )
     raise UserError(f'{path} announces a header of {length} bytes but has {size}: {DAMAGED}')
 
 
@@ -145,35 +152,47 @@ def _check_archive(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            orders = [archive.read(entry) for entry in entries
-                      if entry.filename.endswith('/byteorder') and entry.file_size < 16]
+            orders = [
+                archive.read(entry)
+                for entry in entries
+                if entry.filename.endswith('/byteorder') and entry.file_size < 16
+            ]
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise UserError(f'{path} cannot be read as an archive ({error}): {DAMAGED}') from error
     total = sum(entry.file_size for entry in entries)
     if total > os.path.getsize(path) or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise UserError(f'{path} has {os.path.getsize(path)} bytes and unpacks to {total}: torch.save does not '
-                        'compress, so this is refused as a possible zip bomb')
+        raise UserError(
+            f'{path} has {os.path.getsize(path)} bytes and unpacks to {total}: torch.save does not '
+            'compress, so this is refused as a possible zip bomb'
+        )
     if not any(entry.filename.endswith('/data.pkl') for entry in entries):
         raise UserError(f'{path} is a zip archive without data.pkl: it was not written by torch.save')
     if any(order.decode('ascii', 'replace') != sys.byteorder for order in orders):
-        raise UserError(f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: save it '
-                        'as safetensors on a machine of its own kind')
+        raise UserError(
+            f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: save it '
+            'as safetensors on a machine of its own kind'
+        )
 
 
 def _read_pickle(path: str, local: str, map_location: Any) -> Any:
     try:
         return read_pickled(local, map_location)
     except NotAllowed as error:
-        raise UserError(f'{path} asks to run {str(error)!r}, which no checkpoint needs: refused, and none of it has '
-                        'run. Get the weights as .safetensors, or from a source that you trust') from error
+        raise UserError(
+            f'{path} asks to run {str(error)!r}, which no checkpoint needs: refused, and none of it has '
+            'run. Get the weights as .safetensors, or from a source that you trust'
+        ) from error
     except Refused as error:
-        raise UserError(f'{path} is refused: {error}. No honest checkpoint has this: the file is damaged, or crafted '
-                        'like a zip bomb. Get it again, as .safetensors where that is offered') from error
+        raise UserError(
+            f'{path} is refused: {error}. No honest checkpoint has this: the file is damaged, or crafted '
+            'like a zip bomb. Get it again, as .safetensors where that is offered'
+        ) from error
     except (MemoryError, RecursionError, OSError):
         raise
     except Exception as error:  # whatever a damaged pickle makes of the stack
-        raise UserError(f'{path} cannot be read ({type(error).__name__}: {error}): {DAMAGED}, or it is no '
-                        'checkpoint') from error
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}: {error}): {DAMAGED}, or it is no checkpoint'
+        ) from error
 
 
 def load_from_local_safely(filename: str, map_location: Any = None) -> dict:

@@ -5,7 +5,9 @@ first what is not decayed (vectors and biases), then the rest, which there inclu
 are not vectors; inside a group stands the order in which its modules are made. Reading needs no more than the order of
 the weights in the same file. Reshapes are permutations, so moments take the same ones as the weights.
 """
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,15 +15,15 @@ from ..utils.errors import UserError
 from .conversion import find_rule, respell, some
 from .layouts import PRETRAINING
 
-Moments = Dict[str, Dict[str, Any]]
+Moments = dict[str, dict[str, Any]]
 HYPERPARAMETERS = ('lr', 'betas', 'eps', 'weight_decay', 'amsgrad')
 OFFICIAL_MODULES = ('mask_token', 'encoder.downsample_layers', 'encoder.stages', 'proj', 'decoder', 'pred')
 
 
-def sort_official(names: Sequence[str]) -> List[str]:
+def sort_official(names: Sequence[str]) -> list[str]:
     """Put parameter names of the official pretraining model into the order in which it makes them."""
 
-    def place(name: str) -> Tuple[int, ...]:
+    def place(name: str) -> tuple[int, ...]:
         line, numbers = find_rule(name, PRETRAINING)
         module = next(index for index, start in enumerate(OFFICIAL_MODULES) if name.startswith(start))
         return module, int(numbers.get('s', numbers.get('d', 0))), int(numbers.get('b', 0)), line
@@ -29,13 +31,13 @@ def sort_official(names: Sequence[str]) -> List[str]:
     return sorted(names, key=place)
 
 
-def official_groups(weights: Dict[str, Tensor]) -> List[List[str]]:
+def official_groups(weights: dict[str, Tensor]) -> list[list[str]]:
     """Split official parameter names into those without and those with weight decay, each in the order given."""
     exempt = [name for name, value in weights.items() if value.ndim <= 1 or name.endswith('.bias')]
     return [exempt, [name for name in weights if name not in set(exempt)]]
 
 
-def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: Dict[str, Tensor]) -> Moments:
+def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: dict[str, Tensor]) -> Moments:
     """Return the state of each parameter by name.
 
     Args:
@@ -48,21 +50,28 @@ def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: Dict
     """
     sizes, wanted = [len(group['params']) for group in optimizer['param_groups']], [len(group) for group in groups]
     if sizes != wanted:
-        raise UserError(f'the optimizer state has groups of {sizes} parameters, expected {wanted}: it is of another '
-                        'model, or split its weight decay in another way')
+        raise UserError(
+            f'the optimizer state has groups of {sizes} parameters, expected {wanted}: it is of another '
+            'model, or split its weight decay in another way'
+        )
     numbers = [number for group in optimizer['param_groups'] for number in group['params']]
     named = dict(zip([name for group in groups for name in group], numbers))
     moments = {name: optimizer['state'][number] for name, number in named.items() if number in optimizer['state']}
-    wrong = [f'{kind} of {name} {tuple(value.shape)} instead of {tuple(weights[name].shape)}'
-             for name, state in moments.items() for kind, value in _tensors(state).items()
-             if value.shape != weights[name].shape]
+    wrong = [
+        f'{kind} of {name} {tuple(value.shape)} instead of {tuple(weights[name].shape)}'
+        for name, state in moments.items()
+        for kind, value in _tensors(state).items()
+        if value.shape != weights[name].shape
+    ]
     if wrong:
-        raise UserError(f'{len(wrong)} tensors of the optimizer state have another shape than their weights: '
-                        f'{some(wrong)}. The parameters stand in another order')
+        raise UserError(
+            f'{len(wrong)} tensors of the optimizer state have another shape than their weights: '
+            f'{some(wrong)}. The parameters stand in another order'
+        )
     return moments
 
 
-def write_moments(moments: Moments, groups: Sequence[Sequence[str]]) -> Dict[int, Dict[str, Any]]:
+def write_moments(moments: Moments, groups: Sequence[Sequence[str]]) -> dict[int, dict[str, Any]]:
     """Return an optimizer's ``state``, numbered through the groups; the inverse of :func:`read_moments`."""
     names = [name for group in groups for name in group]
     return {number: moments[name] for number, name in enumerate(names) if name in moments}
@@ -79,11 +88,11 @@ def convert_moments(moments: Moments, convert: Callable[[dict], dict]) -> Moment
     return converted
 
 
-def _tensors(state: Dict[str, Any]) -> Dict[str, Tensor]:
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     return {kind: value for kind, value in state.items() if isinstance(value, Tensor) and value.ndim}
 
 
-def read_official_training(content: dict) -> Tuple[Dict[str, Tensor], Moments, int]:
+def read_official_training(content: dict) -> tuple[dict[str, Tensor], Moments, int]:
     """Return the weights, the moments by official name, and the number of finished epochs of an official file.
 
     Raises:
@@ -91,21 +100,28 @@ def read_official_training(content: dict) -> Tuple[Dict[str, Tensor], Moments, i
     """
     lacks = [key for key in ('model', 'optimizer', 'epoch') if key not in content]
     if lacks:
-        raise UserError(f'a training checkpoint of the official script holds model, optimizer and epoch; {lacks} '
-                        f'missing among {some(list(map(str, content)))}')
+        raise UserError(
+            f'a training checkpoint of the official script holds model, optimizer and epoch; {lacks} '
+            f'missing among {some(list(map(str, content)))}'
+        )
     weights = {respell(key): value for key, value in content['model'].items()}
     moments = read_moments(content['optimizer'], official_groups(weights), weights)
     return weights, moments, content['epoch'] + 1
 
 
-def write_official_training(weights: Dict[str, Tensor], moments: Moments, num_epochs: int, group: dict) -> dict:
+def write_official_training(weights: dict[str, Tensor], moments: Moments, num_epochs: int, group: dict) -> dict:
     """Return what the official script saves after ``num_epochs`` epochs; ``group`` gives AdamW's hyperparameters."""
     weights = {name: weights[name] for name in sort_official(list(weights))}
     groups = official_groups(weights)
     hyperparameters = {key: group[key] for key in HYPERPARAMETERS if key in group}
     numbers = iter(range(len(weights)))
-    param_groups = [{**hyperparameters, 'weight_decay': decay, 'params': [next(numbers) for _ in names]}
-                    for names, decay in zip(groups, (0., group['weight_decay']))]
+    param_groups = [
+        {**hyperparameters, 'weight_decay': decay, 'params': [next(numbers) for _ in names]}
+        for names, decay in zip(groups, (0.0, group['weight_decay']))
+    ]
     moments = {name: {**state, 'step': int(state['step'])} for name, state in moments.items()}
-    return dict(model=weights, epoch=num_epochs - 1,
-                optimizer=dict(state=write_moments(moments, groups), param_groups=param_groups))
+    return dict(
+        model=weights,
+        epoch=num_epochs - 1,
+        optimizer=dict(state=write_moments(moments, groups), param_groups=param_groups),
+    )

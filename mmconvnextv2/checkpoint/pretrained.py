@@ -2,9 +2,9 @@
 
 mmengine's ``Pretrained`` prints what did not fit and goes on, and knows canonical names only.
 """
+
 import logging
 import re
-from typing import Dict, List, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -19,18 +19,19 @@ from .state_dict import unwrap
 
 LICENCE = 'The official ConvNeXt V2 weights are licensed CC BY-NC 4.0: no commercial use.'
 CONVERTED_OFFICIAL = re.compile(  # published conversions of the official weights into other layouts
-    r'download\.openmmlab\.com/.*convnext-v2|huggingface\.co/(facebook|timm)/convnextv2')
+    r'download\.openmmlab\.com/.*convnext-v2|huggingface\.co/(facebook|timm)/convnextv2'
+)
 
 
 GRN_CHANGES = {  # asked for by ``grn``; each is told with what it costs in the paper's table 2 (f), ConvNeXt-Base
     None: '',
     'drop': "grn='drop': {} weights of GRN are left out, as asked (published: 78.8 top-1 against 84.6 with it). ",
     'add': "grn='add': {} weights of GRN were not pretrained and start as the identity, as asked (published: 80.6 "
-           'top-1 against 84.6 with it in pretraining). ',
+    'top-1 against 84.6 with it in pretraining). ',
 }
 
 
-def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: Optional[str] = None) -> None:
+def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: str | None = None) -> None:
     """Load a backbone from a file of any layout; strict, nothing is loaded unless everything fits.
 
     Args:
@@ -51,18 +52,28 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: Op
     dropped = changed + [key for key in found.weights if key not in wanted and key.startswith('norm')]
     problems = list_problems(
         {key: value for key, value in found.weights.items() if key not in dropped},
-        {key: value.shape for key, value in wanted.items()
-         if key in found.weights or not key.startswith('norm') and key not in changed})
+        {
+            key: value.shape
+            for key, value in wanted.items()
+            if key in found.weights or not key.startswith('norm') and key not in changed
+        },
+    )
     if problems:
-        raise UserError(f'{path} ({found.dialect} layout) does not fit {type(model).__name__}: {problems}. Check arch '
-                        "and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose.")
+        raise UserError(
+            f'{path} ({found.dialect} layout) does not fit {type(model).__name__}: {problems}. Check arch '
+            "and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose."
+        )
     model.load_state_dict({key: found.weights[key] for key in wanted if key in found.weights}, strict=False)
     dropped = [key for key in dropped if key in found.weights]
-    print_log(f'{path}: {_tell(found, wanted, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
-              f'{_licence(path, found.dialect)}', logger='current', level=logging.WARNING if grn else logging.INFO)
+    print_log(
+        f'{path}: {_tell(found, wanted, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
+        f'{_licence(path, found.dialect)}',
+        logger='current',
+        level=logging.WARNING if grn else logging.INFO,
+    )
 
 
-def _changed_grn(change: Optional[str], loaded: Dict[str, Tensor], wanted: Dict[str, Tensor]) -> List[str]:
+def _changed_grn(change: str | None, loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     """Return the names of the response norm's weights that the file or the model alone may have.
 
     Raises:
@@ -73,39 +84,47 @@ def _changed_grn(change: Optional[str], loaded: Dict[str, Tensor], wanted: Dict[
     if change is None:
         return []
     if change == 'drop' and (in_model or not in_file):
-        raise UserError(f"grn='drop': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
-                        'response_norm=None for the model, and leave grn out where the file has none')
+        raise UserError(
+            f"grn='drop': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
+            'response_norm=None for the model, and leave grn out where the file has none'
+        )
     if change == 'add' and (in_file or not in_model):
-        raise UserError(f"grn='add': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
-                        "response_norm=dict(type='GRN') for the model, and leave grn out where the file has it")
+        raise UserError(
+            f"grn='add': the file has {len(in_file)} weights of GRN and the model {len(in_model)}; set "
+            "response_norm=dict(type='GRN') for the model, and leave grn out where the file has it"
+        )
     other = [key for key in in_file + in_model if not key.endswith(('.grn.gamma', '.grn.beta'))]
     if other:
         raise UserError(f'grn={change!r} changes GRN alone, and {some(other)} is of another response norm')
     odd = [key for key in in_model if wanted[key].any()]
     if odd:
-        raise UserError(f"grn='add' starts as the identity, which {some(odd)} is not: set "
-                        "response_norm=dict(type='GRN') for the model, newly built")
+        raise UserError(
+            f"grn='add' starts as the identity, which {some(odd)} is not: set "
+            "response_norm=dict(type='GRN') for the model, newly built"
+        )
     return in_file or in_model
 
 
-def check_grn_change(change: Optional[str]) -> None:
+def check_grn_change(change: str | None) -> None:
     """Raise ``ValueError`` for a change that is not known."""
     if change not in GRN_CHANGES:
         raise UserError(f'grn={change!r} is unknown: choose from {list(GRN_CHANGES)}')
 
 
-def _tell(found: Backbone, wanted: Dict[str, Tensor], dropped: List[str]) -> str:
+def _tell(found: Backbone, wanted: dict[str, Tensor], dropped: list[str]) -> str:
     fresh = [key for key in wanted if key not in found.weights]
     dropped = dropped + found.dropped
-    return (f'{found.dialect} layout, {len(wanted) - len(fresh)} weights loaded, {len(fresh)} newly initialised '
-            f'({some(fresh) or "none"}), {len(dropped)} dropped ({some(dropped) or "none"}). ')
+    return (
+        f'{found.dialect} layout, {len(wanted) - len(fresh)} weights loaded, {len(fresh)} newly initialised '
+        f'({some(fresh) or "none"}), {len(dropped)} dropped ({some(dropped) or "none"}). '
+    )
 
 
 def _licence(path: str, dialect: str) -> str:
     return LICENCE if dialect.startswith('official') or CONVERTED_OFFICIAL.search(str(path)) else ''
 
 
-def _adapt_stem(loaded: Dict[str, Tensor], wanted: Dict[str, Tensor]) -> str:
+def _adapt_stem(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     """Bring the stem's kernel in ``loaded`` to another number of input channels, as timm does; say so.
 
     One channel gets the sum over channels, which answers a grey image as the file's stem answers it in colour. More
@@ -135,10 +154,12 @@ class ConvNeXtV2Pretrained:
         ValueError: If there is no checkpoint, or ``grn`` is unknown.
     """
 
-    def __init__(self, checkpoint: str, weights: str = 'default', grn: Optional[str] = None) -> None:
+    def __init__(self, checkpoint: str, weights: str = 'default', grn: str | None = None) -> None:
         if not checkpoint:
-            raise UserError(f'checkpoint={checkpoint!r} of ConvNeXtV2Pretrained: give a path or a URL, or set '
-                            'init_cfg=None to start from drawn weights')
+            raise UserError(
+                f'checkpoint={checkpoint!r} of ConvNeXtV2Pretrained: give a path or a URL, or set '
+                'init_cfg=None to start from drawn weights'
+            )
         self.checkpoint = checkpoint
         check_grn_change(grn)
         self.weights = weights
@@ -151,4 +172,4 @@ class ConvNeXtV2Pretrained:
             record['init_info'] = init_info
 
 
-PRETRAINED: Tuple = ('ConvNeXtV2Pretrained', ConvNeXtV2Pretrained, 'Pretrained', PretrainedInit)
+PRETRAINED: tuple = ('ConvNeXtV2Pretrained', ConvNeXtV2Pretrained, 'Pretrained', PretrainedInit)

@@ -1,4 +1,5 @@
 """Check that a checkpoint belongs to a model: every weight, every shape."""
+
 import re
 
 from torch import nn
@@ -26,4 +27,5 @@ def check_weights(model: nn.Module, checkpoint: dict, source: str, whole: bool =
         raise UserError(
             f'the checkpoint {source} is of another model: {len(wrong)} of {len(wanted)} weights '
             f'are missing or of another shape, {", ".join(wrong[:3])} ... Give a checkpoint that this config '
-            'trained; weights for the backbone alone go into model.backbone.init_cfg.checkpoint.')
+            'trained; weights for the backbone alone go into model.backbone.init_cfg.checkpoint.'
+        )

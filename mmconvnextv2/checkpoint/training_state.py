@@ -3,9 +3,11 @@
 Weights, decoder, AdamW's moments and the epoch are carried over. Official files hold no schedule; here it follows from
 the config, run forward to the place of the checkpoint. mmengine resumes both from one file.
 """
+
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.optim import OptimWrapper, build_optim_wrapper
@@ -17,16 +19,22 @@ from ..utils.errors import UserError
 from . import pretraining_from_canonical, pretraining_to_canonical
 from .conversion import list_problems, read_layout, write_layout
 from .layouts import PRETRAINING
-from .optimizer_state import (convert_moments, read_moments, read_official_training, write_moments,
-                              write_official_training)
+from .optimizer_state import (
+    convert_moments,
+    read_moments,
+    read_official_training,
+    write_moments,
+    write_official_training,
+)
 
 
 class Recipe(NamedTuple):
     """What a config says about an FCMAE run: its optimizer, parameter names and shapes, and schedule."""
+
     optim_wrapper: OptimWrapper
-    groups: List[List[str]]
-    shapes: Dict[str, tuple]
-    schedule: List[dict]
+    groups: list[list[str]]
+    shapes: dict[str, tuple]
+    schedule: list[dict]
     accumulative_counts: int
 
 
@@ -43,7 +51,7 @@ def advance_schedulers(schedulers: Sequence, num_epochs: int, epoch_length: int,
                         scheduler.step()
 
 
-def read_recipe(config: str, options: Optional[Dict[str, Any]] = None) -> Recipe:
+def read_recipe(config: str, options: dict[str, Any] | None = None) -> Recipe:
     """Build an FCMAE config's model without memory for its weights, and its optimizer.
 
     Args:
@@ -61,20 +69,26 @@ def read_recipe(config: str, options: Optional[Dict[str, Any]] = None) -> Recipe
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [[names[id(parameter)] for parameter in group['params']] for group in optim_wrapper.optimizer.param_groups]
     schedule = cfg.get('param_scheduler') or []
-    return Recipe(optim_wrapper, groups, {name: value.shape for name, value in model.state_dict().items()},
-                  _with_ends(schedule if isinstance(schedule, (list, tuple)) else [schedule], cfg.train_cfg),
-                  cfg.optim_wrapper.get('accumulative_counts', 1))
+    return Recipe(
+        optim_wrapper,
+        groups,
+        {name: value.shape for name, value in model.state_dict().items()},
+        _with_ends(schedule if isinstance(schedule, (list, tuple)) else [schedule], cfg.train_cfg),
+        cfg.optim_wrapper.get('accumulative_counts', 1),
+    )
 
 
-def _with_ends(schedule: Sequence[dict], train_cfg: dict) -> List[dict]:
+def _with_ends(schedule: Sequence[dict], train_cfg: dict) -> list[dict]:
     """Set the end of a schedule without one to the end of training, as mmengine's runner does."""
     ends = {True: train_cfg.get('max_epochs'), False: train_cfg.get('max_iters')}
     ends = {by_epoch: end for by_epoch, end in ends.items() if end is not None}
-    return [{**({'end': ends[part.get('by_epoch', True)]} if part.get('by_epoch', True) in ends else {}), **part}
-            for part in schedule]
+    return [
+        {**({'end': ends[part.get('by_epoch', True)]} if part.get('by_epoch', True) in ends else {}), **part}
+        for part in schedule
+    ]
 
 
-def training_to_canonical(content: dict, recipe: Recipe, epoch_length: Optional[int] = None) -> dict:
+def training_to_canonical(content: dict, recipe: Recipe, epoch_length: int | None = None) -> dict:
     """Return a checkpoint that mmengine resumes, from the content of an official training checkpoint.
 
     Args:
@@ -95,8 +109,13 @@ def training_to_canonical(content: dict, recipe: Recipe, epoch_length: Optional[
     schedulers = _run_schedule(recipe.schedule, wrapper, num_epochs, epoch_length)
     optimizer = wrapper.state_dict()
     optimizer['state'] = write_moments(_steps_as_tensors(moments), recipe.groups)
-    return dict(meta=dict(epoch=num_epochs, iter=num_epochs * epoch_length), state_dict=weights, optimizer=optimizer,
-                param_schedulers=schedulers, message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
+    return dict(
+        meta=dict(epoch=num_epochs, iter=num_epochs * epoch_length),
+        state_dict=weights,
+        optimizer=optimizer,
+        param_schedulers=schedulers,
+        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+    )
 
 
 def training_from_canonical(content: dict, recipe: Recipe) -> dict:
@@ -114,8 +133,10 @@ def training_from_canonical(content: dict, recipe: Recipe) -> dict:
         raise UserError(f'a training checkpoint of mmengine holds meta, state_dict and optimizer; {lacks} missing')
     num_epochs, iterations = content['meta']['epoch'], content['meta']['iter']
     if not num_epochs or iterations % num_epochs:
-        raise UserError(f'this checkpoint was saved after {iterations} iterations, in epoch {num_epochs + 1}: the '
-                        'official script resumes whole epochs, convert one saved at the end of an epoch')
+        raise UserError(
+            f'this checkpoint was saved after {iterations} iterations, in epoch {num_epochs + 1}: the '
+            'official script resumes whole epochs, convert one saved at the end of an epoch'
+        )
     _check_shapes(content['state_dict'], recipe)
     moments = read_moments(content['optimizer'], recipe.groups, content['state_dict'])
     moments = convert_moments(moments, lambda state: write_layout(state, PRETRAINING, 'pretraining'))
@@ -125,26 +146,33 @@ def training_from_canonical(content: dict, recipe: Recipe) -> dict:
 
 def tell_weight_decay(recipe: Recipe) -> str:
     """Say whether the config decays what the official script decays, GRN and the mask token too."""
-    decays = {name: group['weight_decay'] for group, names in zip(recipe.optim_wrapper.param_groups, recipe.groups)
-              for name in names}
+    decays = {
+        name: group['weight_decay']
+        for group, names in zip(recipe.optim_wrapper.param_groups, recipe.groups)
+        for name in names
+    }
     differs = [name for name, decay in decays.items() if not decay and ('.grn.' in name or 'mask_token' in name)]
     if not differs:
         return 'GRN and the mask token are decayed, as in the official script'
-    return (f'{len(differs)} parameters (GRN, mask token) are decayed by the official script and not by this config; '
-            'to go on as it would, add to --cfg-options, here and in training: '
-            'optim_wrapper.paramwise_cfg.custom_keys.grn.decay_mult=1 '
-            'optim_wrapper.paramwise_cfg.custom_keys.mask_token.decay_mult=1')
+    return (
+        f'{len(differs)} parameters (GRN, mask token) are decayed by the official script and not by this config; '
+        'to go on as it would, add to --cfg-options, here and in training: '
+        'optim_wrapper.paramwise_cfg.custom_keys.grn.decay_mult=1 '
+        'optim_wrapper.paramwise_cfg.custom_keys.mask_token.decay_mult=1'
+    )
 
 
-def _run_schedule(schedule: List[dict], wrapper: OptimWrapper, num_epochs: int, epoch_length: int) -> List[dict]:
+def _run_schedule(schedule: list[dict], wrapper: OptimWrapper, num_epochs: int, epoch_length: int) -> list[dict]:
     """Take the optimizer's learning rates to where they are after some epochs; return the schedulers' states."""
-    schedulers = [PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=wrapper, epoch_length=epoch_length))
-                  for part in schedule]
+    schedulers = [
+        PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=wrapper, epoch_length=epoch_length))
+        for part in schedule
+    ]
     advance_schedulers(schedulers, num_epochs, epoch_length)
     return [scheduler.state_dict() for scheduler in schedulers]
 
 
-def _check_shapes(weights: Dict[str, Tensor], recipe: Recipe) -> None:
+def _check_shapes(weights: dict[str, Tensor], recipe: Recipe) -> None:
     problems = list_problems(weights, recipe.shapes)
     if problems:
         raise UserError(f'the checkpoint does not fit the config: {problems}. Check model.backbone and model.neck')
@@ -154,16 +182,20 @@ def _check_hyperparameters(group: dict, recipe: Recipe) -> None:
     """Refuse a config whose AdamW would read the moments in another way."""
     ours = recipe.optim_wrapper.defaults
     for key in ('betas', 'eps'):
-        if key in group and not torch.allclose(torch.tensor(group[key]), torch.tensor(ours[key]), rtol=1e-6, atol=0.):
-            raise UserError(f'the run has {key}={group[key]}, the config {ours[key]}: set '
-                            f'optim_wrapper.optimizer.{key} to the former')
+        if key in group and not torch.allclose(torch.tensor(group[key]), torch.tensor(ours[key]), rtol=1e-6, atol=0.0):
+            raise UserError(
+                f'the run has {key}={group[key]}, the config {ours[key]}: set '
+                f'optim_wrapper.optimizer.{key} to the former'
+            )
 
 
 def _epoch_length(moments: dict, num_epochs: int) -> int:
     steps = {int(state['step']) for state in moments.values()}
     if len(steps) != 1 or min(steps) % num_epochs:
-        raise UserError(f'the optimizer made {sorted(steps)} steps in {num_epochs} epochs: give the iterations an '
-                        'epoch of your config with --epoch-length')
+        raise UserError(
+            f'the optimizer made {sorted(steps)} steps in {num_epochs} epochs: give the iterations an '
+            'epoch of your config with --epoch-length'
+        )
     return steps.pop() // num_epochs
 
 
@@ -172,8 +204,13 @@ def _steps_as_tensors(moments: dict) -> dict:
     return {name: {**state, 'step': torch.tensor(float(state['step']))} for name, state in moments.items()}
 
 
-def convert_training(content: dict, to_canonical: bool, config: str, options: Optional[Dict[str, Any]] = None,
-                     epoch_length: Optional[int] = None) -> Tuple[dict, str]:
+def convert_training(
+    content: dict,
+    to_canonical: bool,
+    config: str,
+    options: dict[str, Any] | None = None,
+    epoch_length: int | None = None,
+) -> tuple[dict, str]:
     """Convert the content of a training checkpoint file, and tell what the other code does differently.
 
     Args:
@@ -189,9 +226,9 @@ def convert_training(content: dict, to_canonical: bool, config: str, options: Op
     recipe = read_recipe(config, options)
     if to_canonical:
         converted = training_to_canonical(content, recipe, epoch_length)
-        state, place = converted['state_dict'], f"epoch {converted['meta']['epoch']}, iter {converted['meta']['iter']}"
+        state, place = converted['state_dict'], f'epoch {converted["meta"]["epoch"]}, iter {converted["meta"]["iter"]}'
     else:
         converted = training_from_canonical(content, recipe)
-        state, place = converted['model'], f"epoch index {converted['epoch']}"
+        state, place = converted['model'], f'epoch index {converted["epoch"]}'
     moments = len(converted['optimizer']['state'])
     return converted, f'{len(state)} weights, moments of {moments} parameters, {place}\n{tell_weight_decay(recipe)}'

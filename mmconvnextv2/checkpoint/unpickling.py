@@ -6,6 +6,7 @@ is an inert :class:`Name`, and only what :data:`CALLS` and :data:`STATES` list i
 inside their storages, numeric arrays exactly as large as their bytes, mmengine's ``HistoryBuffer`` and
 ``argparse.Namespace``. ``pickletools`` of the standard library reads the opcodes.
 """
+
 import argparse
 import collections
 import math
@@ -13,7 +14,8 @@ import pickletools
 import re
 import sys
 import zipfile
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,15 +24,16 @@ from torch import Tensor, nn
 
 NUMERIC_CODE = re.compile(r'^[<>=|]?([?]|b1|[iufc]\d{1,2})$')
 LOCATION = re.compile(r'^[a-z_]+(:\d+)?$')
-LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950a86a20f9469cfc6c, 1001
+LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_DEPTH = 100  # of containers inside each other; those of OpenMMLab, timm and the official code have below 10
 MAX_DIM = 1 << 40
 SPARE = 1 << 22  # bytes that a small file may take beyond its own size
 MARK = object()
 
 FLOATS = dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16)
-INTEGERS = dict(Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8,
-                Bool=torch.bool)
+INTEGERS = dict(
+    Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool
+)
 COMPLEX = dict(ComplexDouble=torch.complex128, ComplexFloat=torch.complex64)
 STORAGES = {f'torch.{name}Storage': dtype for name, dtype in {**FLOATS, **INTEGERS, **COMPLEX}.items()}
 STORAGES |= {'torch.storage.UntypedStorage': torch.uint8, 'torch.UntypedStorage': torch.uint8}
@@ -65,7 +68,7 @@ class Storage:
 class Unfinished:
     """What a call or ``__new__`` begins and the state behind it completes: array, dtype, HistoryBuffer or Namespace."""
 
-    def __init__(self, kind: str, dtype: Optional[np.dtype] = None) -> None:
+    def __init__(self, kind: str, dtype: np.dtype | None = None) -> None:
         self.kind, self.dtype = kind, dtype
         self.value: Any = None
 
@@ -85,12 +88,14 @@ def _are_counts(values: Any) -> bool:
 
 def _check_key(key: Any) -> None:
     """Allow what is hashed in constant time: a nested tuple can take time without end."""
-    parts = key if type(key) is tuple else (key, )
+    parts = key if type(key) is tuple else (key,)
     _require(len(parts) <= 16, 'a key is a tuple of many parts')
     for part in parts:
         small = type(part) is int and part.bit_length() <= 1024
-        _require(small or part is None or type(part) in (str, float, bool, bytes),
-                 f'a key is or holds a {type(part).__name__}; keys are strings and numbers')
+        _require(
+            small or part is None or type(part) in (str, float, bool, bytes),
+            f'a key is or holds a {type(part).__name__}; keys are strings and numbers',
+        )
 
 
 class Machine:
@@ -105,7 +110,7 @@ class Machine:
         self.read_storage = read_storage
         self.file_size = file_size
         self.left = {'copied': 4 * file_size + SPARE, 'tensors': 16 * file_size + SPARE, 'storages': file_size}
-        self.storages: Dict[str, Storage] = {}
+        self.storages: dict[str, Storage] = {}
 
     def take(self, kind: str, nbytes: int) -> None:
         """Count memory against what the file may take."""
@@ -120,8 +125,8 @@ class Machine:
             Refused: For whatever an honest checkpoint does not hold.
             ValueError: If the pickle is truncated or damaged.
         """
-        self.stack: List[Any] = []
-        self.memo: Dict[int, Any] = {}
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == 'STOP':
                 _require(len(self.stack) == 1, 'the pickle ends with more than one object')
@@ -146,8 +151,13 @@ class Machine:
     def complete(self, target: Any, state: Any) -> Any:
         """Return what an object becomes by the state that the file gives it."""
         if type(target) is collections.OrderedDict:
-            _require(type(state) is dict and state.keys() == {'_metadata'} and isinstance(state['_metadata'], dict)
-                     and all(isinstance(entry, dict) for entry in state['_metadata'].values()), 'a dict has attributes')
+            _require(
+                type(state) is dict
+                and state.keys() == {'_metadata'}
+                and isinstance(state['_metadata'], dict)
+                and all(isinstance(entry, dict) for entry in state['_metadata'].values()),
+                'a dict has attributes',
+            )
             target.__dict__.update(state)  # the versions of modules, which torch's state dicts carry
             return target
         if not isinstance(target, Unfinished):
@@ -164,11 +174,23 @@ class Machine:
     def storage(self, identity: Any) -> Storage:
         """Return the storage that a tensor names."""
         unknown = f'the storage {_short(identity)} is unknown'
-        _require(isinstance(identity, tuple) and len(identity) in (5, 6) and identity[0] == 'storage'
-                 and identity[5:] in ((), (None, )), unknown)
+        _require(
+            isinstance(identity, tuple)
+            and len(identity) in (5, 6)
+            and identity[0] == 'storage'
+            and identity[5:] in ((), (None,)),
+            unknown,
+        )
         _, kind, key, location, count = identity[:5]
-        _require(isinstance(kind, Name) and kind.path in STORAGES and type(key) is str and _is_count(count)
-                 and type(location) is str and bool(LOCATION.match(location)), unknown)
+        _require(
+            isinstance(kind, Name)
+            and kind.path in STORAGES
+            and type(key) is str
+            and _is_count(count)
+            and type(location) is str
+            and bool(LOCATION.match(location)),
+            unknown,
+        )
         dtype = STORAGES[kind.path]
         nbytes = count * dtype.itemsize
         known = self.storages.get(key)
@@ -186,7 +208,7 @@ class Machine:
         _require(value is not MARK, 'a value is missing')
         return value
 
-    def pop_to_mark(self) -> List[Any]:
+    def pop_to_mark(self) -> list[Any]:
         """Take the values behind the last mark off the stack."""
         values = []
         while True:
@@ -248,7 +270,7 @@ class Machine:
         self.push(tuple(self.pop_to_mark()))
 
     def op_tuple1(self, _: Any) -> None:
-        self.push((self.pop(), ))
+        self.push((self.pop(),))
 
     def op_tuple2(self, _: Any) -> None:
         last = self.pop()
@@ -267,7 +289,7 @@ class Machine:
         self.push({})
         self.set_items(pairs)
 
-    def set_items(self, pairs: List[Any]) -> None:
+    def set_items(self, pairs: list[Any]) -> None:
         """Set items of the dict on top."""
         target = self.top(dict)
         _require(len(pairs) % 2 == 0, 'a key has no value')
@@ -359,6 +381,7 @@ def _short(value: Any) -> str:
 
 # What calls build
 
+
 def _ordered_dict(machine: Machine, pairs: Any = ()) -> dict:
     _require(type(pairs) in (list, tuple), 'an OrderedDict has no pairs')
     machine.take('copied', 64 * len(pairs))
@@ -381,6 +404,7 @@ def _set(kind: type) -> Callable:
         for value in values:
             _check_key(value)
         return kind(values)
+
     return build
 
 
@@ -397,9 +421,10 @@ def _bytes(kind: type) -> Callable:
         if type(content) is str and encoding in ('latin1', 'latin-1'):
             content = content.encode('latin-1')
         if type(content) is not bytes:
-            raise NotAllowed(f'{kind.__name__}{_short((content, ))}')
+            raise NotAllowed(f'{kind.__name__}{_short((content,))}')
         machine.take('copied', len(content))
         return kind(content)
+
     return build
 
 
@@ -427,45 +452,82 @@ def _size(machine: Machine, sizes: tuple = ()) -> torch.Size:
     return torch.Size(sizes)
 
 
-def _device(machine: Machine, kind: str, index: Optional[int] = None) -> torch.device:
+def _device(machine: Machine, kind: str, index: int | None = None) -> torch.device:
     _require(type(kind) is str and (index is None or _is_count(index)), 'a device has no name')
     return torch.device(kind) if index is None else torch.device(kind, index)
 
 
-def _tensor(machine: Machine, storage: Storage, offset: int, size: tuple, stride: tuple, requires_grad: bool = False,
-            hooks: Any = None, metadata: Any = None) -> Tensor:
+def _tensor(
+    machine: Machine,
+    storage: Storage,
+    offset: int,
+    size: tuple,
+    stride: tuple,
+    requires_grad: bool = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Tensor:
     """A tensor that lies inside its storage."""
     return _view(machine, storage, offset, size, stride, requires_grad, storage.dtype, metadata)
 
 
-def _tensor_of_dtype(machine: Machine, storage: Storage, offset: int, size: tuple, stride: tuple, requires_grad: bool,
-                     hooks: Any, dtype: torch.dtype, metadata: Any = None) -> Tensor:
+def _tensor_of_dtype(
+    machine: Machine,
+    storage: Storage,
+    offset: int,
+    size: tuple,
+    stride: tuple,
+    requires_grad: bool,
+    hooks: Any,
+    dtype: torch.dtype,
+    metadata: Any = None,
+) -> Tensor:
     """The same, for dtypes that have no storage class of their own."""
     return _view(machine, storage, offset, size, stride, requires_grad, dtype, metadata)
 
 
-def _view(machine: Machine, storage: Storage, offset: int, size: tuple, stride: tuple, requires_grad: bool,
-          dtype: torch.dtype, metadata: Any) -> Tensor:
-    _require(isinstance(storage, Storage) and isinstance(dtype, torch.dtype) and type(requires_grad) is bool
-             and metadata in (None, {}), 'a tensor has no storage, dtype or sizes')
-    _require(_is_count(offset) and _are_counts(size) and _are_counts(stride) and len(size) == len(stride),
-             f'a tensor has offset {_short(offset)}, shape {_short(size)} and strides {_short(stride)}')
+def _view(
+    machine: Machine,
+    storage: Storage,
+    offset: int,
+    size: tuple,
+    stride: tuple,
+    requires_grad: bool,
+    dtype: torch.dtype,
+    metadata: Any,
+) -> Tensor:
+    _require(
+        isinstance(storage, Storage)
+        and isinstance(dtype, torch.dtype)
+        and type(requires_grad) is bool
+        and metadata in (None, {}),
+        'a tensor has no storage, dtype or sizes',
+    )
+    _require(
+        _is_count(offset) and _are_counts(size) and _are_counts(stride) and len(size) == len(stride),
+        f'a tensor has offset {_short(offset)}, shape {_short(size)} and strides {_short(stride)}',
+    )
     count = math.prod(size)
     last = sum((length - 1) * step for length, step in zip(size, stride)) + 1 if count else 0
     nbytes = count * dtype.itemsize
-    _require(nbytes <= machine.file_size,
-             f'it has {machine.file_size} bytes and holds a tensor of shape {size}, {nbytes} bytes')
-    _require((offset + last) * dtype.itemsize <= storage.nbytes,
-             f'a tensor of shape {size} with strides {stride} at {offset} reaches beyond its storage of '
-             f'{storage.nbytes} bytes')
+    _require(
+        nbytes <= machine.file_size,
+        f'it has {machine.file_size} bytes and holds a tensor of shape {size}, {nbytes} bytes',
+    )
+    _require(
+        (offset + last) * dtype.itemsize <= storage.nbytes,
+        f'a tensor of shape {size} with strides {stride} at {offset} reaches beyond its storage of '
+        f'{storage.nbytes} bytes',
+    )
     machine.take('tensors', nbytes)
     tensor = torch.empty(0, dtype=dtype, device=storage.memory.device)
     tensor.set_(storage.memory, offset, size, stride)
     return tensor.requires_grad_(requires_grad and (dtype.is_floating_point or dtype.is_complex))
 
 
-def _parameter(machine: Machine, data: Tensor, requires_grad: bool, hooks: Any = None,
-               state: Any = None) -> nn.Parameter:
+def _parameter(
+    machine: Machine, data: Tensor, requires_grad: bool, hooks: Any = None, state: Any = None
+) -> nn.Parameter:
     _require(type(data) is Tensor and type(requires_grad) is bool, 'a parameter holds no tensor')
     return nn.Parameter(data.detach(), requires_grad and (data.is_floating_point() or data.is_complex()))
 
@@ -473,8 +535,10 @@ def _parameter(machine: Machine, data: Tensor, requires_grad: bool, hooks: Any =
 def _tensor_with_attributes(machine: Machine, function: Name, kind: Name, arguments: tuple, state: Any) -> Tensor:
     """A tensor or parameter to which Python attributes were given; these are left out."""
     names = {name.path for name in (function, kind) if isinstance(name, Name)}
-    _require(len(names) == 2 and names <= {*TENSORS, *TENSOR_TYPES} and isinstance(arguments, tuple),
-             'a tensor is of an unknown type')
+    _require(
+        len(names) == 2 and names <= {*TENSORS, *TENSOR_TYPES} and isinstance(arguments, tuple),
+        'a tensor is of an unknown type',
+    )
     return CALLS[function.path](machine, *arguments)
 
 
@@ -487,7 +551,7 @@ def _numpy_dtype(machine: Machine, code: str, align: bool = False, copy: bool = 
 
 def _array_to_fill(machine: Machine, subtype: Name, shape: tuple, code: Any) -> Unfinished:
     """Stand in for numpy's ``_reconstruct``: only the empty array whose state follows in the file."""
-    if not (isinstance(subtype, Name) and subtype.path == 'numpy.ndarray' and shape == (0, )):
+    if not (isinstance(subtype, Name) and subtype.path == 'numpy.ndarray' and shape == (0,)):
         raise NotAllowed(f'numpy _reconstruct{_short((subtype, shape))}')
     return Unfinished('numpy.ndarray')
 
@@ -506,6 +570,7 @@ def _scalar(machine: Machine, dtype: Any, content: bytes) -> Any:
 
 # What states complete
 
+
 def _finish_dtype(dtype: Any) -> np.dtype:
     """Return a dtype, also one without the state that ``numpy.dtype`` gets."""
     if isinstance(dtype, Unfinished) and dtype.kind == 'numpy.dtype':
@@ -516,9 +581,14 @@ def _finish_dtype(dtype: Any) -> np.dtype:
 
 def _dtype(machine: Machine, target: Unfinished, state: tuple) -> np.dtype:
     """A dtype in the byte order that its state gives; no fields, no sub-arrays."""
-    _require(type(state) is tuple and len(state) in (8, 9) and state[1] in ('<', '>', '=', '|')
-             and state[2:5] == (None, None, None) and state[5:7] == (-1, -1),
-             f'numpy.dtype has the state {_short(state)}')
+    _require(
+        type(state) is tuple
+        and len(state) in (8, 9)
+        and state[1] in ('<', '>', '=', '|')
+        and state[2:5] == (None, None, None)
+        and state[5:7] == (-1, -1),
+        f'numpy.dtype has the state {_short(state)}',
+    )
     return target.dtype.newbyteorder(state[1])
 
 
@@ -527,9 +597,14 @@ def _array(machine: Machine, target: Any, state: tuple) -> np.ndarray:
     _require(type(state) is tuple and len(state) == 5, 'an array has no shape')
     version, shape, dtype, fortran, content = state
     dtype = _finish_dtype(dtype)
-    _require(version == 1 and _are_counts(shape) and len(shape) <= 32 and type(content) is bytes
-             and len(content) == math.prod(shape) * dtype.itemsize,
-             f'a {dtype} array of shape {_short(shape)} does not match its bytes')
+    _require(
+        version == 1
+        and _are_counts(shape)
+        and len(shape) <= 32
+        and type(content) is bytes
+        and len(content) == math.prod(shape) * dtype.itemsize,
+        f'a {dtype} array of shape {_short(shape)} does not match its bytes',
+    )
     machine.take('copied', len(content))
     array = np.frombuffer(content, dtype).copy()
     return array.reshape(shape, order='F' if fortran is True or fortran == 1 else 'C')
@@ -539,38 +614,71 @@ def _history(machine: Machine, target: Unfinished, state: dict) -> HistoryBuffer
     """mmengine's buffer; its statistics are those of the class."""
     _require(type(state) is dict, 'a HistoryBuffer has no history')
     values, counts, length = state['_log_history'], state['_count_history'], state['max_length']
-    _require(all(isinstance(part, np.ndarray) and part.ndim == 1 for part in (values, counts))
-             and len(values) == len(counts) and _is_count(length), 'a HistoryBuffer has no history')
+    _require(
+        all(isinstance(part, np.ndarray) and part.ndim == 1 for part in (values, counts))
+        and len(values) == len(counts)
+        and _is_count(length),
+        'a HistoryBuffer has no history',
+    )
     return HistoryBuffer(values, counts, length)
 
 
 def _namespace(machine: Machine, target: Unfinished, state: dict) -> argparse.Namespace:
-    _require(type(state) is dict and all(type(key) is str and not key.startswith('_') for key in state),
-             'a Namespace has no names')
+    _require(
+        type(state) is dict and all(type(key) is str and not key.startswith('_') for key in state),
+        'a Namespace has no names',
+    )
     return argparse.Namespace(**state)
 
 
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
-OBJECTS = {HISTORY: 'HistoryBuffer', 'argparse.Namespace': 'Namespace',
-           **{f'{module}.AttributeDict': 'dict' for module in (  # Lightning's hyperparameters
-               'pytorch_lightning.utilities.parsing', 'lightning.pytorch.utilities.parsing',
-               'lightning_fabric.utilities.data', 'lightning.fabric.utilities.data')}}
+OBJECTS = {
+    HISTORY: 'HistoryBuffer',
+    'argparse.Namespace': 'Namespace',
+    **{
+        f'{module}.AttributeDict': 'dict'
+        for module in (  # Lightning's hyperparameters
+            'pytorch_lightning.utilities.parsing',
+            'lightning.pytorch.utilities.parsing',
+            'lightning_fabric.utilities.data',
+            'lightning.fabric.utilities.data',
+        )
+    },
+}
 STATES = {'numpy.dtype': _dtype, 'numpy.ndarray': _array, 'HistoryBuffer': _history, 'Namespace': _namespace}
-TENSORS = {'torch._utils._rebuild_tensor': _tensor, 'torch._utils._rebuild_tensor_v2': _tensor,
-           'torch._utils._rebuild_tensor_v3': _tensor_of_dtype, 'torch._utils._rebuild_parameter': _parameter,
-           'torch._utils._rebuild_parameter_with_state': _parameter}
+TENSORS = {
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': _tensor_of_dtype,
+    'torch._utils._rebuild_parameter': _parameter,
+    'torch._utils._rebuild_parameter_with_state': _parameter,
+}
 TENSOR_TYPES = ('torch.Tensor', 'torch._tensor.Tensor', 'torch.nn.parameter.Parameter')
-CALLS: Dict[str, Callable] = {
-    'collections.OrderedDict': _ordered_dict, 'collections.Counter': _counter, 'builtins.set': _set(set),
-    'builtins.frozenset': _set(frozenset), 'builtins.bytes': _bytes(bytes), 'builtins.bytearray': _bytes(bytearray),
-    'builtins.complex': _complex, 'builtins.getattr': _getattr, '_codecs.encode': _encode,
-    'torch.Size': _size, 'torch.device': _device, **TENSORS,
-    'torch._tensor._rebuild_from_type_v2': _tensor_with_attributes, 'numpy.dtype': _numpy_dtype}
-CALLS |= {f'{module}.{kind}Path': _path for module in ('pathlib', 'pathlib._local')
-          for kind in ('Posix', 'Windows', '')}
+CALLS: dict[str, Callable] = {
+    'collections.OrderedDict': _ordered_dict,
+    'collections.Counter': _counter,
+    'builtins.set': _set(set),
+    'builtins.frozenset': _set(frozenset),
+    'builtins.bytes': _bytes(bytes),
+    'builtins.bytearray': _bytes(bytearray),
+    'builtins.complex': _complex,
+    'builtins.getattr': _getattr,
+    '_codecs.encode': _encode,
+    'torch.Size': _size,
+    'torch.device': _device,
+    **TENSORS,
+    'torch._tensor._rebuild_from_type_v2': _tensor_with_attributes,
+    'numpy.dtype': _numpy_dtype,
+}
+CALLS |= {
+    f'{module}.{kind}Path': _path for module in ('pathlib', 'pathlib._local') for kind in ('Posix', 'Windows', '')
+}
 for _core in ('numpy.core', 'numpy._core'):
-    CALLS |= {f'{_core}.multiarray._reconstruct': _array_to_fill, f'{_core}.multiarray.scalar': _scalar,
-              f'{_core}.numeric._frombuffer': _array_of_buffer}
+    CALLS |= {
+        f'{_core}.multiarray._reconstruct': _array_to_fill,
+        f'{_core}.multiarray.scalar': _scalar,
+        f'{_core}.numeric._frombuffer': _array_of_buffer,
+    }
 NAMES = {*CALLS, *OBJECTS, *STORAGES, *DTYPES, *TENSOR_TYPES, 'numpy.ndarray'}
 
 
@@ -579,15 +687,17 @@ def _finish(content: Any) -> Any:
     if isinstance(content, Unfinished):
         content = content.value
     done, path = set(), set()
-    waiting: List[Tuple[Any, bool]] = [(content, False)]
+    waiting: list[tuple[Any, bool]] = [(content, False)]
     while waiting:
         item, leaving = waiting.pop()
         if leaving:
             path.discard(id(item))
             done.add(id(item))
             continue
-        _require(not isinstance(item, (Name, Storage, Unfinished)) and item is not MARK,
-                 f'{_short(item)} stands where a value belongs')
+        _require(
+            not isinstance(item, (Name, Storage, Unfinished)) and item is not MARK,
+            f'{_short(item)} stands where a value belongs',
+        )
         parts = _parts(item)
         if not parts or id(item) in done:
             continue
@@ -610,6 +720,7 @@ def _parts(item: Any) -> Any:
 
 
 # Files
+
 
 def read_pickled(path: str, map_location: Any = 'cpu') -> Any:
     """Return the content of a file of ``torch.save``, in its archive format or that before torch 1.6.
@@ -636,16 +747,21 @@ def _read_archive(file: BinaryIO, size: int, map_location: Any) -> Any:
         entries = {entry.filename: entry for entry in archive.infolist()}
         _require(len(entries) == len(archive.infolist()), 'two entries of the archive have one name')
         pickles = [name for name in entries if name.endswith('/data.pkl')]
-        _require(len(pickles) == 1 and not any(name.endswith('/constants.pkl') for name in entries),
-                 'it is TorchScript, or holds several pickles')
-        folder = pickles[0][:-len('data.pkl')]
+        _require(
+            len(pickles) == 1 and not any(name.endswith('/constants.pkl') for name in entries),
+            'it is TorchScript, or holds several pickles',
+        )
+        folder = pickles[0][: -len('data.pkl')]
 
         def read_storage(key: str, nbytes: int, location: str) -> torch.UntypedStorage:
             entry = entries.get(f'{folder}data/{key}')
             _require(entry is not None, f'storage {key} is not in the archive')
             if entry.file_size != nbytes:
-                raise Refused('it announces tensors larger than the file has bytes for' if entry.file_size < nbytes else
-                              f'storage {key} has {entry.file_size} bytes, not {nbytes}')
+                raise Refused(
+                    'it announces tensors larger than the file has bytes for'
+                    if entry.file_size < nbytes
+                    else f'storage {key} has {entry.file_size} bytes, not {nbytes}'
+                )
             with archive.open(entry) as source:
                 return _place(_fill(source, nbytes), location, map_location)
 
@@ -655,7 +771,7 @@ def _read_archive(file: BinaryIO, size: int, map_location: Any) -> Any:
 
 def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
     """Three pickles about the file, that of the content, the keys of its storages, then their bytes."""
-    memories: Dict[str, Tensor] = {}
+    memories: dict[str, Tensor] = {}
 
     def make_storage(key: str, nbytes: int, location: str) -> torch.UntypedStorage:
         memories[key] = torch.zeros(nbytes, dtype=torch.uint8)
@@ -665,16 +781,22 @@ def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
         return _place(memories[key].untyped_storage(), location, map_location)
 
     machine = Machine(size, make_storage)
-    _require(machine.run(file) == LEGACY_MAGIC and machine.run(file) == LEGACY_PROTOCOL,
-             'torch.save did not write this pickle')
+    _require(
+        machine.run(file) == LEGACY_MAGIC and machine.run(file) == LEGACY_PROTOCOL,
+        'torch.save did not write this pickle',
+    )
     system = machine.run(file)
-    _require(isinstance(system, dict) and system.get('little_endian') is (sys.byteorder == 'little'),
-             'it is of another byte order')
+    _require(
+        isinstance(system, dict) and system.get('little_endian') is (sys.byteorder == 'little'),
+        'it is of another byte order',
+    )
     start = file.tell()
     content = machine.run(file)
     keys = machine.run(file)
-    _require(isinstance(keys, list) and all(type(key) is str for key in keys) and sorted(keys) == sorted(memories),
-             'it lists other storages than its tensors have')
+    _require(
+        isinstance(keys, list) and all(type(key) is str for key in keys) and sorted(keys) == sorted(memories),
+        'it lists other storages than its tensors have',
+    )
     for key in keys:
         storage = machine.storages[key]
         count = int.from_bytes(file.read(8), 'little', signed=True)
@@ -696,7 +818,7 @@ def _read_into(source: BinaryIO, memory: Tensor) -> None:
     view = memoryview(memory.numpy())
     start = 0
     while start < len(view):
-        count = source.readinto(view[start:start + (1 << 24)])
+        count = source.readinto(view[start : start + (1 << 24)])
         if not count:
             raise EOFError('the file ends inside a tensor')
         start += count

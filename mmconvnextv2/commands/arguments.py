@@ -1,9 +1,10 @@
 """Arguments that the tools share, and the config that they give."""
+
 import os
 from argparse import ArgumentParser, Namespace
 from copy import deepcopy
 from importlib import import_module
-from typing import Any, Dict, Optional
+from typing import Any
 
 from mmengine.config import Config, DictAction
 
@@ -13,11 +14,12 @@ from ..utils.suggestions import check_overrides
 from .data_checks import settle_data
 
 MISFITS = (AttributeError, IndexError, KeyError, TypeError)  # what mmengine raises for overrides
-OURS = dict(mmdet=('datasets.coco', 'models.fp32_detection'), mmseg=('datasets.segmentation', ))
+OURS = dict(mmdet=('datasets.coco', 'models.fp32_detection'), mmseg=('datasets.segmentation',))
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
     mmpretrain=dict(type='VisualizationHook'),
-    mmseg=dict(type='SegVisualizationHook'))
+    mmseg=dict(type='SegVisualizationHook'),
+)
 
 
 def add_config_options(parser: ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     add_config_options(parser)
 
 
-def load_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
+def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Read a config, apply overrides, settle its data and import the package of its ``default_scope``.
 
     Args:
@@ -58,7 +60,7 @@ def load_config(path: str, options: Optional[Dict[str, Any]] = None) -> Config:
     return cfg
 
 
-def _merge(cfg: Config, options: Dict[str, Any]) -> None:
+def _merge(cfg: Config, options: dict[str, Any]) -> None:
     try:
         cfg.merge_from_dict(options)
     except MISFITS as error:
@@ -66,8 +68,10 @@ def _merge(cfg: Config, options: Dict[str, Any]) -> None:
             try:
                 deepcopy(cfg).merge_from_dict({key: value})
             except MISFITS:
-                raise UserError(f'--cfg-options {key}={value} does not fit the config ({error}): a dotted key leads '
-                                'through dicts, and through lists of dicts by number') from error
+                raise UserError(
+                    f'--cfg-options {key}={value} does not fit the config ({error}): a dotted key leads '
+                    'through dicts, and through lists of dicts by number'
+                ) from error
         raise
 
 
@@ -106,6 +110,6 @@ def import_scope(cfg: Config) -> None:
         raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
 
 
-def check_checkpoint(path: Optional[str], argument: str) -> None:
+def check_checkpoint(path: str | None, argument: str) -> None:
     if path and '://' not in path and not os.path.isfile(path):
         raise UserError(f'{argument}={path!r} does not exist; give a checkpoint file or its URL.')

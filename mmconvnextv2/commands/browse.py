@@ -2,10 +2,12 @@
 
 Drawn by mmdet's, mmseg's and mmpretrain's own visualizers; FCMAE's samples show their visible cells.
 """
+
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Optional, Sequence
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -23,11 +25,12 @@ from .data_checks import check_data
 HIDDEN = 114  # grey level of hidden cells
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/browse.py``."""
     parser = ArgumentParser(
         description='Draw training samples after augmentation, with boxes, masks, labels or visible cells.',
-        epilog='Example: python tools/browse.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --num 20')
+        epilog='Example: python tools/browse.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --num 20',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('--out', default='samples', help='folder of the images; default samples')
     parser.add_argument('--num', type=int, default=12, help='how many samples; default 12')
@@ -78,8 +81,13 @@ class Browser:
         if 'visible_cells' in sample:
             return self._hide(picture, np.asarray(sample.visible_cells))
         if self.scope == 'mmpretrain':
-            self.visualizer.visualize_cls(picture, sample, classes=self.dataset.metainfo.get('classes'),
-                                          draw_pred=False, resize=max(224, min(picture.shape[:2])))
+            self.visualizer.visualize_cls(
+                picture,
+                sample,
+                classes=self.dataset.metainfo.get('classes'),
+                draw_pred=False,
+                resize=max(224, min(picture.shape[:2])),
+            )
             return self.visualizer.get_image()
         if 'gt_instances' in sample:
             self._unpack(sample.gt_instances)
@@ -113,7 +121,7 @@ def browse(args: Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options)
     if not cfg.get(f'{args.split}_dataloader'):
         raise UserError(f'--split={args.split}: the config has no {args.split}_dataloader.')
-    check_data(cfg, (args.split, ))
+    check_data(cfg, (args.split,))
     browser = Browser(cfg, args.split)
     for index in track_iter_progress(range(min(args.num, len(browser)))):
         path = os.path.join(args.out, f'{index:05d}.png')

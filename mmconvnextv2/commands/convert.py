@@ -1,36 +1,59 @@
 """Command line of ``tools/convert_checkpoint.py``."""
+
 from argparse import ArgumentParser, Namespace
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from ..checkpoint.convert import LAYOUTS, check_conversion, convert_file, convert_training_file
 from .arguments import add_config_options
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/convert_checkpoint.py``."""
     parser = ArgumentParser(
         description='Convert ConvNeXt V2 weights between layouts; .safetensors is the recommended output: reading it '
-                    'cannot run code, whoever wrote it.',
-        epilog='Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth atto.safetensors --to timm')
+        'cannot run code, whoever wrote it.',
+        epilog='Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth atto.safetensors --to timm',
+    )
     parser.add_argument('source', help='a checkpoint in any known layout, a path or a URL')
     parser.add_argument('target', help='the file to write, .safetensors, .pth, .pt or .bin')
     parser.add_argument('--to', default='canonical', choices=LAYOUTS, help='layout to write (default canonical)')
     parser.add_argument('--force', action='store_true', help='overwrite the target')
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument('--ema', dest='weights', action='store_const', const='ema', default='default',
-                        help='take the moving average of the file')
-    chosen.add_argument('--raw', dest='weights', action='store_const', const='raw',
-                        help='take the weights beside which the file holds a moving average')
-    parser.add_argument('--check', action='store_true',
-                        help='compare the outputs of both files on random images, each in its own library')
+    chosen.add_argument(
+        '--ema',
+        dest='weights',
+        action='store_const',
+        const='ema',
+        default='default',
+        help='take the moving average of the file',
+    )
+    chosen.add_argument(
+        '--raw',
+        dest='weights',
+        action='store_const',
+        const='raw',
+        help='take the weights beside which the file holds a moving average',
+    )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='compare the outputs of both files on random images, each in its own library',
+    )
     whole = parser.add_mutually_exclusive_group()
     whole.add_argument('--classifier', action='store_true', help='convert a whole classifier with its head')
-    whole.add_argument('--pretraining', action='store_true',
-                       help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)')
-    whole.add_argument('--training', metavar='CONFIG',
-                       help='convert a whole training checkpoint, to go on with this FCMAE config or from it')
-    parser.add_argument('--epoch-length', type=int,
-                        help='iterations per epoch of CONFIG (default: those of the official run)')
+    whole.add_argument(
+        '--pretraining',
+        action='store_true',
+        help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)',
+    )
+    whole.add_argument(
+        '--training',
+        metavar='CONFIG',
+        help='convert a whole training checkpoint, to go on with this FCMAE config or from it',
+    )
+    parser.add_argument(
+        '--epoch-length', type=int, help='iterations per epoch of CONFIG (default: those of the official run)'
+    )
     add_config_options(parser)
     args = parser.parse_args(argv)
     if args.training and (args.check or args.weights != 'default'):
@@ -43,10 +66,14 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
 def convert(args: Namespace) -> None:
     """Entry point of ``tools/convert_checkpoint.py``: convert, and print what was written."""
     if args.training:
-        print(convert_training_file(args.source, args.target, args.to, args.training, args.cfg_options,
-                                    args.epoch_length, args.force))
+        print(
+            convert_training_file(
+                args.source, args.target, args.to, args.training, args.cfg_options, args.epoch_length, args.force
+            )
+        )
     else:
-        print(convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights,
-                           args.classifier))
+        print(
+            convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights, args.classifier)
+        )
     if args.check:
         print(check_conversion(args.source, args.target, args.weights))

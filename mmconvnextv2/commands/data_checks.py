@@ -1,9 +1,10 @@
 """Checks of a config's data before a long start: paths, class names and class counts."""
+
 import codecs
 import json
 import mmap
 import os
-from typing import Iterator, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from mmengine.config import Config
@@ -18,7 +19,7 @@ SPLITS = ('train', 'val', 'test')
 SOFTMAX_HEADS = ('UPerHead', 'PSPHead', 'FCNHead', 'ASPPHead', 'SegformerHead')
 
 
-def _dataset_paths(dataset: dict) -> Iterator[Tuple[str, str]]:
+def _dataset_paths(dataset: dict) -> Iterator[tuple[str, str]]:
     """Yield (config key, path) for the root, the annotation file and the folders of a dataset."""
     root = dataset.get('data_root') or ''
     if root:
@@ -26,7 +27,7 @@ def _dataset_paths(dataset: dict) -> Iterator[Tuple[str, str]]:
     if dataset.get('ann_file'):
         yield 'ann_file', os.path.join(root, dataset['ann_file'])
     prefix = dataset.get('data_prefix') or {}
-    for key, folder in (prefix.items() if isinstance(prefix, dict) else [('', prefix)]):
+    for key, folder in prefix.items() if isinstance(prefix, dict) else [('', prefix)]:
         if isinstance(folder, str):
             yield f'data_prefix.{key}'.rstrip('.'), os.path.join(root, folder)
 
@@ -42,7 +43,7 @@ def settle_data(cfg: Config) -> None:
         for dataset in inner_datasets(loader.get('dataset') or {}):
             metainfo = dataset.get('metainfo') or {}
             if isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
-                metainfo['classes'] = (metainfo['classes'], )
+                metainfo['classes'] = (metainfo['classes'],)
 
 
 def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> None:
@@ -65,8 +66,10 @@ def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> N
         for dataset in inner_datasets(loader.get('dataset') or {}):
             for key, path in _dataset_paths(dataset):
                 if '://' not in path and not os.path.exists(path):
-                    raise UserError(f'{split}_dataloader.dataset.{key}: {path!r} does not exist. Lay the data out as '
-                                    'configs/README.md says, or set the key with --cfg-options.')
+                    raise UserError(
+                        f'{split}_dataloader.dataset.{key}: {path!r} does not exist. Lay the data out as '
+                        'configs/README.md says, or set the key with --cfg-options.'
+                    )
             check_class_count(cfg, dataset, split, read_files)
             if read_files:
                 _check_endings(dataset, split)
@@ -96,8 +99,10 @@ def _check_endings(dataset: dict, split: str) -> None:
     names = [name for _, _, files in os.walk(folder) for name in files if name.lower().endswith(suffix.lower())]
     others = [name for name in names if not name.endswith(suffix)]
     if others:
-        raise UserError(f'{split}_dataloader.dataset.img_suffix={suffix!r}: {len(others)} of {len(names)} images '
-                        f'in {folder} end otherwise, such as {others[0]}, and would be left out: rename them')
+        raise UserError(
+            f'{split}_dataloader.dataset.img_suffix={suffix!r}: {len(others)} of {len(names)} images '
+            f'in {folder} end otherwise, such as {others[0]}, and would be left out: rename them'
+        )
 
 
 def _evaluators(cfg: Config, split: str) -> Sequence[dict]:
@@ -111,8 +116,9 @@ def _check_top_k(cfg: Config, split: str) -> None:
     for evaluator in _evaluators(cfg, split):
         topk = evaluator.get('topk', 1)
         if counts and max([topk] if isinstance(topk, int) else topk) > min(counts):
-            raise UserError(f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set it to 1, and drop '
-                            'the larger ones')
+            raise UserError(
+                f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set it to 1, and drop the larger ones'
+            )
 
 
 def _check_evaluator(cfg: Config, split: str) -> None:
@@ -122,16 +128,21 @@ def _check_evaluator(cfg: Config, split: str) -> None:
         theirs = evaluator.get('ann_file') or ''
         for dataset in datasets if theirs.endswith('.json') and '://' not in theirs else []:
             if not os.path.isfile(theirs):
-                raise UserError(f'{split}_evaluator.ann_file={theirs!r} does not exist: set it to the annotation file '
-                                f'of {split}_dataloader')
+                raise UserError(
+                    f'{split}_evaluator.ann_file={theirs!r} does not exist: set it to the annotation file '
+                    f'of {split}_dataloader'
+                )
             ours = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
             if os.path.isfile(ours) and not os.path.samefile(ours, theirs) and _images_of(ours) != _images_of(theirs):
-                raise UserError(f'{split}_evaluator.ann_file={theirs!r} lists other images than {ours!r} of '
-                                f'{split}_dataloader: set it to the same file')
+                raise UserError(
+                    f'{split}_evaluator.ann_file={theirs!r} lists other images than {ours!r} of '
+                    f'{split}_dataloader: set it to the same file'
+                )
 
 
 def _images_of(path: str) -> set:
     from ..datasets.coco import decode_json  # needs mmdet
+
     with open(path, 'rb') as file:
         content = decode_json(file.read(), path)
     return {(one.get('id'), one.get('file_name')) for one in content.get('images', [])}
@@ -151,16 +162,19 @@ def _check_folders(cfg: Config, splits: Sequence[str]) -> None:
             names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
             hidden = [name for name in names if name.startswith('.')]
             if hidden:
-                raise UserError(f'{root} has a hidden folder {hidden[0]!r}, which would be numbered as a class: '
-                                'remove it')
+                raise UserError(
+                    f'{root} has a hidden folder {hidden[0]!r}, which would be numbered as a class: remove it'
+                )
             _name_folders(dataset, names, split, root)
             folders[root] = names
     roots = list(folders)
     for root in roots[1:]:
         differ = sorted(set(folders[roots[0]]) ^ set(folders[root]))
         if differ:
-            raise UserError(f'{roots[0]} and {root} have different folders of classes, {differ[:5]}: classes are '
-                            'numbered by their folders, so both need all of them; an empty one will do')
+            raise UserError(
+                f'{roots[0]} and {root} have different folders of classes, {differ[:5]}: classes are '
+                'numbered by their folders, so both need all of them; an empty one will do'
+            )
 
 
 def _name_folders(dataset: dict, folders: Sequence[str], split: str, root: str) -> None:
@@ -175,10 +189,14 @@ def _name_folders(dataset: dict, folders: Sequence[str], split: str, root: str) 
         return
     if set(classes) & set(folders) or len(classes) != len(folders):
         lacking = [name for name in classes if name not in folders]
-        raise UserError(f'{split}_dataloader.dataset.metainfo.classes={tuple(classes)}: {root} has the folders '
-                        f'{list(folders)}, and none for {lacking}. Name the classes as their folders')
-    print_log(f'{split}: names of the folders: '
-              + ', '.join(f'{folder} is {name}' for folder, name in zip(folders, classes)), 'current')
+        raise UserError(
+            f'{split}_dataloader.dataset.metainfo.classes={tuple(classes)}: {root} has the folders '
+            f'{list(folders)}, and none for {lacking}. Name the classes as their folders'
+        )
+    print_log(
+        f'{split}: names of the folders: ' + ', '.join(f'{folder} is {name}' for folder, name in zip(folders, classes)),
+        'current',
+    )
 
 
 def _check_segmentor(cfg: Config, splits: Sequence[str]) -> None:
@@ -189,18 +207,22 @@ def _check_segmentor(cfg: Config, splits: Sequence[str]) -> None:
         loss = one.get('loss_decode') or {}
         sigmoid = any(part.get('use_sigmoid') for part in (loss if isinstance(loss, (list, tuple)) else [loss]))
         if one.get('num_classes') == 1 and not sigmoid and one.get('type') in SOFTMAX_HEADS:
-            raise UserError('model.decode_head.num_classes=1: the only class is always right, and nothing is learnt. '
-                            "Name the background too, metainfo.classes=('background', 'crack') with labels 0 and 1, "
-                            'and set num_classes=2 in decode_head and auxiliary_head')
+            raise UserError(
+                'model.decode_head.num_classes=1: the only class is always right, and nothing is learnt. '
+                "Name the background too, metainfo.classes=('background', 'crack') with labels 0 and 1, "
+                'and set num_classes=2 in decode_head and auxiliary_head'
+            )
     loader, norm = cfg.get('train_dataloader') or {}, (heads[0].get('norm_cfg') or {}).get('type', '')
-    pools = 1 in (heads[0].get('pool_scales') or (1, )) and heads[0].get('type') in ('UPerHead', 'PSPHead')
+    pools = 1 in (heads[0].get('pool_scales') or (1,)) and heads[0].get('type') in ('UPerHead', 'PSPHead')
     one_process = cfg.get('launcher', 'none') == 'none' or not torch.cuda.is_available()
     alone = norm == 'BN' or norm == 'SyncBN' and one_process
     if 'train' in splits and loader.get('batch_size') == 1 and pools and alone:
-        raise UserError(f'train_dataloader.batch_size=1: {heads[0].type} pools each image to one value per channel, '
-                        'which batch normalisation of a single image cannot learn from. Use batch_size=2, or group '
-                        'normalisation: --cfg-options model.decode_head.norm_cfg.type=GN '
-                        'model.decode_head.norm_cfg.num_groups=32')
+        raise UserError(
+            f'train_dataloader.batch_size=1: {heads[0].type} pools each image to one value per channel, '
+            'which batch normalisation of a single image cannot learn from. Use batch_size=2, or group '
+            'normalisation: --cfg-options model.decode_head.norm_cfg.type=GN '
+            'model.decode_head.norm_cfg.num_groups=32'
+        )
 
 
 def model_class_counts(model: dict) -> set:
@@ -214,7 +236,7 @@ def model_class_counts(model: dict) -> set:
     return counts.union(*(model_class_counts(model[name]) for name in names))
 
 
-def dataset_classes(dataset: dict, scope: str) -> Tuple[str, ...]:
+def dataset_classes(dataset: dict, scope: str) -> tuple[str, ...]:
     """Return the class names of a data set: those of its ``metainfo``, or else of its type."""
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
@@ -222,7 +244,7 @@ def dataset_classes(dataset: dict, scope: str) -> Tuple[str, ...]:
         if isinstance(kind, str):
             kind = DATASETS.get(kind if '.' in kind else f'{scope}.{kind}')
         classes = (getattr(kind, 'METAINFO', None) or {}).get('classes')
-    return (classes, ) if isinstance(classes, str) else tuple(classes or ())
+    return (classes,) if isinstance(classes, str) else tuple(classes or ())
 
 
 def check_class_count(cfg: Config, dataset: dict, split: str, read_files: bool = True) -> None:
@@ -238,23 +260,29 @@ def check_class_count(cfg: Config, dataset: dict, split: str, read_files: bool =
         _check_order(annotated, classes, source, split)
     lacking = [name for name in classes if name not in annotated]
     if annotated and lacking:
-        raise UserError(f'metainfo.classes={classes} of {split}_dataloader: {source} has no {lacking}, its categories '
-                        f'are {annotated}. Set metainfo.classes to names among them, and num_classes to their count.')
+        raise UserError(
+            f'metainfo.classes={classes} of {split}_dataloader: {source} has no {lacking}, its categories '
+            f'are {annotated}. Set metainfo.classes to names among them, and num_classes to their count.'
+        )
     if classes and counts and counts != {len(classes)}:
-        raise UserError(f'num_classes={sorted(counts)} in the model, but {len(classes)} classes in metainfo.classes '
-                        f'({split}_dataloader). Set num_classes and metainfo.classes to the same classes.')
+        raise UserError(
+            f'num_classes={sorted(counts)} in the model, but {len(classes)} classes in metainfo.classes '
+            f'({split}_dataloader). Set num_classes and metainfo.classes to the same classes.'
+        )
 
 
 def _check_order(annotated: Sequence[str], classes: Sequence[str], source: str, split: str) -> None:
     """Refuse what mmdet's ``CocoDataset`` would number by order, under other names."""
     used = [name for name in annotated if name in classes]
     if used != list(classes) and sorted(set(used)) == sorted(classes):
-        raise UserError(f"{split}_dataloader.dataset.type='CocoDataset' numbers classes in the order of {source}, "
-                        f"{used}, and metainfo.classes names them {list(classes)}: set type='CheckedCocoDataset', "
-                        "which goes by name, and the evaluator's type='CheckedCocoMetric'")
+        raise UserError(
+            f"{split}_dataloader.dataset.type='CocoDataset' numbers classes in the order of {source}, "
+            f"{used}, and metainfo.classes names them {list(classes)}: set type='CheckedCocoDataset', "
+            "which goes by name, and the evaluator's type='CheckedCocoMetric'"
+        )
 
 
-def _annotated_classes(cfg: Config, dataset: dict) -> Tuple[list, str]:
+def _annotated_classes(cfg: Config, dataset: dict) -> tuple[list, str]:
     """Return the category names of a COCO-style annotation file, none where there is no such file, and its path."""
     source = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
     if cfg.default_scope != 'mmdet' or not source.endswith('.json') or '://' in source:
@@ -269,11 +297,11 @@ def _read_categories(path: str) -> list:
         ValueError: If the file is empty.
     """
     if not os.path.getsize(path):
-        raise UserError(f'the annotation file {path} is empty; expected COCO\'s JSON.')
+        raise UserError(f"the annotation file {path} is empty; expected COCO's JSON.")
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.rfind(b'"categories"')
         start = content.find(b'[', place) if place >= 0 else -1
-        text = _decode_start(content[start:start + 2**20]) if start > 0 else ''
+        text = _decode_start(content[start : start + 2**20]) if start > 0 else ''
     try:
         return json.JSONDecoder().raw_decode(text)[0] if text else []
     except ValueError:

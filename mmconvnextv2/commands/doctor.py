@@ -2,13 +2,15 @@
 
 Every line is found by using the part, a forward, a compiled operation, an import, and not by its version alone.
 """
+
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 
@@ -20,12 +22,18 @@ from ..ops.dispatch import HAS_TRITON, use_triton
 from ..utils.compat import FORKS, LITE, WORKING, installed_version
 from ..version import __version__
 
-USED_FOR = {'mmcv': 'detection, segmentation and FCMAE', 'mmdet': 'detection', 'mmsegmentation': 'segmentation',
-            'mmpretrain': 'FCMAE and classification'}
+USED_FOR = {
+    'mmcv': 'detection, segmentation and FCMAE',
+    'mmdet': 'detection',
+    'mmsegmentation': 'segmentation',
+    'mmpretrain': 'FCMAE and classification',
+}
 MODULES = {'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmpretrain': 'mmpretrain'}
 HOME = Path(__file__).parents[1]
-OPERATORS_ADVICE = ('compiled for another torch, or for the CPU alone: MMCONVNEXTV2_OPERATORS=torchvision takes those '
-                    'of torchvision; for good, pip uninstall mmcv, then pip install mmcv-lite==2.1.0 --no-deps')
+OPERATORS_ADVICE = (
+    'compiled for another torch, or for the CPU alone: MMCONVNEXTV2_OPERATORS=torchvision takes those '
+    'of torchvision; for good, pip uninstall mmcv, then pip install mmcv-lite==2.1.0 --no-deps'
+)
 
 
 class Finding(NamedTuple):
@@ -37,9 +45,10 @@ class Finding(NamedTuple):
         advice (str, optional): What to do. Defaults to None, nothing.
         is_problem (bool): Whether something that is installed does not work. Defaults to False.
     """
+
     name: str
     found: str
-    advice: Optional[str] = None
+    advice: str | None = None
     is_problem: bool = False
 
 
@@ -58,8 +67,13 @@ def find_packages() -> Iterator[Finding]:
         found = [installed_version(name)] * bool(installed_version(name))
         found += [f'{other} {installed_version(other)}' for other in others]
         if len(found) > 1:
-            yield Finding(name, ', and '.join(found), 'they write the same files: pip uninstall all but one, then '
-                          'install that one with --force-reinstall --no-deps', is_problem=True)
+            yield Finding(
+                name,
+                ', and '.join(found),
+                'they write the same files: pip uninstall all but one, then '
+                'install that one with --force-reinstall --no-deps',
+                is_problem=True,
+            )
         elif found:
             yield Finding(name, found[0])
         else:
@@ -69,8 +83,11 @@ def find_packages() -> Iterator[Finding]:
 
 def _missing(name: str) -> Finding:
     if name in LITE:
-        return Finding(name, 'not installed', f"needed for {USED_FOR[name]}; pip install 'mmconvnextv2[ops]' adds "
-                       f'{LITE[name]}, and compiles nothing')
+        return Finding(
+            name,
+            'not installed',
+            f"needed for {USED_FOR[name]}; pip install 'mmconvnextv2[ops]' adds {LITE[name]}, and compiles nothing",
+        )
     return Finding(name, 'not installed', f'needed for {USED_FOR.get(name, "everything")}; `make env` installs it')
 
 
@@ -79,9 +96,12 @@ def find_mixture() -> Iterator[Finding]:
     upstream = [name for name in FORKS if installed_version(name)]
     forks = [fork for name, fork in FORKS.items() if name not in upstream and installed_version(fork)]
     if upstream and forks:
-        yield Finding('mixed packages', f'{", ".join(upstream)} of upstream with {", ".join(forks)}',
-                      'they were not made for each other: pip uninstall one side, then install its packages of the '
-                      'other side', is_problem=True)
+        yield Finding(
+            'mixed packages',
+            f'{", ".join(upstream)} of upstream with {", ".join(forks)}',
+            'they were not made for each other: pip uninstall one side, then install its packages of the other side',
+            is_problem=True,
+        )
 
 
 def find_imports() -> Iterator[Finding]:
@@ -89,17 +109,23 @@ def find_imports() -> Iterator[Finding]:
     what they did not ask for."""
     for name, module in MODULES.items():
         if installed_version(name) or installed_version(FORKS[name]):
-            yield tried(f'import {module}',
-                        lambda: import_module(f'{module}.utils') and f'{import_module(module).__version__} works',
-                        'install what its message names, or the set of requirements/lock.txt')
+            yield tried(
+                f'import {module}',
+                lambda: import_module(f'{module}.utils') and f'{import_module(module).__version__} works',
+                'install what its message names, or the set of requirements/lock.txt',
+            )
 
 
 def find_recipes() -> Iterator[Finding]:
     """Count the configs and tools that travel in the package."""
     configs, tools = (len(list((HOME / '.mim' / kind).rglob('*.py'))) for kind in ('configs', 'tools'))
     missing = None if configs and tools else 'the package is incomplete: pip install --force-reinstall mmconvnextv2'
-    yield Finding('mmconvnextv2', f'{__version__} at {HOME}, {configs} configs, {tools} tools', missing,
-                  is_problem=missing is not None)
+    yield Finding(
+        'mmconvnextv2',
+        f'{__version__} at {HOME}, {configs} configs, {tools} tools',
+        missing,
+        is_problem=missing is not None,
+    )
 
 
 def find_devices() -> Iterator[Finding]:
@@ -120,8 +146,12 @@ def _no_device() -> Finding:
         return Finding('CUDA', found, 'the machine shows no GPU either; with one in it, check its driver')
     if os.environ.get('CUDA_VISIBLE_DEVICES') is not None:
         return Finding('CUDA', found, f'CUDA_VISIBLE_DEVICES={os.environ["CUDA_VISIBLE_DEVICES"]!r} hides the GPU')
-    return Finding('CUDA', found, 'nvidia-smi shows a GPU: install a torch built for CUDA that its driver supports',
-                   is_problem=True)
+    return Finding(
+        'CUDA',
+        found,
+        'nvidia-smi shows a GPU: install a torch built for CUDA that its driver supports',
+        is_problem=True,
+    )
 
 
 def _lists_gpu() -> bool:
@@ -145,12 +175,12 @@ def find_operations() -> Iterator[Finding]:
 def _use_operators(device: str) -> str:
     """Suppress one of two equal boxes, pool a map over the other."""
     ops, served = import_module('mmcv.ops'), serving_operators()
-    boxes = torch.tensor([[0., 0., 2., 2.], [0., 0., 2., 2.]], device=device)
-    _, kept = ops.nms(boxes, torch.tensor([.9, .8], device=device), 0.5)
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]], device=device)
+    _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8], device=device), 0.5)
     if kept.tolist() != [0]:
         raise RuntimeError(f'nms kept {kept.tolist()} of two equal boxes')
-    ramp = torch.arange(4., device=device).expand(1, 1, 4, 4)
-    pooled = ops.roi_align(ramp, torch.tensor([[0., 0., 0., 4., 4.]], device=device), 2, 1., 2, 'avg', True)
+    ramp = torch.arange(4.0, device=device).expand(1, 1, 4, 4)
+    pooled = ops.roi_align(ramp, torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]], device=device), 2, 1.0, 2, 'avg', True)
     if not torch.allclose(pooled.cpu(), torch.tensor([0.5, 2.5]).expand(1, 1, 2, 2)):
         raise RuntimeError(f'RoIAlign pooled {pooled.flatten().tolist()} from a ramp')
     return served
@@ -176,7 +206,7 @@ def find_executions() -> Iterator[Finding]:
 
 
 def _step(device: str, masks: bool, execution: str) -> str:
-    model = ConvNeXtV2(dict(depths=(1, 1, 1, 1), channels=(8, 8, 8, 8)), out_indices=(3, )).to(device)
+    model = ConvNeXtV2(dict(depths=(1, 1, 1, 1), channels=(8, 8, 8, 8)), out_indices=(3,)).to(device)
     cells = torch.arange(2, device=device).expand(2, 2) if masks else None
     images = torch.randn(2, 3, 64, 64, device=device)
     model(images, cells, execution)[0].square().mean().backward()

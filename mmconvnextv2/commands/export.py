@@ -1,7 +1,9 @@
 """What ``tools/export.py`` does: one command a kind of file."""
+
 import os
 from argparse import ArgumentParser, Namespace
-from typing import Any, Callable, Optional, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -17,22 +19,29 @@ TOOL = 'python tools/export.py'
 EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/export.py``; ``run`` is the function that does what they say."""
-    parser = ArgumentParser(description='Write trained models for other programs. Every file is compared with PyTorch '
-                            'before it takes its place.', epilog=EXAMPLE)
+    parser = ArgumentParser(
+        description='Write trained models for other programs. Every file is compared with PyTorch '
+        'before it takes its place.',
+        epilog=EXAMPLE,
+    )
     commands = parser.add_subparsers(dest='command', required=True)
     _add_graph(commands.add_parser('onnx', help='ONNX of any batch, height and width'), '.onnx', export_onnx)
     _add_graph(commands.add_parser('program', help='a program for torch.export.load'), '.pt2', export_program)
     hugging_face = commands.add_parser('huggingface', help='a folder for transformers')
-    _add_library(hugging_face, 'DIR',
-                 lambda source, args: export_hugging_face(source, args.out, _card(args), args.size))
+    _add_library(
+        hugging_face, 'DIR', lambda source, args: export_hugging_face(source, args.out, _card(args), args.size)
+    )
     hugging_face.add_argument('--size', type=int, default=224, help='pixels along a side of images; default 224')
     timm = commands.add_parser('timm', help='a file for timm.create_model')
     _add_library(timm, 'OUT.safetensors', _timm)
     timm.add_argument('--force', action='store_true', help='overwrite OUT.safetensors and the card OUT.md')
-    _add_library(commands.add_parser('safetensors', help='a folder with the weights as they are and a model card'),
-                 'DIR', lambda source, args: export_safetensors(source, args.out, _card(args)))
+    _add_library(
+        commands.add_parser('safetensors', help='a folder with the weights as they are and a model card'),
+        'DIR',
+        lambda source, args: export_safetensors(source, args.out, _card(args)),
+    )
     return parser.parse_args(argv)
 
 
@@ -40,10 +49,17 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument('config', help='config file of any recipe')
     parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone of any layout')
     parser.add_argument('out', metavar=f'OUT{suffix}', help='the file to write')
-    parser.add_argument('--part', choices=PARTS,
-                        help='default: the whole of a segmentor or classifier, or the backbone')
-    parser.add_argument('--size', type=int, nargs=2, default=(224, 288), metavar=('HEIGHT', 'WIDTH'),
-                        help='pixels of the first of two checks; default 224 288. Any size can be run')
+    parser.add_argument(
+        '--part', choices=PARTS, help='default: the whole of a segmentor or classifier, or the backbone'
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        default=(224, 288),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='pixels of the first of two checks; default 224 288. Any size can be run',
+    )
     parser.add_argument('--half', action='store_true', help='compute in float16')
     parser.add_argument('--force', action='store_true', help='overwrite the file')
     _add_common(parser)
@@ -62,10 +78,21 @@ def _add_library(parser: ArgumentParser, out: str, export: Callable[[Source, Nam
 
 def _add_common(parser: ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument('--ema', dest='weights', action='store_const', const='ema', default='default',
-                        help='take the moving average of the checkpoint')
-    chosen.add_argument('--raw', dest='weights', action='store_const', const='raw',
-                        help='take the weights beside which the checkpoint holds a moving average')
+    chosen.add_argument(
+        '--ema',
+        dest='weights',
+        action='store_const',
+        const='ema',
+        default='default',
+        help='take the moving average of the checkpoint',
+    )
+    chosen.add_argument(
+        '--raw',
+        dest='weights',
+        action='store_const',
+        const='raw',
+        help='take the weights beside which the checkpoint holds a moving average',
+    )
     add_config_options(parser)
 
 
@@ -76,7 +103,7 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
         ValueError: See :func:`mmconvnextv2.export.graphs.read_graph` and
             :func:`mmconvnextv2.export.runtimes.export_onnx`.
     """
-    check_target(args.out, args.force, (suffix, ))
+    check_target(args.out, args.force, (suffix,))
     check_checkpoint(args.checkpoint, 'checkpoint')
     if min(args.size) < SMALLEST:
         raise UserError(f'--size {args.size[0]} {args.size[1]}: sides are of {SMALLEST} pixels and more')
@@ -98,7 +125,7 @@ def run_library(args: Namespace, export: Callable[[Source, Namespace], str]) -> 
 
 
 def _timm(source: Source, args: Namespace) -> str:
-    check_target(args.out, args.force, ('.safetensors', ))
+    check_target(args.out, args.force, ('.safetensors',))
     return export_timm(source, args.out, _card(args))
 
 

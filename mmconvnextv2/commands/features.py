@@ -1,8 +1,11 @@
 """What ``tools/analyze_features.py`` does: feature diversity, activation maps and class selectivity of models."""
+
 import argparse
 import csv
 import os
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +19,18 @@ from ..utils.errors import UserError
 from .arguments import add_traceback
 
 TOOL = 'python tools/analyze_features.py'
-EXAMPLES = f'''examples:
+EXAMPLES = f"""examples:
   {TOOL} distance data/imagenet/val --model GRN v2.pth --model 'no GRN' v1.pth
   {TOOL} distance data/imagenet/val --model ours work_dirs/run/epoch_800.pth \\
       --model published timm:convnextv2_base.fcmae --model ViT timm:vit_base_patch16_224.mae
   {TOOL} maps dog.jpg cat.jpg --model GRN v2.pth --blocks 0 17 35
   {TOOL} selectivity data/imagenet/val --model SE configs/ablations/fcmae_convnextv2-b_se_64xb64-800e_in1k.py se.pth
-'''
+"""
 
 
 class Distance(NamedTuple):
     """A row of ``distance.csv``: the feature cosine distance of one block, mean and deviation over images."""
+
     model: str
     block: str
     depth: float
@@ -37,8 +41,9 @@ class Distance(NamedTuple):
 
 
 @torch.inference_mode()
-def measure_distance(subject: Subject, pictures: Pictures, batch_size: int = 32,
-                     num_workers: int = 0) -> List[Distance]:
+def measure_distance(
+    subject: Subject, pictures: Pictures, batch_size: int = 32, num_workers: int = 0
+) -> list[Distance]:
     """Return the cosine distance of the 4C hidden features of every block, averaged over images."""
     blocks, moments, channels = find_blocks(subject.model), Moments(), {}
 
@@ -49,33 +54,36 @@ def measure_distance(subject: Subject, pictures: Pictures, batch_size: int = 32,
     with watch_hidden(subject.model, blocks, see):
         for images, _ in pictures.batches(batch_size, num_workers):
             subject.forward(images)
-    return [Distance(subject.label, block.name, depth, channels[index], *moments.mean_and_deviation(index),
-                     len(pictures)) for index, (block, depth) in enumerate(zip(blocks, depths_of(blocks)))]
+    return [
+        Distance(subject.label, block.name, depth, channels[index], *moments.mean_and_deviation(index), len(pictures))
+        for index, (block, depth) in enumerate(zip(blocks, depths_of(blocks)))
+    ]
 
 
 @torch.inference_mode()
-def measure_selectivity(subject: Subject, pictures: Pictures, num_classes: int, batch_size: int = 32,
-                        num_workers: int = 0) -> Dict[str, np.ndarray]:
+def measure_selectivity(
+    subject: Subject, pictures: Pictures, num_classes: int, batch_size: int = 32, num_workers: int = 0
+) -> dict[str, np.ndarray]:
     """Return the class selectivity index of every channel (C, ) of each block's output, by the block's name."""
     blocks, selectivity = find_blocks(subject.model), ClassSelectivity(num_classes)
-    labels = torch.empty(0)
-    with watch_outputs(subject.model, blocks, lambda index, features: selectivity.add(index, features, labels)):
-        for images, labels in pictures.batches(batch_size, num_workers):
+    for images, labels in pictures.batches(batch_size, num_workers):
+        with watch_outputs(subject.model, blocks, partial(selectivity.add, labels=labels)):
             subject.forward(images)
     return {block.name: selectivity.indices(index).numpy() for index, block in enumerate(blocks)}
 
 
 @torch.inference_mode()
-def collect_maps(subject: Subject, images: torch.Tensor, chosen: Sequence[int]) -> Dict[int, torch.Tensor]:
+def collect_maps(subject: Subject, images: torch.Tensor, chosen: Sequence[int]) -> dict[int, torch.Tensor]:
     """Return the hidden features (B, N, 4C) of chosen blocks for uint8 images (B, 3, H, W)."""
     blocks, maps = find_blocks(subject.model), {}
-    with watch_hidden(subject.model, blocks, lambda index, features: maps.update({index: features.cpu()})
-                      if index in chosen else None):
+    with watch_hidden(
+        subject.model, blocks, lambda index, features: maps.update({index: features.cpu()}) if index in chosen else None
+    ):
         subject.forward(images)
     return maps
 
 
-def choose_blocks(blocks: Sequence[Block], given: Sequence[str]) -> List[int]:
+def choose_blocks(blocks: Sequence[Block], given: Sequence[str]) -> list[int]:
     """Return the numbers of blocks given by number or by name; five from first to last if none is given.
 
     Raises:
@@ -87,14 +95,15 @@ def choose_blocks(blocks: Sequence[Block], given: Sequence[str]) -> List[int]:
     numbers = [names.index(one) if one in names else int(one) if one.isdecimal() else len(blocks) for one in given]
     wrong = [one for one, number in zip(given, numbers) if number >= len(blocks)]
     if wrong:
-        raise UserError(f'--blocks {" ".join(wrong)}: the model has the blocks 0 to {len(blocks) - 1}, {names[0]} to '
-                        f'{names[-1]}')
+        raise UserError(
+            f'--blocks {" ".join(wrong)}: the model has the blocks 0 to {len(blocks) - 1}, {names[0]} to {names[-1]}'
+        )
     return sorted(set(numbers))
 
 
 def run_distance(args: argparse.Namespace) -> None:
     """Measure, and write ``distance.csv`` and ``distance.png`` after each model."""
-    measured: Dict[str, List[Distance]] = {}
+    measured: dict[str, list[Distance]] = {}
     for path in args.add:
         measured.update(read_distances(path))
     pictures = Pictures(choose_pictures(args.images, args.num_images, args.seed), args.size)
@@ -102,18 +111,22 @@ def run_distance(args: argparse.Namespace) -> None:
         measured[subject.label] = measure_distance(subject, pictures, args.batch_size, args.num_workers)
         write_distances(args.out, measured)
         own = [row.distance for row in measured[subject.label]]
-        print(f'{subject.label}: mean distance {np.mean(own):.4f} over {len(own)} blocks, first {own[0]:.4f}, last '
-              f'{own[-1]:.4f}, {len(pictures)} images')
+        print(
+            f'{subject.label}: mean distance {np.mean(own):.4f} over {len(own)} blocks, first {own[0]:.4f}, last '
+            f'{own[-1]:.4f}, {len(pictures)} images'
+        )
     print(f'wrote distance.csv and distance.png to {args.out}')
 
 
-def write_distances(folder: str, measured: Dict[str, List[Distance]]) -> None:
+def write_distances(folder: str, measured: dict[str, list[Distance]]) -> None:
     """Write the rows of each model as ``distance.csv`` and ``distance.png``."""
     rows = [row for rows in measured.values() for row in rows]
     write_csv(os.path.join(folder, 'distance.csv'), Distance._fields, rows)
-    plot_over_depth({label: ([row.depth for row in rows], [row.distance for row in rows])
-                     for label, rows in measured.items()}, 'feature cosine distance',
-                    os.path.join(folder, 'distance.png'))
+    plot_over_depth(
+        {label: ([row.depth for row in rows], [row.distance for row in rows]) for label, rows in measured.items()},
+        'feature cosine distance',
+        os.path.join(folder, 'distance.png'),
+    )
 
 
 def run_selectivity(args: argparse.Namespace) -> None:
@@ -125,13 +138,20 @@ def run_selectivity(args: argparse.Namespace) -> None:
         blocks = measure_selectivity(subject, pictures, len(classes), args.batch_size, args.num_workers)
         measured[subject.label] = blocks
         means = [block.mean() for block in blocks.values()]
-        print(f'{subject.label}: mean selectivity {np.mean(means):.4f} over {len(means)} blocks, first {means[0]:.4f}, '
-              f'last {means[-1]:.4f}, {len(files)} images of {len(classes)} classes')
-    rows = [(label, name, channel, index) for label, blocks in measured.items() for name, block in blocks.items()
-            for channel, index in enumerate(block)]
+        print(
+            f'{subject.label}: mean selectivity {np.mean(means):.4f} over {len(means)} blocks, first {means[0]:.4f}, '
+            f'last {means[-1]:.4f}, {len(files)} images of {len(classes)} classes'
+        )
+    rows = [
+        (label, name, channel, index)
+        for label, blocks in measured.items()
+        for name, block in blocks.items()
+        for channel, index in enumerate(block)
+    ]
     write_csv(os.path.join(args.out, 'selectivity.csv'), ('model', 'block', 'channel', 'selectivity'), rows)
-    plot_selectivity({label: list(blocks.values()) for label, blocks in measured.items()},
-                     os.path.join(args.out, 'selectivity.png'))
+    plot_selectivity(
+        {label: list(blocks.values()) for label, blocks in measured.items()}, os.path.join(args.out, 'selectivity.png')
+    )
     print(f'wrote selectivity.csv and selectivity.png to {args.out}')
 
 
@@ -142,7 +162,7 @@ def run_maps(args: argparse.Namespace) -> None:
     for subject in load_subjects(args.model, args.device):
         blocks = find_blocks(subject.model)
         chosen = choose_blocks(blocks, args.blocks)
-        panels: List[List[Panel]] = [[] for _ in files]
+        panels: list[list[Panel]] = [[] for _ in files]
         for index, features in sorted(collect_maps(subject, images, chosen).items()):
             dead, saturated = count_dead_and_saturated(features, args.tolerance)
             shown = _spread(features.shape[2], args.channels)
@@ -150,8 +170,12 @@ def run_maps(args: argparse.Namespace) -> None:
             for number, file in enumerate(files):
                 counts = dead[number].sum().item(), saturated[number].sum().item()
                 rows.append((subject.label, file, blocks[index].name, features.shape[2], *counts))
-                panels[number].append(Panel(f'{blocks[index].name}\n{counts[0]} dead, {counts[1]} saturated of '
-                                            f'{features.shape[2]}', maps[number]))
+                panels[number].append(
+                    Panel(
+                        f'{blocks[index].name}\n{counts[0]} dead, {counts[1]} saturated of {features.shape[2]}',
+                        maps[number],
+                    )
+                )
         path = os.path.join(args.out, f'maps_{_file_name(subject.label)}.png')
         os.makedirs(args.out, exist_ok=True)
         plot_maps(images.permute(0, 2, 3, 1).numpy(), panels, subject.label, path)
@@ -159,7 +183,7 @@ def run_maps(args: argparse.Namespace) -> None:
     write_csv(os.path.join(args.out, 'maps.csv'), ('model', 'picture', 'block', 'channels', 'dead', 'saturated'), rows)
 
 
-def _spread(num_channels: int, num_shown: int) -> List[int]:
+def _spread(num_channels: int, num_shown: int) -> list[int]:
     """Return up to ``num_shown`` channels at even steps."""
     return np.linspace(0, num_channels - 1, min(num_shown, num_channels)).round().astype(int).tolist()
 
@@ -175,7 +199,7 @@ def write_csv(path: str, header: Sequence[str], rows: Sequence[Sequence]) -> Non
         csv.writer(file).writerows([header, *rows])
 
 
-def read_distances(path: str) -> Dict[str, List[Distance]]:
+def read_distances(path: str) -> dict[str, list[Distance]]:
     """Read ``distance.csv`` of an earlier run: the rows of each model.
 
     Raises:
@@ -185,55 +209,82 @@ def read_distances(path: str) -> Dict[str, List[Distance]]:
         rows = list(csv.reader(file))
     if not rows or tuple(rows[0]) != Distance._fields:
         raise UserError(f'{path} is not a distance.csv: expected the columns {", ".join(Distance._fields)}')
-    measured: Dict[str, List[Distance]] = {}
+    measured: dict[str, list[Distance]] = {}
     for model, block, depth, channels, distance, deviation, pictures in rows[1:]:
         row = Distance(model, block, float(depth), int(channels), float(distance), float(deviation), int(pictures))
         measured.setdefault(model, []).append(row)
     return measured
 
 
-def parse_args(given: Optional[Sequence[str]] = None) -> argparse.Namespace:
+def parse_args(given: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line of ``tools/analyze_features.py``."""
     parser = argparse.ArgumentParser(
         description='Look into the features of models as the ConvNeXt V2 paper does (arXiv 2301.00808).',
-        epilog=f'{EXAMPLES}\n{HELP}', formatter_class=argparse.RawDescriptionHelpFormatter)
+        epilog=f'{EXAMPLES}\n{HELP}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     tools = parser.add_subparsers(dest='analysis', required=True, metavar='{distance,maps,selectivity}')
 
-    distance = _subcommand(tools, 'distance', run_distance, 'feature cosine distance of every block over its depth, '
-                                                            'all models in one figure (figure 4)')
+    distance = _subcommand(
+        tools,
+        'distance',
+        run_distance,
+        'feature cosine distance of every block over its depth, all models in one figure (figure 4)',
+    )
     distance.add_argument('images', nargs='+', help='image files or folders')
     distance.add_argument('--num-images', type=_positive, default=1000, help='images at most, drawn (default 1000)')
-    distance.add_argument('--add', nargs='+', default=[], metavar='CSV',
-                          help='keep and draw the models of earlier distance.csv files')
+    distance.add_argument(
+        '--add', nargs='+', default=[], metavar='CSV', help='keep and draw the models of earlier distance.csv files'
+    )
 
     maps = _subcommand(tools, 'maps', run_maps, 'maps of channels, dead and saturated ones counted (figure 3)')
     maps.add_argument('images', nargs='+', help='image files or folders')
     maps.add_argument('--num-images', type=_positive, default=4, help='rows at most (default 4)')
     maps.add_argument('--blocks', nargs='+', default=[], help='numbers or names (default: five from first to last)')
     maps.add_argument('--channels', type=_positive, default=64, help='maps shown of a block (default 64)')
-    maps.add_argument('--tolerance', type=float, default=0.05,
-                      help='dead: at most this share of the usual largest value; saturated: a deviation over sites of '
-                           'at most this share of the mean (default 0.05)')
+    maps.add_argument(
+        '--tolerance',
+        type=float,
+        default=0.05,
+        help='dead: at most this share of the usual largest value; saturated: a deviation over sites of '
+        'at most this share of the mean (default 0.05)',
+    )
 
-    selectivity = _subcommand(tools, 'selectivity', run_selectivity, 'class selectivity index of the channels that '
-                                                                     'blocks give out (figure 7)')
+    selectivity = _subcommand(
+        tools, 'selectivity', run_selectivity, 'class selectivity index of the channels that blocks give out (figure 7)'
+    )
     selectivity.add_argument('folder', help='labelled images, one folder per class')
     selectivity.add_argument('--per-class', type=_positive, help='images of a class at most, drawn (default all)')
     return parser.parse_args(given)
 
 
 def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> argparse.ArgumentParser:
-    parser = tools.add_parser(name, help=text, description=text, epilog=f'{EXAMPLES}\n{HELP}',
-                              formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tools.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f'{EXAMPLES}\n{HELP}',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
-    parser.add_argument('--model', nargs='+', action='append', required=True, metavar=('LABEL', 'SOURCE [WEIGHTS]'),
-                        help='a model; give --model once for each')
+    parser.add_argument(
+        '--model',
+        nargs='+',
+        action='append',
+        required=True,
+        metavar=('LABEL', 'SOURCE [WEIGHTS]'),
+        help='a model; give --model once for each',
+    )
     parser.add_argument('--out', default='work_dirs/analysis', help='folder to write to (default work_dirs/analysis)')
     parser.add_argument('--size', type=int, default=224, help='pixels of the square crop (default 224)')
     parser.add_argument('--batch-size', type=_positive, default=32, help='(default 32)')
     parser.add_argument('--num-workers', type=int, default=0, help='processes that read images (default 0)')
-    parser.add_argument('--device', type=_device, default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='cpu or cuda (default: a GPU if there is one)')
+    parser.add_argument(
+        '--device',
+        type=_device,
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='cpu or cuda (default: a GPU if there is one)',
+    )
     parser.add_argument('--seed', type=int, default=0, help='of the images drawn (default 0)')
     add_traceback(parser)
     return parser

@@ -5,8 +5,10 @@ multiply-add twice). Detectors with proposals are counted as MMDetection 2 count
 proposals through every box head and 100 detections through every mask head. UperNet's auxiliary head, which trains
 only, is left out.
 """
+
 from argparse import ArgumentParser, Namespace
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -18,18 +20,24 @@ from ..utils.errors import UserError
 from .arguments import add_config_options, load_config
 
 PROPOSALS, DETECTIONS = 1000, 100
-Costs = Dict[str, Tuple[int, float]]  # name: (parameters, multiply-adds)
+Costs = dict[str, tuple[int, float]]  # name: (parameters, multiply-adds)
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/get_flops.py``."""
     parser = ArgumentParser(
-        description='Count the parameters and multiply-adds of a config\'s model at inference.',
+        description="Count the parameters and multiply-adds of a config's model at inference.",
         epilog='Example: python tools/get_flops.py configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py '
-        '--shape 512 2048')
+        '--shape 512 2048',
+    )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
-                        help='pixels; default 800 1280 for detectors, 512 2048 for segmentors, 224 224 for classifiers')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help='pixels; default 800 1280 for detectors, 512 2048 for segmentors, 224 224 for classifiers',
+    )
     add_config_options(parser)
     return parser.parse_args(argv)
 
@@ -45,7 +53,7 @@ def build_on_meta(cfg: Config) -> nn.Module:
         return MODELS.build(model).eval()
 
 
-def multiply_adds(function: Callable[..., Any], *inputs: Any) -> Tuple[Any, float]:
+def multiply_adds(function: Callable[..., Any], *inputs: Any) -> tuple[Any, float]:
     """Return the function's result and its multiply-adds."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         result = function(*inputs)
@@ -80,7 +88,7 @@ def count_costs(model: nn.Module, height: int, width: int) -> Costs:
     trained_only = getattr(model, 'auxiliary_head', None)
     rest = count_parameters(model) - costs['backbone'][0]
     if trained_only is not None:
-        costs['auxiliary head, in training'] = (count_parameters(trained_only), 0.)
+        costs['auxiliary head, in training'] = (count_parameters(trained_only), 0.0)
         rest -= count_parameters(trained_only)
     costs['neck and heads'] = (rest, whole - work)
     return costs
@@ -91,12 +99,16 @@ def _count_proposals(model: nn.Module, images: Tensor) -> Costs:
     features, backbone = multiply_adds(model.backbone, images)
     features, neck = multiply_adds(model.neck, features)
     _, rpn = multiply_adds(model.rpn_head, features)
-    costs = {'backbone': (count_parameters(model.backbone), backbone), 'neck': (count_parameters(model.neck), neck),
-             'RPN': (count_parameters(model.rpn_head), rpn)}
+    costs = {
+        'backbone': (count_parameters(model.backbone), backbone),
+        'neck': (count_parameters(model.neck), neck),
+        'RPN': (count_parameters(model.rpn_head), rpn),
+    }
     for name, title, number in (('bbox', 'box', PROPOSALS), ('mask', 'mask', DETECTIONS)):
-        heads, extractors = (_as_list(getattr(model.roi_head, f'{name}_{kind}', None)) for kind in
-                             ('head', 'roi_extractor'))
-        work = 0.
+        heads, extractors = (
+            _as_list(getattr(model.roi_head, f'{name}_{kind}', None)) for kind in ('head', 'roi_extractor')
+        )
+        work = 0.0
         for head, extractor in zip(heads, extractors):
             side = extractor.roi_layers[0].output_size[0]
             work += multiply_adds(head, torch.empty(number, extractor.out_channels, side, side, device='meta'))[1]
@@ -105,11 +117,11 @@ def _count_proposals(model: nn.Module, images: Tensor) -> Costs:
     return costs
 
 
-def _as_list(modules: Optional[nn.Module]) -> Sequence[nn.Module]:
+def _as_list(modules: nn.Module | None) -> Sequence[nn.Module]:
     return [] if modules is None else list(modules) if isinstance(modules, nn.ModuleList) else [modules]
 
 
-def total(costs: Costs) -> Tuple[int, float]:
+def total(costs: Costs) -> tuple[int, float]:
     """Sum the parts: (parameters, multiply-adds)."""
     return sum(parameters for parameters, _ in costs.values()), sum(work for _, work in costs.values())
 

@@ -1,7 +1,8 @@
 """A look at the first labels of a segmentation data set before training: what they hold, and what they lack."""
+
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 from mmengine.config import Config
@@ -49,7 +50,7 @@ def check_labels(cfg: Config, splits: Sequence[str]) -> None:
             _judge(split, counts, classes, num_read)
 
 
-def count_labels(dataset: dict) -> Optional[Dict]:
+def count_labels(dataset: dict) -> dict | None:
     """Count the labels of the first images of a data set, as its pipeline reads them, before any augmentation.
 
     Returns:
@@ -70,7 +71,7 @@ def count_labels(dataset: dict) -> Optional[Dict]:
     return dict(counts=counts, classes=data.metainfo.get('classes') or (), num_read=num_read)
 
 
-def first_steps(pipeline: List[dict]) -> Optional[List[dict]]:
+def first_steps(pipeline: list[dict]) -> list[dict] | None:
     """Return the steps that load image and labels, None without labels or with more in between."""
     for number, step in enumerate(pipeline[:3]):
         if reads_annotations(step):
@@ -86,9 +87,13 @@ def _judge(split: str, counts: Counter, classes: Sequence[str], num_read: int) -
         raise UserError(
             f'{split}: the first {num_read} label files hold {", ".join(names.values()) or "no class"} alone, and '
             f'{counts[IGNORED] / total:.0%} of pixels are {IGNORED}, which is ignored: nothing can be learnt or '
-            f'evaluated. Masks of 0 and 255 have to be saved as 0 and 1; see also reduce_zero_label')
+            f'evaluated. Masks of 0 and 255 have to be saved as 0 and 1; see also reduce_zero_label'
+        )
     shares = ', '.join(f'{names[label]} {counts[label] / total:.1%}' for label in found[:12])
     lacking = [name for label, name in enumerate(classes) if label not in counts]
     told = f'; {len(lacking)} classes do not occur in them, such as {lacking[0]}' if lacking else ''
-    print_log(f'{split}: labels of {num_read} images: {shares}{", ..." if len(found) > 12 else ""}, ignored '
-              f'{counts[IGNORED] / total:.1%}{told}', 'current')
+    print_log(
+        f'{split}: labels of {num_read} images: {shares}{", ..." if len(found) > 12 else ""}, ignored '
+        f'{counts[IGNORED] / total:.1%}{told}',
+        'current',
+    )

@@ -3,13 +3,15 @@
 Models are built by mmdet's and mmseg's own functions, run through the pipeline of ``test_dataloader`` and drawn by
 their visualizers.
 """
+
 import json
 import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 
 import cv2
 import mmcv
@@ -32,12 +34,13 @@ from .label_checks import inner_datasets, reads_annotations
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/predict.py``."""
     parser = ArgumentParser(
         description='Predict objects or a segmentation for images, folders and videos. Writes OUT/drawn/, '
         'OUT/predictions.json and, for segmentation, OUT/labels/.',
-        epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py epoch_6.pth street.jpg film.mp4')
+        epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py epoch_6.pth street.jpg film.mp4',
+    )
     parser.add_argument('config', help='config file of a detector or segmentor')
     parser.add_argument('checkpoint', help='checkpoint that it trained')
     parser.add_argument('inputs', nargs='+', help='image files, folders of images, video files')
@@ -50,12 +53,13 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
 
 class Source(NamedTuple):
     """One input file and the name of its results below the output folder, without an ending."""
+
     path: str
     name: str
     is_video: bool
 
 
-def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[Source]:
+def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[Source]:
     """List the images and videos among files and folders; results of a folder keep its tree.
 
     Args:
@@ -75,8 +79,10 @@ def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) 
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f'inputs: {len(twice)} names stand for several files, for example {twice[0]!r}; their results '
-                        'would overwrite each other. Give the folder above them, or predict in several calls.')
+        raise UserError(
+            f'inputs: {len(twice)} names stand for several files, for example {twice[0]!r}; their results '
+            'would overwrite each other. Give the folder above them, or predict in several calls.'
+        )
     return sources
 
 
@@ -96,8 +102,10 @@ class Predictor:
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_threshold: float = 0.3) -> None:
         self.scope = cfg.default_scope
         if self.scope not in ('mmdet', 'mmseg'):
-            raise UserError(f'default_scope={self.scope!r}: predictions are drawn for detectors (mmdet) and '
-                            'segmentors (mmseg) only.')
+            raise UserError(
+                f'default_scope={self.scope!r}: predictions are drawn for detectors (mmdet) and '
+                'segmentors (mmseg) only.'
+            )
         if not 0 <= score_threshold <= 1:
             raise UserError(f'score_threshold={score_threshold}: expected 0 to 1.')
         weights = load_file(checkpoint)
@@ -123,7 +131,7 @@ class Predictor:
             self.visualizer.set_dataset_meta(classes=meta['classes'], palette=meta.get('palette'))
 
     @property
-    def classes(self) -> List[str]:
+    def classes(self) -> list[str]:
         """Class names by label."""
         return list(self.model.dataset_meta['classes'])
 
@@ -154,13 +162,13 @@ class Predictor:
         size = picture_bgr.shape[:2]
         return dict(img=picture_bgr, img_path=None, img_id=0, img_shape=size, ori_shape=size)
 
-    def __call__(self, results: Union[dict, np.ndarray]) -> Any:
+    def __call__(self, results: dict | np.ndarray) -> Any:
         """Predict for what :meth:`read` or :meth:`take` gave, or for an image, uint8 (H, W, 3), blue first; returns a
         ``DetDataSample`` or ``SegDataSample``."""
         results = self.take(results) if isinstance(results, np.ndarray) else results
         data = self.transform(results)
         with torch.no_grad():
-            sample, = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))
+            (sample,) = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))
         sample = sample.cpu()
         if self.scope == 'mmdet':
             sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.score_threshold]
@@ -172,7 +180,7 @@ class Predictor:
         self.visualizer.add_datasample('prediction', mmcv.bgr2rgb(picture_bgr), sample, draw_gt=False, **options)
         return mmcv.rgb2bgr(self.visualizer.get_image())
 
-    def describe(self, sample: Any) -> Dict[str, Any]:
+    def describe(self, sample: Any) -> dict[str, Any]:
         """Describe a prediction in JSON's types.
 
         Returns:
@@ -186,7 +194,8 @@ class Predictor:
         found = sample.pred_instances
         instances = [
             dict(**{'class': self.classes[int(label)]}, score=float(score), box=box.tolist())
-            for label, score, box in zip(found.labels, found.scores, found.bboxes)]
+            for label, score, box in zip(found.labels, found.scores, found.bboxes)
+        ]
         if 'masks' in found:
             encode = import_module('mmdet.structures.mask').encode_mask_results
             for instance, mask in zip(instances, encode(found.masks.numpy())):
@@ -194,7 +203,7 @@ class Predictor:
         return dict(instances=instances)
 
 
-def steps_of_test(cfg: Config) -> List[dict]:
+def steps_of_test(cfg: Config) -> list[dict]:
     """Return the pipeline of ``test_dataloader``, which ``tools/test.py`` follows, without steps that read labels."""
     dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
     return [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
@@ -213,7 +222,7 @@ def to_bgr(picture: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(picture.astype(np.uint8))
 
 
-def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
+def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[dict[str, Any]]:
     """Predict for one image file, write its drawing and labels and yield its description; one that cannot be read or
     is too small for the model is described by an ``error``."""
     try:
@@ -239,7 +248,7 @@ def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[
     yield description
 
 
-def predict_video(predictor: Predictor, source: Source, out: str) -> Iterator[Dict[str, Any]]:
+def predict_video(predictor: Predictor, source: Source, out: str) -> Iterator[dict[str, Any]]:
     """Predict for every frame of a video, write the drawn video and yield a description per frame.
 
     A video that cannot be read, or ends before the length that it announces, has an ``error`` at the end.
@@ -276,7 +285,7 @@ class Journal:
         run (dict): What the predictions depend on; a journal of another run is begun anew.
     """
 
-    def __init__(self, out: str, run: Dict[str, Any]) -> None:
+    def __init__(self, out: str, run: dict[str, Any]) -> None:
         self.path = os.path.join(out, 'predictions.jsonl')
         os.makedirs(out, exist_ok=True)
         found, end = self._read(run)
@@ -289,7 +298,7 @@ class Journal:
                 file.write(json.dumps(dict(run=run)) + '\n')
         self.file = open(self.path, 'a', encoding='utf-8')
 
-    def _read(self, run: Dict[str, Any]) -> Tuple[List[dict], int]:
+    def _read(self, run: dict[str, Any]) -> tuple[list[dict], int]:
         """Return the entries of a journal of the same run, and the bytes up to its last input that is done."""
         if not os.path.isfile(self.path):
             return [], 0
@@ -304,12 +313,12 @@ class Journal:
                 end = place if 'done' in entries[-1] else end
         return (entries, end) if entries and entries[0].get('run') == json.loads(json.dumps(run)) else ([], 0)
 
-    def add(self, entry: Dict[str, Any]) -> None:
+    def add(self, entry: dict[str, Any]) -> None:
         """Write an entry."""
         self.file.write(json.dumps(entry) + '\n')
         self.file.flush()
 
-    def close(self) -> List[dict]:
+    def close(self) -> list[dict]:
         """End the journal; return the descriptions in it."""
         self.file.close()
         with open(self.path, encoding='utf-8') as file:
@@ -329,9 +338,17 @@ def predict(args: Namespace) -> None:
     reads_arrays = loader.rpartition('.')[2] == 'LoadPicture'
     sources = list_sources(args.inputs, (*EXTENSIONS, '.npy') if reads_arrays else EXTENSIONS)
     predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
-    journal = Journal(args.out, dict(
-        config=args.config, config_modified=_modified(args.config), checkpoint=args.checkpoint,
-        checkpoint_modified=_modified(args.checkpoint), options=repr(args.cfg_options), score_thr=args.score_thr))
+    journal = Journal(
+        args.out,
+        dict(
+            config=args.config,
+            config_modified=_modified(args.config),
+            checkpoint=args.checkpoint,
+            checkpoint_modified=_modified(args.checkpoint),
+            options=repr(args.cfg_options),
+            score_thr=args.score_thr,
+        ),
+    )
     if journal.done:
         print(f'{len(journal.done)} inputs are predicted already: going on')
     waiting = [source for source in sources if source.path not in journal.done]
@@ -355,9 +372,11 @@ def predict(args: Namespace) -> None:
     print(f'\n{target}: {len(predictions)} predictions; drawn in {os.path.join(args.out, "drawn")}')
     wrong = [one for one in predictions if 'error' in one]
     if wrong:
-        raise UserError(f'{len(wrong)} of {len(sources)} inputs were not predicted, or not whole, and have an error in '
-                        f'{target}: {wrong[0]["file"]}: {wrong[0]["error"]}')
+        raise UserError(
+            f'{len(wrong)} of {len(sources)} inputs were not predicted, or not whole, and have an error in '
+            f'{target}: {wrong[0]["file"]}: {wrong[0]["error"]}'
+        )
 
 
-def _modified(path: str) -> Optional[float]:
+def _modified(path: str) -> float | None:
     return os.path.getmtime(path) if os.path.isfile(path) else None

@@ -2,6 +2,7 @@
 
 Every phase is the command that a user would type; its output goes to a log file, and one line shows how far it is.
 """
+
 import json
 import os
 import shutil
@@ -9,8 +10,9 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 from ..analysis.html import Report, read_curve, read_metric, read_scalars
 from ..datasets import make_embedded
@@ -18,19 +20,23 @@ from ..utils.errors import MissingFileError, RunError
 from .arguments import add_traceback
 
 TASKS = ('mask-rcnn', 'upernet')
-METRICS = (('box AP', 'mask-rcnn', 'coco/bbox_mAP', 100), ('mask AP', 'mask-rcnn', 'coco/segm_mAP', 100),
-           ('mIoU', 'upernet', 'mIoU', 1))
+METRICS = (
+    ('box AP', 'mask-rcnn', 'coco/bbox_mAP', 100),
+    ('mask AP', 'mask-rcnn', 'coco/segm_mAP', 100),
+    ('mIoU', 'upernet', 'mIoU', 1),
+)
 STARTS = ('pretrained', 'scratch')
 
 
 class Result(NamedTuple):
     """A metric from both starts, in percent."""
+
     metric: str
     pretrained: float
     scratch: float
 
 
-def run(command: List[str], work_dir: Path, title: str) -> None:
+def run(command: list[str], work_dir: Path, title: str) -> None:
     """Run a command with its output in ``work_dir/console.log`` and show its progress on one line.
 
     Raises:
@@ -57,18 +63,21 @@ def run(command: List[str], work_dir: Path, title: str) -> None:
 
 def _show_progress(work_dir: Path, seconds: float) -> None:
     losses = [entry for entry in read_scalars(work_dir) if 'loss' in entry]
-    state = f"iteration {losses[-1].get('iter', losses[-1]['step'])}, loss {losses[-1]['loss']:.3f}" if losses else ''
+    state = f'iteration {losses[-1].get("iter", losses[-1]["step"])}, loss {losses[-1]["loss"]:.3f}' if losses else ''
     end = '' if sys.stdout.isatty() else '\n'
     if end and int(seconds) % 15:
         return
     print(f'\r  {seconds:4.0f} s  {state:<40}', end=end, flush=True)
 
 
-def train(config: str, work_dir: Path, title: str, options: List[str]) -> None:
+def train(config: str, work_dir: Path, title: str, options: list[str]) -> None:
     """Train one quickstart config."""
     shutil.rmtree(work_dir, ignore_errors=True)
-    run(['tools/train.py', f'configs/quickstart/{config}.py', '--work-dir', str(work_dir), '--cfg-options', *options],
-        work_dir, title)
+    run(
+        ['tools/train.py', f'configs/quickstart/{config}.py', '--work-dir', str(work_dir), '--cfg-options', *options],
+        work_dir,
+        title,
+    )
 
 
 def last_checkpoint(work_dir: Path) -> str:
@@ -76,7 +85,7 @@ def last_checkpoint(work_dir: Path) -> str:
     return (work_dir / 'last_checkpoint').read_text().strip()
 
 
-def main(seed: int = 0, root: Optional[str] = None) -> List[Result]:
+def main(seed: int = 0, root: str | None = None) -> list[Result]:
     """Run everything under ``root``, by default ``work_dirs/quickstart``; return the results."""
     started, root = time.monotonic(), Path(root or 'work_dirs/quickstart')
     data = Path('work_dirs/quickstart/data')
@@ -86,14 +95,19 @@ def main(seed: int = 0, root: Optional[str] = None) -> List[Result]:
     seeded = [f'randomness.seed={seed}']
     train('fcmae', root / 'fcmae', '1/6 FCMAE pretraining on 1000 unlabelled images', seeded)
     weights = root / 'backbone.pth'
-    run(['tools/convert_checkpoint.py', last_checkpoint(root / 'fcmae'), str(weights), '--force'], root / 'convert',
-        '2/6 Conversion to backbone weights')
+    run(
+        ['tools/convert_checkpoint.py', last_checkpoint(root / 'fcmae'), str(weights), '--force'],
+        root / 'convert',
+        '2/6 Conversion to backbone weights',
+    )
     for number, (task, start) in enumerate((task, start) for task in TASKS for start in STARTS):
         pretrained = start == 'pretrained'
         init = f'model.backbone.init_cfg.checkpoint={weights}' if pretrained else 'model.backbone.init_cfg=None'
         train(task, root / f'{task}_{start}', f'{number + 3}/6 {task}, {start}', [init, *seeded])
-    results = [Result(name, *(round(factor * read_metric(root / f'{task}_{start}', key), 1) for start in STARTS))
-               for name, task, key, factor in METRICS]
+    results = [
+        Result(name, *(round(factor * read_metric(root / f'{task}_{start}', key), 1) for start in STARTS))
+        for name, task, key, factor in METRICS
+    ]
     draw_predictions(root)
     minutes = (time.monotonic() - started) / 60
     write_report(root, results, seed, minutes)
@@ -110,17 +124,31 @@ def draw_predictions(root: Path) -> None:
     for task in TASKS:
         work_dir, shown = root / f'{task}_pretrained', root / f'{task}_shown'
         shutil.rmtree(shown, ignore_errors=True)
-        run(['tools/test.py', f'configs/quickstart/{task}.py', last_checkpoint(work_dir), '--work-dir',
-             str(root / f'{task}_test'), '--show-dir', str(shown), '--cfg-options', 'model.backbone.init_cfg=None'],
-            root / f'{task}_test', f'Evaluation: {task}')
+        run(
+            [
+                'tools/test.py',
+                f'configs/quickstart/{task}.py',
+                last_checkpoint(work_dir),
+                '--work-dir',
+                str(root / f'{task}_test'),
+                '--show-dir',
+                str(shown),
+                '--cfg-options',
+                'model.backbone.init_cfg=None',
+            ],
+            root / f'{task}_test',
+            f'Evaluation: {task}',
+        )
 
 
-def write_report(root: Path, results: List[Result], seed: int, minutes: float) -> None:
+def write_report(root: Path, results: list[Result], seed: int, minutes: float) -> None:
     """Write ``report.html``."""
     report = Report('mmconvnextv2 quickstart')
-    report.text(f'FCMAE pretraining of ConvNeXt V2-Atto on procedural images, then Mask R-CNN and UperNet from these '
-                f'weights and from scratch with the same schedule. One seed ({seed}), {minutes:.1f} minutes: a '
-                'demonstration, no evidence for either start.')
+    report.text(
+        f'FCMAE pretraining of ConvNeXt V2-Atto on procedural images, then Mask R-CNN and UperNet from these '
+        f'weights and from scratch with the same schedule. One seed ({seed}), {minutes:.1f} minutes: a '
+        'demonstration, no evidence for either start.'
+    )
     report.table(['metric (%)', *STARTS], [list(result) for result in results])
     report.heading('FCMAE')
     report.curves({'FCMAE': read_curve(root / 'fcmae')}, 'Mean squared error on hidden cells')
@@ -133,11 +161,13 @@ def write_report(root: Path, results: List[Result], seed: int, minutes: float) -
     report.write(root / 'report.html')
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/quickstart.py``."""
     parser = ArgumentParser(
         description='Pretrain, convert, fine-tune and evaluate on the embedded data set in about ten minutes on two '
-        'cores.', epilog='Example: python tools/quickstart.py --seed 0')
+        'cores.',
+        epilog='Example: python tools/quickstart.py --seed 0',
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--work-dir', help='where everything but the data goes; default: work_dirs/quickstart')
     add_traceback(parser)

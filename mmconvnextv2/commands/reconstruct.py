@@ -1,6 +1,8 @@
 """Command line of ``tools/reconstruct.py``: reconstructions of the user's images, from an FCMAE checkpoint."""
+
 from argparse import ArgumentParser, Namespace
-from typing import Any, Dict, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.dataset import Compose, default_collate
@@ -16,12 +18,13 @@ from ..pretrain.sampler import seeded
 from .arguments import add_config_options, load_config
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/reconstruct.py``."""
     parser = ArgumentParser(
         description='Write original | masked | reconstruction | pasted for images, from an FCMAE checkpoint.',
         epilog='Example: python tools/reconstruct.py configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py '
-        'epoch_800.pth a.jpg')
+        'epoch_800.pth a.jpg',
+    )
     parser.add_argument('config', help='FCMAE config')
     parser.add_argument('checkpoint', help='checkpoint of its training, with decoder')
     parser.add_argument('images', nargs='+', help='image files or folders')
@@ -34,12 +37,18 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
 
 def reconstruct(args: Namespace) -> None:
     """Entry point of ``tools/reconstruct.py``: reconstruct images."""
-    reconstruct_files(args.config, args.checkpoint, args.images, args.out, args.num_images, args.seed,
-                      args.cfg_options)
+    reconstruct_files(args.config, args.checkpoint, args.images, args.out, args.num_images, args.seed, args.cfg_options)
 
 
-def reconstruct_files(config: str, checkpoint: str, paths: Sequence[str], out: str, num_images: int = 8,
-                      seed: int = 0, options: Optional[Dict[str, Any]] = None) -> None:
+def reconstruct_files(
+    config: str,
+    checkpoint: str,
+    paths: Sequence[str],
+    out: str,
+    num_images: int = 8,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+) -> None:
     """Draw up to ``num_images`` images through a config's own pipeline and model into the file ``out``.
 
     Args:

@@ -2,10 +2,11 @@
 
 Takes mmengine's log, scalars, config, checkpoint and images as they are; nothing has to be switched on before.
 """
+
 import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
 
 from ..analysis.html import Report, parse_scalars
 from ..checkpoint.load import load_file
@@ -14,24 +15,31 @@ from ..utils.errors import MissingFileError, UserError
 from .arguments import add_traceback
 from .features import read_distances
 
-Curves = Dict[str, Tuple[List[float], List[float]]]
+Curves = dict[str, tuple[list[float], list[float]]]
 NOT_METRICS = re.compile(r'loss|^(base_lr|lr|data_time|time|memory|grad_norm|step|iter|epoch)$|acc_seg$|^acc$')
 BORDER = re.compile(r'^[+|].*[+|]$')
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/report.py``."""
     parser = ArgumentParser(
         description='Write one HTML page of a work folder: curves, metrics, learning rates by layer, images, '
         'environment and config. It opens from disk and needs no network.',
-        epilog='Example: python tools/report.py work_dirs/upernet --images work_dirs/upernet_shown')
+        epilog='Example: python tools/report.py work_dirs/upernet --images work_dirs/upernet_shown',
+    )
     parser.add_argument('work_dir', help='folder that tools/train.py or tools/test.py wrote')
     parser.add_argument('--out', help='the page; default WORK_DIR/report.html')
-    parser.add_argument('--images', '--pictures', nargs='+', default=[],
-                        help='more images or folders of them, such as that of tools/test.py --show-dir')
+    parser.add_argument(
+        '--images',
+        '--pictures',
+        nargs='+',
+        default=[],
+        help='more images or folders of them, such as that of tools/test.py --show-dir',
+    )
     parser.add_argument('--distance', metavar='CSV', help='feature distances, of tools/analyze_features.py distance')
-    parser.add_argument('--num-images', '--num-pictures', type=int, default=12,
-                        help='at most so many images per section; default 12')
+    parser.add_argument(
+        '--num-images', '--num-pictures', type=int, default=12, help='at most so many images per section; default 12'
+    )
     add_traceback(parser)
     return parser.parse_args(argv)
 
@@ -46,7 +54,7 @@ def check_inside(path: Path, folder: Path) -> None:
         raise UserError(f'{path} links to a place outside {folder}: put a copy of the file in its place')
 
 
-def find_runs(work_dir: Path) -> List[Path]:
+def find_runs(work_dir: Path) -> list[Path]:
     """Return the folders of a work folder's runs, oldest first.
 
     Raises:
@@ -63,7 +71,7 @@ def find_runs(work_dir: Path) -> List[Path]:
     return runs
 
 
-def read_entries(runs: Sequence[Path]) -> List[dict]:
+def read_entries(runs: Sequence[Path]) -> list[dict]:
     """Return what all runs logged, in order; where a resumed run repeats steps, what it logged takes the place."""
     entries = []
     for run in runs:
@@ -86,10 +94,14 @@ def curves_of(entries: Sequence[dict], names: Sequence[str]) -> Curves:
     return curves
 
 
-def metric_names(entries: Sequence[dict]) -> List[str]:
+def metric_names(entries: Sequence[dict]) -> list[str]:
     """Return the names that evaluators logged."""
-    names = dict.fromkeys(name for entry in entries for name, value in entry.items()
-                          if isinstance(value, (int, float)) and not NOT_METRICS.search(name))
+    names = dict.fromkeys(
+        name
+        for entry in entries
+        for name, value in entry.items()
+        if isinstance(value, (int, float)) and not NOT_METRICS.search(name)
+    )
     return list(names)
 
 
@@ -110,7 +122,7 @@ def environment_of(log: str) -> str:
     return found[1] if found else ''
 
 
-def newest_checkpoint(work_dir: Path) -> Optional[Path]:
+def newest_checkpoint(work_dir: Path) -> Path | None:
     """Return the file in the work folder that ``last_checkpoint`` names, wherever that was; None if it is gone."""
     pointer = work_dir / 'last_checkpoint'
     if not pointer.is_file():
@@ -121,16 +133,22 @@ def newest_checkpoint(work_dir: Path) -> Optional[Path]:
     return path if path.is_file() else None
 
 
-def parameter_groups(checkpoint: dict) -> List[dict]:
+def parameter_groups(checkpoint: dict) -> list[dict]:
     """Describe the optimizer's groups of a training checkpoint: learning rate, its scale, weight decay, parameters."""
     optimizer = checkpoint.get('optimizer') or {}
     state = optimizer.get('state', {})
     described = []
     for group in optimizer.get('param_groups', []):
         moments = [state.get(index, {}).get('exp_avg') for index in group['params']]
-        described.append(dict(lr=group.get('lr', 0.), lr_scale=group.get('lr_scale', 1.),
-                              weight_decay=group.get('weight_decay', 0.), tensors=len(group['params']),
-                              parameters=sum(moment.numel() for moment in moments if moment is not None)))
+        described.append(
+            dict(
+                lr=group.get('lr', 0.0),
+                lr_scale=group.get('lr_scale', 1.0),
+                weight_decay=group.get('weight_decay', 0.0),
+                tensors=len(group['params']),
+                parameters=sum(moment.numel() for moment in moments if moment is not None),
+            )
+        )
     return described
 
 
@@ -143,21 +161,35 @@ def add_learning_rates(report: Report, entries: Sequence[dict], work_dir: Path) 
         return
     report.heading('Learning rates')
     if base:
-        scales = sorted({group['lr_scale'] for group in groups}, reverse=True) or [1.]
+        scales = sorted({group['lr_scale'] for group in groups}, reverse=True) or [1.0]
         caption = 'One rate for all layers' if len(scales) == 1 else 'By depth: the head has the largest rate'
-        report.curves({f'times {scale:.3g}': (base[0], [rate * scale for rate in base[1]]) for scale in scales},
-                      caption, ylabel='learning rate')
+        report.curves(
+            {f'times {scale:.3g}': (base[0], [rate * scale for rate in base[1]]) for scale in scales},
+            caption,
+            ylabel='learning rate',
+        )
     if groups:
-        report.table(['rate at the checkpoint', 'scale', 'weight decay', 'tensors', 'parameters'],
-                     [[f'{group["lr"]:.3g}', f'{group["lr_scale"]:.3g}', f'{group["weight_decay"]:g}', group['tensors'],
-                       f'{group["parameters"]:,}'] for group in groups])
+        report.table(
+            ['rate at the checkpoint', 'scale', 'weight decay', 'tensors', 'parameters'],
+            [
+                [
+                    f'{group["lr"]:.3g}',
+                    f'{group["lr_scale"]:.3g}',
+                    f'{group["weight_decay"]:g}',
+                    group['tensors'],
+                    f'{group["parameters"]:,}',
+                ]
+                for group in groups
+            ],
+        )
 
 
 def add_pictures(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
     """Add reconstructions, drawn predictions, and the images that were asked for."""
     found = [path for run in runs for path in sorted((run / 'vis_data').rglob('*.png'))]
-    reconstructions = sorted((path for path in found if path.name.startswith('reconstruction')),
-                             key=lambda path: path.stat().st_mtime)
+    reconstructions = sorted(
+        (path for path in found if path.name.startswith('reconstruction')), key=lambda path: path.stat().st_mtime
+    )
     drawn = [path for path in found if path not in reconstructions]
     given = [Path(path) for path in list_pictures(more)] if more else []
     if reconstructions:
@@ -187,13 +219,16 @@ def report_run(args: Namespace) -> None:
     if metrics:
         report.heading('Metrics')
         last = {name: value for entry in entries for name, value in entry.items() if name in metrics}
-        report.table(['metric', 'last value'],
-                     [[name, 'no such objects' if last[name] == -1 else f'{last[name]:.4g}'] for name in metrics])
+        report.table(
+            ['metric', 'last value'],
+            [[name, 'no such objects' if last[name] == -1 else f'{last[name]:.4g}'] for name in metrics],
+        )
         report.curves(curves_of(entries, metrics), 'Metrics over training', ylabel='metric')
     if last_table(log):
         report.code(last_table(log))
-    losses = sorted({name for entry in entries for name in entry if 'loss' in name},
-                    key=lambda name: (name != 'loss', name))
+    losses = sorted(
+        {name for entry in entries for name in entry if 'loss' in name}, key=lambda name: (name != 'loss', name)
+    )
     training = [entry for entry in entries if 'loss' in entry]
     if training:
         report.heading('Losses and speed')
@@ -201,17 +236,26 @@ def report_run(args: Namespace) -> None:
             values = ', '.join(f'{name} {training[0][name]:.4g}' for name in losses)
             report.text(f'Logged once, at iteration {training[0].get("iter", 0)}: {values}. Curves begin with two.')
         report.curves(curves_of(training, losses), 'Training losses')
-        report.curves(curves_of(training, ['time', 'data_time']), 'Seconds an iteration, and of them waiting for data',
-                      ylabel='seconds')
+        report.curves(
+            curves_of(training, ['time', 'data_time']),
+            'Seconds an iteration, and of them waiting for data',
+            ylabel='seconds',
+        )
         report.curves(curves_of(training, ['grad_norm']), 'Norm of the gradient', ylabel='norm')
         add_learning_rates(report, training, work_dir)
     add_pictures(report, runs, args.images, args.num_images)
     if args.distance:
         report.heading('Feature diversity')
-        curves = {label: ([one.depth for one in distances], [one.distance for one in distances])
-                  for label, distances in read_distances(args.distance).items()}
-        report.curves(curves, 'Mean cosine distance between channels over normalised depth: 0 where all are alike',
-                      ylabel='distance', xlabel='normalised depth')
+        curves = {
+            label: ([one.depth for one in distances], [one.distance for one in distances])
+            for label, distances in read_distances(args.distance).items()
+        }
+        report.curves(
+            curves,
+            'Mean cosine distance between channels over normalised depth: 0 where all are alike',
+            ylabel='distance',
+            xlabel='normalised depth',
+        )
     if environment_of(log):
         report.heading('Environment')
         report.code(environment_of(log))

@@ -1,4 +1,5 @@
 """From a config to mmengine's runner: batch norm, processes, checkpoints."""
+
 import os
 import subprocess
 import sys
@@ -38,8 +39,12 @@ def _join_on_cpu(cfg: Config) -> None:
             _read_slurm()
         seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=seconds))
-    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
-                   find_unused_parameters=cfg.get('find_unused_parameters', False))
+    wrapper = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
     cfg.setdefault('model_wrapper_cfg', ConfigDict(wrapper))
 
 

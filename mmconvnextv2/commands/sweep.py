@@ -2,14 +2,16 @@
 
 The grids are those of arXiv 2301.00808, appendices A.3 and A.4, which names no chosen values.
 """
+
 import json
 import shlex
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 from ..engine.hooks.early_stopping import find_metric
 from ..utils.config import TOOLS, read_config
@@ -21,7 +23,8 @@ from .train import parse_train_args
 KEYS = dict(
     lr='optim_wrapper.optimizer.lr',
     decay='optim_wrapper.paramwise_cfg.decay_rate',
-    drop_path='model.backbone.drop_path_rate')
+    drop_path='model.backbone.drop_path_rate',
+)
 GRIDS = {
     'mask-rcnn': dict(decay=(0.9, 0.95), drop_path=(0.2, 0.3, 0.4, 0.5)),  # A.3, learning rate 1e-4
     'upernet': dict(lr=(1e-4, 2e-4, 3e-4), decay=(0.8, 0.9), drop_path=(0.1, 0.2, 0.3, 0.4)),  # A.4
@@ -32,22 +35,24 @@ FINISHED, PLAN = 'finished', 'sweep.json'
 
 class Run(NamedTuple):
     """One point of the grid."""
-    settings: Dict[str, float]
+
+    settings: dict[str, float]
     folder: Path
-    command: List[str]
+    command: list[str]
 
     def is_finished(self) -> bool:
         return (self.folder / FINISHED).exists()
 
 
-def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/sweep.py``; what follows ``--`` becomes ``train_args``."""
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index('--') if '--' in argv else len(argv)
     parser = ArgumentParser(
         description='Train a config for every combination of the values given, and rank the runs.',
         epilog='Example: python tools/sweep.py configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py --lr 1e-4 '
-        '2e-4 --decay 0.8 0.9 -- --amp --cfg-options train_dataloader.batch_size=4')
+        '2e-4 --decay 0.8 0.9 -- --amp --cfg-options train_dataloader.batch_size=4',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('--grid', choices=GRIDS, help='the grid of the paper; values given beside it take its place')
     parser.add_argument('--lr', type=float, nargs='+', help='learning rates')
@@ -61,7 +66,7 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> Namespace:
     instead.add_argument('--dry-run', action='store_true', help='print a command a line for what is not yet finished')
     instead.add_argument('--table', action='store_true', help='rank what there is, train nothing')
     args = parser.parse_args(argv[:cut])
-    args.train_args = argv[cut + 1:]
+    args.train_args = argv[cut + 1 :]
     return args
 
 
@@ -84,15 +89,17 @@ def sweep(args: Namespace) -> None:
     if not args.table:
         (work_dir_of(args) / 'sweep.md').write_text(table + '\n')
     if failed:
-        raise RunError(f'{len(failed)} of {len(runs)} runs failed: see '
-                       f'{", ".join(str(run.folder / "console.log") for run in failed)}; the same command goes on.')
+        raise RunError(
+            f'{len(failed)} of {len(runs)} runs failed: see '
+            f'{", ".join(str(run.folder / "console.log") for run in failed)}; the same command goes on.'
+        )
 
 
 def work_dir_of(args: Namespace) -> Path:
     return Path(args.work_dir or Path('work_dirs', f'{Path(args.config).stem}_sweep'))
 
 
-def grid_of(args: Namespace) -> Dict[str, Sequence[float]]:
+def grid_of(args: Namespace) -> dict[str, Sequence[float]]:
     """Return what is swept: the values given, and those of the named grid for the rest.
 
     Raises:
@@ -101,12 +108,14 @@ def grid_of(args: Namespace) -> Dict[str, Sequence[float]]:
     given = {name: getattr(args, name) or GRIDS.get(args.grid, {}).get(name) for name in KEYS}
     grid = {name: values for name, values in given.items() if values}
     if not grid:
-        raise UserError('nothing to sweep: give values with --lr, --decay or --drop-path, or --grid with one of '
-                        f'{", ".join(GRIDS)}.')
+        raise UserError(
+            'nothing to sweep: give values with --lr, --decay or --drop-path, or --grid with one of '
+            f'{", ".join(GRIDS)}.'
+        )
     return grid
 
 
-def plan_runs(args: Namespace) -> List[Run]:
+def plan_runs(args: Namespace) -> list[Run]:
     """List the runs, each with a folder of its own, and note in the work folder what they have in common.
 
     Raises:
@@ -123,7 +132,7 @@ def plan_runs(args: Namespace) -> List[Run]:
     return runs
 
 
-def check_train_args(args: Namespace, grid: Dict[str, Sequence[float]]) -> None:
+def check_train_args(args: Namespace, grid: dict[str, Sequence[float]]) -> None:
     """Raise ``ValueError`` for a config that is not there, and for arguments of the training that the sweep sets."""
     read_config(args.config)
     parsed = parse_train_args([args.config, *args.train_args])
@@ -146,7 +155,7 @@ def note_plan(args: Namespace) -> None:
     path.write_text(json.dumps(plan) + '\n')
 
 
-def command_of(args: Namespace, settings: Dict[str, float], folder: Path) -> List[str]:
+def command_of(args: Namespace, settings: dict[str, float], folder: Path) -> list[str]:
     """Return the command of one run; it resumes what was interrupted."""
     start = [sys.executable, str(TOOLS / 'train.py'), args.config]
     if args.gpus:
@@ -182,8 +191,15 @@ def rank(runs: Sequence[Run], args: Namespace) -> str:
     for run, entries in zip(runs, logged):
         points = [(entry[metric], entry.get('iter', entry['step'])) for entry in entries if metric in entry]
         best, step = (min if falls else max)(points, key=lambda point: point[0], default=('', ''))
-        rows.append([*run.settings.values(), points[-1][0] if points else '', best, step,
-                     'finished' if run.is_finished() else 'unfinished' if entries else 'not started'])
+        rows.append(
+            [
+                *run.settings.values(),
+                points[-1][0] if points else '',
+                best,
+                step,
+                'finished' if run.is_finished() else 'unfinished' if entries else 'not started',
+            ]
+        )
     at = len(rows[0]) - 4
     rows.sort(key=lambda row: (row[at] == '', row[at] if falls or row[at] == '' else -row[at]))
     header = [*runs[0].settings, f'{metric}, last', 'best', 'at step', '']

@@ -1,9 +1,10 @@
 """Command line and run of ``tools/test.py``."""
+
 import os
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from copy import deepcopy
 from importlib import import_module
-from typing import Optional, Sequence
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
@@ -15,11 +16,12 @@ from .label_checks import inner_datasets, reads_annotations
 from .runner import build_runner
 
 
-def parse_test_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_test_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/test.py``."""
     parser = ArgumentParser(
         description='Evaluate a checkpoint.',
-        epilog='Example: python tools/test.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py a.pth --tta')
+        epilog='Example: python tools/test.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py a.pth --tta',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='file for the predictions, .pkl or .pickle')
@@ -34,7 +36,8 @@ def parse_test_args(argv: Optional[Sequence[str]] = None) -> Namespace:
 def apply_visualization(cfg: Config, args: Namespace) -> None:
     """Switch on the scope's visualization hook for ``--show`` and ``--show-dir``."""
     hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
-        'visualization', ConfigDict(VISUALIZATION_HOOKS[cfg.default_scope]))
+        'visualization', ConfigDict(VISUALIZATION_HOOKS[cfg.default_scope])
+    )
     is_classification = cfg.default_scope == 'mmpretrain'
     hook['enable' if is_classification else 'draw'] = True
     hook.update(show=args.show, wait_time=args.wait_time, interval=1)
@@ -89,7 +92,7 @@ def test(args: Namespace) -> dict:
         raise UserError(f'--out={args.out!r} must end in .pkl or .pickle.')
     check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_run_config(args)
-    check_data(cfg, ('test', ), read_files=not args.skip_data_checks)
+    check_data(cfg, ('test',), read_files=not args.skip_data_checks)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.show or args.show_dir:
         apply_visualization(cfg, args)

@@ -3,8 +3,9 @@
 The arguments are those of OpenMMLab's ``tools/train.py``. Differs from it in checking the data and the class count
 before a long start.
 """
+
 from argparse import ArgumentParser, Namespace
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from mmengine.config import Config
 from torch.utils.data import DataLoader, IterableDataset
@@ -18,11 +19,12 @@ from .runner import build_runner
 from .train_flags import add_train_options, apply_train_options
 
 
-def parse_train_args(argv: Optional[Sequence[str]] = None) -> Namespace:
+def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/train.py``."""
     parser = ArgumentParser(
         description='Train a model.',
-        epilog='Example: python tools/train.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --resume')
+        epilog='Example: python tools/train.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --resume',
+    )
     parser.add_argument('config', help='config file')
     parser.add_argument('--resume', nargs='?', const='auto', help='a checkpoint, or nothing for the latest of work-dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
@@ -61,8 +63,9 @@ def train(args: Namespace) -> None:
     apply_train_args(cfg, args)
     if cfg.get('load_from'):
         check_checkpoint(cfg.load_from, '--resume' if args.resume else 'load_from')
-    check_data(cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train', ),
-               read_files=not args.skip_data_checks)
+    check_data(
+        cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train',), read_files=not args.skip_data_checks
+    )
     if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
         lock_folder(cfg.work_dir)
     runner = build_runner(cfg, whole=bool(cfg.get('resume')))
@@ -74,6 +77,8 @@ def train(args: Namespace) -> None:
 def _check_length(loader: DataLoader) -> None:
     """Refuse an epoch without a whole batch, of which mmengine's schedules ask for a positive length."""
     if not isinstance(loader.dataset, IterableDataset) and not len(loader):
-        raise UserError(f'train_dataloader: {len(loader.dataset)} images make no whole batch of {loader.batch_size} '
-                        'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
-                        'fewer')
+        raise UserError(
+            f'train_dataloader: {len(loader.dataset)} images make no whole batch of {loader.batch_size} '
+            'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
+            'fewer'
+        )

@@ -4,6 +4,7 @@ Built on mmengine's visualizer backends and hooks. Differs from them in compilin
 that remembers over a resumed run, takes a metric's short name and counts any gain, and in refusing a decay that is
 given where mmengine wants one minus it.
 """
+
 from argparse import ArgumentParser, Namespace
 from importlib.util import find_spec
 
@@ -19,16 +20,34 @@ EMA_MOMENTUM = 1e-4  # a decay of 0.9999, that of the paper's fine-tuning (table
 def add_train_options(parser: ArgumentParser) -> None:
     """Add the flags of this module to those of ``tools/train.py``."""
     parser.add_argument('--tensorboard', action='store_true', help='write what is logged for TensorBoard, too')
-    parser.add_argument('--wandb', action='store_true', help='log to Weights & Biases, too; its variables '
-                        'WANDB_MODE=offline, WANDB_PROJECT and WANDB_NAME hold')
-    parser.add_argument('--ema', type=float, nargs='?', const=EMA_MOMENTUM, metavar='MOMENTUM',
-                        help='average the weights, evaluate and save the average: average = (1 - MOMENTUM) * average '
-                        f'+ MOMENTUM * weights; default {EMA_MOMENTUM}, which is a decay of {1 - EMA_MOMENTUM}')
-    parser.add_argument('--early-stop', nargs='+', metavar=('METRIC', 'PATIENCE'),
-                        help='stop when METRIC, such as bbox_mAP or mIoU, was no better than its best in PATIENCE '
-                        f'evaluations in a row; default {PATIENCE}')
-    parser.add_argument('--compile', nargs='?', const='inductor', metavar='BACKEND',
-                        help='compile the backbone by torch.compile; default inductor')
+    parser.add_argument(
+        '--wandb',
+        action='store_true',
+        help='log to Weights & Biases, too; its variables WANDB_MODE=offline, WANDB_PROJECT and WANDB_NAME hold',
+    )
+    parser.add_argument(
+        '--ema',
+        type=float,
+        nargs='?',
+        const=EMA_MOMENTUM,
+        metavar='MOMENTUM',
+        help='average the weights, evaluate and save the average: average = (1 - MOMENTUM) * average '
+        f'+ MOMENTUM * weights; default {EMA_MOMENTUM}, which is a decay of {1 - EMA_MOMENTUM}',
+    )
+    parser.add_argument(
+        '--early-stop',
+        nargs='+',
+        metavar=('METRIC', 'PATIENCE'),
+        help='stop when METRIC, such as bbox_mAP or mIoU, was no better than its best in PATIENCE '
+        f'evaluations in a row; default {PATIENCE}',
+    )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='inductor',
+        metavar='BACKEND',
+        help='compile the backbone by torch.compile; default inductor',
+    )
 
 
 def apply_train_options(cfg: Config, args: Namespace) -> None:
@@ -77,8 +96,10 @@ def average_weights(cfg: Config, momentum: float) -> None:
         hint = f'; for a decay of {momentum} give {1 - momentum:.6g}' if 0.5 < momentum < 1 else ''
         raise UserError(f'--ema={momentum}: give the share of the newest weights, above 0 and at most 0.5{hint}.')
     if (cfg.get('strategy') or {}).get('type') == 'FSDP2Strategy':
-        raise UserError("--ema needs a whole copy of the model, and strategy=dict(type='FSDP2Strategy') shards it: "
-                        'take one of them out.')
+        raise UserError(
+            "--ema needs a whole copy of the model, and strategy=dict(type='FSDP2Strategy') shards it: "
+            'take one of them out.'
+        )
     given = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == 'EMAHook']
     for hook in given:
         hook.momentum = momentum
@@ -94,8 +115,10 @@ def stop_early(cfg: Config, metric: str, patience: str = str(PATIENCE), *rest: s
         ValueError: If there is no evaluation, or the patience is not a positive whole number.
     """
     if rest or not patience.isdecimal() or not int(patience):
-        raise UserError(f'--early-stop {" ".join([metric, patience, *rest])}: give METRIC, or METRIC PATIENCE with '
-                        'the number of evaluations to wait, at least 1; put the config before the flag.')
+        raise UserError(
+            f'--early-stop {" ".join([metric, patience, *rest])}: give METRIC, or METRIC PATIENCE with '
+            'the number of evaluations to wait, at least 1; put the config before the flag.'
+        )
     if cfg.get('val_cfg') is None:
         raise UserError(f'--early-stop {metric}: the config has no evaluation (val_cfg), whose metric it could be.')
     _add_hook(cfg, type='BestScoreStoppingHook', monitor=metric, patience=int(patience))
@@ -111,8 +134,10 @@ def compile_backbone(cfg: Config, backend: str) -> None:
     if backend not in known:
         raise UserError(f'--compile={backend!r}: torch.compile has the backends {", ".join(known)}.')
     if cfg.get('compile'):
-        raise UserError(f'--compile compiles the backbone, and compile={cfg.compile} of the config the whole model: '
-                        'take one of them out.')
+        raise UserError(
+            f'--compile compiles the backbone, and compile={cfg.compile} of the config the whole model: '
+            'take one of them out.'
+        )
     _add_hook(cfg, type='CompileBackboneHook', backend=backend)
 
 

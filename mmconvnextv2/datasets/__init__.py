@@ -1,4 +1,5 @@
 """The embedded data set: procedural images in the layouts of COCO, ADE20K and plain unlabelled folders."""
+
 from ..utils.moved import moved_names
 from .synthetic.scenes import GROUNDS, OBJECTS, Scene, draw_scene
 from .synthetic.writer import EmbeddedSpec, make_embedded

@@ -5,9 +5,11 @@ calls them, show a bare KeyError for a missing field, and stop in the middle of 
 an object without a mask. Here classes go by name, the file is checked once as it is read, and what cannot be learnt is
 left out before training.
 """
+
 import json
 from collections import Counter
-from typing import Any, Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from mmdet.datasets import CocoDataset
 from mmdet.datasets.api_wrappers import COCO
@@ -24,7 +26,8 @@ NUM_CHECKED = 50
 FIELDS = dict(
     categories=dict(id=int, name=str),
     images=dict(id=int, file_name=str, height=int, width=int),
-    annotations=dict(id=int, image_id=int, category_id=int, bbox=list, area=(int, float)))
+    annotations=dict(id=int, image_id=int, category_id=int, bbox=list, area=(int, float)),
+)
 
 
 def decode_json(content: bytes, source: str) -> Any:
@@ -43,7 +46,7 @@ def decode_json(content: bytes, source: str) -> Any:
         raise UserError(f'{source}: no JSON ({error}): the file may be cut short') from error
 
 
-def read_annotations(path: str, backend_args: Optional[dict] = None) -> Dict[str, Any]:
+def read_annotations(path: str, backend_args: dict | None = None) -> dict[str, Any]:
     """Read a COCO file; objects without ``iscrowd`` are none, and ids of objects begin with 1, as evaluation needs.
 
     Args:
@@ -78,7 +81,7 @@ class CheckedCOCO(COCO):
         annotation_file (str, optional): Path. Defaults to None, an empty index.
     """
 
-    def __init__(self, annotation_file: Optional[str] = None) -> None:
+    def __init__(self, annotation_file: str | None = None) -> None:
         super().__init__()
         self.source = annotation_file
         if annotation_file is not None:
@@ -86,8 +89,9 @@ class CheckedCOCO(COCO):
             self.createIndex()
             self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
-    def get_cat_ids(self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (),
-                    cat_ids: Sequence[int] = ()) -> List[int]:
+    def get_cat_ids(
+        self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
+    ) -> list[int]:
         """Return category ids in the order of the names; a name that the file lacks becomes a category without objects.
 
         Of several categories of one name, such as the root that Roboflow puts in front, the one with objects is taken.
@@ -105,8 +109,10 @@ class CheckedCOCO(COCO):
         if len(ids) > 1:
             ids = [one for one in ids if one in used] or ids[-1:]
         if len(ids) > 1:
-            raise UserError(f'{self.source}: the categories {ids} are all named {name!r} and have objects: give them '
-                            'different names')
+            raise UserError(
+                f'{self.source}: the categories {ids} are all named {name!r} and have objects: give them '
+                'different names'
+            )
         if not ids:
             ids = [max(self.cats, default=0) + 1]
             self.cats[ids[0]] = dict(id=ids[0], name=name)
@@ -130,13 +136,14 @@ class CheckedCocoDataset(CocoDataset):
     Raises:
         ValueError: If the file is not a COCO JSON, lacks a field, or leaves nothing to train on.
     """
+
     COCOAPI = CheckedCOCO
 
     def __init__(self, *args, needs_masks: bool = True, **kwargs) -> None:
         self.needs_masks = needs_masks
         super().__init__(*args, **kwargs)
 
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         """Read the file, and tell how much of it is used."""
         self._num_annotations = 0
         try:
@@ -151,8 +158,11 @@ class CheckedCocoDataset(CocoDataset):
         self._check_sizes(pictures[:NUM_CHECKED])
         kept = sum(len(picture['instances']) for picture in pictures)
         if kept < self._num_annotations:
-            print_log(f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
-                      'outside their image, are thinner than a pixel, of other classes or without a mask', 'current')
+            print_log(
+                f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
+                'outside their image, are thinner than a pixel, of other classes or without a mask',
+                'current',
+            )
         return pictures
 
     def _check_sizes(self, pictures: Sequence[dict]) -> None:
@@ -170,10 +180,11 @@ class CheckedCocoDataset(CocoDataset):
                 continue
             if (height, width) != (picture['height'], picture['width']):
                 raise UserError(
-                    f"{self.ann_file}: {picture['img_path']} has {width} x {height} pixels"
-                    f"{', turned as its EXIF says' if turned else ''}, the file gives {picture['width']} x "
-                    f"{picture['height']}: export the annotations of these images, or turn them for good with "
-                    'exiftran or ImageMagick -auto-orient')
+                    f'{self.ann_file}: {picture["img_path"]} has {width} x {height} pixels'
+                    f'{", turned as its EXIF says" if turned else ""}, the file gives {picture["width"]} x '
+                    f'{picture["height"]}: export the annotations of these images, or turn them for good with '
+                    'exiftran or ImageMagick -auto-orient'
+                )
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """Leave out what cannot be learnt."""
@@ -183,7 +194,7 @@ class CheckedCocoDataset(CocoDataset):
             picture['instances'] = [one for one in picture['instances'] if one.get('mask')]
         return picture
 
-    def filter_data(self) -> List[dict]:
+    def filter_data(self) -> list[dict]:
         """Filter as mmdet does.
 
         Raises:
@@ -191,16 +202,20 @@ class CheckedCocoDataset(CocoDataset):
         """
         pictures = super().filter_data()
         if not pictures:
-            raise UserError(f'{self.ann_file}: none of its {len(self.data_list)} images has an annotation of the '
-                            f"classes {self.metainfo['classes']}: nothing to train on")
+            raise UserError(
+                f'{self.ann_file}: none of its {len(self.data_list)} images has an annotation of the '
+                f'classes {self.metainfo["classes"]}: nothing to train on'
+            )
         instances = [one for picture in pictures for one in picture['instances']]
         if not self.test_mode and instances and all(one['ignore_flag'] for one in instances):
             raise UserError(f'{self.ann_file}: {ALL_CROWDS}'.format(len(instances)))
         return pictures
 
 
-ALL_CROWDS = ('all {} objects have iscrowd=1, as CVAT exports masks, and a crowd is neither learnt nor evaluated: set '
-              'iscrowd to 0 in the file')
+ALL_CROWDS = (
+    'all {} objects have iscrowd=1, as CVAT exports masks, and a crowd is neither learnt nor evaluated: set '
+    'iscrowd to 0 in the file'
+)
 
 
 @METRICS.register_module()
@@ -218,7 +233,7 @@ class CheckedCocoMetric(CocoMetric):
         ValueError: If the file is unsound, all its objects are crowds, or an image of the data is not in it.
     """
 
-    def __init__(self, ann_file: Optional[str] = None, *args, backend_args: Optional[dict] = None, **kwargs) -> None:
+    def __init__(self, ann_file: str | None = None, *args, backend_args: dict | None = None, **kwargs) -> None:
         super().__init__(None, *args, backend_args=backend_args, **kwargs)
         self.ann_file = ann_file
         if ann_file is None:
@@ -231,15 +246,17 @@ class CheckedCocoMetric(CocoMetric):
         if 'segm' in self.metrics:
             self._give_masks(objects)
 
-    def _give_masks(self, objects: List[dict]) -> None:
+    def _give_masks(self, objects: list[dict]) -> None:
         without = [one for one in objects if not one.get('segmentation')]
         for one in without:
             left, top, width, height = one['bbox']
             right, bottom = left + width, top + height
             one['segmentation'] = [[left, top, right, top, right, bottom, left, bottom]]
         if without:
-            print_log(f'{self.ann_file}: {len(without)} of {len(objects)} objects have no mask; mask AP takes their '
-                      'boxes', 'current')
+            print_log(
+                f'{self.ann_file}: {len(without)} of {len(objects)} objects have no mask; mask AP takes their boxes',
+                'current',
+            )
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Collect a batch.
@@ -250,15 +267,17 @@ class CheckedCocoMetric(CocoMetric):
         if self.ann_file is not None:
             unknown = [one['img_id'] for one in data_samples if one['img_id'] not in self._coco_api.imgs]
             if unknown:
-                raise UserError(f'val_evaluator.ann_file or test_evaluator.ann_file={self.ann_file!r} has no image '
-                                f'with id {unknown[0]}: set it to the annotation file of the data that is evaluated')
+                raise UserError(
+                    f'val_evaluator.ann_file or test_evaluator.ann_file={self.ann_file!r} has no image '
+                    f'with id {unknown[0]}: set it to the annotation file of the data that is evaluated'
+                )
         super().process(data_batch, data_samples)
 
 
-def find_problem(content: Any) -> Optional[str]:
+def find_problem(content: Any) -> str | None:
     """Return what is wrong with the content of a COCO file, None when every field is there."""
     if not isinstance(content, dict):
-        return f'expected COCO\'s object of {list(FIELDS)}, found a {type(content).__name__}'
+        return f"expected COCO's object of {list(FIELDS)}, found a {type(content).__name__}"
     for part, fields in FIELDS.items():
         if not isinstance(content.get(part), list):
             return f'there is no list {part!r}'
@@ -268,8 +287,9 @@ def find_problem(content: Any) -> Optional[str]:
             lacking = [name for name in fields if name not in item]
             wrong = [name for name, kind in fields.items() if name in item and not isinstance(item[name], kind)]
             if lacking or wrong:
-                return (f'{part}[{place}] (id {item.get("id")}) '
-                        + (f'lacks {lacking}' if lacking else f'has {wrong[0]}={item[wrong[0]]!r}'))
+                return f'{part}[{place}] (id {item.get("id")}) ' + (
+                    f'lacks {lacking}' if lacking else f'has {wrong[0]}={item[wrong[0]]!r}'
+                )
             if part == 'annotations' and len(item['bbox']) != 4:
                 return f'{part}[{place}] (id {item["id"]}) has bbox={item["bbox"]}, expected [x, y, width, height]'
     for part in ('images', 'annotations'):
@@ -277,6 +297,8 @@ def find_problem(content: Any) -> Optional[str]:
         twice = {one: count for one, count in count_of.items() if count > 1}
         if twice:
             one = next(iter(twice))
-            return (f'{twice[one]} {part} have id {one}, and {len(twice)} ids in all occur more than once: number them '
-                    'anew, as after joining two files')
+            return (
+                f'{twice[one]} {part} have id {one}, and {len(twice)} ids in all occur more than once: number them '
+                'anew, as after joining two files'
+            )
     return None

@@ -1,6 +1,7 @@
 """Which files are images, and their pixels as training reads them."""
+
 import os
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import cv2
 import mmcv
@@ -12,7 +13,7 @@ from ..utils.errors import MissingFileError, UserError
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')
 
 
-def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> List[str]:
+def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[str]:
     """Return image files, those of folders in order of name.
 
     Args:

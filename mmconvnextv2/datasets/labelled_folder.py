@@ -1,7 +1,8 @@
 """Images of a folder, with their classes or without, as analyses look at them: the usual evaluation view."""
+
 import os
 import random
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
@@ -25,18 +26,19 @@ class Pictures(Dataset):
         ValueError: If ``size`` is not a multiple of 32.
     """
 
-    def __init__(self, files: Sequence[str], size: int = 224, labels: Optional[Sequence[int]] = None) -> None:
+    def __init__(self, files: Sequence[str], size: int = 224, labels: Sequence[int] | None = None) -> None:
         if size <= 0 or size % 32:
             raise UserError(f'--size {size}: give a multiple of 32')
         self.files = files
         self.labels = [0] * len(files) if labels is None else labels
-        self.view = Compose([
-            Resize(round(size * 256 / 224), InterpolationMode.BICUBIC), CenterCrop(size), PILToTensor()])
+        self.view = Compose(
+            [Resize(round(size * 256 / 224), InterpolationMode.BICUBIC), CenterCrop(size), PILToTensor()]
+        )
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return an image, uint8 (3, size, size), and its class.
 
         Raises:
@@ -50,7 +52,7 @@ class Pictures(Dataset):
         return DataLoader(self, batch_size, num_workers=num_workers)
 
 
-def choose_pictures(paths: Sequence[str], num_images: int, seed: int = 0) -> List[str]:
+def choose_pictures(paths: Sequence[str], num_images: int, seed: int = 0) -> list[str]:
     """Return ``num_images`` of the images in files and folders, drawn without replacement; all if they are fewer."""
     files = list_pictures(paths)
     if num_images >= len(files):
@@ -58,9 +60,7 @@ def choose_pictures(paths: Sequence[str], num_images: int, seed: int = 0) -> Lis
     return sorted(random.Random(seed).sample(files, num_images))
 
 
-def choose_labelled(folder: str,
-                    per_class: Optional[int] = None,
-                    seed: int = 0) -> Tuple[List[str], List[int], List[str]]:
+def choose_labelled(folder: str, per_class: int | None = None, seed: int = 0) -> tuple[list[str], list[int], list[str]]:
     """Read a folder with one folder per class.
 
     Args:

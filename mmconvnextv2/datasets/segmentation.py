@@ -3,6 +3,7 @@
 mmseg turns labels above 255 into others without a word, goes on with labels of another size than their image, and
 leaves values that are not a class to the loss, which names no file.
 """
+
 import mmcv
 import numpy as np
 from mmengine import fileio
@@ -38,19 +39,24 @@ class LoadCheckedLabels(LoadAnnotations):
     def _load_seg_map(self, results: dict) -> None:
         path = results['seg_map_path']
         labels = mmcv.imfrombytes(
-            fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend)
+            fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend
+        )
         if labels is None:
             raise UserError(f'{path} cannot be read as an image: replace it, or take it out of the data')
         labels = labels.squeeze()
         if not np.issubdtype(labels.dtype, np.integer):
             raise UserError(f'{path} holds numbers of type {labels.dtype}: expected integers, a class index per pixel')
         if labels.ndim != 2:
-            raise UserError(f'{path} has shape {labels.shape}: expected one channel, a class index per pixel; '
-                            'colours of a palette are not labels')
+            raise UserError(
+                f'{path} has shape {labels.shape}: expected one channel, a class index per pixel; '
+                'colours of a palette are not labels'
+            )
         size = tuple(results.get('ori_shape', results.get('img_shape'))[:2])  # before any resizing
         if labels.shape != size:
-            raise UserError(f"{path} has {labels.shape} rows and columns, its image {results['img_path']} has "
-                            f'{size}: labels and image must have one size')
+            raise UserError(
+                f'{path} has {labels.shape} rows and columns, its image {results["img_path"]} has '
+                f'{size}: labels and image must have one size'
+            )
         reduces = results['reduce_zero_label'] if self.reduce_zero_label is None else self.reduce_zero_label
         mapped = results.get('label_map') or {}
         if not mapped:
@@ -68,6 +74,9 @@ class LoadCheckedLabels(LoadAnnotations):
         wrong = labels[(labels > last) & (labels != IGNORED)]
         if wrong.size or labels.min(initial=0) < 0:
             found = sorted({int(value) for value in np.unique(wrong)} or {int(labels.min())})
-            raise UserError(f'{path} has labels {found[:5]} at {wrong.size} pixels: expected 0 to {last}, or '
-                            f'{IGNORED} for ignored' + (', where 0 is ignored too' if first else '')
-                            + '. Mend the file, or set num_classes and metainfo.classes')
+            raise UserError(
+                f'{path} has labels {found[:5]} at {wrong.size} pixels: expected 0 to {last}, or '
+                f'{IGNORED} for ignored'
+                + (', where 0 is ignored too' if first else '')
+                + '. Mend the file, or set num_classes and metainfo.classes'
+            )

@@ -1,4 +1,5 @@
 """What a run does, beyond mmengine: hooks, optimizers, pipelines that name their files, FSDP2."""
+
 from .fsdp2 import FSDP2Strategy
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .mixed_precision import BF16OptimWrapper, FP16OptimWrapper

@@ -1,4 +1,5 @@
 """One run per work folder: two would remove each other's unfinished checkpoints."""
+
 import fcntl
 import json
 import os
@@ -7,14 +8,13 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Dict
 
 from mmengine.logging import print_log
 
 from ..utils.errors import UserError
 
 NAME = '.run.lock'
-_held: Dict[str, int] = {}  # descriptors by path of the lock file; open until the process ends
+_held: dict[str, int] = {}  # descriptors by path of the lock file; open until the process ends
 
 
 def lock_folder(folder: str) -> None:
@@ -45,16 +45,25 @@ def lock_folder(folder: str) -> None:
         print_log(f'{folder} cannot be locked ({error.strerror}): start no second run in it', 'current')
         return
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps(dict(
-        process=os.getpid(), host=socket.gethostname(), since=time.strftime('%Y-%m-%d %H:%M:%S'),
-        command=shlex.join(sys.argv))).encode())
+    os.write(
+        descriptor,
+        json.dumps(
+            dict(
+                process=os.getpid(),
+                host=socket.gethostname(),
+                since=time.strftime('%Y-%m-%d %H:%M:%S'),
+                command=shlex.join(sys.argv),
+            )
+        ).encode(),
+    )
     _held[path] = descriptor
 
 
 def _describe(content: bytes) -> str:
     try:
         holder = json.loads(content)
-        return (f'process {holder["process"]} on {holder["host"]} since {holder["since"]} '
-                f'({str(holder["command"])[:200]})')
+        return (
+            f'process {holder["process"]} on {holder["host"]} since {holder["since"]} ({str(holder["command"])[:200]})'
+        )
     except (ValueError, KeyError, TypeError):
         return 'another run'

@@ -3,10 +3,11 @@
 mmengine's own ``FSDPStrategy`` is FSDP1: GPUs only, and optimizer states in a layout of its own. This one trains on
 CPUs too, and its checkpoints are those of an unsharded run: either resumes the other.
 """
+
 import re
 import time
 from collections import OrderedDict
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import mmengine
 from mmengine._strategy import DDPStrategy
@@ -44,11 +45,14 @@ class FSDP2Strategy(DDPStrategy):
         """Shard each ConvNeXt V2 block, and what remains as one piece."""
         fully_shard, register_fsdp_forward_method = _import_fsdp2()
         if not is_distributed():
-            raise UserError("strategy=dict(type='FSDP2Strategy') shards a model over processes, and there is one: "
-                            'start with tools/dist_train.sh, or take runner_type and strategy out of the config')
+            raise UserError(
+                "strategy=dict(type='FSDP2Strategy') shards a model over processes, and there is one: "
+                'start with tools/dist_train.sh, or take runner_type and strategy out of the config'
+            )
         from torch.distributed.device_mesh import init_device_mesh
+
         model = self.convert_model(model.to(get_device()))
-        mesh = init_device_mesh(get_device(), (self.world_size, ))
+        mesh = init_device_mesh(get_device(), (self.world_size,))
         for block in [module for module in model.modules() if isinstance(module, ConvNeXtV2Block)]:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh, reshard_after_forward=True)  # else a reconstruction leaves it whole
@@ -64,13 +68,15 @@ class FSDP2Strategy(DDPStrategy):
         """Return the whole optimizer state in the main process; every process must call it."""
         return _gather(super().optim_state_dict())
 
-    def save_checkpoint(self,
-                        filename: str,
-                        *,
-                        save_optimizer: bool = True,
-                        save_param_scheduler: bool = True,
-                        extra_ckpt: Optional[dict] = None,
-                        callback: Optional[Callable] = None) -> None:
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        extra_ckpt: dict | None = None,
+        callback: Callable | None = None,
+    ) -> None:
         """Write one file of the ordinary layout; every process must call it. Arguments as in mmengine's strategies."""
         checkpoint = dict(state_dict=self.model_state_dict())
         if save_optimizer and hasattr(self, 'optim_wrapper'):
@@ -81,7 +87,8 @@ class FSDP2Strategy(DDPStrategy):
             checkpoint['param_schedulers'] = self.scheduler_state_dict()
         checkpoint.update(extra_ckpt or {})
         checkpoint.setdefault('meta', {}).update(
-            seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine_version=mmengine.__version__)
+            seed=self.seed, time=time.strftime('%Y%m%d_%H%M%S'), mmengine_version=mmengine.__version__
+        )
         if callback is not None:
             callback(checkpoint)
         save_checkpoint(checkpoint, filename, backend_args=ATOMIC)
@@ -90,11 +97,9 @@ class FSDP2Strategy(DDPStrategy):
         """Read a checkpoint of the ordinary layout, always to the CPU: a GPU may not hold it whole."""
         return super().load_checkpoint(filename, map_location='cpu', **kwargs)
 
-    def load_model_state_dict(self,
-                              state_dict: dict,
-                              *,
-                              strict: bool = False,
-                              revise_keys: list = [(r'^module.', '')]) -> None:
+    def load_model_state_dict(
+        self, state_dict: dict, *, strict: bool = False, revise_keys: list = [(r'^module.', '')]
+    ) -> None:
         """Load whole weights, of which each process keeps its part."""
         parameters, parts = dict(self.model.named_parameters()), OrderedDict()
         for name, value in state_dict.items():
@@ -106,8 +111,10 @@ class FSDP2Strategy(DDPStrategy):
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Load the optimizer state of a whole model, of which each process keeps its part."""
         parameters = [parameter for group in self.optim_wrapper.param_groups for parameter in group['params']]
-        state = {index: {key: _shard_like(value, parameters[index]) for key, value in moments.items()}
-                 for index, moments in state_dict['state'].items()}
+        state = {
+            index: {key: _shard_like(value, parameters[index]) for key, value in moments.items()}
+            for index, moments in state_dict['state'].items()
+        }
         super().load_optim_state_dict({**state_dict, 'state': state})
 
 
@@ -122,17 +129,18 @@ def _import_fsdp2() -> tuple:
 def _gather(content: dict) -> dict:
     """Make sharded tensors whole, one at a time, and keep them on the main process's CPU."""
 
-    def whole(tensor: Tensor) -> Optional[Tensor]:
+    def whole(tensor: Tensor) -> Tensor | None:
         tensor = tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
         return tensor.cpu() if is_main_process() else None
 
     return apply_to(content, lambda item: isinstance(item, Tensor), whole)
 
 
-def _shard_like(value: Tensor, parameter: Optional[Tensor]) -> Tensor:
+def _shard_like(value: Tensor, parameter: Tensor | None) -> Tensor:
     """Cut this process's part out of a whole tensor, unless it belongs to no sharded parameter."""
     if not hasattr(parameter, 'placements') or getattr(value, 'shape', None) != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
+
     value = value.to(device=parameter.device, dtype=parameter.dtype)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

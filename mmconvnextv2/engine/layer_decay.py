@@ -4,8 +4,9 @@ The backbone answers at which depth a parameter is. Differs from the upstream co
 exempt from weight decay, and parameters of equal learning rate and weight decay share one group, so that fused
 optimizers stay fast.
 """
+
+from collections.abc import Callable
 from numbers import Real
-from typing import Callable, Dict, List, Optional, Tuple
 
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
@@ -51,12 +52,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ...     paramwise_cfg=dict(decay_rate=0.95, decay_type='group_wise'))
     """
 
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None) -> None:
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         unknown = set(self.paramwise_cfg) - {'decay_rate', 'decay_type', 'custom_keys'}
         if unknown:
             raise UserError(f'paramwise_cfg holds {sorted(unknown)}; allowed are decay_rate, decay_type, custom_keys.')
-        self.decay_rate = self.paramwise_cfg.get('decay_rate', 1.)
+        self.decay_rate = self.paramwise_cfg.get('decay_rate', 1.0)
         self.decay_type = self.paramwise_cfg.get('decay_type', 'group_wise')
         rate = (optim_wrapper_cfg.get('optimizer') or {}).get('lr', 0)
         if not isinstance(rate, Real):
@@ -70,13 +71,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         match = next((key for key in keys if key in name), None)
         return {} if match is None else self.paramwise_cfg['custom_keys'][match]
 
-    def _settings(self, name: str, parameter: nn.Parameter, depth_of: Callable) -> Tuple[float, float]:
+    def _settings(self, name: str, parameter: nn.Parameter, depth_of: Callable) -> tuple[float, float]:
         """Learning-rate scale and weight decay of one parameter."""
         layer_id, num_ids = depth_of(name)
         custom = self._custom_cfg(name)
-        scale = self.decay_rate**(num_ids - layer_id - 1) * custom.get('lr_mult', 1.)
-        default_mult = 0. if is_exempt_from_weight_decay(name, parameter) else 1.
-        weight_decay = (self.base_wd or 0.) * custom.get('decay_mult', default_mult)
+        scale = self.decay_rate ** (num_ids - layer_id - 1) * custom.get('lr_mult', 1.0)
+        default_mult = 0.0 if is_exempt_from_weight_decay(name, parameter) else 1.0
+        weight_decay = (self.base_wd or 0.0) * custom.get('decay_mult', default_mult)
         return scale, weight_decay
 
     def _depth_function(self, module: nn.Module, prefix: str) -> Callable:
@@ -86,11 +87,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         else:
             owner, owner_prefix = module, prefix
         if not hasattr(owner, 'get_layer_depth'):
-            raise UserError(f'{type(module).__name__} has no backbone with get_layer_depth(); layer decay needs a '
-                            'ConvNeXtV2 backbone. Remove "constructor" and "paramwise_cfg" to train without decay.')
+            raise UserError(
+                f'{type(module).__name__} has no backbone with get_layer_depth(); layer decay needs a '
+                'ConvNeXtV2 backbone. Remove "constructor" and "paramwise_cfg" to train without decay.'
+            )
         return lambda name: owner.get_layer_depth(name, owner_prefix, self.decay_type)
 
-    def add_params(self, params: List[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
         """Append one parameter group for each pair of learning rate and weight decay.
 
         Args:
@@ -100,7 +103,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """
         module = unwrapped(module)
         depth_of = self._depth_function(module, prefix)
-        groups: Dict[Tuple[float, float], dict] = {}
+        groups: dict[tuple[float, float], dict] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue

@@ -1,6 +1,7 @@
 """Mixed-precision training on any device; mmengine's ``AmpOptimWrapper`` refuses a CPU."""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, Union
 
 import torch
 from mmengine.device import get_device
@@ -37,12 +38,14 @@ class FP16OptimWrapper(AmpOptimWrapper):
         ValueError: If ``loss_scale`` is none of these.
     """
 
-    def __init__(self, loss_scale: Union[str, float, dict] = 'dynamic', **kwargs) -> None:
+    def __init__(self, loss_scale: str | float | dict = 'dynamic', **kwargs) -> None:
         OptimWrapper.__init__(self, **kwargs)  # the parent's own would ask for a GPU
         constant = isinstance(loss_scale, (int, float)) and loss_scale > 0
         if not (constant or loss_scale == 'dynamic' or isinstance(loss_scale, dict)):
-            raise UserError(f"loss_scale={loss_scale!r}: expected 'dynamic', a positive number, or a dict of "
-                            'arguments of torch.amp.GradScaler')
+            raise UserError(
+                f"loss_scale={loss_scale!r}: expected 'dynamic', a positive number, or a dict of "
+                'arguments of torch.amp.GradScaler'
+            )
         options = dict(init_scale=float(loss_scale)) if constant else loss_scale if loss_scale != 'dynamic' else {}
         self.loss_scaler = torch.amp.GradScaler(get_device(), **options)
         self._scale_update_param = float(loss_scale) if constant else None

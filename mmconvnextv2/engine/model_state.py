@@ -1,6 +1,7 @@
 """A run's model as hooks want it: unwrapped, or evaluating for a moment."""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import torch
 from mmengine.model import is_model_wrapper

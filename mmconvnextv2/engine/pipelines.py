@@ -2,7 +2,8 @@
 
 What mmcv, mmdet, mmseg and mmpretrain raise inside a transform names neither, and ``python -O`` drops assertions.
 """
-from typing import Any, Optional
+
+from typing import Any
 
 from mmcv.transforms import LoadImageFromFile
 from mmengine.dataset import Compose
@@ -22,7 +23,7 @@ class NamingPipeline(Compose):
     def __init__(self, pipeline: Compose) -> None:
         self.transforms = pipeline.transforms
 
-    def __call__(self, data: dict) -> Optional[dict]:
+    def __call__(self, data: dict) -> dict | None:
         """Run the transforms; see ``Compose``.
 
         Raises:
@@ -43,17 +44,20 @@ class NamingPipeline(Compose):
         return data
 
 
-def _explain(number: int, step: Any, path: Optional[str], error: Exception) -> str:
+def _explain(number: int, step: Any, path: str | None, error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
-        return (f'{error.filename}: {error.strerror}, and the data name it: put it there, or take it out of the '
-                'annotations')
+        return (
+            f'{error.filename}: {error.strerror}, and the data name it: put it there, or take it out of the annotations'
+        )
     name = path or 'an image'
     if isinstance(step, LoadImageFromFile):
         return f'{name} cannot be read as an image: replace it, or take it out of the data'
     reason = ' '.join(str(error).split()) or 'no reason given'
-    return (f'{name}: {type(step).__name__}, step {number} of its pipeline, failed with {type(error).__name__}: '
-            f'{reason[:500]}. Check its annotations and the arguments of the step; tools/browse.py shows samples, '
-            '--traceback where it failed')
+    return (
+        f'{name}: {type(step).__name__}, step {number} of its pipeline, failed with {type(error).__name__}: '
+        f'{reason[:500]}. Check its annotations and the arguments of the step; tools/browse.py shows samples, '
+        '--traceback where it failed'
+    )
 
 
 def name_files(dataset: Any) -> None:

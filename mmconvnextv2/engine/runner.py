@@ -1,5 +1,6 @@
 """mmengine's runner whose hooks, evaluators and data loaders name themselves when a library's code fails in them."""
-from typing import Any, Dict, List, Union
+
+from typing import Any
 
 from mmengine.evaluator import Evaluator
 from mmengine.runner import Runner
@@ -13,8 +14,10 @@ EXPLAINED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, Va
 
 def _explain(where: str, error: Exception) -> str:
     reason = ' '.join(str(error).split()).rstrip('.') or 'no reason given'
-    return (f'{where} failed with {type(error).__name__}: {reason[:500]}. Check its arguments in the config; '
-            '--traceback shows where')
+    return (
+        f'{where} failed with {type(error).__name__}: {reason[:500]}. Check its arguments in the config; '
+        '--traceback shows where'
+    )
 
 
 class NamingEvaluator(Evaluator):
@@ -24,7 +27,7 @@ class NamingEvaluator(Evaluator):
         """Process a batch; see ``Evaluator``."""
         self._run(super().process, *args, **kwargs)
 
-    def evaluate(self, *args, **kwargs) -> Dict[str, Any]:
+    def evaluate(self, *args, **kwargs) -> dict[str, Any]:
         """Compute the metrics; see ``Evaluator``."""
         return self._run(super().evaluate, *args, **kwargs)
 
@@ -47,7 +50,7 @@ class NamingRunner(Runner):
     """
 
     @staticmethod
-    def build_dataloader(dataloader: Union[DataLoader, dict], *args, **kwargs) -> DataLoader:
+    def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         """Build a data loader; see ``Runner``."""
         try:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
@@ -61,7 +64,7 @@ class NamingRunner(Runner):
         name_files(loader.dataset)
         return loader
 
-    def build_evaluator(self, evaluator: Union[dict, List, Evaluator]) -> Evaluator:
+    def build_evaluator(self, evaluator: dict | list | Evaluator) -> Evaluator:
         """Build an evaluator; see ``Runner``."""
         built = super().build_evaluator(evaluator)
         return NamingEvaluator(built.metrics) if type(built) is Evaluator else built

@@ -6,9 +6,10 @@ product of matrices, because the ONNX exporter of torch 2.11 writes a graph for 
 traced one. With half precision the layers compute in float16; inputs, outputs, normalisation and GRN's sums stay
 float32.
 """
+
 import os
 from copy import deepcopy
-from typing import Any, Dict, NamedTuple, Tuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,24 +72,24 @@ class PixelGraph(nn.Module):
         half (bool): Compute in float16. Defaults to False.
     """
 
-    def __init__(self, model: nn.Module, mean: Tuple[float, ...], std: Tuple[float, ...], half: bool = False) -> None:
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], half: bool = False) -> None:
         super().__init__()
         self.dtype = torch.float16 if half else torch.float32
         self.model = plain_copy(model).to(self.dtype)
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
-    def forward(self, images: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute float32 outputs, in the order of :attr:`output_names`, of float32 pixels (B, C, H, W), 0 to 255."""
         outputs = self.run(((images - self.mean) / self.std).to(self.dtype))
         return tuple(output.float() for output in outputs)
 
-    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
         """Run the model on normalised images."""
         raise NotImplementedError
 
     @property
-    def output_names(self) -> Tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         """A name an output."""
         raise NotImplementedError
 
@@ -101,11 +102,11 @@ class PixelGraph(nn.Module):
 class BackboneGraph(PixelGraph):
     """Maps (B, C, H / s, W / s), named ``stride4`` to ``stride32``; ``features`` (B, C) of a classifier's backbone."""
 
-    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.model(images)
 
     @property
-    def output_names(self) -> Tuple[str, ...]:
+    def output_names(self) -> tuple[str, ...]:
         if self.model.gap_before_final_norm:
             return tuple(f'features{stage}' for stage in self.model.out_indices)
         return tuple(f'stride{4 << stage}' for stage in self.model.out_indices)
@@ -118,38 +119,41 @@ class BackboneGraph(PixelGraph):
 class SegmentorGraph(PixelGraph):
     """Logits (B, classes, H, W) of an image as a whole; the sliding window of ``test_cfg`` is the caller's."""
 
-    output_names = ('logits', )
+    output_names = ('logits',)
 
-    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
         logits = self.model(images, mode='tensor')
-        return F.interpolate(logits, images.shape[2:], mode='bilinear', align_corners=self.model.align_corners),
+        return (F.interpolate(logits, images.shape[2:], mode='bilinear', align_corners=self.model.align_corners),)
 
 
 class ClassifierGraph(PixelGraph):
     """Logits (B, classes)."""
 
-    output_names = ('logits', )
+    output_names = ('logits',)
 
-    def run(self, images: Tensor) -> Tuple[Tensor, ...]:
-        return self.model(images, mode='tensor'),
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.model(images, mode='tensor'),)
 
 
-WHOLE = {'segmentor': ('mmseg', 'EncoderDecoder', SegmentorGraph),
-         'classifier': ('mmpretrain', 'ImageClassifier', ClassifierGraph)}
+WHOLE = {
+    'segmentor': ('mmseg', 'EncoderDecoder', SegmentorGraph),
+    'classifier': ('mmpretrain', 'ImageClassifier', ClassifierGraph),
+}
 PARTS = ('backbone', *WHOLE)
 
 
 class Pixels(NamedTuple):
     """What a model wants images to be: the order of channels, and the mean and standard deviation of each."""
+
     channel_order: str
-    mean: Tuple[float, ...]
-    std: Tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def read_pixels(cfg: Config) -> Pixels:
     """Read a config's data preprocessor; without mean and deviation images stay as they are."""
     channels, found = cfg.model.backbone.get('in_channels', 3), read_normalization(cfg)
-    mean, std = found.mean or (0., ) * channels, found.std or (1., ) * channels
+    mean, std = found.mean or (0.0,) * channels, found.std or (1.0,) * channels
     if channels != 3:
         return Pixels(f'{channels} channels as in training', mean, std)
     return Pixels('RGB' if found.swaps_channels else 'BGR', mean, std)
@@ -157,9 +161,10 @@ def read_pixels(cfg: Config) -> Pixels:
 
 class Exported(NamedTuple):
     """A graph, the same in float32 to compare with, and what a reader of the file must know, as text."""
+
     graph: PixelGraph
     reference: PixelGraph
-    facts: Dict[str, Any]
+    facts: dict[str, Any]
 
 
 def default_part(cfg: Config) -> str:
@@ -192,26 +197,40 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
     else:
         scope, name, kind = WHOLE[part]
         if (cfg.scope, cfg.model.type) != (scope, name):
-            raise UserError(f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
-                            f'{cfg.scope}: use --part backbone')
+            raise UserError(
+                f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
+                f'{cfg.scope}: use --part backbone'
+            )
         model = _build_whole(cfg, unwrap(content, weights), checkpoint)
     reference = kind(model, pixels.mean, pixels.std)
     graph = kind(model, pixels.mean, pixels.std, half) if half else reference
-    return Exported(graph, reference, dict(
-        config=os.path.basename(cfg.file), part=part, classes=class_names(content), mean=pixels.mean, std=pixels.std,
-        precision=str(graph.dtype).partition('.')[2], mmconvnextv2=__version__,
-        input=f'{pixels.channel_order}, float32 pixels 0 to 255, sides of {SMALLEST} and more'))
+    return Exported(
+        graph,
+        reference,
+        dict(
+            config=os.path.basename(cfg.file),
+            part=part,
+            classes=class_names(content),
+            mean=pixels.mean,
+            std=pixels.std,
+            precision=str(graph.dtype).partition('.')[2],
+            mmconvnextv2=__version__,
+            input=f'{pixels.channel_order}, float32 pixels 0 to 255, sides of {SMALLEST} and more',
+        ),
+    )
 
 
-def _build_whole(cfg: Config, weights: Dict[str, Tensor], source: str) -> nn.Module:
+def _build_whole(cfg: Config, weights: dict[str, Tensor], source: str) -> nn.Module:
     with DefaultScope.overwrite_default_scope(cfg.scope):
         model = MODELS.build(cfg.model)
     check_weights(model, weights, source)
     state = {name.removeprefix('module.'): value for name, value in weights.items()}
     missing, _ = model.load_state_dict(state, strict=False)
     if missing:  # running statistics
-        raise UserError(f'the checkpoint {source} lacks {len(missing)} buffers, {", ".join(missing[:3])}: give one '
-                        'that this config trained')
+        raise UserError(
+            f'the checkpoint {source} lacks {len(missing)} buffers, {", ".join(missing[:3])}: give one '
+            'that this config trained'
+        )
     if cfg.scope == 'mmseg' and not isinstance(_try(model, cfg.model.backbone.get('in_channels', 3)), Tensor):
         raise UserError(f'{type(model.decode_head).__name__} does not turn maps into logits: use --part backbone')
     return model
@@ -226,7 +245,7 @@ def _try(model: nn.Module, channels: int) -> Any:
         return None
 
 
-def class_names(content: dict) -> Tuple[str, ...]:
+def class_names(content: dict) -> tuple[str, ...]:
     """Return the class names that mmengine wrote into a checkpoint; none for other files."""
     meta = content.get('meta')
     classes = meta.get('dataset_meta', {}).get('classes') if isinstance(meta, dict) else None

@@ -3,9 +3,11 @@
 Names and shapes are the business of ``mmconvnextv2.checkpoint``. What is written is loaded by its library, and its
 outputs compared with ``ConvNeXtV2``'s, before it takes its place; some versions of transformers compute another GRN.
 """
+
 import os
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,18 +37,19 @@ class Source(NamedTuple):
         classifier (dict, optional): The whole classifier in the canonical layout, None without a head.
         classes (tuple[str]): Names of the classes, if the file tells them.
     """
-    state_dict: Dict[str, Tensor]
-    weights: Dict[str, Tensor]
-    classifier: Optional[Dict[str, Tensor]]
-    classes: Tuple[str, ...]
+
+    state_dict: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    classifier: dict[str, Tensor] | None
+    classes: tuple[str, ...]
 
     @property
-    def arch(self) -> Dict[str, List[int]]:
+    def arch(self) -> dict[str, list[int]]:
         """``depths`` and ``channels``."""
         return dict(zip(('depths', 'channels'), read_arch(self.weights)))
 
     @property
-    def arch_name(self) -> Optional[str]:
+    def arch_name(self) -> str | None:
         """The key of ``ARCHS``, None for another architecture."""
         arch = {key: tuple(value) for key, value in self.arch.items()}
         return next((name for name, known in ARCHS.items() if known == arch), None)
@@ -62,20 +65,22 @@ class Source(NamedTuple):
         return len(self.classifier['head.fc.bias']) if self.classifier else 0
 
     @property
-    def normed_stages(self) -> List[int]:
+    def normed_stages(self) -> list[int]:
         """Stages with an output norm: all that a detector reads, the last of a classifier."""
         return [stage for stage in range(4) if f'norm{stage}.weight' in self.weights]
 
     @property
-    def facts(self) -> Dict[str, str]:
+    def facts(self) -> dict[str, str]:
         """Rows for a model card."""
         depths, channels = (', '.join(map(str, value)) for value in self.arch.values())
         count = sum(value.numel() for value in (self.classifier or self.weights).values())
-        facts = {'architecture': f'{self.arch_name or "own"}, depths {depths}, channels {channels}',
-                 'parameters': f'{count / 1e6:.2f} M'}
+        facts = {
+            'architecture': f'{self.arch_name or "own"}, depths {depths}, channels {channels}',
+            'parameters': f'{count / 1e6:.2f} M',
+        }
         return {**facts, 'classes': str(self.num_classes)} if self.classifier else facts
 
-    def convert(self, layout: str) -> Dict[str, Tensor]:
+    def convert(self, layout: str) -> dict[str, Tensor]:
         """Return the classifier, or else the backbone with a final norm, the identity if it has none, in a layout."""
         if self.classifier:
             converted = classifier_converter(layout)(self.classifier)
@@ -107,17 +112,22 @@ def read_source(checkpoint: str, weights: str = 'default') -> Source:
 
 
 @torch.no_grad()
-def our_maps(source: Source, images: Tensor) -> Tuple[Tensor, ...]:
+def our_maps(source: Source, images: Tensor) -> tuple[Tensor, ...]:
     """Return the maps of all stages with an output norm."""
     return backbone_from_weights(source.weights).eval()(images)
 
 
 @torch.no_grad()
-def our_outputs(source: Source, images: Tensor) -> Tuple[Tensor, Tensor]:
+def our_outputs(source: Source, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the last map without its norm, and the logits, or else the normalised mean over sites."""
-    last_map, = backbone_from_weights(source.weights, out_norm=False).eval()(images)
-    features = F.layer_norm(last_map.mean((2, 3)), last_map.shape[1:2], source.weights.get('norm3.weight'),
-                            source.weights.get('norm3.bias'), eps=1e-6)
+    (last_map,) = backbone_from_weights(source.weights, out_norm=False).eval()(images)
+    features = F.layer_norm(
+        last_map.mean((2, 3)),
+        last_map.shape[1:2],
+        source.weights.get('norm3.weight'),
+        source.weights.get('norm3.bias'),
+        eps=1e-6,
+    )
     head = source.classifier
     return last_map, F.linear(features, head['head.fc.weight'], head['head.fc.bias']) if head else features
 
@@ -131,8 +141,10 @@ def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) 
     library = f'{library} {version(library)}'
     worst = max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(wanted, found, strict=True))
     if not worst <= TOLERANCE:
-        raise UserError(f'{library} computes something else from these weights, {worst:.1e} of the largest value '
-                        'away: nothing was written; use another version of it')
+        raise UserError(
+            f'{library} computes something else from these weights, {worst:.1e} of the largest value '
+            'away: nothing was written; use another version of it'
+        )
     return f'{library} loads it, and matches ConvNeXtV2 to within {worst:.1e} of the largest value'
 
 
@@ -168,17 +180,28 @@ def export_hugging_face(source: Source, folder: str, card: Card, size: int = 224
         else:
             features = found.logits if source.classifier else found.pooler_output
             report = check_same(our_outputs(source, images), (found.hidden_states[-1], features), 'transformers')
-        write_card(os.path.join(partial, 'README.md'), os.path.basename(os.path.abspath(folder)), card, 'transformers',
-                   source.facts, f'from transformers import {name}\n\nmodel = {name}.from_pretrained({folder!r})',
-                   bool(source.classifier))
+        write_card(
+            os.path.join(partial, 'README.md'),
+            os.path.basename(os.path.abspath(folder)),
+            card,
+            'transformers',
+            source.facts,
+            f'from transformers import {name}\n\nmodel = {name}.from_pretrained({folder!r})',
+            bool(source.classifier),
+        )
     return f'{folder}: {name}; {report}'
 
 
 def _hugging_face_model(source: Source) -> nn.Module:
     from transformers import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model
+
     layout = layout_variant('huggingface', source.weights)
-    arguments = dict(num_channels=source.in_channels, depths=source.arch['depths'],
-                     hidden_sizes=source.arch['channels'], layer_norm_eps=1e-6)
+    arguments = dict(
+        num_channels=source.in_channels,
+        depths=source.arch['depths'],
+        hidden_sizes=source.arch['channels'],
+        layer_norm_eps=1e-6,
+    )
     if source.classifier:
         kind, names = ConvNextV2ForImageClassification, source.classes
         if len(names) != source.num_classes:
@@ -198,6 +221,7 @@ def _save_processor(source: Source, card: Card, size: int, folder: str) -> None:
     """Write the image processor's file; there is none for images with other channels than three."""
     if source.in_channels == 3:
         from transformers import ConvNextImageProcessor
+
         mean, std = ([value / 255 for value in values] for values in (card.pixels.mean, card.pixels.std))
         processor = ConvNextImageProcessor(size=dict(shortest_edge=size), resample=3, image_mean=mean, image_std=std)
         processor.save_pretrained(folder)
@@ -219,6 +243,7 @@ def export_timm(source: Source, target: str, card: Card) -> str:
     """
     need('timm', 'huggingface_hub')
     from timm import create_model
+
     _need_grn(source)
     layout = layout_variant('timm', source.weights)
     name = f'convnextv2_{source.arch_name or ("atto" if layout == "timm-conv" else "tiny")}'
@@ -235,8 +260,15 @@ def export_timm(source: Source, target: str, card: Card) -> str:
             report = check_same(our_outputs(source, images), (model.forward_features(images), model(images)), 'timm')
         told = [f'{key}={value}' for key, value in arguments.items()]
         call = ', '.join([repr(name), f'checkpoint_path={target!r}', *told])
-        write_card(f'{os.path.splitext(partial)[0]}.md', os.path.basename(target), card, 'timm', source.facts,
-                   f'import timm\n\nmodel = timm.create_model({call})', bool(source.classifier))
+        write_card(
+            f'{os.path.splitext(partial)[0]}.md',
+            os.path.basename(target),
+            card,
+            'timm',
+            source.facts,
+            f'import timm\n\nmodel = timm.create_model({call})',
+            bool(source.classifier),
+        )
     return f'{target}: {name}; {report}'
 
 
@@ -257,24 +289,36 @@ def export_safetensors(source: Source, folder: str, card: Card) -> str:
     need('safetensors', 'huggingface_hub')
     is_ours = detect_dialect(source.state_dict) == 'canonical'
     weights = source.state_dict if is_ours else source.classifier or source.weights
-    weights = {name: whole(value) for name, value in weights.items()
-               if isinstance(value, Tensor) and not name.startswith('data_preprocessor.')}
+    weights = {
+        name: whole(value)
+        for name, value in weights.items()
+        if isinstance(value, Tensor) and not name.startswith('data_preprocessor.')
+    }
     with new_folder(folder) as partial:
         path = os.path.join(partial, 'model.safetensors')
         write_atomically({}, weights, path)
         back = load_file(path)
         if back.keys() != weights.keys() or not all(torch.equal(back[name], weights[name]) for name in weights):
             raise UserError(f'{folder}: the file does not hold what was written to it')
-        write_card(os.path.join(partial, 'README.md'), os.path.basename(os.path.abspath(folder)), card, 'mmconvnextv2',
-                   source.facts, "init_cfg = dict(type='ConvNeXtV2Pretrained', checkpoint="
-                   f'{os.path.join(folder, "model.safetensors")!r})  # of the backbone', bool(source.classifier))
+        write_card(
+            os.path.join(partial, 'README.md'),
+            os.path.basename(os.path.abspath(folder)),
+            card,
+            'mmconvnextv2',
+            source.facts,
+            "init_cfg = dict(type='ConvNeXtV2Pretrained', checkpoint="
+            f'{os.path.join(folder, "model.safetensors")!r})  # of the backbone',
+            bool(source.classifier),
+        )
     return f'{folder}: {len(weights)} weights, read back with the same bits'
 
 
 def _need_grn(source: Source) -> None:
     if not any(name.endswith('.grn.gamma') for name in source.weights):
-        raise UserError('these weights have no GRN, and the ConvNeXt V2 of timm and transformers has: '
-                        'tools/convert_checkpoint.py writes them without a library around')
+        raise UserError(
+            'these weights have no GRN, and the ConvNeXt V2 of timm and transformers has: '
+            'tools/convert_checkpoint.py writes them without a library around'
+        )
 
 
 def _pictures(source: Source) -> Tensor:

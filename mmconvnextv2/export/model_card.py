@@ -1,5 +1,6 @@
 """The model card beside exported weights, a README.md as model hubs read it."""
-from typing import Dict, NamedTuple, Optional
+
+from typing import NamedTuple
 
 from ..checkpoint import LICENCE
 from ..utils.config import IMAGENET
@@ -17,14 +18,16 @@ class Card(NamedTuple):
         metrics (dict): Values by name, as text. Defaults to none.
         pixels (Pixels): What images must be. Defaults to RGB with ImageNet's mean and standard deviation.
     """
+
     license: str
-    config: Optional[str] = None
-    metrics: Dict[str, str] = {}
+    config: str | None = None
+    metrics: dict[str, str] = {}
     pixels: Pixels = Pixels('RGB', IMAGENET.mean, IMAGENET.std)
 
 
-def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str, str], usage: str,
-               is_classifier: bool) -> None:
+def write_card(
+    path: str, title: str, card: Card, library: str, facts: dict[str, str], usage: str, is_classifier: bool
+) -> None:
     """Write a model card.
 
     Args:
@@ -37,12 +40,20 @@ def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str,
         is_classifier (bool): Decides the task that hubs list the model under.
     """
     from huggingface_hub import ModelCard, ModelCardData
-    data = ModelCardData(license=card.license, library_name=library, pipeline_tag=TASKS[is_classifier],
-                         tags=['convnextv2', 'mmconvnextv2'])
+
+    data = ModelCardData(
+        license=card.license,
+        library_name=library,
+        pipeline_tag=TASKS[is_classifier],
+        tags=['convnextv2', 'mmconvnextv2'],
+    )
     order, *numbers = card.pixels
     mean, std = (', '.join(f'{value:g}' for value in values) for values in numbers)
-    facts = {**facts, 'pictures': f'{order}, mean {mean}, standard deviation {std} of 0 to 255',
-             'trained by': card.config or 'unspecified'}
+    facts = {
+        **facts,
+        'pictures': f'{order}, mean {mean}, standard deviation {std} of 0 to 255',
+        'trained by': card.config or 'unspecified',
+    }
     parts = [f'# {title}', 'ConvNeXt V2 (arXiv 2301.00808), exported by mmconvnextv2.', _table('', '', facts)]
     if card.metrics:
         parts.append('## Metrics\n\n' + _table('metric', 'value', card.metrics))
@@ -52,5 +63,5 @@ def write_card(path: str, title: str, card: Card, library: str, facts: Dict[str,
     ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text}\n').save(path)
 
 
-def _table(left: str, right: str, rows: Dict[str, str]) -> str:
+def _table(left: str, right: str, rows: dict[str, str]) -> str:
     return '\n'.join([f'| {left} | {right} |', '|---|---|', *(f'| {key} | {value} |' for key, value in rows.items())])

@@ -3,10 +3,11 @@
 Batch, height and width are free in both. A file stands under its name only after it has computed what the model does,
 at two sizes and two batches.
 """
+
 import json
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
-from typing import Callable, Iterator, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def need(*packages: str) -> None:
         raise UserError(f'{", ".join(missing)} not installed: pip install "mmconvnextv2[export]"')
 
 
-def export_onnx(exported: Exported, target: str, size: Tuple[int, int]) -> List[str]:
+def export_onnx(exported: Exported, target: str, size: tuple[int, int]) -> list[str]:
     """Write an ONNX file, one file unless its weights exceed 1.5 GB, with the facts as metadata.
 
     Args:
@@ -45,27 +46,40 @@ def export_onnx(exported: Exported, target: str, size: Tuple[int, int]) -> List[
     need('onnx', 'onnxruntime', 'onnxscript')
     with replacing_files(target) as partial, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        program = _traced(lambda images: torch.onnx.export(
-            exported.graph, (images, ), dynamo=True, opset_version=OPSET, verbose=False, input_names=['images'],
-            output_names=list(exported.graph.output_names),
-            dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'}, )), exported.graph)
+        program = _traced(
+            lambda images: torch.onnx.export(
+                exported.graph,
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=['images'],
+                output_names=list(exported.graph.output_names),
+                dynamic_shapes=({0: 'batch', 2: 'height', 3: 'width'},),
+            ),
+            exported.graph,
+        )
         program.model.metadata_props.update({name: _as_text(fact) for name, fact in exported.facts.items()})
         program.save(partial)
         return list(compare(exported, _onnx_runner(partial), size))
 
 
-def export_program(exported: Exported, target: str, size: Tuple[int, int]) -> List[str]:
+def export_program(exported: Exported, target: str, size: tuple[int, int]) -> list[str]:
     """Write a program for ``torch.export.load``, with the facts as its extra file ``facts.json``; see
     :func:`export_onnx`."""
     free = torch.export.Dim.DYNAMIC
     with replacing_files(target) as partial:
-        program = _traced(lambda images: torch.export.export(
-            exported.graph, (images, ), dynamic_shapes=({0: free, 2: free, 3: free}, )), exported.graph)
+        program = _traced(
+            lambda images: torch.export.export(
+                exported.graph, (images,), dynamic_shapes=({0: free, 2: free, 3: free},)
+            ),
+            exported.graph,
+        )
         torch.export.save(program, partial, extra_files={'facts.json': json.dumps(exported.facts)})
         return list(compare(exported, torch.export.load(partial).module(), size))
 
 
-def compare(exported: Exported, run: Runner, size: Tuple[int, int]) -> Iterator[str]:
+def compare(exported: Exported, run: Runner, size: tuple[int, int]) -> Iterator[str]:
     """Compare a written file with the float32 model, at a size and at a smaller, odd one.
 
     Raises:
@@ -73,16 +87,20 @@ def compare(exported: Exported, run: Runner, size: Tuple[int, int]) -> Iterator[
     """
     graph, limit = exported.reference, TOLERANCE[exported.graph.dtype]
     for batch, height, width in ((2, *size), (1, max(size[1] // 2, SMALLEST) + 5, max(size[0] // 2, SMALLEST) + 13)):
-        images = torch.rand(batch, graph.backbone.in_channels, height, width,
-                            generator=torch.Generator().manual_seed(0)) * 255
+        images = (
+            torch.rand(batch, graph.backbone.in_channels, height, width, generator=torch.Generator().manual_seed(0))
+            * 255
+        )
         with torch.no_grad():
             pairs = list(zip(graph(images), run(images), strict=True))
         differences = [float((found - wanted).abs().max() / wanted.abs().max()) for wanted, found in pairs]
         worst = max(differences, key=lambda one: (one != one, one))  # NaN counts as the largest
         if not worst <= limit:
-            raise UserError(f'outputs for {batch}x{height}x{width} pixels differ from PyTorch\'s by {worst:.1e} of '
-                            f'the largest value, allowed are {limit:.0e}: nothing was written'
-                            + ('; try without --half' if exported.graph.dtype == torch.float16 else ''))
+            raise UserError(
+                f"outputs for {batch}x{height}x{width} pixels differ from PyTorch's by {worst:.1e} of "
+                f'the largest value, allowed are {limit:.0e}: nothing was written'
+                + ('; try without --half' if exported.graph.dtype == torch.float16 else '')
+            )
         yield f'{batch} x {height} x {width} pixels: differs from PyTorch by {worst:.1e} of the largest value'
 
 
@@ -97,6 +115,7 @@ def _traced(export: Callable[[Tensor], object], graph: PixelGraph) -> object:
 
 def _onnx_runner(path: str) -> Runner:
     import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda images: list(map(torch.from_numpy, session.run(None, {'images': images.numpy()})))
 

@@ -4,6 +4,7 @@ mmcv's own are C++ and CUDA that its users compile. ``mmcv-lite`` is a pure whee
 :mod:`~mmconvnextv2.mmcv_operators.extension` serves; :func:`register` puts it in the place of the missing module.
 Compiled operators are taken where they are.
 """
+
 from importlib import import_module
 
 from .finder import register

@@ -15,7 +15,8 @@ Where it differs from mmcv's compiled operators:
 
 Legend: B images, C channels, (H, W) a map, K RoIs, (P, Q) bins of a RoI, N boxes, L levels.
 """
-from typing import Callable, List, Optional, Tuple
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -35,10 +36,12 @@ def __getattr__(name: str) -> Callable:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
     def missing(*args, **kwargs):
-        raise RuntimeError(f'{name} of mmcv.ops needs compiled mmcv; here torchvision serves in its place, which lacks '
-                           'it. `OPS=compiled make env` compiles mmcv, as does `MMCV_WITH_OPS=1 pip install '
-                           '--no-build-isolation mmcv==2.1.0`; both need a C++ compiler, and for a GPU the CUDA '
-                           'toolkit of torch')
+        raise RuntimeError(
+            f'{name} of mmcv.ops needs compiled mmcv; here torchvision serves in its place, which lacks '
+            'it. `OPS=compiled make env` compiles mmcv, as does `MMCV_WITH_OPS=1 pip install '
+            '--no-build-isolation mmcv==2.1.0`; both need a C++ compiler, and for a GPU the CUDA '
+            'toolkit of torch'
+        )
 
     missing.__name__ = missing.__qualname__ = name
     return missing
@@ -54,7 +57,7 @@ def get_compiling_cuda_version() -> str:
     return 'not available'
 
 
-def _at_least_float32(*tensors: Tensor) -> List[Tensor]:
+def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
     """Return the tensors in float64 if one of them is, otherwise in float32."""
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return [tensor.to(dtype) for tensor in tensors]
@@ -74,7 +77,7 @@ def _must_be_deterministic(x: Tensor) -> bool:
     return x.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 
-def _gradients(function: Callable, inputs: Tuple[Tensor, ...], grad_output: Tensor) -> Tuple[Tensor, ...]:
+def _gradients(function: Callable, inputs: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of ``function(*inputs)`` with respect to its inputs by autograd."""
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
@@ -84,37 +87,65 @@ def _gradients(function: Callable, inputs: Tuple[Tensor, ...], grad_output: Tens
 # --- RoIAlign: Mask R-CNN, https://arxiv.org/abs/1703.06870, section 3 ---
 
 
-def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor, *,
-                      aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
-                      pool_mode: int, aligned: bool) -> None:
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Pool maps (B, C, H, W) over RoIs (K, 5) into ``output`` (K, C, P, Q).
 
     Raises:
         RuntimeError: If ``pool_mode`` is not 1, the average.
     """
     if pool_mode != 1:
-        raise RuntimeError("RoIAlign(pool_mode='max') needs compiled mmcv; here torchvision serves, which has "
-                           "pool_mode='avg' alone. `OPS=compiled make env` compiles mmcv")
+        raise RuntimeError(
+            "RoIAlign(pool_mode='max') needs compiled mmcv; here torchvision serves, which has "
+            "pool_mode='avg' alone. `OPS=compiled make env` compiles mmcv"
+        )
     maps, boxes = _at_least_float32(input, rois)
-    output.copy_(torch.ops.torchvision.roi_align(maps, boxes, spatial_scale, aligned_height, aligned_width,
-                                                 sampling_ratio, aligned))
+    output.copy_(
+        torch.ops.torchvision.roi_align(
+            maps, boxes, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
+        )
+    )
 
 
-def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argmax_x: Tensor, grad_input: Tensor, *,
-                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
-                       pool_mode: int, aligned: bool) -> None:
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    *,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
     """Write the gradient of the maps into ``grad_input`` (B, C, H, W)."""
     grad, boxes = _at_least_float32(grad_output, rois)
     how = (spatial_scale, aligned_height, aligned_width)
     if _must_be_deterministic(grad):
         grad_input.copy_(_roi_align_gradient(grad, boxes, grad_input.shape, spatial_scale, sampling_ratio, aligned))
     elif _has_private('_roi_align_backward'):
-        grad_input.copy_(torch.ops.torchvision._roi_align_backward(grad, boxes, *how, *grad_input.shape,
-                                                                   sampling_ratio, aligned))
+        grad_input.copy_(
+            torch.ops.torchvision._roi_align_backward(grad, boxes, *how, *grad_input.shape, sampling_ratio, aligned)
+        )
     else:  # pooling is linear: its gradient is the same at any maps
         maps = torch.zeros_like(grad_input, dtype=grad.dtype)
         pool = torch.ops.torchvision.roi_align
-        grad_input.copy_(*_gradients(lambda x: pool(x, boxes, *how, sampling_ratio, aligned), (maps, ), grad))
+        grad_input.copy_(*_gradients(lambda x: pool(x, boxes, *how, sampling_ratio, aligned), (maps,), grad))
 
 
 def _axis_weights(start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool) -> Tensor:
@@ -140,8 +171,9 @@ def _axis_weights(start: Tensor, end: Tensor, bins: int, size: int, sampling_rat
     return weights / points.clamp(min=1)[:, None, None]
 
 
-def _roi_align_gradient(grad: Tensor, rois: Tensor, shape: Tuple[int, ...], spatial_scale: float, sampling_ratio: int,
-                        aligned: bool) -> Tensor:
+def _roi_align_gradient(
+    grad: Tensor, rois: Tensor, shape: tuple[int, ...], spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Tensor:
     """Return the gradient of the maps by matrix products, which are deterministic on CUDA: with weights A of the rows
     and B of the columns of a RoI, pooling is A f B^T, and the gradient of f is A^T grad B."""
     _, channels, height, width = shape
@@ -152,8 +184,11 @@ def _roi_align_gradient(grad: Tensor, rois: Tensor, shape: Tuple[int, ...], spat
     for image in range(len(result)):
         for some in (rois[:, 0] == image).nonzero().squeeze(1).split(ROIS):
             wide = grad[some] @ columns[some, None]  # (k, C, P, W)
-            result[image] += (rows[some].flatten(0, 1).t() @ wide.transpose(1, 2).reshape(-1, channels * width)).view(
-                height, channels, width).transpose(0, 1)  # rows (k P, H), wide (k P, C W)
+            result[image] += (
+                (rows[some].flatten(0, 1).t() @ wide.transpose(1, 2).reshape(-1, channels * width))
+                .view(height, channels, width)
+                .transpose(0, 1)
+            )  # rows (k P, H), wide (k P, C W)
     return result
 
 
@@ -213,8 +248,9 @@ class _Deform:
             return self._by_samples(input, weight, offset, mask, bias)
         return torch.ops.torchvision.deform_conv2d(input, weight, offset, mask, bias, *self._how)
 
-    def backward(self, grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor,
-                 bias: Tensor) -> Tuple[Tensor, ...]:
+    def backward(
+        self, grad: Tensor, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor
+    ) -> tuple[Tensor, ...]:
         """Return the gradients of input, weight, offset, mask and bias."""
         if not _must_be_deterministic(grad) and _has_private('_deform_conv2d_backward'):
             return torch.ops.torchvision._deform_conv2d_backward(grad, input, weight, offset, mask, bias, *self._how)
@@ -239,23 +275,46 @@ class _Deform:
         return products.reshape(batch, len(weight), height, width) + bias[:, None, None]
 
 
-def _plain(input: Tensor, weight: Tensor, *, kW: int, kH: int, dW: int, dH: int, padW: int, padH: int, dilationW: int,
-           dilationH: int, group: int, deformable_group: int, im2col_step: int) -> Tuple[_Deform, Tensor, Tensor]:
+def _plain(
+    input: Tensor,
+    weight: Tensor,
+    *,
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
+    group: int,
+    deformable_group: int,
+    im2col_step: int,
+) -> tuple[_Deform, Tensor, Tensor]:
     """Return mmcv's convolution without a mask, and a mask that is not read and a bias of zeros for it."""
     deform = _Deform((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group, use_mask=False)
     return deform, weight.new_zeros(len(input), 1), weight.new_zeros(len(weight))
 
 
-def deform_conv_forward(input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor,
-                        **how) -> None:
+def deform_conv_forward(
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **how
+) -> None:
     """Write the deformable convolution of ``input`` (B, C, H, W) into ``output`` (B, O, H', W')."""
     input, weight, offset = _at_least_float32(input, weight, offset)
     deform, mask, bias = _plain(input, weight, **how)
     output.copy_(deform.forward(input, weight, offset, mask, bias))
 
 
-def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tensor, grad_input: Tensor,
-                               grad_offset: Tensor, weight: Tensor, columns: Tensor, **how) -> None:
+def deform_conv_backward_input(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    **how,
+) -> None:
     """Write the gradients of input and offset, and leave that of the weight in ``columns``, which mmcv hands to
     :func:`deform_conv_backward_parameters` next: torchvision computes all of them at once."""
     input, weight, offset, grad_output = _at_least_float32(input, weight, offset, grad_output)
@@ -266,34 +325,78 @@ def deform_conv_backward_input(input: Tensor, offset: Tensor, grad_output: Tenso
     columns.resize_(weight.shape).copy_(for_weight)
 
 
-def deform_conv_backward_parameters(input: Tensor, offset: Tensor, grad_output: Tensor, grad_weight: Tensor,
-                                    columns: Tensor, ones: Tensor, *, scale: float, **how) -> None:
+def deform_conv_backward_parameters(
+    input: Tensor,
+    offset: Tensor,
+    grad_output: Tensor,
+    grad_weight: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    *,
+    scale: float,
+    **how,
+) -> None:
     """Add ``scale`` times the gradient of the weight to ``grad_weight`` (O, C / groups, kh, kw)."""
     if columns.shape != grad_weight.shape:
         weight = torch.zeros_like(grad_weight)  # its gradient does not depend on it
-        deform_conv_backward_input(input, offset, grad_output, torch.empty_like(input), torch.empty_like(offset),
-                                   weight, columns, **how)
+        deform_conv_backward_input(
+            input, offset, grad_output, torch.empty_like(input), torch.empty_like(offset), weight, columns, **how
+        )
     grad_weight.add_(columns, alpha=scale)
 
 
-def _modulated(*, kernel_h: int, kernel_w: int, stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int,
-               dilation_w: int, group: int, deformable_group: int, with_bias: bool) -> _Deform:
-    return _Deform((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group,
-                   use_mask=True)
+def _modulated(
+    *,
+    kernel_h: int,
+    kernel_w: int,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    group: int,
+    deformable_group: int,
+    with_bias: bool,
+) -> _Deform:
+    return _Deform(
+        (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group, use_mask=True
+    )
 
 
-def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
-                                  mask: Tensor, output: Tensor, columns: Tensor, **how) -> None:
+def modulated_deform_conv_forward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    **how,
+) -> None:
     """Write the deformable convolution with a mask of ``input`` (B, C, H, W) into ``output`` (B, O, H', W')."""
     input, weight, offset, mask, bias = _at_least_float32(input, weight, offset, mask, bias)
     bias = bias if how['with_bias'] else weight.new_zeros(len(weight))
     output.copy_(_modulated(**how).forward(input, weight, offset, mask, bias))
 
 
-def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, ones: Tensor, offset: Tensor,
-                                   mask: Tensor, columns: Tensor, grad_input: Tensor, grad_weight: Tensor,
-                                   grad_bias: Tensor, grad_offset: Tensor, grad_mask: Tensor, grad_output: Tensor,
-                                   **how) -> None:
+def modulated_deform_conv_backward(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ones: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    columns: Tensor,
+    grad_input: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_offset: Tensor,
+    grad_mask: Tensor,
+    grad_output: Tensor,
+    **how,
+) -> None:
     """Write the gradients of all inputs."""
     *inputs, grad = _at_least_float32(input, weight, offset, mask, bias, grad_output)
     if not how['with_bias']:
@@ -308,7 +411,7 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
 # --- Deformable attention over levels: Deformable DETR, https://arxiv.org/abs/2010.04159, equation 3 ---
 
 
-def _attend(value: Tensor, locations: Tensor, weights: Tensor, shapes: List[List[int]]) -> Tensor:
+def _attend(value: Tensor, locations: Tensor, weights: Tensor, shapes: list[list[int]]) -> Tensor:
     """Return the weighted sum of samples, (B, queries, heads * C).
 
     Args:
@@ -334,17 +437,33 @@ def _attend(value: Tensor, locations: Tensor, weights: Tensor, shapes: List[List
     return result.view(batch, heads * channels, queries).transpose(1, 2).contiguous()
 
 
-def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
-                           sampling_locations: Tensor, attention_weights: Tensor, *, im2col_step: int) -> Tensor:
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    *,
+    im2col_step: int,
+) -> Tensor:
     """Return deformable attention, (B, queries, heads * C), see :func:`_attend`."""
     inputs = _at_least_float32(value, sampling_locations, attention_weights)
     return _attend(*inputs, value_spatial_shapes.tolist()).to(value.dtype)
 
 
-def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
-                            sampling_locations: Tensor, attention_weights: Tensor, grad_output: Tensor,
-                            grad_value: Tensor, grad_sampling_loc: Tensor, grad_attn_weight: Tensor, *,
-                            im2col_step: int) -> None:
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    *,
+    im2col_step: int,
+) -> None:
     """Write the gradients of value, places and weights."""
     *inputs, grad = _at_least_float32(value, sampling_locations, attention_weights, grad_output)
     shapes = value_spatial_shapes.tolist()
@@ -363,19 +482,22 @@ def _class_weights(target: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([weight, weight.new_ones(1)])[target][:, None]
 
 
-def sigmoid_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float,
-                               alpha: float) -> None:
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
+) -> None:
     """Write the loss of logits (N, C) into ``output``; ``target`` (N, ) holds classes, C for background."""
     x, weight = _at_least_float32(input, weight)
     is_class = F.one_hot(target, x.shape[1] + 1)[:, :-1].bool()
     p = x.sigmoid()
-    loss = torch.where(is_class, -alpha * (1 - p)**gamma * F.logsigmoid(x),
-                       -(1 - alpha) * p**gamma * F.logsigmoid(-x))
+    loss = torch.where(
+        is_class, -alpha * (1 - p) ** gamma * F.logsigmoid(x), -(1 - alpha) * p**gamma * F.logsigmoid(-x)
+    )
     output.copy_(loss * _class_weights(target, weight))
 
 
-def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float,
-                                alpha: float) -> None:
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
+) -> None:
     """Write the derivative of each loss by its logit into ``grad_input`` (N, C), from dp/dx = p (1 - p)."""
     x, weight = _at_least_float32(input, weight)
     is_class = F.one_hot(target, x.shape[1] + 1)[:, :-1].bool()
@@ -385,22 +507,24 @@ def sigmoid_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, g
     grad_input.copy_(torch.where(is_class, for_class, for_other) * _class_weights(target, weight))
 
 
-def softmax_focal_loss_forward(input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float,
-                               alpha: float) -> None:
+def softmax_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
+) -> None:
     """Write the loss of each row of probabilities (N, C) into ``output`` (N, ): that of its class."""
     p, weight = _at_least_float32(input, weight)
     p = p.gather(1, target[:, None])  # (N, 1)
     log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
-    output.copy_((-alpha * (1 - p)**gamma * log_p * _class_weights(target, weight)).squeeze(1))
+    output.copy_((-alpha * (1 - p) ** gamma * log_p * _class_weights(target, weight)).squeeze(1))
 
 
-def softmax_focal_loss_backward(input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, *,
-                                gamma: float, alpha: float) -> None:
+def softmax_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
+) -> None:
     """Write the derivative of each loss by its logits into ``grad_input`` (N, C): dp_t / dx_c = p_t (is_t - p_c)."""
     p, weight = _at_least_float32(input, weight)
     p_t = p.gather(1, target[:, None])
     log_p = p_t.clamp(min=torch.finfo(p.dtype).tiny).log()
-    factor = alpha * (1 - p_t)**gamma * (gamma * p_t * log_p / (1 - p_t).clamp(min=torch.finfo(p.dtype).tiny) - 1)
+    factor = alpha * (1 - p_t) ** gamma * (gamma * p_t * log_p / (1 - p_t).clamp(min=torch.finfo(p.dtype).tiny) - 1)
     is_class = F.one_hot(target, p.shape[1])
     grad_input.copy_(factor * (is_class - p) * _class_weights(target, weight))
 
@@ -420,7 +544,7 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
         iou_threshold (float): Intersection over union, rounded to float32.
         offset (int): 1 where x2 and y2 are the last pixels inside of a box, 0 where they are its edge.
     """
-    boxes, = _at_least_float32(boxes)
+    (boxes,) = _at_least_float32(boxes)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     order = scores.sort(0, descending=True)[1]
@@ -448,16 +572,16 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
     return inter
 
 
-def nms_match(dets: Tensor, *, iou_threshold: float) -> List[List[int]]:
+def nms_match(dets: Tensor, *, iou_threshold: float) -> list[list[int]]:
     """Return, for each box that stays, best first, its index and those of the boxes that it suppresses: those whose
     overlap is at least the threshold. ``dets`` is (N, 5), corners and a score, on the CPU."""
-    dets, = _at_least_float32(dets)
+    (dets,) = _at_least_float32(dets)
     boxes = dets[:, :4].t().contiguous().numpy()
     rest = dets[:, 4].sort(0, descending=True)[1].numpy()
     groups = []
     while len(rest):
         with np.errstate(invalid='ignore', divide='ignore'):
-            overlap, = _overlaps(boxes[:, rest[:1]], boxes[:, rest], 0)
+            (overlap,) = _overlaps(boxes[:, rest[:1]], boxes[:, rest], 0)
         goes = overlap >= np.float32(iou_threshold)
         goes[0] = True
         groups.append(rest[goes].tolist())
@@ -465,8 +589,17 @@ def nms_match(dets: Tensor, *, iou_threshold: float) -> List[List[int]]:
     return groups
 
 
-def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, *, iou_threshold: float, sigma: float, min_score: float,
-            method: int, offset: int) -> Tensor:
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    *,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
     """Lower the scores of boxes that overlap better ones: Soft-NMS, https://arxiv.org/abs/1704.04503, algorithm 1.
 
     The best box that is left is picked, and the scores of the others decay by their overlap with it; those that fall
@@ -498,7 +631,7 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, *, iou_threshold: float
         if picked is None:
             picked = _pick_in_order(decays, values[order], np.argsort(order), min_score)
     indices = order[picked[0]]
-    dets[:len(indices)] = torch.from_numpy(np.concatenate([corners[:, indices], picked[1][None]]).T)
+    dets[: len(indices)] = torch.from_numpy(np.concatenate([corners[:, indices], picked[1][None]]).T)
     return torch.from_numpy(indices)
 
 
@@ -533,7 +666,7 @@ def _decays(boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, 
     return decays
 
 
-def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the picked boxes, best first, and their scores; None where the order of equal scores would matter, or
     no score reaches ``min_score``.
 
@@ -555,8 +688,7 @@ def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float) -> Optional[
     return None if not len(picks) or (values[1:] == values[:-1]).any() else (picks, values)
 
 
-def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray,
-                     min_score: float) -> Optional[Tuple[np.ndarray, np.ndarray]]:
+def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray, min_score: float) -> tuple[np.ndarray, np.ndarray] | None:
     count = len(scores)
     rows, size = list(decays), min(PICKS, count)
     history = np.empty((size + 1, count), scores.dtype)  # the scores before each pick
@@ -566,7 +698,7 @@ def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray,
     picks, values, multiply = [], [scores[:0]], np.multiply
     while len(picks) < count:
         some = []
-        for now, then in zip(steps[:count - len(picks)], steps[1:]):
+        for now, then in zip(steps[: count - len(picks)], steps[1:]):
             best = now.argmax()
             multiply(now, rows[best], then)
             some.append(best)
@@ -583,8 +715,9 @@ def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray,
     return np.array(picks, dtype=int), np.concatenate(values)
 
 
-def _pick_in_order(decays: np.ndarray, scores: np.ndarray, boxes: np.ndarray,
-                   min_score: float) -> Tuple[np.ndarray, np.ndarray]:
+def _pick_in_order(
+    decays: np.ndarray, scores: np.ndarray, boxes: np.ndarray, min_score: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Do what :func:`_pick` does for any input, keeping mmcv's list: ``boxes`` (N, ) says which box is at each place.
     A NaN stays until it comes first."""
     scores, boxes = scores[boxes], boxes.copy()

@@ -3,11 +3,11 @@
 Needs the standard library alone. ``install-operators`` copies this file beside a ``.pth`` file, which runs it at each
 start of Python; nothing but the standard library may be imported here, and nothing printed.
 """
+
 import os
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_file_location
-from typing import Optional
 
 NAME = 'mmcv._ext'
 SWITCH = 'MMCONVNEXTV2_OPERATORS'
@@ -16,10 +16,11 @@ CHOICES = ('', 'torchvision', 'compiled')
 
 class OperatorsFinder:
     """Finder of the stand-in for ``mmcv._ext``, see :data:`sys.meta_path`."""
+
     serves = NAME
 
     @staticmethod
-    def find_spec(name: str, path=None, target=None) -> Optional[ModuleSpec]:
+    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
         """Return where the stand-in is, or None for any other module.
 
         Raises:
@@ -30,14 +31,20 @@ class OperatorsFinder:
             return None
         choice = os.environ.get(SWITCH, '')
         if choice not in CHOICES:
-            raise ImportError(f'{SWITCH}={choice!r} is unknown: expected torchvision, compiled, or unset (the compiled '
-                              'operators of mmcv where it has them, otherwise those of torchvision)', name=NAME)
+            raise ImportError(
+                f'{SWITCH}={choice!r} is unknown: expected torchvision, compiled, or unset (the compiled '
+                'operators of mmcv where it has them, otherwise those of torchvision)',
+                name=NAME,
+            )
         package = find_spec('mmconvnextv2')
         if choice == 'compiled' or package is None:
             return None
         if find_spec('torchvision') is None:
-            raise ImportError('mmcv has no compiled operators here, and torchvision, which serves in their place, is '
-                              'not installed: pip install torchvision, the version that matches your torch', name=NAME)
+            raise ImportError(
+                'mmcv has no compiled operators here, and torchvision, which serves in their place, is '
+                'not installed: pip install torchvision, the version that matches your torch',
+                name=NAME,
+            )
         folder = next(iter(package.submodule_search_locations))
         return spec_from_file_location(NAME, os.path.join(folder, 'mmcv_operators', 'extension.py'))
 

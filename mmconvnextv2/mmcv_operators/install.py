@@ -6,26 +6,30 @@ Writes ``mmconvnextv2_operators.pth``, which Python reads at each start, and a c
 into the site-packages of this interpreter. torch is imported when an operator is, not at a start. Nothing is compiled
 or fetched. Run as a file it needs the standard library alone.
 """
+
 import sys
 import sysconfig
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Optional, Sequence
 
 MODULE = '_mmconvnextv2_operators'
 PTH = 'mmconvnextv2_operators.pth'
 
 
-def main(argv: Optional[Sequence[str]] = None, folder: Optional[str] = None) -> None:
+def main(argv: Sequence[str] | None = None, folder: str | None = None) -> None:
     """Write or remove the two files.
 
     Args:
         argv (Sequence[str], optional): Arguments. Defaults to None, those of the process.
         folder (str, optional): Where to. Defaults to None, the site-packages of this interpreter.
     """
-    parser = ArgumentParser(prog='python -m mmconvnextv2 install-operators', description=__doc__.split('\n')[0],
-                            epilog='Example: python -m mmconvnextv2 install-operators')
+    parser = ArgumentParser(
+        prog='python -m mmconvnextv2 install-operators',
+        description=__doc__.split('\n')[0],
+        epilog='Example: python -m mmconvnextv2 install-operators',
+    )
     parser.add_argument('--remove', action='store_true', help='take the files away again')
     remove = parser.parse_args(argv).remove
     folder = Path(folder or sysconfig.get_path('purelib'))
@@ -45,7 +49,7 @@ def main(argv: Optional[Sequence[str]] = None, folder: Optional[str] = None) -> 
         print("mmcv is not installed: pip install 'mmconvnextv2[ops]'")
 
 
-def metadata_of(distribution: str) -> Optional[str]:
+def metadata_of(distribution: str) -> str | None:
     """Return the installed version of a distribution, or None."""
     try:
         return metadata.version(distribution)

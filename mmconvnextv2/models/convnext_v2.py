@@ -4,9 +4,10 @@ Parameter names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``.
 sites (B, N, C), and an execution (:mod:`.execution`) decides which sites a forward visits, so that the same weights
 execution over a whole map or over the visible cells of a masked image.
 """
+
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -36,7 +37,7 @@ ARCHS = {
 }
 
 
-def resolve_arch(arch: Union[str, dict]) -> Tuple[Tuple[int, ...], Tuple[int, ...]]:
+def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return ``(depths, channels)`` of a named or described architecture.
 
     Raises:
@@ -44,8 +45,10 @@ def resolve_arch(arch: Union[str, dict]) -> Tuple[Tuple[int, ...], Tuple[int, ..
     """
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise UserError(f'arch={arch!r} is unknown: choose from {list(ARCHS)}, or give '
-                            'dict(depths=(a, b, c, d), channels=(e, f, g, h))')
+            raise UserError(
+                f'arch={arch!r} is unknown: choose from {list(ARCHS)}, or give '
+                'dict(depths=(a, b, c, d), channels=(e, f, g, h))'
+            )
         arch = ARCHS[arch]
     if set(arch) != {'depths', 'channels'} or len(arch['depths']) != 4 or len(arch['channels']) != 4:
         raise UserError(f'arch={arch!r}: expected dict(depths=(a, b, c, d), channels=(e, f, g, h))')
@@ -58,7 +61,7 @@ class Stem(nn.Sequential):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, 4, stride=4), LayerNorm(channels))
 
-    def forward(self, images: Tensor, visible_cells: Optional[Tensor], execution: Execution) -> Tuple[Tensor, Grid]:
+    def forward(self, images: Tensor, visible_cells: Tensor | None, execution: Execution) -> tuple[Tensor, Grid]:
         conv, norm = self
         sites, grid = execution.enter(images, visible_cells, conv)
         return norm(sites), grid
@@ -70,7 +73,7 @@ class Downsample(nn.Sequential):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(LayerNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2))
 
-    def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tuple[Tensor, Grid]:
+    def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> tuple[Tensor, Grid]:
         norm, conv = self
         return execution.downsample(norm(sites), grid, conv)
 
@@ -89,13 +92,15 @@ class ConvNeXtV2Block(nn.Module):
             what the environment says.
     """
 
-    kernels: Optional[str] = None
+    kernels: str | None = None
 
-    def __init__(self,
-                 channels: int,
-                 drop_path_rate: float = 0.,
-                 response_norm: Optional[dict] = dict(type='GRN'),
-                 layer_scale_init_value: float = 0.) -> None:
+    def __init__(
+        self,
+        channels: int,
+        drop_path_rate: float = 0.0,
+        response_norm: dict | None = dict(type='GRN'),
+        layer_scale_init_value: float = 0.0,
+    ) -> None:
         super().__init__()
         self.depthwise_conv = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = LayerNorm(channels)
@@ -103,15 +108,21 @@ class ConvNeXtV2Block(nn.Module):
         self.grn = build_response_norm(response_norm, 4 * channels)
         self.pointwise_conv2 = nn.Linear(4 * channels, channels)
         self.drop_path = DropPath(drop_path_rate)
-        self.gamma = nn.Parameter(torch.full((channels, ), layer_scale_init_value)) if layer_scale_init_value else None
+        self.gamma = nn.Parameter(torch.full((channels,), layer_scale_init_value)) if layer_scale_init_value else None
 
     def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Return sites of the same shape (B, N, C)."""
         if self.kernels is not None:
             grid = replace(grid, kernels=self.kernels)
         branch = execution.depthwise(sites, grid, self.depthwise_conv, self.norm)
-        branch = ops.response_mlp(branch, grid, self.pointwise_conv1, self.grn, self.pointwise_conv2,
-                                  lambda sites, conv: execution.depthwise(sites, grid, conv))
+        branch = ops.response_mlp(
+            branch,
+            grid,
+            self.pointwise_conv1,
+            self.grn,
+            self.pointwise_conv2,
+            lambda sites, conv: execution.depthwise(sites, grid, conv),
+        )
         if self.gamma is not None:
             branch = branch * self.gamma
         return sites + self.drop_path(branch)
@@ -127,7 +138,7 @@ class ConvNeXtV2Block(nn.Module):
         self.kernels = None if fused else 'layers'
 
 
-def set_kernels(model: nn.Module, kernels: Optional[str]) -> None:
+def set_kernels(model: nn.Module, kernels: str | None) -> None:
     """Set which implementations the blocks inside a model may run, see :mod:`mmconvnextv2.ops.dispatch`.
 
     Raises:
@@ -177,19 +188,21 @@ class ConvNeXtV2(BaseModule):
             checkpoint=...)`` loads weights of any known layout, after everything else. Defaults to None.
     """
 
-    def __init__(self,
-                 arch: Union[str, dict] = 'tiny',
-                 in_channels: int = 3,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 drop_path_rate: float = 0.,
-                 frozen_stages: int = 0,
-                 with_cp: bool = False,
-                 response_norm: Optional[dict] = dict(type='GRN'),
-                 layer_scale_init_value: float = 0.,
-                 out_norm: bool = True,
-                 gap_before_final_norm: bool = False,
-                 kernels: Optional[str] = None,
-                 init_cfg: Optional[Union[dict, Sequence[dict]]] = None) -> None:
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = 0,
+        with_cp: bool = False,
+        response_norm: dict | None = dict(type='GRN'),
+        layer_scale_init_value: float = 0.0,
+        out_norm: bool = True,
+        gap_before_final_norm: bool = False,
+        kernels: str | None = None,
+        init_cfg: dict | Sequence[dict] | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths, self.channels = resolve_arch(arch)
         self.out_indices = _resolve_out_indices(out_indices)
@@ -209,21 +222,27 @@ class ConvNeXtV2(BaseModule):
         for stage, (depth, width) in enumerate(zip(self.depths, self.channels)):
             first = sum(self.depths[:stage])
             self.stages.append(
-                Stage(*(ConvNeXtV2Block(width, rate, response_norm, layer_scale_init_value)
-                        for rate in rates[first:first + depth])))
+                Stage(
+                    *(
+                        ConvNeXtV2Block(width, rate, response_norm, layer_scale_init_value)
+                        for rate in rates[first : first + depth]
+                    )
+                )
+            )
         if with_cp and any(isinstance(module, nn.BatchNorm1d) for module in self.stages.modules()):
-            raise UserError("with_cp=True with response_norm=dict(type='BN'): computing blocks again would count each "
-                            'batch twice in the running statistics; set with_cp=False')
+            raise UserError(
+                "with_cp=True with response_norm=dict(type='BN'): computing blocks again would count each "
+                'batch twice in the running statistics; set with_cp=False'
+            )
         for stage in self.out_indices if out_norm else ():
             self.add_module(f'norm{stage}', LayerNorm(self.channels[stage]))
         self.kernels = kernels
         set_kernels(self, kernels)
         self._freeze()
 
-    def forward(self,
-                images: Tensor,
-                visible_cells: Optional[Tensor] = None,
-                execution: Optional[str] = None) -> Tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, visible_cells: Tensor | None = None, execution: str | None = None
+    ) -> tuple[Tensor, ...]:
         """Compute feature maps.
 
         Args:
@@ -289,7 +308,7 @@ class ConvNeXtV2(BaseModule):
                 module.eval()
                 module.requires_grad_(False)
 
-    def get_layer_depth(self, param_name: str, prefix: str = '', decay_type: str = 'group_wise') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '', decay_type: str = 'group_wise') -> tuple[int, int]:
         """Return the depth of a parameter for layer-wise learning-rate decay, and the number of depths.
 
         Args:
@@ -304,10 +323,10 @@ class ConvNeXtV2(BaseModule):
             ValueError: If ``decay_type`` is unknown.
         """
         inside = param_name.startswith(prefix)
-        return layer_depth(param_name[len(prefix):] if inside else 'head', self.depths, decay_type)
+        return layer_depth(param_name[len(prefix) :] if inside else 'head', self.depths, decay_type)
 
 
-def _resolve_out_indices(out_indices: Sequence[int]) -> Tuple[int, ...]:
+def _resolve_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     """Return ``out_indices`` ascending and in 0 to 3, or raise ``ValueError``."""
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     if not indices or any(not -4 <= index <= 3 for index in indices):

@@ -4,7 +4,8 @@ Two things to know beside the algorithm. The denominator is the *mean* over chan
 has their sum: a map whose channels respond alike has the scale 1. And statistics are per image, over the sites that
 count; the official sparse code sums over all visible points of the whole batch.
 """
-from typing import Callable, Optional
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,7 @@ class GlobalResponseNorm(ResponseNorm):
         self.gamma = nn.Parameter(torch.zeros(num_channels))
         self.beta = nn.Parameter(torch.zeros(num_channels))
 
-    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
-                depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Normalise sites (B, N, C); ``site_mask`` (B, N, 1) is True where a site takes part in the norm.
 
         Norms of half precision are computed in float32: squares overflow in float16.

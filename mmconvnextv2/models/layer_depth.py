@@ -4,8 +4,9 @@ The grouping follows the official optimizer code: ``layer_wise`` is its "single"
 MMDetection, MMSegmentation and ConvNeXt V1 call ``layer_wise`` with 6 or 12 layers. Here the number of groups follows
 from the depths.
 """
+
 import math
-from typing import Sequence, Tuple
+from collections.abc import Sequence
 
 from ..utils.errors import UserError
 
@@ -16,8 +17,10 @@ BLOCKS_PER_GROUP = 3
 def check_decay_type(decay_type: str) -> None:
     """Raise ``ValueError`` unless ``decay_type`` is one of ``DECAY_TYPES``."""
     if decay_type not in DECAY_TYPES:
-        raise UserError(f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step per block) or '
-                        '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).')
+        raise UserError(
+            f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step per block) or '
+            '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).'
+        )
 
 
 def num_decay_layers(depths: Sequence[int], decay_type: str) -> int:
@@ -48,7 +51,7 @@ def _group_layer_id(stage: int, block: int, depths: Sequence[int]) -> int:
     return stage + 1
 
 
-def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise') -> Tuple[int, int]:
+def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise') -> tuple[int, int]:
     """Say at which depth a backbone parameter stands.
 
     A downsampling layer belongs to the first block of the stage that it opens. The stem has an id of its own, 0, with

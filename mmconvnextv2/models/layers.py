@@ -1,4 +1,5 @@
 """Small layers of ConvNeXt V2 over sites of shape (B, N, C); GRN and its competitors are in ``response_norms.py``."""
+
 from torch import Tensor, nn
 
 
@@ -25,7 +26,7 @@ class DropPath(nn.Module):
         if not self.training or self.drop_prob == 0:
             return branch
         keep = 1 - self.drop_prob
-        kept = branch.new_empty((branch.shape[0], ) + (1, ) * (branch.ndim - 1)).bernoulli_(keep)
+        kept = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(keep)
         return branch * (kept / keep)
 
     def extra_repr(self) -> str:

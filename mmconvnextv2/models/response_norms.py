@@ -4,8 +4,9 @@ GRN's variants and its competitors, all over sites (B, N, C); the published GRN 
 image, over the sites that count (batch norm's over all such sites of the batch). The paper names the competitors
 without their settings: those here are the defaults of torch and of the competitors' own papers.
 """
+
 import inspect
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -35,16 +36,20 @@ class GRN(GlobalResponseNorm):
         ValueError: If the aggregation or the normalization is unknown.
     """
 
-    def __init__(self,
-                 num_channels: int,
-                 eps: float = 1e-6,
-                 aggregation: str = 'L2',
-                 normalization: str = 'x/sum',
-                 residual: bool = True,
-                 affine: bool = True) -> None:
+    def __init__(
+        self,
+        num_channels: int,
+        eps: float = 1e-6,
+        aggregation: str = 'L2',
+        normalization: str = 'x/sum',
+        residual: bool = True,
+        affine: bool = True,
+    ) -> None:
         super().__init__(num_channels, eps)
-        for name, value, known in (('aggregation', aggregation, AGGREGATIONS),
-                                   ('normalization', normalization, NORMALIZATIONS)):
+        for name, value, known in (
+            ('aggregation', aggregation, AGGREGATIONS),
+            ('normalization', normalization, NORMALIZATIONS),
+        ):
             if value not in known:
                 raise UserError(f'{name}={value!r} of the response norm GRN: choose from {list(known)}')
         self.aggregation = aggregation
@@ -61,8 +66,7 @@ class GRN(GlobalResponseNorm):
         chosen = (self.aggregation, self.normalization, self.residual, self.gamma is not None)
         return type(self) is GRN and chosen == ('L2', 'x/sum', True, True)
 
-    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
-                depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Normalise ``sites`` (B, N, C); ``site_mask`` as in :func:`response_scale`."""
         if self.is_published:
             return super().forward(sites, site_mask)
@@ -90,13 +94,13 @@ class LocalResponseNorm(ResponseNorm):
         k (float): Defaults to 1.
     """
 
-    def __init__(self, num_channels: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75,
-                 k: float = 1.) -> None:
+    def __init__(
+        self, num_channels: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+    ) -> None:
         super().__init__()
         self.settings = dict(size=size, alpha=alpha, beta=beta, k=k)
 
-    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
-                depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Normalise each of the sites (B, N, C) by itself."""
         channels_first = sites.to(statistics_dtype(sites.dtype)).transpose(1, 2)  # (B, C, N)
         return F.local_response_norm(channels_first, **self.settings).transpose(1, 2).to(sites.dtype)
@@ -116,12 +120,11 @@ class BatchNorm(ResponseNorm):
         # A child, not a base class, so that conversion to SyncBatchNorm and back finds it
         self.batch_norm = nn.BatchNorm1d(num_channels, eps, momentum)
 
-    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
-                depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Normalise ``sites`` (B, N, C); those that do not count become zero."""
         if site_mask is None:
             return self.batch_norm(sites.flatten(0, 1)).view_as(sites)
-        rows = (site_mask.squeeze(-1), )
+        rows = (site_mask.squeeze(-1),)
         return torch.zeros_like(sites).index_put(rows, self.batch_norm(sites[rows]).to(sites.dtype))
 
 
@@ -133,8 +136,7 @@ class ChannelNorm(LayerNorm, ResponseNorm):
         eps (float): Defaults to 1e-6.
     """
 
-    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
-                depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Normalise each of the sites (B, N, C) by itself."""
         return super().forward(sites)
 
@@ -159,8 +161,7 @@ class SqueezeExcitation(ResponseNorm):
         super().__init__()
         self.mlp = Bottleneck(num_channels, ratio)
 
-    def forward(self, sites: Tensor, site_mask: Optional[Tensor] = None,
-                depthwise: Optional[Callable] = None) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Gate ``sites`` (B, N, C)."""
         return sites * self.mlp(mean_over_sites(sites, site_mask)).sigmoid()
 
@@ -180,7 +181,7 @@ class CBAM(ResponseNorm):
         # Two depthwise channels whose outputs are summed: a 7x7 convolution from two channels to one
         self.spatial = nn.Conv2d(2, 2, 7, padding=3, groups=2, bias=False)
 
-    def forward(self, sites: Tensor, site_mask: Optional[Tensor], depthwise: Callable) -> Tensor:
+    def forward(self, sites: Tensor, site_mask: Tensor | None, depthwise: Callable) -> Tensor:
         """Gate ``sites`` (B, N, C); ``depthwise`` as in :class:`ResponseNorm`."""
         mean, highest = mean_over_sites(sites, site_mask), hide(sites, site_mask, -torch.inf).amax(1, keepdim=True)
         sites = sites * (self.mlp(mean) + self.mlp(highest)).sigmoid()
@@ -189,11 +190,16 @@ class CBAM(ResponseNorm):
 
 
 RESPONSE_NORMS = {
-    'GRN': GRN, 'LRN': LocalResponseNorm, 'BN': BatchNorm, 'LN': ChannelNorm, 'SE': SqueezeExcitation, 'CBAM': CBAM
+    'GRN': GRN,
+    'LRN': LocalResponseNorm,
+    'BN': BatchNorm,
+    'LN': ChannelNorm,
+    'SE': SqueezeExcitation,
+    'CBAM': CBAM,
 }
 
 
-def build_response_norm(config: Optional[dict], num_channels: int) -> Optional[nn.Module]:
+def build_response_norm(config: dict | None, num_channels: int) -> nn.Module | None:
     """Build a response norm from ``dict(type='GRN', ...)``; None gives None.
 
     A plain dict is used instead of a registry: inside mmpretrain's scope ``GRN`` would resolve to another class.
@@ -206,11 +212,14 @@ def build_response_norm(config: Optional[dict], num_channels: int) -> Optional[n
     arguments = dict(config)
     kind = arguments.pop('type', None)
     if kind not in RESPONSE_NORMS:
-        raise UserError(f"response_norm=dict(type={kind!r}) is unknown: choose from {sorted(RESPONSE_NORMS)}, or None "
-                        'for ConvNeXt V1')
+        raise UserError(
+            f'response_norm=dict(type={kind!r}) is unknown: choose from {sorted(RESPONSE_NORMS)}, or None '
+            'for ConvNeXt V1'
+        )
     known = list(inspect.signature(RESPONSE_NORMS[kind]).parameters)[1:]
     unknown = [name for name in arguments if name not in known]
     if unknown:
-        raise UserError(f'response_norm=dict(type={kind!r}, ...) does not know {", ".join(unknown)}: choose from '
-                        f'{known}')
+        raise UserError(
+            f'response_norm=dict(type={kind!r}, ...) does not know {", ".join(unknown)}: choose from {known}'
+        )
     return RESPONSE_NORMS[kind](num_channels, **arguments)

@@ -1,12 +1,12 @@
 """Autocast for operations with a backward pass of their own: cast once on entry, then switch it off."""
+
 from contextlib import AbstractContextManager, nullcontext
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 
-def cast_for_autocast(*tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+def cast_for_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors in autocast's dtype where it is on for the first one's device, else as they are."""
     device = tensors[0].device.type
     if not _knows_autocast(device) or not torch.is_autocast_enabled(device):

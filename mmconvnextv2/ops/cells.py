@@ -3,6 +3,7 @@
 ``gather`` and ``scatter`` are differentiable. The ``_nograd`` ones do the same by rows, several times faster on the
 CPU, for backward passes that are written out. Suffixes as in :mod:`mmconvnextv2.ops.grid`.
 """
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,4 @@
 """The front door of depthwise convolution over sites; ``dispatch.choose_depthwise`` says which code runs."""
-from typing import Optional
 
 from torch import Tensor, nn
 
@@ -11,7 +10,7 @@ from .dispatch import choose_depthwise
 from .grid import Grid, map_to_sites, sites_to_map
 
 
-def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
     """Convolve each channel of sites over its neighbours, and normalise the result site by site.
 
     Sites of a whole map are read as they are; of packed sites, those of masked cells read as zero.

@@ -5,7 +5,8 @@ The weight gradient correlates windows of the input with tiles of the output's g
 with a group for each tile and channel, and the input gradient one with the flipped kernel.
 Letters: B images, C channels, H and W sites, k the kernel's side, N tiles of t x u sites.
 """
-from typing import Iterable, Iterator, Optional, Tuple
+
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ ROWS = 32  # of a tile at most; it is as wide as the map
 VALUES = 2**19  # of the windows that are correlated at a time, which stay in the caches
 
 
-def depthwise_map(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+def depthwise_map(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve each channel of a channels-last map; equal to :func:`depthwise_reference`.
 
     Args:
@@ -38,7 +39,7 @@ def depthwise_map(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> T
         return _Depthwise.apply(features, weight, bias)
 
 
-def depthwise_reference(features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+def depthwise_reference(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute :func:`depthwise_map` with torch's convolution; any derivative."""
     return F.conv2d(features, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
 
@@ -58,7 +59,7 @@ def weight_gradient(features: Tensor, grad: Tensor, side: int) -> Tensor:
     return depthwise_weight_grad(_strips(features, grad, side // 2), grad, side, (0, side // 2))
 
 
-def _strips(features: Tensor, grad: Tensor, radius: int) -> Iterator[Tuple[Tensor, Tensor]]:
+def _strips(features: Tensor, grad: Tensor, radius: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield windows and tiles, as wide as the map, of several images or a part of one."""
     height = features.shape[1]
     count = chunk_size(features[:1].numel()) if height <= ROWS else 1
@@ -67,7 +68,7 @@ def _strips(features: Tensor, grad: Tensor, radius: int) -> Iterator[Tuple[Tenso
         inputs = features[images].permute(1, 2, 0, 3)  # (H, W, N, C)
         for top in range(0, height, ROWS):
             bottom = min(top + ROWS, height)
-            yield F.pad(inputs, (0, ) * 6 + (radius - top, bottom + radius - height)), grad[images, top:bottom]
+            yield F.pad(inputs, (0,) * 6 + (radius - top, bottom + radius - height)), grad[images, top:bottom]
 
 
 def chunk_size(values: int) -> int:
@@ -75,8 +76,9 @@ def chunk_size(values: int) -> int:
     return max(VALUES // max(values, 1), 1)
 
 
-def depthwise_weight_grad(pairs: Iterable[Tuple[Tensor, Tensor]], grad: Tensor, side: int,
-                          padding: Tuple[int, int]) -> Tensor:
+def depthwise_weight_grad(
+    pairs: Iterable[tuple[Tensor, Tensor]], grad: Tensor, side: int, padding: tuple[int, int]
+) -> Tensor:
     """Correlate windows of the input with tiles of the output's gradient, and sum over all tiles.
 
     Args:
@@ -105,15 +107,14 @@ def bias_gradient(grad_sites: Tensor) -> Tensor:
 
 
 class _Depthwise(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx, features: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def forward(ctx, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(features, weight)
         return depthwise_reference(features, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, weight = ctx.saved_tensors
         grad_features = input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
         features, grad = features.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)

@@ -2,7 +2,8 @@
 
 Keeps visible sites for the backward pass, never a map. Suffixes as in :mod:`mmconvnextv2.ops.grid`.
 """
-from typing import Iterator, Optional, Tuple
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,20 @@ from torch.autograd.function import once_differentiable
 
 from .autocast import cast_for_autocast, without_autocast
 from .cells import append_zero_row, gather_nograd, scatter_nograd, take_rows
-from .depthwise_cpu import (bias_gradient, chunk_size, depthwise_reference, depthwise_weight_grad, flip_kernel,
-                            input_gradient, weight_gradient)
+from .depthwise_cpu import (
+    bias_gradient,
+    chunk_size,
+    depthwise_reference,
+    depthwise_weight_grad,
+    flip_kernel,
+    input_gradient,
+    weight_gradient,
+)
 from .dispatch import use_windows
 from .grid import Grid
 
 
-def depthwise_packed(sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+def depthwise_packed(sites: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
     """Convolve each channel of packed sites (B, N, C) with a kernel (C, 1, k, k), k odd; (B, N, C)."""
     sites, weight, bias = cast_for_autocast(sites, weight, bias)
     with without_autocast(sites.device):
@@ -25,16 +33,15 @@ def depthwise_packed(sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid
 
 
 class _PackedDepthwise(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+    def forward(ctx, sites: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
         ctx.save_for_backward(sites, weight)
         ctx.grid = grid
         return _convolve(sites, weight, bias, grid)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         sites, weight = ctx.saved_tensors
         wants_sites, wants_weight, wants_bias, _ = ctx.needs_input_grad
         backward = _backward_of_windows if use_windows(ctx.grid) else _backward_of_maps
@@ -42,7 +49,7 @@ class _PackedDepthwise(torch.autograd.Function):
         return *gradients, bias_gradient(grad) if wants_bias else None, None
 
 
-def _convolve(sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid) -> Tensor:
+def _convolve(sites: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
     if not use_windows(grid):
         return gather_nograd(depthwise_reference(scatter_nograd(sites, grid), weight, bias), grid)
     cells = sites.new_empty(sites.shape).view(-1, grid.patch, grid.patch, sites.shape[2])  # (B * K, p, p, C)
@@ -51,18 +58,19 @@ def _convolve(sites: Tensor, weight: Tensor, bias: Optional[Tensor], grid: Grid)
     return cells.view(sites.shape)
 
 
-def _windows(sites: Tensor, grid: Grid, radius: int, cells_last: bool = False) -> Iterator[Tuple[Tensor, slice]]:
+def _windows(sites: Tensor, grid: Grid, radius: int, cells_last: bool = False) -> Iterator[tuple[Tensor, slice]]:
     """Yield windows of s x s sites, s = p + 2r, around a chunk of the B * K visible cells, zero where there is no site,
     and the chunk: (n, s, s, C), or (s, s, n, C) with ``cells_last``, and a slice."""
     index, rows = grid.index().windows(radius), append_zero_row(sites)
-    count = chunk_size(index.shape[1]**2 * sites.shape[2])
+    count = chunk_size(index.shape[1] ** 2 * sites.shape[2])
     for start in range(0, len(index), count):
         chunk = slice(start, start + count)
         yield take_rows(rows, index[chunk].permute(1, 2, 0) if cells_last else index[chunk]), chunk
 
 
-def _backward_of_maps(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool,
-                      wants_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+def _backward_of_maps(
+    sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool, wants_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of sites (B, N, C) and weight that are wanted, of one map each for sites and ``grad``."""
     grad_map, grad_sites, grad_weight = scatter_nograd(grad, grid), None, None
     if wants_sites:
@@ -73,8 +81,9 @@ def _backward_of_maps(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, w
     return grad_sites, grad_weight
 
 
-def _backward_of_windows(sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool,
-                         wants_weight: bool) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+def _backward_of_windows(
+    sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool, wants_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
     """Return the same of windows around cells."""
     side, grad_sites, grad_weight = weight.shape[-1], None, None
     if wants_sites:

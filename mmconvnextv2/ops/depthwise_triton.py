@@ -3,7 +3,8 @@
 Sites are those of a whole map in raster order, or of visible cells alone, whose neighbours are found through an index
 of cells: no map is laid out, and none is kept for the backward pass. The executions' own paths are the references.
 """
-from typing import Any, Optional, Tuple
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,44 +42,60 @@ def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, gri
     """
     sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
     with without_autocast(sites.device):
-        return _DepthwiseNorm.apply(sites.contiguous(), weight, bias, norm.weight, norm.bias, norm.eps,
-                                    torch.is_grad_enabled(), *grid.kernel_arguments())
+        return _DepthwiseNorm.apply(
+            sites.contiguous(),
+            weight,
+            bias,
+            norm.weight,
+            norm.bias,
+            norm.eps,
+            torch.is_grad_enabled(),
+            *grid.kernel_arguments(),
+        )
 
 
 class _Depthwise(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], *where: Any) -> Tensor:
+    def forward(ctx, sites: Tensor, weight: Tensor, bias: Tensor | None, *where: Any) -> Tensor:
         ctx.save_for_backward(sites, weight)
         ctx.where = where
         return site_depthwise(sites, weight, bias, *where)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *_backward(ctx, grad.contiguous(), *ctx.saved_tensors), *[None] * len(ctx.where)
 
 
 class _DepthwiseNorm(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx, sites: Tensor, weight: Tensor, bias: Optional[Tensor], norm_weight: Tensor, norm_bias: Tensor,
-                eps: float, keep: bool, *where: Any) -> Tensor:
-        convolved, normed, mean, rstd = site_depthwise_norm(sites, weight, bias, norm_weight, norm_bias, eps, keep,
-                                                            *where)
+    def forward(
+        ctx,
+        sites: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        eps: float,
+        keep: bool,
+        *where: Any,
+    ) -> Tensor:
+        convolved, normed, mean, rstd = site_depthwise_norm(
+            sites, weight, bias, norm_weight, norm_bias, eps, keep, *where
+        )
         ctx.save_for_backward(sites, weight, norm_weight, convolved, mean, rstd)
         ctx.where = where
         return normed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         sites, weight, norm_weight, convolved, mean, rstd = ctx.saved_tensors
         grad, *grad_norm = layer_norm_gradients(grad.contiguous(), convolved, mean, rstd, norm_weight)
         return *_backward(ctx, grad, sites, weight), *grad_norm, None, None, *[None] * len(ctx.where)
 
 
-def _backward(ctx, grad: Tensor, sites: Tensor, weight: Tensor) -> Tuple[Optional[Tensor], ...]:
+def _backward(ctx, grad: Tensor, sites: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of sites (B, N, C), weight (C, 1, k, k) and bias (C, ) that are needed."""
     grad_sites = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
@@ -89,10 +106,20 @@ def _backward(ctx, grad: Tensor, sites: Tensor, weight: Tensor) -> Tuple[Optiona
 
 
 @custom_op('mmconvnextv2::site_depthwise', mutates_args=())
-def site_depthwise(sites: Tensor, weight: Tensor, bias: Optional[Tensor], height: int, width: int, patch: int,
-                   cells: Optional[Tensor], slots: Optional[Tensor], flipped: bool = False) -> Tensor:
+def site_depthwise(
+    sites: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    height: int,
+    width: int,
+    patch: int,
+    cells: Tensor | None,
+    slots: Tensor | None,
+    flipped: bool = False,
+) -> Tensor:
     """Convolve sites with the kernel or, for the gradient of the input, with the flipped one."""
     from .kernels import depthwise
+
     return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, slots), flipped)[0]
 
 
@@ -102,28 +129,51 @@ def _(sites, weight, bias, height, width, patch, cells, slots, flipped=False):
 
 
 @custom_op('mmconvnextv2::site_depthwise_norm', mutates_args=())
-def site_depthwise_norm(sites: Tensor, weight: Tensor, bias: Optional[Tensor], norm_weight: Tensor, norm_bias: Tensor,
-                        eps: float, keep: bool, height: int, width: int, patch: int, cells: Optional[Tensor],
-                        slots: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+def site_depthwise_norm(
+    sites: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    keep: bool,
+    height: int,
+    width: int,
+    patch: int,
+    cells: Tensor | None,
+    slots: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return convolved sites, those normalised, and mean and rstd (B, N); all but the second empty unless kept."""
     from .kernels import depthwise
-    return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, slots),
-                              norm=(norm_weight, norm_bias, eps), keep=keep)
+
+    return depthwise.convolve(
+        sites, weight, bias, (height, width, patch, cells, slots), norm=(norm_weight, norm_bias, eps), keep=keep
+    )
 
 
 @site_depthwise_norm.register_fake
 def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, height, width, patch, cells, slots):
     batch, num_sites = sites.shape[:2]
-    mean, rstd = (sites.new_empty(batch, num_sites if keep else 0, dtype=statistics_dtype(sites.dtype))
-                  for _ in range(2))
+    mean, rstd = (
+        sites.new_empty(batch, num_sites if keep else 0, dtype=statistics_dtype(sites.dtype)) for _ in range(2)
+    )
     return torch.empty_like(sites) if keep else sites.new_empty(0), torch.empty_like(sites), mean, rstd
 
 
 @custom_op('mmconvnextv2::site_depthwise_gradients', mutates_args=())
-def site_depthwise_gradients(sites: Tensor, grad: Tensor, side: int, height: int, width: int, patch: int,
-                             cells: Optional[Tensor], slots: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+def site_depthwise_gradients(
+    sites: Tensor,
+    grad: Tensor,
+    side: int,
+    height: int,
+    width: int,
+    patch: int,
+    cells: Tensor | None,
+    slots: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of the weight, (C, 1, k, k), and of the bias, (C, )."""
     from .kernels import depthwise
+
     return depthwise.gradients(sites, grad, side, (height, width, patch, cells, slots))
 
 
@@ -133,10 +183,12 @@ def _(sites, grad, side, height, width, patch, cells, slots):
 
 
 @custom_op('mmconvnextv2::layer_norm_gradients', mutates_args=())
-def layer_norm_gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor,
-                         weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def layer_norm_gradients(
+    grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the values that were normalised, (B, N, C), of the weight and of the bias, (C, )."""
     from .kernels import layer_norm
+
     return layer_norm.gradients(grad, values, mean, rstd, weight)
 
 

@@ -11,11 +11,12 @@ its blocks hand on in the :class:`~mmconvnextv2.ops.grid.Grid`), or else the env
 ``TRITON_INTERPRET=1``, set before Python starts, has Triton's interpreter run kernels on CPU tensors, which is how they
 are tested without a GPU.
 """
+
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Iterator, Optional
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ _default = SimpleNamespace(kernels={'0': 'torch', '1': 'auto'}.get(_given, _give
 SMALL_PATCH = 4  # sites along the side of cells whose windows are no faster than whole maps
 
 
-def check_kernels(kernels: Optional[str]) -> None:
+def check_kernels(kernels: str | None) -> None:
     """Refuse an unknown setting of ``KERNELS``; None is the environment's.
 
     Raises:
@@ -71,17 +72,17 @@ def plain() -> Iterator[None]:
         _default.kernels = before
 
 
-def _setting(grid: Optional[Grid]) -> str:
+def _setting(grid: Grid | None) -> str:
     return (grid.kernels if grid is not None else None) or _default.kernels
 
 
-def use_triton(tensor: Tensor, grid: Optional[Grid] = None) -> bool:
+def use_triton(tensor: Tensor, grid: Grid | None = None) -> bool:
     """Whether operations on this tensor may run as Triton kernels."""
     served = tensor.is_cuda or INTERPRETED and tensor.device.type == 'cpu'
     return _setting(grid) == 'auto' and HAS_TRITON and served and tensor.dtype in DTYPES
 
 
-def choose_depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> str:
+def choose_depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> str:
     """Return which implementation convolves sites (B, N, C) with a depthwise layer, and normalises them.
 
     Returns:
@@ -98,7 +99,7 @@ def choose_depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[
     return 'cpu' if wants_gradients and in_blocks(sites) else 'layer'
 
 
-def fuse_mlp(grid: Grid, expand: nn.Module, norm: Optional[nn.Module], project: nn.Module) -> bool:
+def fuse_mlp(grid: Grid, expand: nn.Module, norm: nn.Module | None, project: nn.Module) -> bool:
     """Whether linear, GELU, GRN and linear run as one operation: stock layers, the published GRN, no hooks, no
     export."""
     stock = type(expand) is type(project) is nn.Linear and getattr(norm, 'is_published', False)
@@ -111,15 +112,21 @@ def is_stock_depthwise(conv: nn.Conv2d) -> bool:
     Anything else runs as it is: torch's convolution says what is wrong with its input.
     """
     side = conv.kernel_size[0]
-    stock = (type(conv) is nn.Conv2d and conv.groups == conv.in_channels == conv.out_channels and side % 2
-             and conv.kernel_size == (side, side) and conv.padding == (side // 2, side // 2)
-             and conv.stride == conv.dilation == (1, 1) and conv.padding_mode == 'zeros')
+    stock = (
+        type(conv) is nn.Conv2d
+        and conv.groups == conv.in_channels == conv.out_channels
+        and side % 2
+        and conv.kernel_size == (side, side)
+        and conv.padding == (side // 2, side // 2)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding_mode == 'zeros'
+    )
     return bool(stock) and not has_hooks(conv)
 
 
 def _is_stock_norm(norm: nn.Module, channels: int) -> bool:
     stock = type(norm).forward is nn.LayerNorm.forward and norm.bias is not None
-    return stock and norm.normalized_shape == (channels, ) and not has_hooks(norm)
+    return stock and norm.normalized_shape == (channels,) and not has_hooks(norm)
 
 
 def use_matmul(conv: nn.Conv2d) -> bool:

@@ -3,8 +3,8 @@
 Suffixes: B images, K visible cells, p sites along a cell's side, h and w cells along the image's sides, H and W sites
 along them, C channels.
 """
+
 from dataclasses import dataclass, replace
-from typing import Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class PackedIndex:
         order = torch.arange(len(self.map_rows), device=visible_cells.device)
         site_rows = torch.full_like(numbers, len(self.map_rows)).scatter(0, self.map_rows, order)
         self.site_rows = site_rows.view(batch, height, width)
-        self._windows: Dict[int, Tensor] = {}
+        self._windows: dict[int, Tensor] = {}
 
     def windows(self, radius: int) -> Tensor:
         """Return the row of each site within ``radius`` of a visible cell: long, (B * K, p + 2r, p + 2r), B * N marks a
@@ -47,7 +47,7 @@ class PackedIndex:
         if radius not in self._windows:
             side, cells = self.patch + 2 * radius, self.visible_cells
             columns = self.site_rows.shape[2] // self.patch
-            rows = F.pad(self.site_rows, (radius, ) * 4, value=len(self.map_rows))
+            rows = F.pad(self.site_rows, (radius,) * 4, value=len(self.map_rows))
             rows = rows.unfold(1, side, self.patch).unfold(2, side, self.patch)  # (B, h, w, p + 2r, p + 2r)
             self._windows[radius] = rows[image_index(cells), cells // columns, cells % columns].flatten(0, 1)
         return self._windows[radius]
@@ -69,14 +69,15 @@ class Grid:
             for Triton kernels, computed once per step.
         packed_index (PackedIndex, optional): For the CPU, computed once per stage and step.
     """
+
     height: int
     width: int
     stride: int
-    visible_cells: Optional[Tensor] = None
-    site_mask: Optional[Tensor] = None
-    kernels: Optional[str] = None
-    cell_slots: Optional[Tensor] = None
-    packed_index: Optional[PackedIndex] = None
+    visible_cells: Tensor | None = None
+    site_mask: Tensor | None = None
+    kernels: str | None = None
+    cell_slots: Tensor | None = None
+    packed_index: PackedIndex | None = None
 
     @property
     def patch(self) -> int:
@@ -88,10 +89,16 @@ class Grid:
         """Whether sites are those of visible cells alone, in the order of cells; else they are a whole map's."""
         return self.visible_cells is not None and self.site_mask is None
 
-    def halved(self, site_mask: Optional[Tensor] = None) -> 'Grid':
+    def halved(self, site_mask: Tensor | None = None) -> 'Grid':
         """Return the next stage's grid."""
-        return replace(self, height=self.height // 2, width=self.width // 2, stride=self.stride * 2,
-                       site_mask=site_mask, packed_index=None)
+        return replace(
+            self,
+            height=self.height // 2,
+            width=self.width // 2,
+            stride=self.stride * 2,
+            site_mask=site_mask,
+            packed_index=None,
+        )
 
     def with_packed_index(self) -> 'Grid':
         """Return the grid with its ``packed_index``."""
@@ -101,7 +108,7 @@ class Grid:
         """Return ``packed_index``, computed if it is not there."""
         return self.packed_index or PackedIndex(self.visible_cells, self.height, self.width, self.patch)
 
-    def kernel_arguments(self) -> Tuple[int, int, int, Optional[Tensor], Optional[Tensor]]:
+    def kernel_arguments(self) -> tuple[int, int, int, Tensor | None, Tensor | None]:
         """Return what Triton kernels are told of the sites: height, width, patch (0: a whole map), cells and slots."""
         if not self.is_packed:
             return self.height, self.width, 0, None, None

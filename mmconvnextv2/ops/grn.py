@@ -2,7 +2,6 @@
 
 Letters: x (B, N, C) features, n = norm / mean norm the response (B, 1, C), s = 1 + gamma * n the scale.
 """
-from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +26,13 @@ response_of = NORMALIZATIONS['x/sum']  # norms (B, 1, C) and eps to responses (B
 SQUARES = 2**18  # values squared at a time on the CPU; fewer take longer for their calls
 
 
-def response_scale(sites: Tensor,
-                   site_mask: Optional[Tensor] = None,
-                   eps: float = 1e-6,
-                   aggregation: str = 'L2',
-                   normalization: str = 'x/sum') -> Tensor:
+def response_scale(
+    sites: Tensor,
+    site_mask: Tensor | None = None,
+    eps: float = 1e-6,
+    aggregation: str = 'L2',
+    normalization: str = 'x/sum',
+) -> Tensor:
     """Return the normalised response of each channel, N(G(X)); GRN's by default.
 
     The published formula has the mean over channels in the denominator (Algorithm 1), so a map whose channels respond
@@ -52,7 +53,7 @@ def response_scale(sites: Tensor,
     return NORMALIZATIONS[normalization](AGGREGATIONS[aggregation](values, site_mask), eps)
 
 
-def channel_norm(features: Tensor, site_mask: Optional[Tensor]) -> Tensor:
+def channel_norm(features: Tensor, site_mask: Tensor | None) -> Tensor:
     """Return the L2 norm of each channel of (B, N, C) over sites that count, (B, 1, C), in the dtype of statistics.
 
     On the CPU squares of few sites at a time stay in the caches; torch's own norm takes several times longer.
@@ -67,7 +68,7 @@ def channel_norm(features: Tensor, site_mask: Optional[Tensor]) -> Tensor:
     return total.sqrt()
 
 
-def scale_backward(grad_scale: Tensor, norm: Tensor, gamma: Tensor, eps: float) -> Tuple[Tensor, Tensor]:
+def scale_backward(grad_scale: Tensor, norm: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Differentiate the scale ``1 + gamma * norm / (mean norm + eps)``, all (B, 1, C).
 
     Returns:

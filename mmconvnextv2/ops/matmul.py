@@ -5,7 +5,6 @@ whole product first. oneDNN's inner product, which torch has for models it compi
 weight's transpose is a factor: on two Zen 4 cores a step of FCMAE took 0.82 to 0.96 of its time, one of a dense map
 0.91 to 1. In half precision it gained nothing.
 """
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 from .dispatch import HAS_INNER_PRODUCT, use_onednn
 
 
-def multiply(left: Tensor, right: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply matrices without recording a gradient: ``left @ right + bias``.
 
     Args:

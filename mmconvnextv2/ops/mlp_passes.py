@@ -4,7 +4,8 @@ On the CPU they are torch's operations, each a pass over memory. On CUDA Triton 
 several, and compute the activation anew where that saves one. Letters: h (B, N, D) before GELU, a = gelu(h), s GRN's
 scale (B, 1, D), f the factor (B, 1, D) of ``grn.scale_backward``.
 """
-from typing import Optional, Sequence, Tuple
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from .reductions import hide, statistics_dtype
 class Hidden:
     """Hidden features h (B, N, D), and which of their sites count in norms (B, N, 1)."""
 
-    def __init__(self, h: Tensor, site_mask: Optional[Tensor]) -> None:
+    def __init__(self, h: Tensor, site_mask: Tensor | None) -> None:
         self.h, self.site_mask = h, site_mask
         self._activation = None
 
@@ -36,12 +37,12 @@ class Hidden:
         """Return a * s; the last call of a forward, which may overwrite a."""
         return self.activation().mul_(scale)
 
-    def scaled_with_gradient(self, grad: Tensor, scale: Tensor) -> Tuple[Tensor, Tensor]:
+    def scaled_with_gradient(self, grad: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Return a * s, and the gradient of s, (B, 1, D), from that of the product."""
         grad_scale = (grad * self.activation()).sum(1, keepdim=True, dtype=statistics_dtype(grad.dtype))
         return self.activation() * scale, grad_scale
 
-    def gradient(self, grad: Tensor, scale: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
+    def gradient(self, grad: Tensor, scale: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of h, gelu'(h) * (grad * s + a * f), a * f at sites that count only, and its sum (D, ).
 
         The last call of a backward: ``grad``, the gradient of a * s (of a where ``scale`` is None), is overwritten.
@@ -61,7 +62,7 @@ def join_norms(norms: Sequence[Tensor]) -> Tensor:
 class KernelHidden(Hidden):
     """The same through Triton kernels, which keep sums in float32 and compute a themselves."""
 
-    def __init__(self, h: Tensor, site_mask: Optional[Tensor]) -> None:
+    def __init__(self, h: Tensor, site_mask: Tensor | None) -> None:
         super().__init__(h.contiguous(), None if site_mask is None else site_mask.contiguous())
 
     def activation(self) -> Tensor:
@@ -77,22 +78,23 @@ class KernelHidden(Hidden):
     def scaled(self, scale: Tensor) -> Tensor:
         return gelu_scaled(self.h, scale)
 
-    def scaled_with_gradient(self, grad: Tensor, scale: Tensor) -> Tuple[Tensor, Tensor]:
+    def scaled_with_gradient(self, grad: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         return gelu_scaled_with_gradient(self.h, scale, grad)
 
-    def gradient(self, grad: Tensor, scale: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
+    def gradient(self, grad: Tensor, scale: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
         return grad, gelu_gradient(self.h, self.site_mask, scale, factor, grad)
 
 
 @custom_op('mmconvnextv2::gelu_norm', mutates_args=())
-def gelu_norm(h: Tensor, site_mask: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+def gelu_norm(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
     """Return a, empty unless it is to be kept, and its norms (B, 1, D)."""
     from .kernels import gelu
+
     return gelu.norm(h, site_mask, keep)
 
 
 @gelu_norm.register_fake
-def _(h: Tensor, site_mask: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+def _(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
     norm = h.new_empty(h.shape[0], 1, h.shape[2], dtype=statistics_dtype(h.dtype))
     return torch.empty_like(h) if keep else h.new_empty(0), norm
 
@@ -101,6 +103,7 @@ def _(h: Tensor, site_mask: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tenso
 def gelu_scaled(h: Tensor, scale: Tensor) -> Tensor:
     """Return a * s."""
     from .kernels import gelu
+
     return gelu.scaled(h, scale)
 
 
@@ -110,25 +113,26 @@ def _(h: Tensor, scale: Tensor) -> Tensor:
 
 
 @custom_op('mmconvnextv2::gelu_scaled_with_gradient', mutates_args=())
-def gelu_scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> Tuple[Tensor, Tensor]:
+def gelu_scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Return a * s, and the gradient of s, (B, 1, D), from that of the product."""
     from .kernels import gelu
+
     return gelu.scaled_with_gradient(h, scale, grad)
 
 
 @gelu_scaled_with_gradient.register_fake
-def _(h: Tensor, scale: Tensor, grad: Tensor) -> Tuple[Tensor, Tensor]:
+def _(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(h), torch.empty_like(scale, dtype=statistics_dtype(h.dtype))
 
 
-@custom_op('mmconvnextv2::gelu_gradient', mutates_args=('grad', ))
-def gelu_gradient(h: Tensor, site_mask: Optional[Tensor], scale: Optional[Tensor], factor: Tensor,
-                  grad: Tensor) -> Tensor:
+@custom_op('mmconvnextv2::gelu_gradient', mutates_args=('grad',))
+def gelu_gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
     """Overwrite ``grad`` as :meth:`Hidden.gradient` does, and return the sum (D, )."""
     from .kernels import gelu
+
     return gelu.gradient(h, site_mask, scale, factor, grad)
 
 
 @gelu_gradient.register_fake
-def _(h: Tensor, site_mask: Optional[Tensor], scale: Optional[Tensor], factor: Tensor, grad: Tensor) -> Tensor:
+def _(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
     return h.new_empty(h.shape[-1])

@@ -19,7 +19,8 @@ G / (mean_D G + eps) GRN's response, s = 1 + gamma * n its scale, y (B, N, C) th
         dh    = gelu'(h) da
         dx    = dh W1        dW1 = sum dh' x             db1 = sum dh
 """
-from typing import Callable, Iterable, List, Optional, Tuple, Type
+
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,14 @@ PIECE = 2**22  # hidden values of a piece at most, 16 MiB in float32
 ROWS = 4096  # and sites: matrix products of more rows and few channels are slower
 
 
-def response_mlp(sites: Tensor, grid: Grid, expand: nn.Module, norm: Optional[nn.Module], project: nn.Module,
-                 depthwise: Optional[Callable[[Tensor, nn.Conv2d], Tensor]] = None) -> Tensor:
+def response_mlp(
+    sites: Tensor,
+    grid: Grid,
+    expand: nn.Module,
+    norm: nn.Module | None,
+    project: nn.Module,
+    depthwise: Callable[[Tensor, nn.Conv2d], Tensor] | None = None,
+) -> Tensor:
     """Apply a block's MLP to sites: linear, GELU, response norm and linear; ``dispatch.fuse_mlp`` says how.
 
     Args:
@@ -54,24 +61,36 @@ def response_mlp(sites: Tensor, grid: Grid, expand: nn.Module, norm: Optional[nn
         Tensor: (B, N, C).
     """
     if fuse_mlp(grid, expand, norm, project):
-        return fused_response_mlp(sites, expand.weight, expand.bias, norm.gamma, norm.beta, project.weight,
-                                  project.bias, grid.site_mask, norm.eps, use_triton(sites, grid))
+        return fused_response_mlp(
+            sites,
+            expand.weight,
+            expand.bias,
+            norm.gamma,
+            norm.beta,
+            project.weight,
+            project.bias,
+            grid.site_mask,
+            norm.eps,
+            use_triton(sites, grid),
+        )
     hidden = F.gelu(expand(sites))  # (B, N, D)
     if norm is not None:
         hidden = norm(hidden, grid.site_mask, depthwise)
     return project(hidden)
 
 
-def fused_response_mlp(x: Tensor,
-                       weight1: Tensor,
-                       bias1: Tensor,
-                       gamma: Tensor,
-                       beta: Tensor,
-                       weight2: Tensor,
-                       bias2: Tensor,
-                       site_mask: Optional[Tensor] = None,
-                       eps: float = 1e-6,
-                       triton: Optional[bool] = None) -> Tensor:
+def fused_response_mlp(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    site_mask: Tensor | None = None,
+    eps: float = 1e-6,
+    triton: bool | None = None,
+) -> Tensor:
     """Apply linear, GELU, GRN and linear to sites; equal to :func:`response_mlp_reference`.
 
     Under autocast all matrix products run in the autocast dtype, and GRN's sums in float32.
@@ -101,22 +120,24 @@ def fused_response_mlp(x: Tensor,
         return _ResponseMLP.apply(*tensors, site_mask, eps, KernelHidden if triton else Hidden)
 
 
-def response_mlp_reference(x: Tensor,
-                           weight1: Tensor,
-                           bias1: Tensor,
-                           gamma: Tensor,
-                           beta: Tensor,
-                           weight2: Tensor,
-                           bias2: Tensor,
-                           site_mask: Optional[Tensor] = None,
-                           eps: float = 1e-6) -> Tensor:
+def response_mlp_reference(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    site_mask: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
     """Compute :func:`fused_response_mlp` operation by operation; any derivative, keeps four tensors of D channels."""
     activation = F.gelu(F.linear(x, weight1, bias1))
     scale = 1 + gamma * response_scale(activation, site_mask, eps)
     return F.linear(torch.addcmul(beta, activation, scale.to(activation.dtype)), weight2, bias2)
 
 
-def chunks(x: Tensor, channels: int) -> List[Tuple[slice, List[slice]]]:
+def chunks(x: Tensor, channels: int) -> list[tuple[slice, list[slice]]]:
     """Cut the hidden features (B, N, channels) of x (B, N, C) into chunks: slices of images and, for each, slices of
     their sites.
 
@@ -132,13 +153,13 @@ def chunks(x: Tensor, channels: int) -> List[Tuple[slice, List[slice]]]:
     return [(images, _cut(num_sites, -(-num_sites // rows))) for images in _cut(batch, groups)]
 
 
-def _cut(length: int, count: int) -> List[slice]:
+def _cut(length: int, count: int) -> list[slice]:
     """Cut a length into as many slices, equal but for the last, or fewer, but one at least."""
     step = max(-(-length // max(count, 1)), 1)
     return [slice(start, min(start + step, length)) for start in range(0, max(length, 1), step)]
 
 
-def _add(total: Optional[Tensor], term: Tensor) -> Tensor:
+def _add(total: Tensor | None, term: Tensor) -> Tensor:
     """Add a term to a sum over pieces, kept in float32 at least as soon as it has two; None is a sum of none."""
     return term if total is None else total.to(statistics_dtype(term.dtype)).add_(term)
 
@@ -160,14 +181,14 @@ class _Folded:
         """Return the output, ``offset`` (C, ) added, (B, N, C)."""
         return multiply(hidden.activation(), self.scaled_weight.transpose(1, 2), offset)
 
-    def sums(self, hidden: Hidden, grad: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    def sums(self, hidden: Hidden, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the gradients of ``weight2`` (C, D) and of s (B, 1, D) in the dtype of statistics, from that of the
         output (B, N, C), and what :meth:`gradient` needs again."""
         product = multiply(grad.transpose(1, 2), hidden.activation())  # (B, C, D)
         grad_scale = (product.to(statistics_dtype(grad.dtype)) * self.weight2).sum(1, keepdim=True)
         return (product * self.scale).sum(0), grad_scale, None
 
-    def gradient(self, hidden: Hidden, grad: Tensor, kept: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
+    def gradient(self, hidden: Hidden, grad: Tensor, kept: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient of h (B, N, D), that through the norms (``factor``) included, and its sum (D, )."""
         return hidden.gradient(multiply(grad, self.scaled_weight), None, factor)
 
@@ -181,12 +202,12 @@ class _Unfolded(_Folded):
     def apply(self, hidden: Hidden, offset: Tensor) -> Tensor:
         return multiply(hidden.scaled(self.scale), self.weight2.t(), offset)
 
-    def sums(self, hidden: Hidden, grad: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    def sums(self, hidden: Hidden, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         grad_scaled = multiply(grad, self.weight2)  # (B, N, D)
         scaled, grad_scale = hidden.scaled_with_gradient(grad_scaled, self.scale)
         return multiply(grad.flatten(0, 1).t(), scaled.flatten(0, 1)), grad_scale, grad_scaled
 
-    def gradient(self, hidden: Hidden, grad: Tensor, kept: Optional[Tensor], factor: Tensor) -> Tuple[Tensor, Tensor]:
+    def gradient(self, hidden: Hidden, grad: Tensor, kept: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
         return hidden.gradient(kept, self.scale, factor)
 
 
@@ -196,17 +217,28 @@ def _second_linear(x: Tensor, weight2: Tensor, gamma: Tensor, norm: Tensor, eps:
     return (_Folded if fold_scale(x) else _Unfolded)(weight2, scale)
 
 
-def _hidden_of(passes: Type[Hidden], hs: Iterable[Tensor], site_mask: Optional[Tensor], images: slice,
-               sites: List[slice]) -> List[Hidden]:
+def _hidden_of(
+    passes: type[Hidden], hs: Iterable[Tensor], site_mask: Tensor | None, images: slice, sites: list[slice]
+) -> list[Hidden]:
     """Return the hidden features of each part of some images, of which ``hs`` has the next."""
     return [passes(h, None if site_mask is None else site_mask[images, part]) for part, h in zip(sites, hs)]
 
 
 class _ResponseMLP(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx, x: Tensor, weight1: Tensor, bias1: Tensor, gamma: Tensor, beta: Tensor, weight2: Tensor,
-                bias2: Tensor, site_mask: Optional[Tensor], eps: float, passes: Type[Hidden]) -> Tensor:
+    def forward(
+        ctx,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+        site_mask: Tensor | None,
+        eps: float,
+        passes: type[Hidden],
+    ) -> Tensor:
         y, hs, norms = x.new_empty(x.shape), [], []
         offset = torch.addmv(bias2, weight2, beta)  # (C, ), GRN's beta through the second linear
         for images, sites in chunks(x, len(weight1)):
@@ -224,7 +256,7 @@ class _ResponseMLP(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, norms, weight1, gamma, beta, weight2, site_mask, *hs = ctx.saved_tensors
         grad, grad_x, hs = grad.contiguous(), x.new_empty(x.shape), iter(hs)
         grad_weight1 = grad_bias1 = grad_gamma = grad_weight2 = None

@@ -1,4 +1,5 @@
 """FCMAE pretraining, an mmpretrain self-supervised algorithm. Importing it needs mmpretrain."""
+
 from ..engine.fsdp2 import FSDP2Strategy
 from ..engine.layer_decay import LayerDecayOptimWrapperConstructor
 from .ablation_decoders import FCMAETransformerDecoder, FCMAEUNetDecoder
@@ -13,7 +14,19 @@ from .reconstruction import ReconstructionHook
 from .sampler import DrawSampler
 
 __all__ = [
-    'DrawSampler', 'DrawVisibleCells', 'FCMAE', 'FCMAEDataPreprocessor', 'FCMAEDecoder', 'FCMAEHead',
-    'FCMAETransformerDecoder', 'FCMAEUNetDecoder', 'FSDP2Strategy', 'LayerDecayOptimWrapperConstructor',
-    'LoadPicture', 'ProbeHook', 'ReconstructionHook', 'ResumableTrainLoop', 'UnlabelledImages'
+    'DrawSampler',
+    'DrawVisibleCells',
+    'FCMAE',
+    'FCMAEDataPreprocessor',
+    'FCMAEDecoder',
+    'FCMAEHead',
+    'FCMAETransformerDecoder',
+    'FCMAEUNetDecoder',
+    'FSDP2Strategy',
+    'LayerDecayOptimWrapperConstructor',
+    'LoadPicture',
+    'ProbeHook',
+    'ReconstructionHook',
+    'ResumableTrainLoop',
+    'UnlabelledImages',
 ]

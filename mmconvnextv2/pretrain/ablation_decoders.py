@@ -3,7 +3,8 @@
 The paper publishes their scores, not their settings, which are picks here. Every map of the encoder that they read is
 filled with a mask token at hidden cells, as in the standard decoder, and only hidden cells are predicted.
 """
-from typing import Optional, Sequence, Union
+
+from collections.abc import Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -53,21 +54,27 @@ class FCMAEUNetDecoder(BaseModule):
 
     stride = CELL >> (LEVELS - 1)
 
-    def __init__(self, in_channels: Union[int, Sequence[int]], channels: int = 512, depth: int = 1,
-                 skips: bool = False, response_norm: Optional[dict] = dict(type='GRN')) -> None:
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        channels: int = 512,
+        depth: int = 1,
+        skips: bool = False,
+        response_norm: dict | None = dict(type='GRN'),
+    ) -> None:
         super().__init__(init_cfg=INIT_CFG)
-        if channels % 2**(LEVELS - 1) or channels <= 0:
+        if channels % 2 ** (LEVELS - 1) or channels <= 0:
             raise UserError(f'channels={channels} of FCMAEUNetDecoder: they halve three times; give a multiple of 8')
         self.skips = skips
         widths = [channels >> level for level in range(LEVELS)]
         sources = list(in_channels)[::-1] if skips else [in_channels]
         self.out_channels = widths[-1]
         self.projections = nn.ModuleList(nn.Conv2d(*pair, 1) for pair in zip(sources, widths))
-        self.mask_tokens = nn.ParameterList(torch.zeros(width) for width in widths[:len(sources)])
+        self.mask_tokens = nn.ParameterList(torch.zeros(width) for width in widths[: len(sources)])
         self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
         self.blocks = nn.ModuleList(
-            nn.ModuleList(ConvNeXtV2Block(width, response_norm=response_norm) for _ in range(depth))
-            for width in widths)
+            nn.ModuleList(ConvNeXtV2Block(width, response_norm=response_norm) for _ in range(depth)) for width in widths
+        )
 
     def init_weights(self) -> None:
         """Draw weights and mask tokens with standard deviation 0.02."""
@@ -75,7 +82,7 @@ class FCMAEUNetDecoder(BaseModule):
         for token in self.mask_tokens:
             nn.init.normal_(token, std=0.02)
 
-    def forward(self, features: Union[Tensor, Sequence[Tensor]], visible_cells: Tensor) -> Tensor:
+    def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
         """Decode with visible cells (B, K) to a map (B, D / 8, 8 * h, 8 * w).
 
         Args:
@@ -117,7 +124,7 @@ def sincos_positions(height: int, width: int, channels: int, like: Tensor) -> Te
         like (Tensor): Gives dtype and device.
     """
     kind = dict(dtype=torch.float64, device=like.device)
-    rates = 10000.**(-torch.arange(channels // 4, **kind) / (channels // 4))
+    rates = 10000.0 ** (-torch.arange(channels // 4, **kind) / (channels // 4))
     rows = (torch.arange(height, **kind)[:, None, None] * rates).expand(-1, width, -1)  # (h, w, D / 4)
     columns = (torch.arange(width, **kind)[:, None] * rates).expand(height, -1, -1)
     return torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=-1).flatten(0, 1).to(like.dtype)
@@ -145,15 +152,25 @@ class FCMAETransformerDecoder(BaseModule):
     def __init__(self, in_channels: int, channels: int = 512, depth: int = 8, num_heads: int = 16) -> None:
         super().__init__(init_cfg=INIT_CFG)
         if channels % 4 or channels % num_heads:
-            raise UserError(f'channels={channels} of FCMAETransformerDecoder: give a multiple of 4 and of '
-                            f'num_heads={num_heads}')
+            raise UserError(
+                f'channels={channels} of FCMAETransformerDecoder: give a multiple of 4 and of num_heads={num_heads}'
+            )
         self.out_channels = channels
         self.proj = nn.Conv2d(in_channels, channels, 1)
         self.mask_token = nn.Parameter(torch.zeros(channels))
         self.blocks = nn.ModuleList(
             nn.TransformerEncoderLayer(
-                channels, num_heads, 4 * channels, dropout=0., activation='gelu', layer_norm_eps=1e-6,
-                batch_first=True, norm_first=True) for _ in range(depth))
+                channels,
+                num_heads,
+                4 * channels,
+                dropout=0.0,
+                activation='gelu',
+                layer_norm_eps=1e-6,
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(depth)
+        )
         self.norm = LayerNorm(channels)
 
     def init_weights(self) -> None:
@@ -161,7 +178,7 @@ class FCMAETransformerDecoder(BaseModule):
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, features: Union[Tensor, Sequence[Tensor]], visible_cells: Tensor) -> Tensor:
+    def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
         """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
         features = last_map(features)
         grid = Grid(*features.shape[-2:], stride=CELL)

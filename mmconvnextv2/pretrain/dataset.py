@@ -2,8 +2,9 @@
 
 A worker's or a rank's random state plays no part, so the number of workers or processes changes nothing.
 """
+
 import logging
-from typing import Sequence, Union
+from collections.abc import Sequence
 
 import cv2
 import torch
@@ -35,8 +36,14 @@ class UnlabelledImages(CustomDataset):
         RuntimeError: While training, when more files are unreadable than ``max_corrupt_share`` allows.
     """
 
-    def __init__(self, data_root: str, pipeline: tuple = (), max_corrupt_share: float = 0.01,
-                 extensions: Sequence[str] = EXTENSIONS, **kwargs) -> None:
+    def __init__(
+        self,
+        data_root: str,
+        pipeline: tuple = (),
+        max_corrupt_share: float = 0.01,
+        extensions: Sequence[str] = EXTENSIONS,
+        **kwargs,
+    ) -> None:
         if not 0 <= max_corrupt_share < 1:
             raise UserError(f'max_corrupt_share={max_corrupt_share}: expected a share in [0, 1)')
         self.max_corrupt_share = max_corrupt_share
@@ -48,7 +55,7 @@ class UnlabelledImages(CustomDataset):
             super().full_init()
             self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
-    def __getitem__(self, draw: Union[int, Draw]) -> dict:
+    def __getitem__(self, draw: int | Draw) -> dict:
         draw = draw if isinstance(draw, Draw) else Draw(0, 0, draw)
         for step in range(len(self)):
             index = (draw.index + step) % len(self)
@@ -63,10 +70,16 @@ class UnlabelledImages(CustomDataset):
         """Log an unreadable file, and stop the run when there are too many."""
         if not self._corrupt[index]:
             self._corrupt[index] = True
-            print_log(f'skipped {self.get_data_info(index)["img_path"]}: {type(error).__name__}: {error} '
-                      f'({int(self._corrupt.sum())} unreadable of {len(self)})', 'current', logging.WARNING)
+            print_log(
+                f'skipped {self.get_data_info(index)["img_path"]}: {type(error).__name__}: {error} '
+                f'({int(self._corrupt.sum())} unreadable of {len(self)})',
+                'current',
+                logging.WARNING,
+            )
         count = int(self._corrupt.sum())
         if count > max(1, self.max_corrupt_share * len(self)):
             names = [self.get_data_info(int(one))['img_path'] for one in self._corrupt.nonzero()[:10, 0]]
-            raise RunError(f'{count} of {len(self)} images are unreadable, more than max_corrupt_share='
-                           f'{self.max_corrupt_share} allows: {", ".join(names)}')
+            raise RunError(
+                f'{count} of {len(self)} images are unreadable, more than max_corrupt_share='
+                f'{self.max_corrupt_share} allows: {", ".join(names)}'
+            )

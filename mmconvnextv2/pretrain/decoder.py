@@ -5,7 +5,8 @@ The decoders of the paper's ablation are in ``ablation_decoders.py``; a decoder 
 ``stride`` (pixels between two sites of its map, 32 or a fraction) and ``forward(features, visible_cells)``.
 Suffixes: B images, M hidden cells, D decoder channels, C image channels, p sites along a cell's side, s the stride.
 """
-from typing import Optional, Sequence, Tuple, Union
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ def fill_hidden(features: Tensor, visible_cells: Tensor, mask_token: Tensor, str
     return torch.where(shown, sites, mask_token.to(sites.dtype))
 
 
-def last_map(features: Union[Tensor, Sequence[Tensor]]) -> Tensor:
+def last_map(features: Tensor | Sequence[Tensor]) -> Tensor:
     """Return the encoder's last map of several, or the only one."""
     return features if isinstance(features, Tensor) else features[-1]
 
@@ -51,11 +52,9 @@ class FCMAEDecoder(BaseModule):
     skips = False
     stride = CELL
 
-    def __init__(self,
-                 in_channels: int,
-                 channels: int = 512,
-                 depth: int = 1,
-                 response_norm: Optional[dict] = dict(type='GRN')) -> None:
+    def __init__(
+        self, in_channels: int, channels: int = 512, depth: int = 1, response_norm: dict | None = dict(type='GRN')
+    ) -> None:
         super().__init__(init_cfg=INIT_CFG)
         self.channels = self.out_channels = channels
         self.proj = nn.Conv2d(in_channels, channels, 1)
@@ -67,7 +66,7 @@ class FCMAEDecoder(BaseModule):
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, features: Union[Tensor, Sequence[Tensor]], visible_cells: Tensor) -> Tensor:
+    def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
         """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
         features = last_map(features)
         grid = Grid(*features.shape[-2:], stride=CELL)
@@ -89,8 +88,9 @@ class FCMAEHead(BaseModule):
         stride (int): s of the decoded map; each site predicts s x s pixels. Defaults to 32.
     """
 
-    def __init__(self, in_channels: int = 512, image_channels: int = 3, norm_pix: bool = True,
-                 stride: int = CELL) -> None:
+    def __init__(
+        self, in_channels: int = 512, image_channels: int = 3, norm_pix: bool = True, stride: int = CELL
+    ) -> None:
         super().__init__(init_cfg=INIT_CFG)
         self.norm_pix = norm_pix
         self.stride = stride
@@ -104,7 +104,7 @@ class FCMAEHead(BaseModule):
         pixels = pixels.reshape(*hidden_cells.shape, patch, patch, self.stride, self.stride, -1)
         return pixels.transpose(3, 4).flatten(2)  # (B, M, p, s, p, s, C), flat
 
-    def target(self, images: Tensor, hidden_cells: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def target(self, images: Tensor, hidden_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the target (B, M, 32 * 32 * C) of hidden cells with the mean and the deviation (B, M, 1) it was
         normalised by."""
         cells = gather(images, hidden_cells, CELL).reshape(*hidden_cells.shape, -1)

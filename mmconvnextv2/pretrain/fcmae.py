@@ -3,7 +3,6 @@
 Against the official code: GRN statistics per image as in the paper, weights drawn once with std 0.02, the size of maps
 from the image and never from occupied coordinates, any number of channels and non-square images.
 """
-from typing import Dict, List, Optional
 
 import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
@@ -37,26 +36,29 @@ class FCMAE(BaseSelfSupervisor):
         ValueError: If the execution is unknown or cannot mask, or the preprocessor is for another number of channels.
     """
 
-    def __init__(self,
-                 backbone: dict,
-                 neck: dict,
-                 head: dict,
-                 execution: str = 'packed',
-                 data_preprocessor: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None) -> None:
+    def __init__(
+        self,
+        backbone: dict,
+        neck: dict,
+        head: dict,
+        execution: str = 'packed',
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
         get_execution(execution, masking=True)
         backbone = MODELS.build(backbone)
         neck = _build_decoder(neck, backbone)
         set_kernels(neck, getattr(backbone, 'kernels', None))
-        head = MODELS.build({'in_channels': neck.out_channels, 'stride': neck.stride,
-                             'image_channels': backbone.in_channels, **head})
+        head = MODELS.build(
+            {'in_channels': neck.out_channels, 'stride': neck.stride, 'image_channels': backbone.in_channels, **head}
+        )
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = {'type': 'FCMAEDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         _check_normalisation(self.data_preprocessor, backbone.in_channels)
         self.execution = execution
 
-    def loss(self, inputs: Tensor, data_samples: List) -> Dict[str, Tensor]:
+    def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Compute the loss of images (B, C, H, W) whose samples hold ``visible_cells``."""
         _check_channels(inputs, self.backbone.in_channels)
         visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
@@ -65,7 +67,7 @@ class FCMAE(BaseSelfSupervisor):
         return dict(loss=self.head.loss(decoded, inputs, _hidden(visible_cells, inputs)))
 
     @torch.no_grad()
-    def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> Dict[str, Tensor]:
+    def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> dict[str, Tensor]:
         """Return images to look at, in the inputs' normalised scale, each of shape (B, C, H, W).
 
         Predictions are mapped back with the true mean and deviation of each cell, as the target was.
@@ -92,7 +94,8 @@ class FCMAE(BaseSelfSupervisor):
             original=inputs,
             masked=torch.where(shown, inputs, inputs.new_zeros(())),
             reconstruction=prediction,
-            pasted=torch.where(shown, inputs, prediction.to(inputs.dtype)))
+            pasted=torch.where(shown, inputs, prediction.to(inputs.dtype)),
+        )
 
 
 def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
@@ -103,8 +106,10 @@ def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
     """
     skips = config.get('skips', False)
     if skips and backbone.out_indices != (0, 1, 2, 3):
-        raise UserError(f'the decoder has skips=True but the backbone returns stages {backbone.out_indices}: set '
-                        'model.backbone.out_indices=(0, 1, 2, 3)')
+        raise UserError(
+            f'the decoder has skips=True but the backbone returns stages {backbone.out_indices}: set '
+            'model.backbone.out_indices=(0, 1, 2, 3)'
+        )
     return MODELS.build({'in_channels': backbone.channels if skips else backbone.channels[-1], **config})
 
 
@@ -112,17 +117,21 @@ def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
     """Raise ``ValueError`` for a mean of another length than the backbone's input."""
     mean = getattr(preprocessor, 'mean', None)
     if mean is not None and mean.numel() not in (1, in_channels):
-        raise UserError(f'model.data_preprocessor has {mean.numel()} values in mean and std, but model.backbone has '
-                        f'in_channels={in_channels}: give one value, or one per channel')
+        raise UserError(
+            f'model.data_preprocessor has {mean.numel()} values in mean and std, but model.backbone has '
+            f'in_channels={in_channels}: give one value, or one per channel'
+        )
 
 
 def _check_channels(images: Tensor, in_channels: int) -> None:
     """Raise ``ValueError`` for images (B, C, H, W) of another number of channels than the backbone's."""
     if images.ndim == 4 and images.shape[1] != in_channels:
-        raise UserError(f'the images have {images.shape[1]} channels, but model.backbone has in_channels='
-                        f'{in_channels}: set it to what the images have, or load them with '
-                        f"dict(type='LoadPicture', channels={in_channels}), or color_type='grayscale' of "
-                        'LoadImageFromFile for one channel')
+        raise UserError(
+            f'the images have {images.shape[1]} channels, but model.backbone has in_channels='
+            f'{in_channels}: set it to what the images have, or load them with '
+            f"dict(type='LoadPicture', channels={in_channels}), or color_type='grayscale' of "
+            'LoadImageFromFile for one channel'
+        )
 
 
 def _hidden(visible_cells: Tensor, images: Tensor) -> Tensor:

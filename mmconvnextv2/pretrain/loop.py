@@ -3,8 +3,9 @@
 mmengine's ``EpochBasedTrainLoop`` resumes at the start of an epoch only, with random states of a new process. Here the
 place in the epoch and all random states follow from the iteration alone, so that a checkpoint needs to store neither.
 """
+
 import random
-from typing import Iterator, Tuple
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -54,11 +55,15 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._sampler_has_seed = config.get('sampler', {}).get('seed') is not None
         super().__init__(runner, dataloader, max_epochs, **kwargs)
         if not hasattr(self.dataloader.sampler, 'skip'):
-            raise UserError(f'train_dataloader.sampler={type(self.dataloader.sampler).__name__} cannot skip images: '
-                            "use dict(type='DrawSampler'), or train_cfg.type='EpochBasedTrainLoop'")
+            raise UserError(
+                f'train_dataloader.sampler={type(self.dataloader.sampler).__name__} cannot skip images: '
+                "use dict(type='DrawSampler'), or train_cfg.type='EpochBasedTrainLoop'"
+            )
         if not len(self.dataloader):
-            raise UserError(f'train_dataloader.batch_size={self.dataloader.batch_size} is more than the '
-                            f'{len(self.dataloader.sampler)} images of a process: choose a smaller one')
+            raise UserError(
+                f'train_dataloader.batch_size={self.dataloader.batch_size} is more than the '
+                f'{len(self.dataloader.sampler)} images of a process: choose a smaller one'
+            )
 
     def run(self) -> torch.nn.Module:
         """Train to the end, from wherever the runner has resumed."""
@@ -83,7 +88,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         seed_generators(self.runner.seed, self._iter, get_rank())
         super().run_iter(idx, data_batch)
 
-    def _batches(self, epoch: int, first: int) -> Iterator[Tuple[int, dict]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[int, dict]]:
         """Yield (index in the epoch, batch) of an epoch from batch ``first`` on; global random states stay."""
         sampler = self.dataloader.sampler
         sampler.set_epoch(epoch)
@@ -118,7 +123,9 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         batch = self.dataloader.batch_size * processes
         before = hub.runtime_info.get('pictures_per_iteration', batch) if self._iter else batch
         if before != batch:
-            raise UserError(f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
-                            f'{batch} images per iteration, but the run to resume has {before}: set it to '
-                            f'{before / processes:g}, or start anew from its weights with load_from')
+            raise UserError(
+                f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
+                f'{batch} images per iteration, but the run to resume has {before}: set it to '
+                f'{before / processes:g}, or start anew from its weights with load_from'
+            )
         hub.update_info('pictures_per_iteration', batch)

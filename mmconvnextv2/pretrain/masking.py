@@ -3,8 +3,9 @@
 A mask is a list of visible cells: their number is a shape, so nothing waits for the GPU. mmpretrain's heads use the
 opposite convention (1 = removed); nothing here passes such a mask on.
 """
+
 import math
-from typing import List, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def hidden_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
     flags = torch.zeros(len(visible_cells), num_cells, dtype=torch.int8, device=visible_cells.device)
     flags = flags.scatter(1, visible_cells, 1)  # 1 = visible
     order = flags.argsort(dim=1, stable=True)  # hidden cells first, each kind in ascending order
-    return order[:, :num_cells - visible_cells.shape[1]]
+    return order[:, : num_cells - visible_cells.shape[1]]
 
 
 @TRANSFORMS.register_module()
@@ -70,8 +71,10 @@ class DrawVisibleCells(BaseTransform):
         """
         height, width = results['img'].shape[:2]
         if height % CELL or width % CELL:
-            raise UserError(f'the pipeline gives images of {height}x{width} pixels: FCMAE needs multiples of '
-                            f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'")
+            raise UserError(
+                f'the pipeline gives images of {height}x{width} pixels: FCMAE needs multiples of '
+                f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'"
+            )
         num_cells = (height // CELL) * (width // CELL)
         try:
             count = num_visible(num_cells, self.mask_ratio)
@@ -91,10 +94,12 @@ def stack_visible_cells(data_samples: Sequence, device: torch.device) -> Tensor:
     Raises:
         ValueError: If a sample has none, or samples show different numbers of cells.
     """
-    cells: List[np.ndarray] = [sample.metainfo.get('visible_cells') for sample in data_samples]
+    cells: list[np.ndarray] = [sample.metainfo.get('visible_cells') for sample in data_samples]
     if any(one is None for one in cells):
-        raise UserError("a data sample has no 'visible_cells': put dict(type='DrawVisibleCells') in front of "
-                        "'PackInputs', and 'visible_cells' in its meta_keys")
+        raise UserError(
+            "a data sample has no 'visible_cells': put dict(type='DrawVisibleCells') in front of "
+            "'PackInputs', and 'visible_cells' in its meta_keys"
+        )
     if len({len(one) for one in cells}) != 1:
         raise UserError(f'the images of a batch show {sorted({len(one) for one in cells})} cells: expected one')
     return torch.from_numpy(np.stack(cells)).to(device, non_blocking=True)

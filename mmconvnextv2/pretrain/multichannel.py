@@ -3,8 +3,9 @@
 mmcv's loaders stop at four 8-bit channels, and the preprocessors of mmengine and mmpretrain at three. Both remain
 usable; these take their place where images have other channels.
 """
+
 import io
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import cv2
 import mmengine.fileio as fileio
@@ -71,7 +72,8 @@ class LoadPicture(BaseTransform):
             raise UserError(
                 f'{path} has shape {pixels.shape} (height, width, channels), but LoadPicture has channels='
                 f'{self.channels}: set it, model.backbone.in_channels and the lengths of '
-                'model.data_preprocessor.mean and std to what the images have, or take this file out')
+                'model.data_preprocessor.mean and std to what the images have, or take this file out'
+            )
         scale = 257 if pixels.dtype == np.uint16 else 1
         results['img'] = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(scale)
         if not np.isfinite(results['img']).all():
@@ -95,7 +97,7 @@ def read_picture(content: bytes, path: str) -> np.ndarray:
         raise FileError(f'{path} cannot be decoded: {error}') from error
     if pixels is None:
         raise FileError(f'{path} cannot be decoded; more than four channels are read from .npy files')
-    if content[:4] in TIFF and pixels.shape[2:] == (4, ) and pixels.dtype == np.uint8:
+    if content[:4] in TIFF and pixels.shape[2:] == (4,) and pixels.dtype == np.uint8:
         return np.asarray(Image.open(io.BytesIO(content)))  # OpenCV multiplies colours of such files by alpha
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA) if pixels.ndim == 3 and pixels.shape[2] == 4 else pixels
 
@@ -130,12 +132,19 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         ValueError: If ``mean`` and ``std`` do not go together.
     """
 
-    def __init__(self, mean: Optional[Sequence[float]] = None, std: Optional[Sequence[float]] = None,
-                 to_rgb: bool = False, non_blocking: bool = False) -> None:
+    def __init__(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        to_rgb: bool = False,
+        non_blocking: bool = False,
+    ) -> None:
         super().__init__(non_blocking)
         if (mean is None) != (std is None) or (mean is not None and (len(mean) != len(std) or min(std) <= 0)):
-            raise UserError(f'mean={mean} and std={std} of the data_preprocessor: expected as many of one as of the '
-                            'other, and positive deviations')
+            raise UserError(
+                f'mean={mean} and std={std} of the data_preprocessor: expected as many of one as of the '
+                'other, and positive deviations'
+            )
         self.to_rgb = to_rgb
         self.normalises = mean is not None
         if self.normalises:
@@ -151,9 +160,11 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         data = self.cast_data(data)
         images = data['inputs']
         if self.normalises and self.mean.numel() not in (1, images.shape[1]):
-            raise UserError(f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the images '
-                            f'have {images.shape[1]} channels: give as many, or load images with as many '
-                            "(dict(type='LoadPicture', channels=...))")
+            raise UserError(
+                f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the images '
+                f'have {images.shape[1]} channels: give as many, or load images with as many '
+                "(dict(type='LoadPicture', channels=...))"
+            )
         images = images.flip(1) if self.to_rgb and images.shape[1] == 3 else images
         images = images.float()
         return {**data, 'inputs': (images - self.mean) / self.std if self.normalises else images}

@@ -4,9 +4,10 @@ The vote is that of instance discrimination (arXiv 1805.01978, section 3.4): nei
 exp(cosine / temperature). The linear probe is a penalised logistic regression on standardised features, solved to its
 optimum in place of training with augmentation for epochs, so that its number has no learning rate.
 """
+
 import math
 import os
-from typing import Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,21 +25,26 @@ from ..engine.model_state import evaluating, unwrapped
 from ..utils.errors import MissingFileError, UserError
 from .sampler import seeded
 
-Labelled = Tuple[Dataset, Tensor]  # images and their classes, long (N, )
+Labelled = tuple[Dataset, Tensor]  # images and their classes, long (N, )
 
 
-def default_pipeline(image_size: int) -> List[dict]:
+def default_pipeline(image_size: int) -> list[dict]:
     """Return the usual evaluation view: the short side to 256 / 224 of the crop, then the centre."""
     return [
         dict(type='LoadImageFromFile'),
-        dict(type='ResizeEdge', scale=round(image_size * 256 / 224), edge='short', backend='pillow',
-             interpolation='bicubic'),
+        dict(
+            type='ResizeEdge',
+            scale=round(image_size * 256 / 224),
+            edge='short',
+            backend='pillow',
+            interpolation='bicubic',
+        ),
         dict(type='CenterCrop', crop_size=image_size),
-        dict(type='PackInputs')
+        dict(type='PackInputs'),
     ]
 
 
-def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 0.2) -> Tuple[Labelled, Labelled, int]:
+def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 0.2) -> tuple[Labelled, Labelled, int]:
     """Read a labelled folder, one folder per class, and split it in two.
 
     With folders ``train`` and ``val`` below ``data_root`` those are the split; else each class's files, in order of
@@ -60,8 +66,10 @@ def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 
         raise MissingFileError(f'data_root={data_root!r} of ProbeHook does not exist')
     parts = [part for part in ('train', 'val') if os.path.isdir(os.path.join(data_root, part))]
     if len(parts) == 1:
-        raise UserError(f'data_root={data_root!r} of ProbeHook has a folder {parts[0]!r} alone: give train and val, '
-                        'or one folder per class')
+        raise UserError(
+            f'data_root={data_root!r} of ProbeHook has a folder {parts[0]!r} alone: give train and val, '
+            'or one folder per class'
+        )
     if parts:
         sets = [_read(os.path.join(data_root, part), pipeline) for part in parts]
         labels = [_labels(one) for one in sets]
@@ -72,14 +80,16 @@ def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 
         labels = [_labels(whole)[index] for index in indices]
     classes = [_classes(one) for one in sets]
     if classes[0] != classes[1] or len(classes[0]) < 2 or not all(map(len, labels)):
-        raise UserError(f'{data_root} has {len(labels[0])} images of the classes {classes[0]} to learn from and '
-                        f'{len(labels[1])} of {classes[1]} to test on: expected images of the same classes, two '
-                        'or more, in both')
+        raise UserError(
+            f'{data_root} has {len(labels[0])} images of the classes {classes[0]} to learn from and '
+            f'{len(labels[1])} of {classes[1]} to test on: expected images of the same classes, two '
+            'or more, in both'
+        )
     return (sets[0], labels[0]), (sets[1], labels[1]), len(classes[0])
 
 
 def _read(folder: str, pipeline: Sequence[dict]) -> CustomDataset:
-    return CustomDataset(data_root=folder, pipeline=list(pipeline), extensions=EXTENSIONS + ('.npy', ))
+    return CustomDataset(data_root=folder, pipeline=list(pipeline), extensions=EXTENSIONS + ('.npy',))
 
 
 def _labels(dataset: CustomDataset) -> Tensor:
@@ -90,9 +100,9 @@ def _classes(dataset: Dataset) -> Sequence[str]:
     return (dataset.dataset if isinstance(dataset, Subset) else dataset).CLASSES
 
 
-def _even_split(labels: Tensor, share: float) -> Tuple[List[int], List[int]]:
+def _even_split(labels: Tensor, share: float) -> tuple[list[int], list[int]]:
     """Return indices outside and inside a share of each class, taken at even steps."""
-    parts: Tuple[List[int], List[int]] = ([], [])
+    parts: tuple[list[int], list[int]] = ([], [])
     for label in labels.unique().tolist():
         for place, index in enumerate((labels == label).nonzero()[:, 0].tolist()):
             parts[math.floor((place + 1) * share + 1e-9) > math.floor(place * share + 1e-9)].append(index)
@@ -121,7 +131,7 @@ def pooled_features(model: nn.Module, dataset: Dataset, batch_size: int = 64, nu
             inputs = model.data_preprocessor(batch, False)['inputs']
             pooled.append(model(inputs, mode='tensor')[-1].float().mean((2, 3)))  # (B, C)
     parts = all_gather(torch.cat(pooled))
-    return torch.stack(parts, dim=1).flatten(0, 1)[:len(dataset)]  # image j * world_size + rank is rank's j-th
+    return torch.stack(parts, dim=1).flatten(0, 1)[: len(dataset)]  # image j * world_size + rank is rank's j-th
 
 
 def knn_vote(features: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
@@ -143,7 +153,7 @@ def knn_vote(features: Tensor, labels: Tensor, queries: Tensor, k: int, temperat
     return torch.cat(votes)
 
 
-def fit_linear(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> Tuple[Tensor, Tensor]:
+def fit_linear(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
     """Return weight (classes, C) and bias (classes, ) that minimise the mean cross-entropy plus
     ``penalty / 2 * |weight|^2``, by L-BFGS from zero: no random state.
 
@@ -155,8 +165,9 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, penalty: floa
     """
     weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(num_classes, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=200, tolerance_grad=1e-7, tolerance_change=1e-12,
-                               line_search_fn='strong_wolfe')
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=200, tolerance_grad=1e-7, tolerance_change=1e-12, line_search_fn='strong_wolfe'
+    )
 
     @torch.enable_grad()
     def closure() -> Tensor:
@@ -205,18 +216,20 @@ class ProbeHook(Hook):
         ValueError: If a number is out of its range.
     """
 
-    def __init__(self,
-                 data_root: str,
-                 interval: int = 10,
-                 k: int = 20,
-                 temperature: float = 0.07,
-                 linear: bool = True,
-                 penalty: float = 1e-3,
-                 val_share: float = 0.2,
-                 image_size: int = 224,
-                 pipeline: Optional[Sequence[dict]] = None,
-                 batch_size: int = 64,
-                 num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        data_root: str,
+        interval: int = 10,
+        k: int = 20,
+        temperature: float = 0.07,
+        linear: bool = True,
+        penalty: float = 1e-3,
+        val_share: float = 0.2,
+        image_size: int = 224,
+        pipeline: Sequence[dict] | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> None:
         smallest = dict(interval=interval, k=k, batch_size=batch_size, temperature=temperature, penalty=penalty)
         for name, value in smallest.items():
             if value <= 0:
@@ -242,8 +255,10 @@ class ProbeHook(Hook):
         """
         self._train, self._test, self._num_classes = labelled_split(self.data_root, self.pipeline, self.val_share)
         if self.k > len(self._train[1]):
-            raise UserError(f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} images to learn '
-                            'from; choose no more neighbours')
+            raise UserError(
+                f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} images to learn '
+                'from; choose no more neighbours'
+            )
 
     def after_train_epoch(self, runner) -> None:
         """Evaluate when the interval has passed, and after the last epoch."""
@@ -257,7 +272,7 @@ class ProbeHook(Hook):
         text = ', '.join(f'{name} {score:.2f}' for name, score in scores.items())
         runner.logger.info(f'frozen features after epoch {runner.epoch + 1}: {text}')
 
-    def evaluate(self, model: nn.Module) -> Dict[str, float]:
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return ``knn_top1`` and ``linear_top1`` of an ``FCMAE``, in percent."""
         features, queries = (pooled_features(model, part[0], **self.loading) for part in (self._train, self._test))
         labels, truth = (part[1].to(features.device) for part in (self._train, self._test))

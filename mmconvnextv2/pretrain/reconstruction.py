@@ -1,5 +1,6 @@
 """Reconstruction images during pretraining."""
-from typing import Optional, Sequence
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from .masking import stack_visible_cells
 COLUMNS = ('original', 'masked', 'reconstruction', 'pasted')
 
 
-def picture_grid(pictures: dict, mean: Optional[Tensor] = None, std: Optional[Tensor] = None) -> np.ndarray:
+def picture_grid(pictures: dict, mean: Tensor | None = None, std: Tensor | None = None) -> np.ndarray:
     """Lay ``FCMAE.reconstruct``'s images out as one RGB image, a row an image and the columns of ``COLUMNS``.
 
     Images with other than three channels show their first channel.
@@ -68,7 +69,8 @@ class ReconstructionHook(Hook):
         samples: Sequence[dict] = [dataset[index] for index in range(min(self.num_images, len(dataset)))]
         self._batch = dict(
             inputs=torch.stack([sample['inputs'] for sample in samples]),
-            data_samples=[sample['data_samples'] for sample in samples])
+            data_samples=[sample['data_samples'] for sample in samples],
+        )
 
     def after_train_epoch(self, runner) -> None:
         """Draw when the interval has passed, and after the last epoch."""

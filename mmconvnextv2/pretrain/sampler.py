@@ -1,7 +1,9 @@
 """DrawSampler: the same draws for the same seed, whatever the number of processes and workers."""
+
 import random
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch.utils.data import Sampler
 
 class Draw(NamedTuple):
     """Which random draw of which image a sampler asks for."""
+
     seed: int
     epoch: int
     index: int
@@ -49,11 +52,9 @@ class DrawSampler(Sampler):
         skip (int): Images of this rank to leave out at the start of the next pass.
     """
 
-    def __init__(self,
-                 dataset: torch.utils.data.Dataset,
-                 seed: Optional[int] = None,
-                 shuffle: bool = True,
-                 drop_last: bool = False) -> None:
+    def __init__(
+        self, dataset: torch.utils.data.Dataset, seed: int | None = None, shuffle: bool = True, drop_last: bool = False
+    ) -> None:
         self.rank, self.world_size = get_dist_info()
         self.size = len(dataset)
         self.seed = sync_random_seed() if seed is None else seed
@@ -67,7 +68,7 @@ class DrawSampler(Sampler):
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         order = np.resize(order, len(self) * self.world_size)  # the first images again, so that ranks are even
-        own = order[self.rank::self.world_size][self.skip:]
+        own = order[self.rank :: self.world_size][self.skip :]
         return iter([Draw(self.seed, self.epoch, int(index)) for index in own])
 
     def __len__(self) -> int:

@@ -1,8 +1,9 @@
 """Files and folders that appear whole or not at all."""
+
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 from uuid import uuid4
 
 from .errors import UserError

@@ -3,8 +3,9 @@
 Upstream's packages have forks that are maintained for newer torch: other distributions of the same modules, of which an
 environment can hold one.
 """
+
+from collections.abc import Iterator
 from importlib import metadata
-from typing import Iterator, Optional
 
 from packaging.version import Version
 
@@ -29,7 +30,7 @@ FORKS = {
 }
 
 
-def installed_version(distribution: str) -> Optional[str]:
+def installed_version(distribution: str) -> str | None:
     """Return the installed version of a distribution, or None."""
     try:
         return metadata.version(distribution)

@@ -4,9 +4,10 @@ MMEngine's ``Config.fromfile`` finds packages through ``MODULE2PACKAGE``, gives 
 package it came from, and looks types up in the registries of that scope. This package has no registries: its recipes
 are written for MMDetection, MMSegmentation or MMPretrain, and say so in ``default_scope``.
 """
+
 import os
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -50,9 +51,11 @@ def read_config(path: str) -> Config:
         root: BaseException = error
         while root.__cause__ or root.__context__:
             root = root.__cause__ or root.__context__
-        raise UserError(f'{path}: custom_imports cannot be imported: {root}. Install what is missing, or set '
-                        'PYTHONPATH to the folder of a module of your own; `python -m mmconvnextv2 doctor` tries the '
-                        'rest') from error
+        raise UserError(
+            f'{path}: custom_imports cannot be imported: {root}. Install what is missing, or set '
+            'PYTHONPATH to the folder of a module of your own; `python -m mmconvnextv2 doctor` tries the '
+            'rest'
+        ) from error
     _drop_scope(cfg._cfg_dict)
     return cfg
 
@@ -60,9 +63,10 @@ def read_config(path: str) -> Config:
 class PixelNormalization(NamedTuple):
     """What a model's data preprocessor does to pixels: whether channels are swapped, and their mean and deviation, 0 to
     255 in 8 bits, None where they stay as they are."""
+
     swaps_channels: bool
-    mean: Optional[Tuple[float, ...]]
-    std: Optional[Tuple[float, ...]]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
 
 
 IMAGENET = PixelNormalization(True, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))  # of RGB

@@ -1,4 +1,5 @@
 """Errors that the user can mend: a command shows their message as one line, without a traceback."""
+
 import sys
 import traceback
 

@@ -2,13 +2,15 @@
 
 One finder behind all others in ``sys.meta_path``, so that no file has to stay where a module was.
 """
+
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
-from typing import Any, Callable, Optional, Sequence
+from typing import Any
 
 PACKAGE = __name__.partition('.')[0]
 REMOVED_IN = '0.4'
@@ -72,7 +74,7 @@ MOVED = {
     'typos': 'utils.suggestions',
     'versions': 'utils.compat',
 }
-PACKAGES = ('execution', )
+PACKAGES = ('execution',)
 # Functions of these that have another name now
 RENAMED = {
     'launch.load_config': 'load_run_config',  # from parsed arguments; load_config takes a path
@@ -99,8 +101,9 @@ class MovedModule(ModuleType):
 class MovedFinder(MetaPathFinder, Loader):
     """Finds the modules of ``MOVED``; runs them as commands for ``python -m``, too."""
 
-    def find_spec(self, fullname: str, path: Optional[Sequence[str]] = None,
-                  target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         package, _, name = fullname.partition('.')
         if package != PACKAGE or name not in MOVED:
             return None
@@ -120,8 +123,11 @@ class MovedFinder(MetaPathFinder, Loader):
 
     @staticmethod
     def _warn(name: str) -> None:
-        warnings.warn(f'{name} is now {" and ".join(_places(name))}; the old name goes with {REMOVED_IN}',
-                      FutureWarning, stacklevel=3)  # at the import, beyond this finder
+        warnings.warn(
+            f'{name} is now {" and ".join(_places(name))}; the old name goes with {REMOVED_IN}',
+            FutureWarning,
+            stacklevel=3,
+        )  # at the import, beyond this finder
 
 
 def _places(fullname: str) -> Sequence[str]:

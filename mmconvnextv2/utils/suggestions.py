@@ -2,11 +2,12 @@
 
 mmengine shows a traceback for what it cannot build, and takes a misspelt override for a new key without a word.
 """
+
 import difflib
 import inspect
 import re
 import traceback
-from typing import Dict, Iterable, List, Optional, Tuple
+from collections.abc import Iterable
 
 import mmengine.registry
 from mmengine.config import Config
@@ -19,12 +20,12 @@ REFUSALS = (AssertionError, IndexError, KeyError, RuntimeError, TypeError, Value
 UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w.-]*::([\w ]+) registry')
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> Optional[str]:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name that is most like a given one, None when none is."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
 
 
-def explain_build(error: BaseException) -> Optional[str]:
+def explain_build(error: BaseException) -> str | None:
     """Return one line for what mmengine cannot build of a config: a key that a class does not know, a class that no
     registry knows, or arguments that a library's class refuses."""
     text = ' '.join(str(error).split())
@@ -34,20 +35,27 @@ def explain_build(error: BaseException) -> Optional[str]:
         known = list_arguments(built)
         return f'{built.__name__} has no argument {key[1]!r}{_did_you_mean(key[1], known)}; it has {", ".join(known)}'
     if isinstance(error, KeyError) and kind:
-        return (f'type={kind[1]!r} is not registered as {kind[2]}{_did_you_mean(kind[1], list_types(kind[2]))}; '
-                'see also custom_imports and default_scope')
+        return (
+            f'type={kind[1]!r} is not registered as {kind[2]}{_did_you_mean(kind[1], list_types(kind[2]))}; '
+            'see also custom_imports and default_scope'
+        )
     if isinstance(error, REFUSALS) and built is not None and raised_in_library(error):
         plain = {name: value for name, value in given.items() if isinstance(value, (bool, float, int, str))}
         reason = f'{type(error).__name__}: {text.rstrip(".")[:500]}'
-        return (f"type='{built.__name__}' of the config refuses its arguments, {plain}: {reason}. Correct them; "
-                '--traceback shows where')
+        return (
+            f"type='{built.__name__}' of the config refuses its arguments, {plain}: {reason}. Correct them; "
+            '--traceback shows where'
+        )
     return None
 
 
-def _class_being_built(error: BaseException) -> Tuple[Optional[type], dict]:
+def _class_being_built(error: BaseException) -> tuple[type | None, dict]:
     """Return the class that mmengine was building last, and its arguments; the error may come from a base of it."""
-    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)
-              if frame.f_code.co_name == 'build_from_cfg' and inspect.isclass(frame.f_locals.get('obj_cls'))]
+    frames = [
+        frame.f_locals
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == 'build_from_cfg' and inspect.isclass(frame.f_locals.get('obj_cls'))
+    ]
     return (frames[-1]['obj_cls'], frames[-1].get('args') or {}) if frames else (None, {})
 
 
@@ -56,9 +64,9 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
     return f', did you mean {meant!r}?' if meant else ''
 
 
-def list_arguments(kind: type) -> List[str]:
+def list_arguments(kind: type) -> list[str]:
     """List the arguments of a class, and of its bases as far as it hands ``**kwargs`` on."""
-    names: Dict[str, None] = {}
+    names: dict[str, None] = {}
     for owner in inspect.getmro(kind):
         parameters = inspect.signature(owner.__init__).parameters.values() if '__init__' in vars(owner) else ()
         plain = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
@@ -68,14 +76,14 @@ def list_arguments(kind: type) -> List[str]:
     return list(names)
 
 
-def list_types(name: str) -> List[str]:
+def list_types(name: str) -> list[str]:
     """List the classes of a registry, such as ``'model'``, and of its children."""
     families = [(one, *one.children.values()) for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
     registries = [one for family in families if name in [member.name for member in family] for one in family]
     return sorted({kind for registry in registries for kind in registry.module_dict})
 
 
-def check_overrides(cfg: Config, options: Optional[dict]) -> None:
+def check_overrides(cfg: Config, options: dict | None) -> None:
     """Refuse an override whose first name is not in the config but much like one that is.
 
     Raises:

@@ -1,4 +1,5 @@
 """tools/analyze_features.py measures what it says, on images and models of any source, and answers mistakes."""
+
 import csv
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def place(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 255, (70 + number, 90, 3), dtype=np.uint8)).save(path)
     torch.save(make_model().state_dict(), folder / 'v2.pth')
-    torch.save(make_model(1, response_norm=None, layer_scale_init_value=1.).state_dict(), folder / 'v1.pth')
+    torch.save(make_model(1, response_norm=None, layer_scale_init_value=1.0).state_dict(), folder / 'v1.pth')
     return folder
 
 
@@ -83,7 +84,7 @@ def test_distance_of_two_models(place):
     out = run(place, 'distance', place / 'pictures', '--model', 'with GRN', place / 'v2.pth')
     out = run(place, 'distance', place / 'pictures', '--model', 'none', place / 'v1.pth', '--add', out / 'distance.csv')
     rows, images = read(out / 'distance.csv'), normalised(place / 'pictures')
-    models = [make_model(), make_model(1, response_norm=None, layer_scale_init_value=1.)]
+    models = [make_model(), make_model(1, response_norm=None, layer_scale_init_value=1.0)]
     assert [row['model'] for row in rows] == ['with GRN'] * 5 + ['none'] * 5
     for model, own in zip(models, (rows[:5], rows[5:])):
         distances = [cosine_distance(features) for features in watched(watch_hidden, model, images)]
@@ -105,7 +106,7 @@ def test_selectivity_of_a_labelled_folder(place):
     for one, other in zip(*by_class):
         for channel in range(one.shape[2]):
             low, high = sorted(features[..., channel].clamp(min=0).mean().item() for features in (one, other))
-            expected.append((high - low) / (high + low) if high else 0.)
+            expected.append((high - low) / (high + low) if high else 0.0)
     assert [float(row['selectivity']) for row in rows] == pytest.approx(expected, abs=1e-3)
     assert len(rows) == 8 + 12 + 16 + 16 + 20 and (out / 'selectivity.png').stat().st_size > 10000
 
@@ -120,8 +121,21 @@ def test_maps_count_channels(place):
         model.stages[2][1].pointwise_conv1.bias[5:7] = 9  # the same everywhere: saturated
         hidden.gamma[:7], hidden.beta[:7] = 0.1, 0
     torch.save(model.state_dict(), place / 'collapsed.pth')
-    out = run(place, 'maps', place / 'pictures', '--num-images', 2, '--blocks', 3, 'stages.0.0', '--model', 'a model',
-              place / 'collapsed.pth', '--tolerance', '1e-6')
+    out = run(
+        place,
+        'maps',
+        place / 'pictures',
+        '--num-images',
+        2,
+        '--blocks',
+        3,
+        'stages.0.0',
+        '--model',
+        'a model',
+        place / 'collapsed.pth',
+        '--tolerance',
+        '1e-6',
+    )
     rows = read(out / 'maps.csv')
     assert [row['block'] for row in rows] == ['stages.0.0'] * 2 + ['stages.2.1'] * 2
     assert [(int(row['dead']), int(row['saturated'])) for row in rows] == [(0, 0)] * 2 + [(5, 2)] * 2
@@ -130,10 +144,17 @@ def test_maps_count_channels(place):
 
 def test_mosaic_has_one_scale():
     """Maps keep their order and share a scale, so that a flat one is flat; a gap of NaN is between them."""
-    maps = np.stack([np.full((2, 2), 0.), np.full((2, 2), 4.), np.array([[0., 1.], [2., 4.]])])
+    maps = np.stack([np.full((2, 2), 0.0), np.full((2, 2), 4.0), np.array([[0.0, 1.0], [2.0, 4.0]])])
     tiles, gap = mosaic(maps), np.nan
-    expected = [[gap] * 7, [gap, 0, 0, gap, 1, 1, gap], [gap, 0, 0, gap, 1, 1, gap], [gap] * 7,
-                [gap, 0, .25, gap, gap, gap, gap], [gap, .5, 1, gap, gap, gap, gap], [gap] * 7]
+    expected = [
+        [gap] * 7,
+        [gap, 0, 0, gap, 1, 1, gap],
+        [gap, 0, 0, gap, 1, 1, gap],
+        [gap] * 7,
+        [gap, 0, 0.25, gap, gap, gap, gap],
+        [gap, 0.5, 1, gap, gap, gap, gap],
+        [gap] * 7,
+    ]
     np.testing.assert_allclose(tiles, expected)
 
 
@@ -147,12 +168,17 @@ def test_sources_are_the_same_model(place):
     config = place / 'config.py'
     config.write_text("model = dict(type='Any', backbone=dict(type='ConvNeXtV2', arch='atto', out_indices=(3, )))\n")
     images = torch.randint(0, 255, (1, 3, 32, 32), dtype=torch.uint8)
-    sources = [(place / 'atto.pth', ), ('atto', place / 'atto.pth'), (config, place / 'timm.pth'),
-               ('timm:convnextv2_atto', place / 'timm.pth'), ('timm:convnextv2_atto', place / 'atto.pth'),
-               ('mmpretrain:convnext-v2-atto_fcmae-pre_3rdparty_in1k', place / 'atto.pth'),
-               ('mmpretrain:convnext-v2-atto_fcmae-pre_3rdparty_in1k', place / 'timm.pth')]
+    sources = [
+        (place / 'atto.pth',),
+        ('atto', place / 'atto.pth'),
+        (config, place / 'timm.pth'),
+        ('timm:convnextv2_atto', place / 'timm.pth'),
+        ('timm:convnextv2_atto', place / 'atto.pth'),
+        ('mmpretrain:convnext-v2-atto_fcmae-pre_3rdparty_in1k', place / 'atto.pth'),
+        ('mmpretrain:convnext-v2-atto_fcmae-pre_3rdparty_in1k', place / 'timm.pth'),
+    ]
     subjects = [load_subject('any', *map(str, source)) for source in sources]
-    found = [watched(watch_hidden, subject.model, (images - 114.) / 57) for subject in subjects]
+    found = [watched(watch_hidden, subject.model, (images - 114.0) / 57) for subject in subjects]
     for features in found[1:]:
         for one, other in zip(features, found[0], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * other.abs().max().item())
@@ -161,8 +187,10 @@ def test_sources_are_the_same_model(place):
 def test_normalisation_is_the_configs(place):
     """Images are normalised with the mean and deviation of the config's preprocessor, else with ImageNet's."""
     config = place / 'own.py'
-    config.write_text("model = dict(data_preprocessor=dict(mean=[1., 2., 3.], std=[4., 5., 6.]), backbone=dict("
-                      f"type='ConvNeXtV2', arch={ARCH}))\n")
+    config.write_text(
+        'model = dict(data_preprocessor=dict(mean=[1., 2., 3.], std=[4., 5., 6.]), backbone=dict('
+        f"type='ConvNeXtV2', arch={ARCH}))\n"
+    )
     own, usual = load_subject('any', str(config), 'random'), load_subject('any', str(place / 'v2.pth'))
     seen = []
     for subject in (own, usual):
@@ -177,8 +205,9 @@ def test_other_norms_need_their_config(place):
     model = make_model(response_norm=dict(type='SE', ratio=4))
     torch.save(model.state_dict(), place / 'se.pth')
     config = place / 'se.py'
-    config.write_text(f"model = dict(backbone=dict(type='ConvNeXtV2', arch={ARCH}, "
-                      "response_norm=dict(type='SE', ratio=4)))\n")
+    config.write_text(
+        f"model = dict(backbone=dict(type='ConvNeXtV2', arch={ARCH}, response_norm=dict(type='SE', ratio=4)))\n"
+    )
     loaded = load_subject('any', str(config), str(place / 'se.pth')).model.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
     with pytest.raises(ValueError, match='another response norm than GRN .*; give the config'):
@@ -199,8 +228,11 @@ def test_choice_of_pictures(place):
 def test_mistakes_end_in_one_line(place, capsys):
     """The tool itself says in one line what is wrong; arguments are checked at once, and the help shows examples."""
     tool = str(ROOT / 'tools' / 'analyze_features.py')
-    result = subprocess.run([sys.executable, tool, 'maps', str(place / 'nowhere'), '--model', 'a', 'atto', 'random'],
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, tool, 'maps', str(place / 'nowhere'), '--model', 'a', 'atto', 'random'],
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1 and result.stderr == f'error: {place}/nowhere does not exist\n'
     with pytest.raises(SystemExit):
         parse_args(['distance', 'pictures', '--model', 'a', 'atto', 'random', '--device', 'gpu'])
@@ -210,19 +242,25 @@ def test_mistakes_end_in_one_line(place, capsys):
     assert 'python tools/analyze_features.py maps dog.jpg cat.jpg --model' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('given, message', [
-    (['--model', 'a'], r'--model a: expected LABEL SOURCE \[WEIGHTS\]'),
-    (['--model', 'a', 'atto'], "atto says no weights: add a checkpoint, or 'random'"),
-    (['--model', 'a', 'attto', 'random'], "SOURCE='attto' is not an architecture .*, config or library"),
-    (['--model', 'a', 'timm:convnextv2_ato'], "timm has no model 'convnextv2_ato'; near are .*convnextv2_atto"),
-    (['--model', 'a', 'atto', 'random', '--model', 'a', 'femto', 'random'], r"labels \['a'\] stand twice"),
-    (['--model', 'a', 'timm:convnext_atto', 'WEIGHTS'], 'does not fit ConvNeXt: .* are missing or of a wrong shape'),
-    (['--model', 'a', 'WEIGHTS', '--blocks', '5', '1'], '--blocks 5: the model has the blocks 0 to 4'),
-    (['--model', 'a', 'WEIGHTS', '--blocks', 'stages.9.9'], '--blocks stages.9.9'),
-    (['--model', 'a', 'WEIGHTS', '--tolerance', '1'], r'--tolerance 1.0: expected a share in \(0, 1\)'),
-    (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: give a multiple of 32'),
-    (['--model', 'a', 'timm:vit_tiny_patch16_224', 'random', '--size', '64'], 'a refuses images of 64x64 pixels'),
-])
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        (['--model', 'a'], r'--model a: expected LABEL SOURCE \[WEIGHTS\]'),
+        (['--model', 'a', 'atto'], "atto says no weights: add a checkpoint, or 'random'"),
+        (['--model', 'a', 'attto', 'random'], "SOURCE='attto' is not an architecture .*, config or library"),
+        (['--model', 'a', 'timm:convnextv2_ato'], "timm has no model 'convnextv2_ato'; near are .*convnextv2_atto"),
+        (['--model', 'a', 'atto', 'random', '--model', 'a', 'femto', 'random'], r"labels \['a'\] stand twice"),
+        (
+            ['--model', 'a', 'timm:convnext_atto', 'WEIGHTS'],
+            'does not fit ConvNeXt: .* are missing or of a wrong shape',
+        ),
+        (['--model', 'a', 'WEIGHTS', '--blocks', '5', '1'], '--blocks 5: the model has the blocks 0 to 4'),
+        (['--model', 'a', 'WEIGHTS', '--blocks', 'stages.9.9'], '--blocks stages.9.9'),
+        (['--model', 'a', 'WEIGHTS', '--tolerance', '1'], r'--tolerance 1.0: expected a share in \(0, 1\)'),
+        (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: give a multiple of 32'),
+        (['--model', 'a', 'timm:vit_tiny_patch16_224', 'random', '--size', '64'], 'a refuses images of 64x64 pixels'),
+    ],
+)
 def test_mistakes_are_named(place, given, message):
     """Each mistake is refused with what was given and what may be."""
     given = [str(place / 'v2.pth') if one == 'WEIGHTS' else one for one in given]

@@ -1,4 +1,5 @@
 """Features are found in models of three libraries, and are the same ones with the same weights."""
+
 import pytest
 import timm
 import torch
@@ -8,8 +9,14 @@ from torch import nn
 from transformers import ConvNextV2Config, ConvNextV2Model
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.analysis.feature_hooks import (depths_of, find_blocks, sites_to_square, to_sites, watch_hidden,
-                                                 watch_outputs)
+from mmconvnextv2.analysis.feature_hooks import (
+    depths_of,
+    find_blocks,
+    sites_to_square,
+    to_sites,
+    watch_hidden,
+    watch_outputs,
+)
 from mmconvnextv2.checkpoint import from_canonical
 
 ARCH = dict(depths=(1, 2, 1, 1), channels=(8, 12, 16, 20))
@@ -49,12 +56,14 @@ V2, V1 = dict(use_grn=True), dict(use_grn=False)
 SAME = {  # the same network in other libraries, linears as such and as 1x1 convolutions
     'timm': (dict(), lambda weights: make_timm(weights, ls_init_value=None, **V2)),
     'timm-conv': (dict(), lambda weights: make_timm(weights, conv_mlp=True, ls_init_value=None, **V2)),
-    'mmpretrain': (dict(), lambda weights: make_mmpretrain(weights, layer_scale_init_value=0., **V2)),
-    'mmpretrain-conv': (dict(), lambda weights: make_mmpretrain(weights, layer_scale_init_value=0.,
-                                                                linear_pw_conv=False, **V2)),
+    'mmpretrain': (dict(), lambda weights: make_mmpretrain(weights, layer_scale_init_value=0.0, **V2)),
+    'mmpretrain-conv': (
+        dict(),
+        lambda weights: make_mmpretrain(weights, layer_scale_init_value=0.0, linear_pw_conv=False, **V2),
+    ),
     'transformers': (dict(), make_transformers),
-    'timm-V1': (dict(response_norm=None, layer_scale_init_value=1.), lambda weights: make_timm(weights, **V1)),
-    'mmpretrain-V1': (dict(response_norm=None, layer_scale_init_value=1.), lambda weights: make_mmpretrain(weights)),
+    'timm-V1': (dict(response_norm=None, layer_scale_init_value=1.0), lambda weights: make_timm(weights, **V1)),
+    'mmpretrain-V1': (dict(response_norm=None, layer_scale_init_value=1.0), lambda weights: make_mmpretrain(weights)),
 }
 
 
@@ -80,8 +89,9 @@ def test_other_libraries_give_the_same_features(library, images):
     ours.load_state_dict({key: value.float().double() for key, value in ours.state_dict().items()})
     for watch, factor in ((watch_hidden, 4), (watch_outputs, 1)):
         found, expected = collect(watch, theirs, images), collect(watch, ours, images)
-        assert [one.shape for one in found] == [(2, (16 >> stage)**2, factor * ARCH['channels'][stage])
-                                                for stage in (0, 1, 1, 2, 3)]
+        assert [one.shape for one in found] == [
+            (2, (16 >> stage) ** 2, factor * ARCH['channels'][stage]) for stage in (0, 1, 1, 2, 3)
+        ]
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * other.abs().max().item())
 
@@ -132,7 +142,7 @@ def test_transformers_have_sites_without_class_token(library):
 
 def test_layouts_become_sites():
     """Maps with channels first and last and tokens give the same sites, in raster order, and go back to a square."""
-    square = torch.arange(2 * 9 * 5.).view(2, 3, 3, 5)  # (B, H, W, C)
+    square = torch.arange(2 * 9 * 5.0).view(2, 3, 3, 5)  # (B, H, W, C)
     sites = to_sites(square, False, 0)
     assert torch.equal(sites[1, 5], square[1, 1, 2])
     assert torch.equal(to_sites(square.permute(0, 3, 1, 2), True, 0), sites)

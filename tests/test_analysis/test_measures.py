@@ -1,4 +1,5 @@
 """The measures of features are their formulas: by hand on tiny maps, and by plain loops."""
+
 import math
 
 import pytest
@@ -14,25 +15,28 @@ def features_of(*channels):
 
 def distance_by_loops(features):
     """The formula over all C * C pairs of channels of one picture (N, C)."""
-    channels, total = features.numpy().T, 0.
+    channels, total = features.numpy().T, 0.0
     for one in channels:
         for other in channels:
             lengths = math.sqrt(one @ one) * math.sqrt(other @ other)
             cosine = one @ other / lengths if lengths else float(not one.any() and not other.any())
             total += (1 - cosine) / 2
-    return total / len(channels)**2
+    return total / len(channels) ** 2
 
 
-@pytest.mark.parametrize('channels, distance', [
-    (([1, 2, 3], [2, 4, 6], [10, 20, 30]), 0.),  # collapsed: all alike but for their strength
-    (([5, 5], ), 0.),
-    (([1, 0, 0], [0, 2, 0], [0, 0, 3]), 1 / 3),  # orthogonal: 6 of 9 pairs at 1 / 2
-    (([1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]), 3 / 8),  # orthogonal: 12 of 16 pairs at 1 / 2
-    (([1, 2], [-1, -2]), 1 / 2),  # opposite: 2 of 4 pairs at 1
-    (([3, 4], [4, 3]), 2 * (1 - 24 / 25) / 2 / 4),
-    (([1, 0], [0, 0], [0, 0]), 4 * 0.5 / 9),  # two dead channels are alike, and orthogonal to the living one
-    (([0, 0], [0, 0]), 0.),
-])
+@pytest.mark.parametrize(
+    'channels, distance',
+    [
+        (([1, 2, 3], [2, 4, 6], [10, 20, 30]), 0.0),  # collapsed: all alike but for their strength
+        (([5, 5],), 0.0),
+        (([1, 0, 0], [0, 2, 0], [0, 0, 3]), 1 / 3),  # orthogonal: 6 of 9 pairs at 1 / 2
+        (([1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]), 3 / 8),  # orthogonal: 12 of 16 pairs at 1 / 2
+        (([1, 2], [-1, -2]), 1 / 2),  # opposite: 2 of 4 pairs at 1
+        (([3, 4], [4, 3]), 2 * (1 - 24 / 25) / 2 / 4),
+        (([1, 0], [0, 0], [0, 0]), 4 * 0.5 / 9),  # two dead channels are alike, and orthogonal to the living one
+        (([0, 0], [0, 0]), 0.0),
+    ],
+)
 def test_distance_by_hand(channels, distance):
     """Distances of maps of one to four channels equal those computed by hand."""
     assert cosine_distance(features_of(*channels)).item() == pytest.approx(distance, abs=1e-15)
@@ -69,18 +73,18 @@ def test_distance_does_not_see_strength():
 
 def test_moments_of_a_stream():
     """Mean and deviation do not depend on how a stream is cut into batches, and blocks do not mix."""
-    moments, values = Moments(), torch.tensor([1., 2., 4., 9.], dtype=torch.float64)
+    moments, values = Moments(), torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
     for batch in values.split(3):
         moments.add(0, batch)
         moments.add(1, -batch)
-    assert moments.mean_and_deviation(0) == pytest.approx((4., math.sqrt((9 + 4 + 0 + 25) / 4)))
+    assert moments.mean_and_deviation(0) == pytest.approx((4.0, math.sqrt((9 + 4 + 0 + 25) / 4)))
     assert moments.mean_and_deviation(1)[0] == -4
 
 
 def test_dead_and_saturated_channels():
     """Of five channels one answers nowhere, one much too weakly, one is constant, one nearly so, one is alive; a map of
     zeros is all dead."""
-    features = features_of([0, 0, 0, 0], [.1, 0, 0, -.1], [8, 8, 8, 8], [-8, -8.1, -8, -7.9], [0, 9, 0, 1])
+    features = features_of([0, 0, 0, 0], [0.1, 0, 0, -0.1], [8, 8, 8, 8], [-8, -8.1, -8, -7.9], [0, 9, 0, 1])
     dead, saturated = count_dead_and_saturated(features)
     assert dead.tolist() == [[True, True, False, False, False]]
     assert saturated.tolist() == [[False, False, True, True, False]]
@@ -94,19 +98,19 @@ def test_selectivity_by_hand():
     others), by hand; a channel that never answers has 0."""
     selectivity = ClassSelectivity(3)
     # responses (images of class 0, 0, 1, 2) x channels; two sites each, whose mean they are
-    response = torch.tensor([[1., 4., 0., 2.], [3., 4., 0., -7.], [0., 4., 0., 1.], [1., 4., -2., 1.]])
+    response = torch.tensor([[1.0, 4.0, 0.0, 2.0], [3.0, 4.0, 0.0, -7.0], [0.0, 4.0, 0.0, 1.0], [1.0, 4.0, -2.0, 1.0]])
     features = torch.stack([response + 0.5 * (response > 0), response - 0.5 * (response > 0)], dim=1)
     selectivity.add(7, features[[0, 3]], torch.tensor([0, 2]))
     selectivity.add(7, features[[2, 1]], torch.tensor([1, 0]))
     # Means of classes: 2, 0, 1, hence (2 - .5) / 2.5; then 4, 4, 4; then never positive; then 1, 1, 1 without the -7
-    assert selectivity.indices(7).tolist() == pytest.approx([0.6, 0., 0., 0.])
+    assert selectivity.indices(7).tolist() == pytest.approx([0.6, 0.0, 0.0, 0.0])
 
 
 def test_selectivity_of_one_class_alone():
     """A channel that answers to a single class has the index 1."""
     selectivity = ClassSelectivity(2)
-    selectivity.add(0, torch.tensor([[[0., 1.]], [[5., 1.]]]), torch.tensor([0, 1]))
-    assert selectivity.indices(0).tolist() == [1., 0.]
+    selectivity.add(0, torch.tensor([[[0.0, 1.0]], [[5.0, 1.0]]]), torch.tensor([0, 1]))
+    assert selectivity.indices(0).tolist() == [1.0, 0.0]
 
 
 def test_selectivity_needs_every_class():

@@ -3,6 +3,7 @@
 ``python tests/test_checkpoint/crafted.py --minutes 60`` makes programs of the globals that files may name, with odd
 arguments and states; whatever comes, reading gives plain values or a ``ValueError``.
 """
+
 import argparse
 import io
 import pickle
@@ -76,11 +77,11 @@ def dtype(code='f8', state=(3, '<', None, None, None, -1, -1, 0)):
 
 def array(shape, kind, content, core='numpy._core'):
     """An array as numpy pickles it."""
-    begun = call(f'{core}.multiarray._reconstruct', named('numpy.ndarray'), (0, ), b'b')
+    begun = call(f'{core}.multiarray._reconstruct', named('numpy.ndarray'), (0,), b'b')
     return with_state(begun, (1, shape, kind, False, content))
 
 
-def write(path, value, storages=(('0', bytes(16)), )):
+def write(path, value, storages=(('0', bytes(16)),)):
     """Write an archive as ``torch.save`` does around the opcodes of a value."""
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('crafted/data.pkl', b'\x80\x02' + dump(value) + b'.')
@@ -108,12 +109,48 @@ class Fuzzer:
 
     def constant(self, depth):
         """A number, a text or a name."""
-        return self.random.choice([
-            None, True, 0, 1, 4, -1, 7, 2**31, 2**40, 2**63, -2**70, 1e308, float('nan'), '', 'latin1', 'cpu', 'f8',
-            'V8', '<i4', 'O', 'min', '__class__', 'x' * 100, b'', b'b', bytes(8), bytes(64),
-            (0, ), (4, ), (2, 2), (2**40, 2),
-            named(self.random.choice(sorted(NAMES | HARMFUL))), storage(), storage('1'), storage(count=2**38), dtype(),
-            Raw(b'j\x00\x00\x00\x00'), Raw(b'h\x03')])
+        return self.random.choice(
+            [
+                None,
+                True,
+                0,
+                1,
+                4,
+                -1,
+                7,
+                2**31,
+                2**40,
+                2**63,
+                -(2**70),
+                1e308,
+                float('nan'),
+                '',
+                'latin1',
+                'cpu',
+                'f8',
+                'V8',
+                '<i4',
+                'O',
+                'min',
+                '__class__',
+                'x' * 100,
+                b'',
+                b'b',
+                bytes(8),
+                bytes(64),
+                (0,),
+                (4,),
+                (2, 2),
+                (2**40, 2),
+                named(self.random.choice(sorted(NAMES | HARMFUL))),
+                storage(),
+                storage('1'),
+                storage(count=2**38),
+                dtype(),
+                Raw(b'j\x00\x00\x00\x00'),
+                Raw(b'h\x03'),
+            ]
+        )
 
     def container(self, depth):
         """A list, tuple, dict or set."""
@@ -129,18 +166,24 @@ class Fuzzer:
 
     def honest(self, depth):
         """What honest files hold, at times with one part exchanged."""
-        sizes = [(4, ), (2, 2), (1, ), (8, ), (2**40, ), (-1, ), (0, 2**40)]
+        sizes = [(4,), (2, 2), (1,), (8,), (2**40,), (-1,), (0, 2**40)]
         kind, offset = self.pick(dtype(), dtype('i4'), depth), self.pick(0, 1, depth)
-        shape, strides = self.pick(*self.random.choices(sizes, k=2), depth), self.pick((1, ), (2, 1), depth)
+        shape, strides = self.pick(*self.random.choices(sizes, k=2), depth), self.pick((1,), (2, 1), depth)
         tensor = call('torch._utils._rebuild_tensor_v2', storage(), offset, shape, strides, False, {})
-        values = array(self.pick((1, ), (2, ), depth), kind, self.pick(bytes(8), bytes(16), depth))
+        values = array(self.pick((1,), (2,), depth), kind, self.pick(bytes(8), bytes(16), depth))
         state = dict(max_length=self.pick(10, 0, depth), _log_history=values, _count_history=values)
-        return self.random.choice([
-            tensor, call('torch._utils._rebuild_parameter', self.pick(tensor, values, depth), True, {}), values,
-            new(HISTORY, self.pick(state, {}, depth)), new('argparse.Namespace', self.pick(dict(lr=1), {1: 2}, depth)),
-            call('numpy.core.multiarray.scalar', kind, self.pick(bytes(8), bytes(4), depth)),
-            with_state(call('collections.OrderedDict'), self.pick(dict(_metadata={}), dict(keys=1), depth)),
-            call('_codecs.encode', self.pick('\xff', 'x', depth), 'latin1')])
+        return self.random.choice(
+            [
+                tensor,
+                call('torch._utils._rebuild_parameter', self.pick(tensor, values, depth), True, {}),
+                values,
+                new(HISTORY, self.pick(state, {}, depth)),
+                new('argparse.Namespace', self.pick(dict(lr=1), {1: 2}, depth)),
+                call('numpy.core.multiarray.scalar', kind, self.pick(bytes(8), bytes(4), depth)),
+                with_state(call('collections.OrderedDict'), self.pick(dict(_metadata={}), dict(keys=1), depth)),
+                call('_codecs.encode', self.pick('\xff', 'x', depth), 'latin1'),
+            ]
+        )
 
     def state(self, depth):
         """A state given to anything."""
@@ -161,7 +204,7 @@ class Fuzzer:
         content = bytearray(b'\x80\x02' + dump(dict(first=self.value(), second=self.value())) + b'.')
         for _ in range(self.random.choice([0, 0, 0, 1, 3])):
             content[self.random.randrange(len(content))] = self.random.randrange(256)
-        return bytes(content[:self.random.randrange(len(content))] if self.random.random() < 0.05 else content)
+        return bytes(content[: self.random.randrange(len(content))] if self.random.random() < 0.05 else content)
 
 
 def read_program(program, path):
@@ -190,8 +233,12 @@ def main():
 
     def watch(event, arguments):
         writes = event == 'open' and isinstance(arguments[1], str) and set(arguments[1]) & set('wax+')
-        if writes and str(arguments[0]) != path or event.startswith(('subprocess', 'socket', 'shutil')) or event in (
-                'os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.system'):
+        if (
+            writes
+            and str(arguments[0]) != path
+            or event.startswith(('subprocess', 'socket', 'shutil'))
+            or event in ('os.remove', 'os.rename', 'os.mkdir', 'os.rmdir', 'os.system')
+        ):
             touched.append((event, str(arguments)))
 
     counts, seed, end = dict(read=0, refused=0), args.seed, time.time() + 60 * args.minutes

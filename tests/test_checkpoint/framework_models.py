@@ -1,4 +1,5 @@
 """Whole narrow models of every framework around a ConvNeXtV2, and mmengine's runner around them."""
+
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -12,18 +13,22 @@ def config_of(kind, **backbone):
     """The config of a model whose backbone has these settings."""
     backbone = dict(type='ConvNeXtV2', arch=NARROW, **backbone)
     if kind == 'segmentor':
-        head = dict(type='FCNHead', in_channels=24, channels=8, in_index=3, num_convs=1, num_classes=3,
-                    norm_cfg=dict(type='BN'))
+        head = dict(
+            type='FCNHead', in_channels=24, channels=8, in_index=3, num_convs=1, num_classes=3, norm_cfg=dict(type='BN')
+        )
         return dict(type='EncoderDecoder', backbone=backbone, decode_head=head)
     if kind == 'classifier':
-        backbone.update(out_indices=(3, ), gap_before_final_norm=True)
-        return dict(type='ImageClassifier', backbone=backbone,
-                    head=dict(type='LinearClsHead', in_channels=24, num_classes=3))
+        backbone.update(out_indices=(3,), gap_before_final_norm=True)
+        return dict(
+            type='ImageClassifier', backbone=backbone, head=dict(type='LinearClsHead', in_channels=24, num_classes=3)
+        )
     if kind == 'pretraining':
         import mmconvnextv2.pretrain  # noqa: F401
-        backbone.update(out_indices=(3, ), out_norm=False)
-        return dict(type='FCMAE', backbone=backbone, neck=dict(type='FCMAEDecoder', channels=12),
-                    head=dict(type='FCMAEHead'))
+
+        backbone.update(out_indices=(3,), out_norm=False)
+        return dict(
+            type='FCMAE', backbone=backbone, neck=dict(type='FCMAEDecoder', channels=12), head=dict(type='FCMAEHead')
+        )
     model = get_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py').model
     model.backbone, model.neck.in_channels, model.neck.out_channels = backbone, list(NARROW['channels']), 8
     model.rpn_head.update(in_channels=8, feat_channels=8)
@@ -50,5 +55,11 @@ def build(kind, **backbone):
 def make_runner(model, work_dir, epochs=0, **kwargs):
     """A runner that builds, initialises and resumes, and trains for no iteration unless there is an epoch to go."""
     return Runner(
-        model, str(work_dir), train_dataloader=DataLoader([0]), train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), cfg=kwargs, **kwargs)
+        model,
+        str(work_dir),
+        train_dataloader=DataLoader([0]),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        cfg=kwargs,
+        **kwargs,
+    )

@@ -1,4 +1,5 @@
 """The converting tool writes whole files or none, tells what it did, and its files work in the foreign libraries."""
+
 import argparse
 import os
 import resource
@@ -12,8 +13,14 @@ import torch
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
-from mmconvnextv2.checkpoint import (from_canonical, pretraining_from_canonical, pretraining_to_canonical, read_arch,
-                                     to_canonical, unwrap)
+from mmconvnextv2.checkpoint import (
+    from_canonical,
+    pretraining_from_canonical,
+    pretraining_to_canonical,
+    read_arch,
+    to_canonical,
+    unwrap,
+)
 from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file
 from mmconvnextv2.checkpoint.load import load_file
 
@@ -22,7 +29,7 @@ NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
 def make(arch=NARROW, out_norm=False, **kwargs):
-    model = ConvNeXtV2(arch, out_norm=out_norm, **{'out_indices': (3, ), **kwargs})
+    model = ConvNeXtV2(arch, out_norm=out_norm, **{'out_indices': (3,), **kwargs})
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.state_dict()
@@ -58,7 +65,7 @@ def test_every_pair_of_layouts_bit_for_bit(arch, out_norm):
 def test_every_size_by_shape(arch):
     """In all sizes every layout becomes every other by name and shape, and the architecture is read off them."""
     with torch.device('meta'):
-        weights = ConvNeXtV2(arch, out_indices=(3, ), out_norm=False).state_dict()
+        weights = ConvNeXtV2(arch, out_indices=(3,), out_norm=False).state_dict()
     files = {layout: from_canonical(weights, layout) for layout in LAYOUTS}
     for one, other in product(LAYOUTS, repeat=2):
         again = from_canonical(to_canonical(files[one]), other)
@@ -136,17 +143,25 @@ def test_whole_fcmae_models(tmp_path):
     from mmpretrain.registry import MODELS
 
     import mmconvnextv2.pretrain  # noqa: F401
-    model = MODELS.build(dict(
-        type='FCMAE', backbone=dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3, ), out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=12), head=dict(type='FCMAEHead')))
+
+    model = MODELS.build(
+        dict(
+            type='FCMAE',
+            backbone=dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3,), out_norm=False),
+            neck=dict(type='FCMAEDecoder', channels=12),
+            head=dict(type='FCMAEHead'),
+        )
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     weights = model.state_dict()
     official = pretraining_from_canonical(weights)
     assert official['mask_token'].shape == (1, 12, 1, 1) and official['pred.weight'].shape == (3072, 12, 1, 1)
     assert official['decoder.0.grn.gamma'].shape == (1, 1, 1, 48) and official['proj.weight'].shape == (12, 24, 1, 1)
-    assert torch.equal(official['encoder.stages.1.0.dwconv.kernel'][2 * 7 + 5],
-                       weights['backbone.stages.1.0.depthwise_conv.weight'][:, 0, 5, 2])
+    assert torch.equal(
+        official['encoder.stages.1.0.dwconv.kernel'][2 * 7 + 5],
+        weights['backbone.stages.1.0.depthwise_conv.weight'][:, 0, 5, 2],
+    )
     back = pretraining_to_canonical(official)
     assert set(back) == {name for name in weights if not name.startswith('data_preprocessor')}
     assert all(torch.equal(back[name], weights[name]) for name in back)
@@ -160,9 +175,15 @@ def test_the_tool_chooses_and_checks(tmp_path, monkeypatch, capsys):
     """--ema and --raw choose, --check compares what was chosen, and what contradicts itself is refused."""
     raw, ema = make(), make()
     source, target = tmp_path / 'source.pth', tmp_path / 'target.safetensors'
-    torch.save(dict(model=from_canonical(raw, 'official-dense'), model_ema=from_canonical(ema, 'official-dense'),
-                    args=argparse.Namespace(lr=0.1)), source)
-    for option, expected in (((), raw), (('--raw', ), raw), (('--ema', ), ema)):
+    torch.save(
+        dict(
+            model=from_canonical(raw, 'official-dense'),
+            model_ema=from_canonical(ema, 'official-dense'),
+            args=argparse.Namespace(lr=0.1),
+        ),
+        source,
+    )
+    for option, expected in (((), raw), (('--raw',), raw), (('--ema',), ema)):
         status, out, err = run_tool(monkeypatch, capsys, source, target, '--to', 'timm', '--check', '--force', *option)
         assert (status, err) == (0, '') and f'{target} converts back to the same bits (66 weights)' in out
         found = to_canonical(load_file(str(target)))
@@ -187,14 +208,14 @@ def test_norms_of_a_detector_go_where_there_is_a_place(tmp_path):
         lines = convert_file(source, target, layout).partition(f'{2 * len(dropped)} dropped')[2].split()
         assert lines == [f'backbone.norm{stage}.{leaf}' for stage in dropped for leaf in ('weight', 'bias')]
         found = to_canonical(unwrap(load_file(target)))
-        assert set(weights) - set(found) == {line[len('backbone.'):] for line in lines}
+        assert set(weights) - set(found) == {line[len('backbone.') :] for line in lines}
         assert 'same bits' in check_conversion(source, target)
 
 
 def test_safetensors_hold_whole_tensors(tmp_path):
     """Weights that are views of one storage go into both kinds of file, without the rest of the storage."""
     weights, source = make(), str(tmp_path / 'source.pth')
-    names = [name for name, value in weights.items() if value.shape == (16, )]
+    names = [name for name, value in weights.items() if value.shape == (16,)]
     joined = torch.cat([weights[name] for name in names] + [torch.zeros(1 << 20)])
     weights.update(zip(names, joined.split(16)))
     torch.save(weights, source)

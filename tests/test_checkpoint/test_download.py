@@ -1,4 +1,5 @@
 """URLs enter the cache whole and verified, or not at all; mmengine's other backends are read through its fileio."""
+
 import functools
 import hashlib
 import io
@@ -23,7 +24,7 @@ from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import download, load_backbone
 from mmconvnextv2.checkpoint.load import load_file
 
-WEIGHTS = dict(weight=torch.arange(12.).reshape(3, 4))
+WEIGHTS = dict(weight=torch.arange(12.0).reshape(3, 4))
 CONTENT = save(WEIGHTS)
 
 
@@ -42,7 +43,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.send_response(200)
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
-        self.wfile.write(content[:len(content) // 2])
+        self.wfile.write(content[: len(content) // 2])
 
     def log_message(self, *args):
         pass
@@ -102,10 +103,12 @@ def test_a_broken_download_leaves_nothing(folder):
     (folder / 'broken.safetensors').write_bytes(CONTENT)
     (folder / 'changed-0123abcd.safetensors').write_bytes(CONTENT)
     with serving(folder) as (address, _):
-        for name, message in (('broken.safetensors', f'broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes'),
-                              ('missing.pth', 'cannot be downloaded: File not found'),
-                              ('changed-0123abcd.safetensors', 'its name announces 0123abcd'),
-                              ('', 'names no file')):
+        for name, message in (
+            ('broken.safetensors', f'broke off after {len(CONTENT) // 2} of {len(CONTENT)} bytes'),
+            ('missing.pth', 'cannot be downloaded: File not found'),
+            ('changed-0123abcd.safetensors', 'its name announces 0123abcd'),
+            ('', 'names no file'),
+        ):
             with pytest.raises(ValueError, match=message):
                 load_file(f'{address}/{name}')
             assert cached() == []
@@ -166,16 +169,22 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize('name, message', [
-    ('silent.safetensors', 'cannot be downloaded: .*timed out'),
-    ('dripping.safetensors', r'cannot be downloaded: \d bytes came in'),
-    ('cut.safetensors', 'is not kept: it cannot be read .* truncated'),
-    ('cut.pth', 'is not kept: it cannot be read as an archive .* truncated'),
-    ('short.pth', 'is not kept: it cannot be read as an archive .* truncated'),
-    ('page.pth', 'is not kept: it is not a checkpoint: it is a web page'),
-    ('to-ftp.pth', 'it redirects to ftp://127.0.0.1/weights.pth, and only http and https are followed'),
-    ('to-file.pth', "'file:///etc/passwd' is not allowed"),
-    ('slow.safetensors', None), ('moved.safetensors', None), ('abc.safetensors', None)])
+@pytest.mark.parametrize(
+    'name, message',
+    [
+        ('silent.safetensors', 'cannot be downloaded: .*timed out'),
+        ('dripping.safetensors', r'cannot be downloaded: \d bytes came in'),
+        ('cut.safetensors', 'is not kept: it cannot be read .* truncated'),
+        ('cut.pth', 'is not kept: it cannot be read as an archive .* truncated'),
+        ('short.pth', 'is not kept: it cannot be read as an archive .* truncated'),
+        ('page.pth', 'is not kept: it is not a checkpoint: it is a web page'),
+        ('to-ftp.pth', 'it redirects to ftp://127.0.0.1/weights.pth, and only http and https are followed'),
+        ('to-file.pth', "'file:///etc/passwd' is not allowed"),
+        ('slow.safetensors', None),
+        ('moved.safetensors', None),
+        ('abc.safetensors', None),
+    ],
+)
 def test_odd_servers(folder, monkeypatch, name, message):
     """A server that is silent, drips, cuts, lies about the length, answers with a page or leads to another protocol
     leaves nothing in the cache and one line; a slow one and one without a usable length are read."""
@@ -196,7 +205,7 @@ def test_odd_servers(folder, monkeypatch, name, message):
 
 def test_files_of_one_name_are_kept_apart(folder):
     """Two addresses that end in the same name give two files, as every model of Hugging Face's hub does."""
-    for place, value in (('a', 1.), ('b', 2.)):
+    for place, value in (('a', 1.0), ('b', 2.0)):
         (folder / place).mkdir()
         (folder / place / 'model.safetensors').write_bytes(save(dict(weight=torch.tensor([value]))))
     with serving(folder) as (address, _):
@@ -247,10 +256,22 @@ def test_processes_of_a_machine_download_once(folder):
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
     with serving(folder) as (address, asked):
-        processes = [subprocess.Popen(
-            [sys.executable, '-W', 'ignore', '-c', PROCESS, torch.hub.get_dir(), address], stdout=subprocess.PIPE,
-            text=True, env={**os.environ, 'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': '2', 'MASTER_PORT': port,
-                            'MASTER_ADDR': '127.0.0.1'}) for rank in '01']
+        processes = [
+            subprocess.Popen(
+                [sys.executable, '-W', 'ignore', '-c', PROCESS, torch.hub.get_dir(), address],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={
+                    **os.environ,
+                    'RANK': rank,
+                    'LOCAL_RANK': rank,
+                    'WORLD_SIZE': '2',
+                    'MASTER_PORT': port,
+                    'MASTER_ADDR': '127.0.0.1',
+                },
+            )
+            for rank in '01'
+        ]
         printed = [process.communicate(timeout=120)[0].split('\n')[:2] for process in processes]
     assert printed == [['0 True', '0 66.0'], ['1 True', '1 66.0']]
     assert asked.count('/weights.safetensors') == 1 and cached() == ['weights.safetensors']

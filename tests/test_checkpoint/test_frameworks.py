@@ -1,4 +1,5 @@
 """Weights go into and come out of whole models of every framework: loaded last, bit for bit, averaged or not."""
+
 import logging
 import sys
 import types
@@ -11,8 +12,14 @@ from mmengine.hooks import EMAHook
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.checkpoint import (DIALECTS, ConvNeXtV2Pretrained, from_canonical, load_backbone,
-                                     skip_initial_weights_on_resume, unwrap)
+from mmconvnextv2.checkpoint import (
+    DIALECTS,
+    ConvNeXtV2Pretrained,
+    from_canonical,
+    load_backbone,
+    skip_initial_weights_on_resume,
+    unwrap,
+)
 from mmconvnextv2.checkpoint.convert import convert_file
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 
@@ -24,7 +31,7 @@ def installed():
 
 
 def make(**kwargs):
-    model = ConvNeXtV2(NARROW, out_indices=(3, ), **kwargs)
+    model = ConvNeXtV2(NARROW, out_indices=(3,), **kwargs)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -56,7 +63,7 @@ def test_moving_averages_of_mmengine(tmp_path, kind):
     trained weights are to be had, in a model and through the converter; the default is the average."""
     runner = make_runner(build(kind), tmp_path, custom_hooks=[dict(type='EMAHook')], experiment_name=f'ema_{kind}')
     runner.train()
-    hook, = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    (hook,) = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
     for model in (runner.model, hook.ema_model.module):
         for parameter in model.parameters():
             nn.init.normal_(parameter)
@@ -79,11 +86,20 @@ def test_moving_averages_of_the_official_code_and_timm(tmp_path, place, average)
     raw, ema = make().state_dict(), make().state_dict()
     path, dialect = str(tmp_path / 'both.pth'), 'official-dense' if place == 'model' else 'timm'
     foreign = {name: from_canonical(weights, dialect) for name, weights in (('raw', raw), ('ema', ema))}
-    torch.save({place: foreign['raw'], average: {f'module.{name}': value for name, value in foreign['ema'].items()},
-                'epoch': 3}, path)
+    torch.save(
+        {
+            place: foreign['raw'],
+            average: {f'module.{name}': value for name, value in foreign['ema'].items()},
+            'epoch': 3,
+        },
+        path,
+    )
     model = make()
-    for init, expected in ((ConvNeXtV2Pretrained(path), raw), (ConvNeXtV2Pretrained(path, 'raw'), raw),
-                           (ConvNeXtV2Pretrained(path, weights='ema'), ema)):
+    for init, expected in (
+        (ConvNeXtV2Pretrained(path), raw),
+        (ConvNeXtV2Pretrained(path, 'raw'), raw),
+        (ConvNeXtV2Pretrained(path, weights='ema'), ema),
+    ):
         init(model)
         assert_holds(model, expected)
     torch.save({average: foreign['ema']}, path)
@@ -109,8 +125,13 @@ def test_resume_needs_no_initial_weights(tmp_path, kind):
         nn.init.normal_(parameter)
     first.save_checkpoint(str(tmp_path), 'epoch_0.pth', save_param_scheduler=False, meta=dict(epoch=0, iter=0))
     start = dict(type='ConvNeXtV2Pretrained', checkpoint='http://127.0.0.1:9/start.pth')
-    resumed = make_runner(build(kind, init_cfg=start), tmp_path, experiment_name=f'resumed_{kind}', resume=True,
-                          load_from=str(tmp_path / 'epoch_0.pth'))
+    resumed = make_runner(
+        build(kind, init_cfg=start),
+        tmp_path,
+        experiment_name=f'resumed_{kind}',
+        resume=True,
+        load_from=str(tmp_path / 'epoch_0.pth'),
+    )
     assert skip_initial_weights_on_resume(resumed)
     resumed.train()
     assert_holds(resumed.model, first.model.state_dict())
@@ -121,6 +142,7 @@ def test_resume_needs_no_initial_weights(tmp_path, kind):
 def capture(function, *arguments):
     """Run a function; return the lines that the package logged."""
     from mmengine.logging import MMLogger
+
     logger, lines = MMLogger.get_instance('conversion', log_level='INFO'), []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -138,7 +160,7 @@ def test_one_line_tells_what_was_loaded(tmp_path, dialect):
     weights = from_canonical(source.state_dict(), dialect)
     head = {'official-sparse': 'mask_token', 'timm': 'head.fc.bias', 'official-dense': 'head.bias'}.get(dialect)
     torch.save({**weights, **({head: torch.ones(3)} if head else {})}, path)
-    line, = capture(load_backbone, ConvNeXtV2(NARROW, out_indices=(0, 3)), path)
+    (line,) = capture(load_backbone, ConvNeXtV2(NARROW, out_indices=(0, 3)), path)
     fresh, loaded = (4, 66) if dialect == 'official-sparse' else (2, 68)
     assert f'{path}: {dialect} layout, {loaded} weights loaded, {fresh} newly initialised (norm0.weight' in line
     assert f'{int(bool(head))} dropped ({head or "none"})' in line
@@ -149,13 +171,14 @@ def test_log_of_an_adapted_stem_and_of_dropped_norms(tmp_path):
     """Repeating the stem is told in the same line, and so is an output norm that the model does not have."""
     path = str(tmp_path / 'file.pth')
     torch.save(make().state_dict(), path)
-    line, = capture(load_backbone, ConvNeXtV2(NARROW, in_channels=5, out_indices=(0, )), path)
+    (line,) = capture(load_backbone, ConvNeXtV2(NARROW, in_channels=5, out_indices=(0,)), path)
     assert 'repeated from 3 to 5 input channels and rescaled' in line and '2 dropped (norm3.weight, norm3.bias)' in line
 
 
 def test_published_conversions_have_the_licence_too():
     """OpenMMLab's, Hugging Face's and timm's conversions of the official weights are under the same licence."""
     from mmconvnextv2.checkpoint.pretrained import _licence
+
     base = 'https://download.openmmlab.com/mmclassification/v0/'
     assert _licence(base + 'convnext-v2/convnext-v2-atto_3rdparty-fcmae_in1k_20230104-07514db4.pth', 'canonical')
     assert _licence('https://huggingface.co/facebook/convnextv2-tiny-1k-224/resolve/main/a.safetensors', 'huggingface')
@@ -171,11 +194,12 @@ def test_adapted_stem_answers_as_the_files_does(tmp_path, channels):
     kernel = source.downsample_layers[0][0].weight
     kernel.data = kernel.data.mean(1, keepdim=True).expand_as(kernel).contiguous()  # each channel responds the same
     torch.save(source.state_dict(), tmp_path / 'weights.pth')
-    model = ConvNeXtV2(NARROW, channels, out_indices=(3, ), out_norm=False)
+    model = ConvNeXtV2(NARROW, channels, out_indices=(3,), out_norm=False)
     load_backbone(model, str(tmp_path / 'weights.pth'))
     grey = torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(model(grey.expand(-1, channels, -1, -1))[0], source(grey.expand(-1, 3, -1, -1))[0],
-                               rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model(grey.expand(-1, channels, -1, -1))[0], source(grey.expand(-1, 3, -1, -1))[0], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
@@ -183,9 +207,10 @@ def test_adapted_stem_is_timms(tmp_path, channels):
     """Whatever the kernel, the stem for another number of channels is that of timm's ``adapt_input_conv``; of grey
     images it gives what the file's stem gives for them in colour."""
     from timm.models import adapt_input_conv
+
     source = make(out_norm=False)
     torch.save(source.state_dict(), tmp_path / 'weights.pth')
-    model = ConvNeXtV2(NARROW, channels, out_indices=(3, ), out_norm=False)
+    model = ConvNeXtV2(NARROW, channels, out_indices=(3,), out_norm=False)
     load_backbone(model, str(tmp_path / 'weights.pth'))
     kernel = source.downsample_layers[0][0].weight
     torch.testing.assert_close(model.downsample_layers[0][0].weight, adapt_input_conv(channels, kernel.detach()))
@@ -206,9 +231,14 @@ def test_lightning_and_averaged_models(tmp_path, monkeypatch, place):
     for name in ('pytorch_lightning', 'pytorch_lightning.utilities', AttributeDict.__module__):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules[AttributeDict.__module__].AttributeDict = AttributeDict
-    torch.save({'pytorch-lightning_version': '2.0', 'hyper_parameters': AttributeDict(lr=0.1, data=Path('a/b')),
-                'state_dict': {place + name: value for name, value in source.state_dict().items()}},
-               tmp_path / 'lightning.ckpt')
+    torch.save(
+        {
+            'pytorch-lightning_version': '2.0',
+            'hyper_parameters': AttributeDict(lr=0.1, data=Path('a/b')),
+            'state_dict': {place + name: value for name, value in source.state_dict().items()},
+        },
+        tmp_path / 'lightning.ckpt',
+    )
     averaged = torch.optim.swa_utils.AveragedModel(source)
     torch.save(averaged.state_dict(), tmp_path / 'averaged.pth')
     assert load_file(str(tmp_path / 'lightning.ckpt'))['hyper_parameters'] == dict(lr=0.1, data='a/b')

@@ -1,5 +1,6 @@
 """GRN is added or dropped between pretraining and fine-tuning on purpose alone, and the log warns; other response norms
 are carried over whole."""
+
 import logging
 
 import pytest
@@ -18,17 +19,17 @@ OTHERS = [dict(type=kind) for kind in ('LRN', 'BN', 'LN', 'SE', 'CBAM')] + [dict
 def trained(norm=GRN, **kwargs):
     """A backbone as after pretraining: every parameter and running statistic is random."""
     torch.manual_seed(0)
-    model = ConvNeXtV2(NARROW, out_indices=(3, ), out_norm=False, response_norm=norm, **kwargs).double()
+    model = ConvNeXtV2(NARROW, out_indices=(3,), out_norm=False, response_norm=norm, **kwargs).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    for name, buffer in model.named_buffers():
+    for buffer in model.buffers():
         buffer.copy_(torch.rand_like(buffer) + 0.5 if buffer.is_floating_point() else torch.tensor(7))
     return model.eval()
 
 
 def load(path, norm, grn=None, **kwargs):
     init_cfg = dict(type='ConvNeXtV2Pretrained', checkpoint=str(path), grn=grn)
-    model = ConvNeXtV2(NARROW, out_indices=(3, ), out_norm=False, response_norm=norm, init_cfg=init_cfg, **kwargs)
+    model = ConvNeXtV2(NARROW, out_indices=(3,), out_norm=False, response_norm=norm, init_cfg=init_cfg, **kwargs)
     model.double().init_weights()
     return model.eval()
 
@@ -43,8 +44,11 @@ def warnings(monkeypatch):
     """Collect what is logged as a warning."""
     lines = []
     logger = MMLogger.get_current_instance()
-    monkeypatch.setattr(logger, 'handle', lambda record: lines.append(record.getMessage())
-                        if record.levelno == logging.WARNING else None)
+    monkeypatch.setattr(
+        logger,
+        'handle',
+        lambda record: lines.append(record.getMessage()) if record.levelno == logging.WARNING else None,
+    )
     return lines
 
 
@@ -71,7 +75,7 @@ def test_dropped_grn_leaves_the_model_without_it(tmp_path, images, warnings, lay
     assert '10 dropped (stages.0.0.grn.gamma' in warnings[0] and '0 newly initialised' in warnings[0]
 
 
-@pytest.mark.parametrize('scale', (0., 1e-6))
+@pytest.mark.parametrize('scale', (0.0, 1e-6))
 def test_added_grn_starts_as_the_identity(tmp_path, images, warnings, scale):
     """A model with new GRN gives exactly the features of the one that was pretrained without, LayerScale included,
     all its GRN trains, and the log warns once."""
@@ -90,8 +94,10 @@ def test_other_norms_are_carried_over(tmp_path, images, warnings, norm):
     """Weights and running statistics of every norm of the ablations come back bit for bit, without a warning; a model
     of another norm refuses them."""
     source = trained(norm)
-    torch.save(dict(state_dict={f'backbone.{key}': value for key, value in source.state_dict().items()}),
-               tmp_path / 'weights.pth')
+    torch.save(
+        dict(state_dict={f'backbone.{key}': value for key, value in source.state_dict().items()}),
+        tmp_path / 'weights.pth',
+    )
     loaded = load(tmp_path / 'weights.pth', norm)
     assert torch.equal(loaded(images)[0], source(images)[0]) and not warnings
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in source.state_dict().items())
@@ -99,18 +105,36 @@ def test_other_norms_are_carried_over(tmp_path, images, warnings, norm):
         load(tmp_path / 'weights.pth', GRN)
 
 
-@pytest.mark.parametrize('pretrained, norm, grn, message', [
-    (GRN, None, None, "10 not in the model: stages.0.0.grn.gamma.*grn='drop' in init_cfg changes GRN on purpose"),
-    (None, GRN, None, '10 missing in the file: stages.0.0.grn.gamma.*Check arch and response_norm'),
-    (GRN, GRN, 'drop', "grn='drop': the file has 10 weights of GRN and the model 10; set response_norm=None"),
-    (None, None, 'drop', "grn='drop': the file has 0 .* leave grn out"),
-    (GRN, GRN, 'add', "grn='add': the file has 10 weights of GRN and the model 10; .* leave grn out"),
-    (None, None, 'add', "grn='add': the file has 0 .*set response_norm=dict\\(type='GRN'\\)"),
-    (None, dict(type='SE'), 'add', "grn='add' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another response"),
-    (dict(type='SE'), None, 'drop', "grn='drop' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another resp"),
-    (None, dict(type='GRN', residual=False), 'add', "grn='add' starts as the identity, which stages.0.0.grn.gamma,"),
-    (GRN, None, 'remove', "grn='remove' is unknown: choose from .*'drop', 'add'"),
-])
+@pytest.mark.parametrize(
+    'pretrained, norm, grn, message',
+    [
+        (GRN, None, None, "10 not in the model: stages.0.0.grn.gamma.*grn='drop' in init_cfg changes GRN on purpose"),
+        (None, GRN, None, '10 missing in the file: stages.0.0.grn.gamma.*Check arch and response_norm'),
+        (GRN, GRN, 'drop', "grn='drop': the file has 10 weights of GRN and the model 10; set response_norm=None"),
+        (None, None, 'drop', "grn='drop': the file has 0 .* leave grn out"),
+        (GRN, GRN, 'add', "grn='add': the file has 10 weights of GRN and the model 10; .* leave grn out"),
+        (None, None, 'add', "grn='add': the file has 0 .*set response_norm=dict\\(type='GRN'\\)"),
+        (
+            None,
+            dict(type='SE'),
+            'add',
+            "grn='add' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another response",
+        ),
+        (
+            dict(type='SE'),
+            None,
+            'drop',
+            "grn='drop' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another resp",
+        ),
+        (
+            None,
+            dict(type='GRN', residual=False),
+            'add',
+            "grn='add' starts as the identity, which stages.0.0.grn.gamma,",
+        ),
+        (GRN, None, 'remove', "grn='remove' is unknown: choose from .*'drop', 'add'"),
+    ],
+)
 def test_nothing_changes_unasked(tmp_path, pretrained, norm, grn, message):
     """By default file and model must agree about GRN; a change that makes no sense is refused with what to set."""
     torch.save(trained(pretrained).state_dict(), tmp_path / 'weights.pth')

@@ -1,4 +1,5 @@
 """Weights survive every layout bit for bit, and whatever does not fit is refused."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 
 def make(**kwargs):
     torch.manual_seed(0)
-    model = ConvNeXtV2(NARROW, out_indices=(3, ), **kwargs)
+    model = ConvNeXtV2(NARROW, out_indices=(3,), **kwargs)
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return model
@@ -39,7 +40,7 @@ def test_timm_knows_the_names(arch):
     """In every size the timm layout has exactly the keys and shapes of timm's own model without classifier."""
     with torch.device('meta'):
         layout = 'timm-conv' if arch in ('atto', 'femto', 'pico', 'nano') else 'timm'
-        ours = from_canonical(ConvNeXtV2(arch, out_indices=(3, )).state_dict(), layout)
+        ours = from_canonical(ConvNeXtV2(arch, out_indices=(3,)).state_dict(), layout)
         theirs = timm.create_model(f'convnextv2_{arch}', num_classes=0).state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
@@ -87,8 +88,9 @@ def test_sparse_file_through_the_tool(tmp_path):
 
 
 def build(path, **kwargs):
-    model = MODELS.build(dict(type='ConvNeXtV2', arch=NARROW, init_cfg=dict(type='ConvNeXtV2Pretrained',
-                                                                            checkpoint=str(path)), **kwargs))
+    model = MODELS.build(
+        dict(type='ConvNeXtV2', arch=NARROW, init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(path)), **kwargs)
+    )
     model.init_weights()
     return model
 
@@ -112,7 +114,7 @@ def test_stem_adapts_to_other_channels(tmp_path):
     """A stem repeated to six channels answers to doubled images as the stem of the file does to single ones."""
     path, source = tmp_path / 'weights.pth', make(out_norm=False)
     torch.save(source.state_dict(), path)
-    model = build(path, in_channels=6, out_indices=(3, ), out_norm=False)
+    model = build(path, in_channels=6, out_indices=(3,), out_norm=False)
     images = torch.randn(1, 3, 32, 32)
     torch.testing.assert_close(model(images.repeat(1, 2, 1, 1))[0], source(images)[0], rtol=1e-4, atol=1e-4)
 
@@ -126,8 +128,9 @@ def test_what_is_listed_stops_at_ten():
     assert str(error.value).count('stages.') == 10 and str(error.value).endswith(', ...')
 
 
-@pytest.mark.parametrize('one, other', [('canonical', 'timm'), ('official-dense', 'official-sparse'),
-                                        ('huggingface', 'official-dense')])
+@pytest.mark.parametrize(
+    'one, other', [('canonical', 'timm'), ('official-dense', 'official-sparse'), ('huggingface', 'official-dense')]
+)
 def test_two_layouts_in_a_file_are_refused(one, other):
     """A file with the keys of two layouts is refused by a key of each, and not read as the first that fits."""
     weights = make(out_norm=False).state_dict()
@@ -160,8 +163,10 @@ def test_odd_values_are_refused(dialect):
 def test_canonical_oddities():
     """mmpretrain's pointwise convolutions become linears; two backbones, and too high block numbers, raise."""
     weights = make(out_norm=False).state_dict()
-    convolved = {name: value[..., None, None] if 'pointwise' in name and value.ndim == 2 else value
-                 for name, value in weights.items()}
+    convolved = {
+        name: value[..., None, None] if 'pointwise' in name and value.ndim == 2 else value
+        for name, value in weights.items()
+    }
     found = to_canonical(convolved)
     assert all(torch.equal(found[name], value) for name, value in weights.items())
     pair = {f'{prefix}.backbone.{name}': value for prefix in ('student', 'teacher') for name, value in weights.items()}

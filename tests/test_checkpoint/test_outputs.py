@@ -1,4 +1,5 @@
 """Converted weights do in the foreign libraries, and in the masked walk of the official files, what they do here."""
+
 import sys
 from importlib import metadata
 
@@ -21,7 +22,7 @@ NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 def make(arch=NARROW, **kwargs):
     """A backbone with trained-looking weights: GRN, norms and biases are random too."""
     torch.manual_seed(0)
-    model = ConvNeXtV2(arch, out_indices=(3, ), **kwargs)
+    model = ConvNeXtV2(arch, out_indices=(3,), **kwargs)
     for name, parameter in model.named_parameters():
         fan = parameter[0].numel() if parameter.ndim > 1 else 4
         nn.init.normal_(parameter, std=fan**-0.5)
@@ -65,9 +66,9 @@ def test_random_models_of_timm_come_in(name, features_only):
     timm = pytest.importorskip('timm')
     theirs = timm.create_model(name, features_only=features_only).eval()
     for parameter in theirs.parameters():
-        nn.init.normal_(parameter, std=(parameter[0].numel() if parameter.ndim > 1 else 4)**-0.5)
+        nn.init.normal_(parameter, std=(parameter[0].numel() if parameter.ndim > 1 else 4) ** -0.5)
     found = read_backbone(theirs.state_dict())
-    ours = ConvNeXtV2(name[len('convnextv2_'):], out_indices=(0, 1, 2, 3), out_norm=False).eval()
+    ours = ConvNeXtV2(name[len('convnextv2_') :], out_indices=(0, 1, 2, 3), out_norm=False).eval()
     ours.load_state_dict({key: value for key, value in found.weights.items() if not key.startswith('norm')})
     assert found.dropped == ([] if features_only else ['head.fc.weight', 'head.fc.bias'])
     images = torch.randn(1, 3, 64, 64)
@@ -81,13 +82,17 @@ def test_random_models_of_hugging_face_come_in():
     """The weights of ConvNextV2ForImageClassification and ConvNextV2Backbone make our outputs equal theirs; the
     backbone's norms become our output norms."""
     transformers = pytest.importorskip('transformers')
-    config = transformers.ConvNextV2Config(depths=list(NARROW['depths']), hidden_sizes=list(NARROW['channels']),
-                                           out_features=['stem', 'stage1', 'stage2', 'stage3', 'stage4'],
-                                           layer_norm_eps=1e-6)
+    config = transformers.ConvNextV2Config(
+        depths=list(NARROW['depths']),
+        hidden_sizes=list(NARROW['channels']),
+        out_features=['stem', 'stage1', 'stage2', 'stage3', 'stage4'],
+        layer_norm_eps=1e-6,
+    )
     images = torch.randn(2, 3, 64, 96)
-    for theirs, kwargs in ((transformers.ConvNextV2ForImageClassification(config),
-                            dict(out_indices=(3, ), gap_before_final_norm=True)),
-                           (transformers.ConvNextV2Backbone(config), {})):
+    for theirs, kwargs in (
+        (transformers.ConvNextV2ForImageClassification(config), dict(out_indices=(3,), gap_before_final_norm=True)),
+        (transformers.ConvNextV2Backbone(config), {}),
+    ):
         for parameter in theirs.parameters():
             nn.init.normal_(parameter, std=0.3)
         found = read_backbone(theirs.state_dict())
@@ -110,11 +115,12 @@ def test_libraries_know_the_names(arch):
     own models (narrow ones: neither can be built without its memory)."""
     transformers, mmpretrain = pytest.importorskip('transformers'), pytest.importorskip('mmpretrain.models')
     depths, channels = list(ARCHS[arch]['depths']), [4, 8, 16, 32]
-    assert {tuple(size['depths']) for size in ARCHS.values()} == {tuple(ARCHS[name]['depths'])
-                                                                  for name in ('atto', 'nano', 'tiny', 'base')}
-    weights = ConvNeXtV2(dict(depths=depths, channels=channels), out_indices=(3, )).state_dict()
+    assert {tuple(size['depths']) for size in ARCHS.values()} == {
+        tuple(ARCHS[name]['depths']) for name in ('atto', 'nano', 'tiny', 'base')
+    }
+    weights = ConvNeXtV2(dict(depths=depths, channels=channels), out_indices=(3,)).state_dict()
     hugging_face = transformers.ConvNextV2Model(transformers.ConvNextV2Config(depths=depths, hidden_sizes=channels))
-    openmmlab = mmpretrain.ConvNeXt(dict(depths=depths, channels=channels), use_grn=True, layer_scale_init_value=0.)
+    openmmlab = mmpretrain.ConvNeXt(dict(depths=depths, channels=channels), use_grn=True, layer_scale_init_value=0.0)
     for layout, theirs in (('huggingface', hugging_face), ('canonical', openmmlab)):
         ours = from_canonical(weights, layout)
         assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.state_dict().items()}
@@ -124,17 +130,18 @@ def shift(maps, row, column):
     """Map (B, C, H, W) whose site (y, x) holds the old (y + row, x + column), zero outside."""
     height, width = maps.shape[-2:]
     padded = F.pad(maps, (3, 3, 3, 3))
-    return padded[..., 3 + row:3 + row + height, 3 + column:3 + column + width]
+    return padded[..., 3 + row : 3 + row + height, 3 + column : 3 + column + width]
 
 
 def run_sparse_file(weights, images, cells):
     """Walk an official sparse file over visible cells as it is described: one matrix a kernel offset, the row offset
     fastest, on maps whose hidden sites are zero before each convolution; GRN per image over visible sites."""
+
     def norm(sites, name):
         return F.layer_norm(sites, sites.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'], 1e-6)
 
     shown = torch.zeros(len(images), 1, images.shape[2] // 32 * images.shape[3] // 32)
-    shown = shown.scatter(2, cells[:, None], 1.).view(len(images), 1, images.shape[2] // 32, images.shape[3] // 32)
+    shown = shown.scatter(2, cells[:, None], 1.0).view(len(images), 1, images.shape[2] // 32, images.shape[3] // 32)
     name = 'encoder.downsample_layers.0'
     maps = F.conv2d(images, weights[f'{name}.0.weight'], weights[f'{name}.0.bias'], stride=4)
     maps = norm(maps.permute(0, 2, 3, 1), f'{name}.1').permute(0, 3, 1, 2)
@@ -142,18 +149,20 @@ def run_sparse_file(weights, images, cells):
         if stage:
             name = f'encoder.downsample_layers.{stage}'
             sites, kernel = norm(maps.permute(0, 2, 3, 1), f'{name}.0.ln'), weights[f'{name}.1.kernel']
-            maps = sum(sites[:, index % 2::2, index // 2::2] @ kernel[index] for index in range(4))
+            maps = sum(sites[:, index % 2 :: 2, index // 2 :: 2] @ kernel[index] for index in range(4))
             maps = (maps + weights[f'{name}.1.bias']).permute(0, 3, 1, 2)
         visible = F.interpolate(shown, maps.shape[-2:])
         for block in range(NARROW['depths'][stage]):
             name = f'encoder.stages.{stage}.{block}'
             maps = maps * visible
             kernel = weights[f'{name}.dwconv.kernel']
-            sites = sum(shift(maps, index % 7 - 3, index // 7 - 3) * kernel[index][:, None, None]
-                        for index in range(49))
+            sites = sum(
+                shift(maps, index % 7 - 3, index // 7 - 3) * kernel[index][:, None, None] for index in range(49)
+            )
             sites = norm(sites.permute(0, 2, 3, 1) + weights[f'{name}.dwconv.bias'], f'{name}.norm.ln')
-            sites = F.gelu(F.linear(sites, weights[f'{name}.pwconv1.linear.weight'],
-                                    weights[f'{name}.pwconv1.linear.bias']))
+            sites = F.gelu(
+                F.linear(sites, weights[f'{name}.pwconv1.linear.weight'], weights[f'{name}.pwconv1.linear.bias'])
+            )
             sites = sites * visible.permute(0, 2, 3, 1)
             length = sites.square().sum((1, 2), keepdim=True).sqrt()
             response = sites * length / (length.mean(-1, keepdim=True) + 1e-6)
@@ -171,23 +180,46 @@ def draw_sparse_file():
         return torch.randn(shape, generator=generator) * 0.3
 
     stem = 'encoder.downsample_layers.0'
-    weights = {'mask_token': draw(1, 512, 1, 1), f'{stem}.0.weight': draw(8, 3, 4, 4), f'{stem}.0.bias': draw(8),
-               f'{stem}.1.weight': draw(8), f'{stem}.1.bias': draw(8)}
+    weights = {
+        'mask_token': draw(1, 512, 1, 1),
+        f'{stem}.0.weight': draw(8, 3, 4, 4),
+        f'{stem}.0.bias': draw(8),
+        f'{stem}.1.weight': draw(8),
+        f'{stem}.1.bias': draw(8),
+    }
     for stage, (depth, width) in enumerate(zip(NARROW['depths'], NARROW['channels'])):
         if stage:
             name, before = f'encoder.downsample_layers.{stage}', NARROW['channels'][stage - 1]
-            weights.update({f'{name}.0.ln.weight': draw(before), f'{name}.0.ln.bias': draw(before),
-                            f'{name}.1.kernel': draw(4, before, width), f'{name}.1.bias': draw(1, width)})
+            weights.update(
+                {
+                    f'{name}.0.ln.weight': draw(before),
+                    f'{name}.0.ln.bias': draw(before),
+                    f'{name}.1.kernel': draw(4, before, width),
+                    f'{name}.1.bias': draw(1, width),
+                }
+            )
         for block in range(depth):
             name, wide = f'encoder.stages.{stage}.{block}', 4 * width
-            weights.update({
-                f'{name}.dwconv.kernel': draw(49, width), f'{name}.dwconv.bias': draw(1, width),
-                f'{name}.norm.ln.weight': draw(width), f'{name}.norm.ln.bias': draw(width),
-                f'{name}.pwconv1.linear.weight': draw(wide, width), f'{name}.pwconv1.linear.bias': draw(wide),
-                f'{name}.pwconv2.linear.weight': draw(width, wide), f'{name}.pwconv2.linear.bias': draw(width),
-                f'{name}.grn.gamma': draw(1, wide), f'{name}.grn.beta': draw(1, wide)})
-    return {**weights, 'proj.weight': draw(512, 24, 1, 1), 'decoder.0.dwconv.weight': draw(512, 1, 7, 7),
-            'pred.bias': draw(3072)}
+            weights.update(
+                {
+                    f'{name}.dwconv.kernel': draw(49, width),
+                    f'{name}.dwconv.bias': draw(1, width),
+                    f'{name}.norm.ln.weight': draw(width),
+                    f'{name}.norm.ln.bias': draw(width),
+                    f'{name}.pwconv1.linear.weight': draw(wide, width),
+                    f'{name}.pwconv1.linear.bias': draw(wide),
+                    f'{name}.pwconv2.linear.weight': draw(width, wide),
+                    f'{name}.pwconv2.linear.bias': draw(width),
+                    f'{name}.grn.gamma': draw(1, wide),
+                    f'{name}.grn.beta': draw(1, wide),
+                }
+            )
+    return {
+        **weights,
+        'proj.weight': draw(512, 24, 1, 1),
+        'decoder.0.dwconv.weight': draw(512, 1, 7, 7),
+        'pred.bias': draw(3072),
+    }
 
 
 @pytest.mark.parametrize('cells', [[[0, 3, 5], [1, 2, 4]], [list(range(6))] * 2], ids=['half', 'all'])
@@ -196,7 +228,7 @@ def test_a_sparse_file_becomes_the_dense_model(tmp_path, cells):
     give, and whose dense output is that of all cells visible."""
     weights, cells = draw_sparse_file(), torch.tensor(cells)
     torch.save(dict(model=weights, epoch=799), tmp_path / 'sparse.pth')
-    model = ConvNeXtV2(NARROW, out_indices=(3, ), out_norm=False).eval()
+    model = ConvNeXtV2(NARROW, out_indices=(3,), out_norm=False).eval()
     load_backbone(model, str(tmp_path / 'sparse.pth'))
     images = torch.randn(2, 3, 64, 96)
     expected = run_sparse_file(weights, images, cells)
@@ -264,6 +296,7 @@ def test_a_transformers_with_another_grn_is_not_used(tmp_path, monkeypatch):
 def test_check_finds_other_outputs():
     """A change of 1e-3 in the final norm alone is far above the tolerance of the check."""
     from mmconvnextv2.checkpoint import convert
+
     model, images = make(), torch.randn(1, 3, 64, 64)
     one = run(model.state_dict(), images)
     other = run({**model.state_dict(), 'norm3.weight': model.norm3.weight + 1e-3}, images)
@@ -272,7 +305,7 @@ def test_check_finds_other_outputs():
 
 def test_v1_weights_keep_layer_scale():
     """ConvNeXt V1 weights, without GRN and with LayerScale, go through the layouts that know them, and timm agrees."""
-    model = make(response_norm=None, layer_scale_init_value=1.)
+    model = make(response_norm=None, layer_scale_init_value=1.0)
     images = torch.randn(1, 3, 64, 64)
     for layout in ('canonical', 'official-dense', 'timm-conv'):
         weights = from_canonical(model.state_dict(), layout)
@@ -286,13 +319,18 @@ def classify(layout, weights, images):
     """The scores of a whole classifier in the library of its layout."""
     if layout == 'canonical':
         from framework_models import build
+
         model = build('classifier')
     elif layout == 'huggingface':
         transformers = pytest.importorskip('transformers')
-        model = transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(
-            depths=list(NARROW['depths']), hidden_sizes=list(NARROW['channels']), num_labels=3, layer_norm_eps=1e-6))
+        model = transformers.ConvNextV2ForImageClassification(
+            transformers.ConvNextV2Config(
+                depths=list(NARROW['depths']), hidden_sizes=list(NARROW['channels']), num_labels=3, layer_norm_eps=1e-6
+            )
+        )
     else:
         import timm
+
         model = timm.create_model('convnextv2_atto', num_classes=3, depths=NARROW['depths'], dims=NARROW['channels'])
     model.load_state_dict(weights, strict=True)
     model.eval()

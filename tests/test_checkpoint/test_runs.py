@@ -1,4 +1,5 @@
 """Pretrained weights in whole models and runs: loaded last, bit for bit, and never on resume."""
+
 import pytest
 import torch
 from mmengine.model import BaseModel
@@ -15,7 +16,7 @@ NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
 def make(**kwargs):
-    model = ConvNeXtV2(NARROW, out_indices=(3, ), **kwargs)
+    model = ConvNeXtV2(NARROW, out_indices=(3,), **kwargs)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -32,8 +33,15 @@ class Regressor(BaseModel):
 
     def __init__(self, checkpoint):
         super().__init__()
-        self.backbone = MODELS.build(dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3, ), out_norm=False,
-                                          init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(checkpoint))))
+        self.backbone = MODELS.build(
+            dict(
+                type='ConvNeXtV2',
+                arch=NARROW,
+                out_indices=(3,),
+                out_norm=False,
+                init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(checkpoint)),
+            )
+        )
 
     def forward(self, pictures, mode='loss'):
         return dict(loss=self.backbone(pictures)[0].square().mean())
@@ -44,9 +52,15 @@ def run(path, work_dir, epochs, **kwargs):
     pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pictures = [dict(pictures=picture) for picture in pictures]
     runner = Runner(
-        model, str(work_dir), train_dataloader=torch.utils.data.DataLoader(pictures, batch_size=2),
-        train_cfg=dict(by_epoch=True, max_epochs=epochs), cfg=kwargs, experiment_name=f'run{work_dir.name}{epochs}',
-        optim_wrapper=OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3)), **kwargs)
+        model,
+        str(work_dir),
+        train_dataloader=torch.utils.data.DataLoader(pictures, batch_size=2),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        cfg=kwargs,
+        experiment_name=f'run{work_dir.name}{epochs}',
+        optim_wrapper=OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3)),
+        **kwargs,
+    )
     skip_initial_weights_on_resume(runner)
     runner.train()
     return runner
@@ -83,8 +97,15 @@ def test_canonical_weights_are_found_inside_models(prefix):
 def test_partial_files_raise(dialect):
     """One weight less, one more, or one of another shape raises with its canonical name, in every layout."""
     weights = from_canonical(make(out_norm=False).state_dict(), dialect)
-    name = next(key for key in weights if 'stages.2' in key and '1' in key.split('.') and key.endswith('norm.weight')
-                or 'stages.2' in key and key.endswith(('norm.ln.weight', 'layernorm.weight')))
+    name = next(
+        key
+        for key in weights
+        if 'stages.2' in key
+        and '1' in key.split('.')
+        and key.endswith('norm.weight')
+        or 'stages.2' in key
+        and key.endswith(('norm.ln.weight', 'layernorm.weight'))
+    )
     with pytest.raises(ValueError, match=r'1 missing in the file: stages\.2\.\d\.norm\.weight'):
         to_canonical({key: value for key, value in weights.items() if key != name})
     with pytest.raises(ValueError, match=r'of a wrong shape: stages\.2\.\d\.norm\.weight \(3,\)'):

@@ -1,4 +1,5 @@
 """Files that mmengine and the official code write are read; whatever else a file asks for is refused before it runs."""
+
 import argparse
 import io
 import json
@@ -50,16 +51,20 @@ def test_crafted_pickle_does_not_run(tmp_path, modern):
     assert trace.exists()
 
 
-@pytest.mark.parametrize('call, name', [
-    (Call(eval, '1'), 'eval'),
-    (Call(getattr, HistoryBuffer, '__init__'), r"getattr\(.*'__init__'"),
-    (Call(getattr, 'text', 'format'), r"getattr\('text', 'format'"),
-    (Call(bytes, 10), r'bytes\(10'),
-    (Call(np.dtype, 'O'), r"numpy.dtype\('O'"),
-    (Call(subprocess.Popen, ['true']), 'Popen'),
-    (Call(argparse.ArgumentParser), 'ArgumentParser'),
-    (Call(types.SimpleNamespace), 'SimpleNamespace'),
-], ids=['eval', 'HistoryBuffer.__init__', 'str.format', 'bytes(10)', 'object dtype', 'Popen', 'argparse', 'types'])
+@pytest.mark.parametrize(
+    'call, name',
+    [
+        (Call(eval, '1'), 'eval'),
+        (Call(getattr, HistoryBuffer, '__init__'), r"getattr\(.*'__init__'"),
+        (Call(getattr, 'text', 'format'), r"getattr\('text', 'format'"),
+        (Call(bytes, 10), r'bytes\(10'),
+        (Call(np.dtype, 'O'), r"numpy.dtype\('O'"),
+        (Call(subprocess.Popen, ['true']), 'Popen'),
+        (Call(argparse.ArgumentParser), 'ArgumentParser'),
+        (Call(types.SimpleNamespace), 'SimpleNamespace'),
+    ],
+    ids=['eval', 'HistoryBuffer.__init__', 'str.format', 'bytes(10)', 'object dtype', 'Popen', 'argparse', 'types'],
+)
 def test_allow_list_is_narrow(tmp_path, call, name):
     """Globals outside the list, and wider uses of those for which the list has stand-ins, are refused."""
     path = str(tmp_path / 'crafted.pth')
@@ -73,8 +78,17 @@ def test_reads_what_mmengine_writes(tmp_path, module):
     """History buffers, filled and empty, arrays and scalars come back equal, under both names of numpy's core."""
     path, renamed = tmp_path / 'a.pth', tmp_path / 'b.pth'
     filled = HistoryBuffer([1.5, 2.5], [1, 1])
-    torch.save(dict(filled=filled, empty=HistoryBuffer(), scalar=np.float32(0.1), flag=np.bool_(True),
-                    array=np.arange(6, dtype=np.uint8).reshape(2, 3), args=argparse.Namespace(lr=0.1)), path)
+    torch.save(
+        dict(
+            filled=filled,
+            empty=HistoryBuffer(),
+            scalar=np.float32(0.1),
+            flag=np.bool_(True),
+            array=np.arange(6, dtype=np.uint8).reshape(2, 3),
+            args=argparse.Namespace(lr=0.1),
+        ),
+        path,
+    )
 
     def rename(name, content):
         is_pickle = name.endswith('data.pkl')
@@ -119,7 +133,7 @@ def announcing(numel, modern):
 
     def announce(pickle):
         start = pickle.index(b'K\x04', pickle.index(b'cpu'))  # the first count behind the storage's location
-        return pickle[:start] + b'\x8a\x06' + numel.to_bytes(6, 'little') + pickle[start + 2:]
+        return pickle[:start] + b'\x8a\x06' + numel.to_bytes(6, 'little') + pickle[start + 2 :]
 
     if not modern:
         return announce(buffer.getvalue())
@@ -141,24 +155,28 @@ WEIGHTS = save_bytes(dict(weight=torch.zeros(100000)))
 BIG_ENDIAN = (2).to_bytes(8, 'big') + b'{}'
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'', 'is empty'),
-    (WEIGHTS[:len(WEIGHTS) // 2], 'truncated or damaged'),
-    (WEIGHTS[:-100], 'truncated or damaged'),
-    (b'<!DOCTYPE html><html></html>', 'is a web page'),
-    (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS pointer'),
-    (b'not a checkpoint', 'begins with'),
-    (compressed(WEIGHTS), 'zip bomb'),
-    (BIG_ENDIAN, 'big-endian'),
-    ((1000).to_bytes(8, 'little') + b'{"weight"', 'announces a header of 1000 bytes'),
-    (b'\x80\x02}q\x00', 'truncated or damaged'),
-    (save_bytes([1, 2]), 'holds a list'),
-    (announcing(1 << 40, modern=True), 'announces tensors larger than the file'),
-    (announcing(1 << 40, modern=False), 'announces tensors larger than the file'),
-    (save_bytes(dict(weight=torch.zeros(1).expand(1 << 20, 1 << 20))), 'holds a tensor of shape .* zip bomb'),
-    (save_bytes(dict(deep=[dict(weight=torch.zeros(1).expand(1 << 40))])), 'holds a tensor of shape .* zip bomb'),
-    (safetensors_of([1 << 20]), 'truncated or damaged'),
-], ids=lambda value: value if isinstance(value, str) else '')
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'is empty'),
+        (WEIGHTS[: len(WEIGHTS) // 2], 'truncated or damaged'),
+        (WEIGHTS[:-100], 'truncated or damaged'),
+        (b'<!DOCTYPE html><html></html>', 'is a web page'),
+        (b'version https://git-lfs.github.com/spec/v1\n', 'Git LFS pointer'),
+        (b'not a checkpoint', 'begins with'),
+        (compressed(WEIGHTS), 'zip bomb'),
+        (BIG_ENDIAN, 'big-endian'),
+        ((1000).to_bytes(8, 'little') + b'{"weight"', 'announces a header of 1000 bytes'),
+        (b'\x80\x02}q\x00', 'truncated or damaged'),
+        (save_bytes([1, 2]), 'holds a list'),
+        (announcing(1 << 40, modern=True), 'announces tensors larger than the file'),
+        (announcing(1 << 40, modern=False), 'announces tensors larger than the file'),
+        (save_bytes(dict(weight=torch.zeros(1).expand(1 << 20, 1 << 20))), 'holds a tensor of shape .* zip bomb'),
+        (save_bytes(dict(deep=[dict(weight=torch.zeros(1).expand(1 << 40))])), 'holds a tensor of shape .* zip bomb'),
+        (safetensors_of([1 << 20]), 'truncated or damaged'),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
 def test_damaged_files_are_named(tmp_path, content, message):
     """Empty, truncated, foreign, compressed and wrong-endian files, and those that announce more than they hold, raise
     an error that says which they are, without taking the memory."""
@@ -204,7 +222,7 @@ def test_safetensors_that_begin_as_a_pickle(tmp_path, length):
     assert load_file(str(path))['weight'].tolist() == [1.5, -2]
 
 
-MMENGINE = '''
+MMENGINE = """
 import sys, torch
 from mmengine.runner import load_checkpoint
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
@@ -213,26 +231,34 @@ allow_mmengine_checkpoints()
 model = torch.nn.Linear(2, 2)
 print(sorted(load_checkpoint(model, sys.argv[1])['meta']), model.weight.sum().item())
 load_checkpoint(model, sys.argv[2])
-'''
+"""
 
 
 def test_mmengine_reads_through_the_allow_list(tmp_path):
     """mmengine's own loader reads its files without ``meta['config']``, which it would execute, and refuses others."""
     good, bad, trace = tmp_path / 'good.pth', tmp_path / 'bad.pth', tmp_path / 'trace'
-    hub = dict(log_scalars=dict(loss=HistoryBuffer([1.], [1])))
-    torch.save(dict(meta=dict(cfg='a = 1', config='raise'), message_hub=hub,
-                    state_dict=dict(weight=torch.ones(2, 2), bias=torch.zeros(2))), good)
+    hub = dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1])))
+    torch.save(
+        dict(
+            meta=dict(cfg='a = 1', config='raise'),
+            message_hub=hub,
+            state_dict=dict(weight=torch.ones(2, 2), bias=torch.zeros(2)),
+        ),
+        good,
+    )
     torch.save(dict(state_dict=Call(os.mkdir, str(trace))), bad)
     run = subprocess.run([sys.executable, '-c', MMENGINE, good, bad], capture_output=True, text=True)
     assert "['cfg'] 4.0" in run.stdout, run.stderr
-    assert run.returncode != 0 and "UserError: " in run.stderr and 'posix.mkdir' in run.stderr
+    assert run.returncode != 0 and 'UserError: ' in run.stderr and 'posix.mkdir' in run.stderr
     assert not trace.exists()
 
 
 def test_importing_the_package_changes_no_loader():
     """Importing the package alone leaves mmengine's loaders and torch's allow-list as they were."""
-    code = ('import torch, mmconvnextv2; from mmengine.runner import CheckpointLoader as c; '
-            'print(c._schemes[""].__module__, "HistoryBuffer" in str(torch.serialization.get_safe_globals()))')
+    code = (
+        'import torch, mmconvnextv2; from mmengine.runner import CheckpointLoader as c; '
+        'print(c._schemes[""].__module__, "HistoryBuffer" in str(torch.serialization.get_safe_globals()))'
+    )
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert run.stdout.strip() == f'{CheckpointLoader.__module__} False', run.stderr
 

@@ -1,4 +1,5 @@
 """A pretraining run goes on in the other code: ours in the official layout, and the official one in ours."""
+
 import subprocess
 import sys
 from collections import OrderedDict
@@ -17,12 +18,16 @@ from mmconvnextv2.checkpoint.convert import convert_training_file
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 
 pytest.importorskip('mmpretrain')
-from mmconvnextv2.checkpoint.training_state import (read_recipe, tell_weight_decay,  # noqa: E402
-                                                    training_from_canonical, training_to_canonical)
+from mmconvnextv2.checkpoint.training_state import (  # noqa: E402
+    read_recipe,
+    tell_weight_decay,
+    training_from_canonical,
+    training_to_canonical,
+)
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 DEPTHS, CHANNELS, WIDTH = (1, 1, 2, 1), (4, 6, 8, 10), 12
-CONFIG = '''
+CONFIG = """
 custom_imports = dict(imports=['mmconvnextv2.pretrain'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
 model = dict(
@@ -38,7 +43,7 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=1, eta_min=0., convert_to_iter_based=True)]
-'''
+"""
 
 
 class Parameters(nn.Module):
@@ -62,29 +67,58 @@ def official_shapes():
     in which they are made, a module's own parameters before those of its children."""
     shapes = OrderedDict(mask_token=(1, WIDTH, 1, 1))
     stem = 'encoder.downsample_layers.0'
-    shapes.update({f'{stem}.0.weight': (CHANNELS[0], 3, 4, 4), f'{stem}.0.bias': (CHANNELS[0], ),
-                   f'{stem}.1.weight': (CHANNELS[0], ), f'{stem}.1.bias': (CHANNELS[0], )})
+    shapes.update(
+        {
+            f'{stem}.0.weight': (CHANNELS[0], 3, 4, 4),
+            f'{stem}.0.bias': (CHANNELS[0],),
+            f'{stem}.1.weight': (CHANNELS[0],),
+            f'{stem}.1.bias': (CHANNELS[0],),
+        }
+    )
     for number in (1, 2, 3):
         name, before, after = f'encoder.downsample_layers.{number}', CHANNELS[number - 1], CHANNELS[number]
-        shapes.update({f'{name}.0.ln.weight': (before, ), f'{name}.0.ln.bias': (before, ),
-                       f'{name}.1.kernel': (4, before, after), f'{name}.1.bias': (1, after)})
+        shapes.update(
+            {
+                f'{name}.0.ln.weight': (before,),
+                f'{name}.0.ln.bias': (before,),
+                f'{name}.1.kernel': (4, before, after),
+                f'{name}.1.bias': (1, after),
+            }
+        )
     for stage, (depth, width) in enumerate(zip(DEPTHS, CHANNELS)):
         for block in range(depth):
             name, wide = f'encoder.stages.{stage}.{block}', 4 * width
-            shapes.update({
-                f'{name}.dwconv.kernel': (49, width), f'{name}.dwconv.bias': (1, width),
-                f'{name}.norm.ln.weight': (width, ), f'{name}.norm.ln.bias': (width, ),
-                f'{name}.pwconv1.linear.weight': (wide, width), f'{name}.pwconv1.linear.bias': (wide, ),
-                f'{name}.pwconv2.linear.weight': (width, wide), f'{name}.pwconv2.linear.bias': (width, ),
-                f'{name}.grn.gamma': (1, wide), f'{name}.grn.beta': (1, wide)})
-    shapes.update({'proj.weight': (WIDTH, CHANNELS[3], 1, 1), 'proj.bias': (WIDTH, )})
-    shapes.update({
-        'decoder.0.dwconv.weight': (WIDTH, 1, 7, 7), 'decoder.0.dwconv.bias': (WIDTH, ),
-        'decoder.0.norm.weight': (WIDTH, ), 'decoder.0.norm.bias': (WIDTH, ),
-        'decoder.0.pwconv1.weight': (4 * WIDTH, WIDTH), 'decoder.0.pwconv1.bias': (4 * WIDTH, ),
-        'decoder.0.grn.gamma': (1, 1, 1, 4 * WIDTH), 'decoder.0.grn.beta': (1, 1, 1, 4 * WIDTH),
-        'decoder.0.pwconv2.weight': (WIDTH, 4 * WIDTH), 'decoder.0.pwconv2.bias': (WIDTH, ),
-        'pred.weight': (3072, WIDTH, 1, 1), 'pred.bias': (3072, )})
+            shapes.update(
+                {
+                    f'{name}.dwconv.kernel': (49, width),
+                    f'{name}.dwconv.bias': (1, width),
+                    f'{name}.norm.ln.weight': (width,),
+                    f'{name}.norm.ln.bias': (width,),
+                    f'{name}.pwconv1.linear.weight': (wide, width),
+                    f'{name}.pwconv1.linear.bias': (wide,),
+                    f'{name}.pwconv2.linear.weight': (width, wide),
+                    f'{name}.pwconv2.linear.bias': (width,),
+                    f'{name}.grn.gamma': (1, wide),
+                    f'{name}.grn.beta': (1, wide),
+                }
+            )
+    shapes.update({'proj.weight': (WIDTH, CHANNELS[3], 1, 1), 'proj.bias': (WIDTH,)})
+    shapes.update(
+        {
+            'decoder.0.dwconv.weight': (WIDTH, 1, 7, 7),
+            'decoder.0.dwconv.bias': (WIDTH,),
+            'decoder.0.norm.weight': (WIDTH,),
+            'decoder.0.norm.bias': (WIDTH,),
+            'decoder.0.pwconv1.weight': (4 * WIDTH, WIDTH),
+            'decoder.0.pwconv1.bias': (4 * WIDTH,),
+            'decoder.0.grn.gamma': (1, 1, 1, 4 * WIDTH),
+            'decoder.0.grn.beta': (1, 1, 1, 4 * WIDTH),
+            'decoder.0.pwconv2.weight': (WIDTH, 4 * WIDTH),
+            'decoder.0.pwconv2.bias': (WIDTH,),
+            'pred.weight': (3072, WIDTH, 1, 1),
+            'pred.bias': (3072,),
+        }
+    )
     return shapes
 
 
@@ -96,16 +130,22 @@ def as_ours(official):
         if parts[0] == 'encoder':
             target = 'backbone.' + '.'.join(part for part in parts[1:] if part not in ('ln', 'linear'))
         else:
-            target = {'mask': 'neck.mask_token', 'proj': f'neck.{name}', 'deco': f'neck.blocks.{name[8:]}',
-                      'pred': f'head.{name}'}[name[:4]]
+            target = {
+                'mask': 'neck.mask_token',
+                'proj': f'neck.{name}',
+                'deco': f'neck.blocks.{name[8:]}',
+                'pred': f'head.{name}',
+            }[name[:4]]
         for theirs, mine in (('dwconv', 'depthwise_conv'), ('pwconv', 'pointwise_conv'), ('.kernel', '.weight')):
             target = target.replace(theirs, mine)
         if name.endswith('dwconv.kernel'):
-            value = torch.stack([torch.stack([value[column * 7 + row] for column in range(7)], -1)
-                                 for row in range(7)], -2)[:, None]
+            value = torch.stack(
+                [torch.stack([value[column * 7 + row] for column in range(7)], -1) for row in range(7)], -2
+            )[:, None]
         elif name.endswith('kernel'):
-            value = torch.stack([torch.stack([value[column * 2 + row].T for column in range(2)], -1)
-                                 for row in range(2)], -2)
+            value = torch.stack(
+                [torch.stack([value[column * 2 + row].T for column in range(2)], -1) for row in range(2)], -2
+            )
         elif name == 'pred.weight':
             value = value[:, :, 0, 0]
         elif name == 'mask_token' or '.grn.' in name or parts[-2] == 'dwconv' or (parts[-2] == '1' and value.ndim == 2):
@@ -118,8 +158,12 @@ def official_optimizer(model):
     """AdamW as the official script is described to make it: vectors and ``.bias`` first, without decay."""
     plain = [value for name, value in model.named_parameters() if value.ndim == 1 or name.endswith('.bias')]
     rest = [value for name, value in model.named_parameters() if not (value.ndim == 1 or name.endswith('.bias'))]
-    return torch.optim.AdamW([dict(params=plain, weight_decay=0.), dict(params=rest, weight_decay=0.05)], lr=0.01,
-                             betas=(0.9, 0.95), weight_decay=0.05)
+    return torch.optim.AdamW(
+        [dict(params=plain, weight_decay=0.0), dict(params=rest, weight_decay=0.05)],
+        lr=0.01,
+        betas=(0.9, 0.95),
+        weight_decay=0.05,
+    )
 
 
 @pytest.fixture
@@ -132,6 +176,7 @@ def config(tmp_path):
 def make_both(config):
     """The official-like model and ours, in float64 and with the same random weights."""
     from mmpretrain.registry import MODELS
+
     cfg = Config.fromfile(config)
     official, ours = Parameters(official_shapes()), MODELS.build(cfg.model).double()
     generator = torch.Generator().manual_seed(0)
@@ -144,6 +189,7 @@ def make_both(config):
 def loss_of(ours, step, weights=None):
     """The loss of a step's images, with other weights in place of the model's own if given."""
     from mmpretrain.structures import DataSample
+
     generator = torch.Generator().manual_seed(step)
     pictures = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
     samples = [DataSample(metainfo=dict(visible_cells=torch.tensor(cells))) for cells in ([0, 3], [1, 2])]
@@ -199,8 +245,10 @@ def test_our_run_goes_on_there(config, tmp_path):
     """Three steps here and three there end at the weights of six steps here."""
     official, ours, optimizer = make_both(config)
     train_ours(ours, optimizer, range(3))
-    torch.save(dict(meta=dict(epoch=1, iter=3), state_dict=ours.state_dict(), optimizer=optimizer.state_dict()),
-               tmp_path / 'a.pth')
+    torch.save(
+        dict(meta=dict(epoch=1, iter=3), state_dict=ours.state_dict(), optimizer=optimizer.state_dict()),
+        tmp_path / 'a.pth',
+    )
     converted = training_from_canonical(load_file(str(tmp_path / 'a.pth')), read_recipe(config))
     assert list(converted['model']) == list(official_shapes()) and converted['epoch'] == 0
     official.load_state_dict(converted['model'], strict=True)
@@ -239,14 +287,25 @@ def write_run_config(folder, epochs=2):
         pixels = generator.integers(0, 255, (8, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((90, 80), Image.BICUBIC).save(folder / 'pictures' / f'{number}.png')
     cfg = Config.fromfile('configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py')
-    cfg.merge_from_dict({
-        'train_cfg.max_epochs': epochs, 'train_dataloader.batch_size': 2, 'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False, 'train_dataloader.pin_memory': False,
-        'train_dataloader.dataset.data_root': str(folder / 'pictures'),
-        'train_dataloader.dataset.pipeline.1.scale': 64, 'model.neck.channels': WIDTH,
-        'default_hooks.checkpoint': dict(interval=1, by_epoch=True, max_keep_ckpts=-1),
-        'optim_wrapper.type': 'OptimWrapper', 'optim_wrapper.optimizer.lr': 0.01, 'param_scheduler.0.end': 1,
-        'param_scheduler.1.begin': 1, 'param_scheduler.1.end': epochs, 'log_level': 'ERROR'})
+    cfg.merge_from_dict(
+        {
+            'train_cfg.max_epochs': epochs,
+            'train_dataloader.batch_size': 2,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.pin_memory': False,
+            'train_dataloader.dataset.data_root': str(folder / 'pictures'),
+            'train_dataloader.dataset.pipeline.1.scale': 64,
+            'model.neck.channels': WIDTH,
+            'default_hooks.checkpoint': dict(interval=1, by_epoch=True, max_keep_ckpts=-1),
+            'optim_wrapper.type': 'OptimWrapper',
+            'optim_wrapper.optimizer.lr': 0.01,
+            'param_scheduler.0.end': 1,
+            'param_scheduler.1.begin': 1,
+            'param_scheduler.1.end': epochs,
+            'log_level': 'ERROR',
+        }
+    )
     cfg.model.backbone.arch = dict(depths=DEPTHS, channels=CHANNELS)
     cfg.custom_hooks = []
     cfg.dump(str(folder / 'run.py'))
@@ -276,7 +335,8 @@ def test_a_whole_run_goes_there_and_back(tmp_path):
     assert run.returncode == 0 and 'epoch 1, iter 3' in run.stdout, run.stderr
     expected, found = load_file(str(tmp_path / 'whole' / 'epoch_1.pth')), load_file(back)
     assert [group['lr'] for group in found['optimizer']['param_groups']] == [
-        group['lr'] for group in expected['optimizer']['param_groups']]
+        group['lr'] for group in expected['optimizer']['param_groups']
+    ]
     resumed = train(config, tmp_path / 'resumed', resume=True, load_from=back)
     assert resumed.iter == whole.iter == 6 and resumed.epoch == whole.epoch == 2
     for name, value in whole.model.state_dict().items():
@@ -314,7 +374,8 @@ def test_old_files_count_steps_as_numbers(config, tmp_path):
         state['step'] = int(state['step'])
     content['optimizer']['param_groups'] = [
         {key: group[key] for key in ('lr', 'betas', 'eps', 'weight_decay', 'amsgrad', 'params')}
-        for group in content['optimizer']['param_groups']]
+        for group in content['optimizer']['param_groups']
+    ]
     found = training_to_canonical(content, read_recipe(config))
     for number, state in expected['optimizer']['state'].items():
         assert all(torch.equal(found['optimizer']['state'][number][kind], value) for kind, value in state.items())
@@ -323,20 +384,29 @@ def test_old_files_count_steps_as_numbers(config, tmp_path):
 
 
 def broken(content, change):
-    content = {**content, 'optimizer': dict(state=dict(content['optimizer']['state']),
-                                            param_groups=[dict(g) for g in content['optimizer']['param_groups']])}
+    content = {
+        **content,
+        'optimizer': dict(
+            state=dict(content['optimizer']['state']),
+            param_groups=[dict(g) for g in content['optimizer']['param_groups']],
+        ),
+    }
     change(content)
     return content
 
 
-@pytest.mark.parametrize('change, message', [
-    (lambda c: c.pop('optimizer'), r"holds model, optimizer and epoch; \['optimizer'\] missing"),
-    (lambda c: c['optimizer']['state'].update({0: c['optimizer']['state'][80]}), 'stand in another order'),
-    (lambda c: c['optimizer']['param_groups'].pop(), r'has groups of \[\d+\] parameters, expected'),
-    (lambda c: c['optimizer']['param_groups'][0].update(betas=(0.9, 0.999)), r'betas=\(0.9, 0.999\), the config'),
-    (lambda c: c.update(model={**c['model'], 'extra.weight': torch.zeros(1)}), 'has groups of'),
-    (lambda c: c.update(model={**c['model'], 'mask_token': torch.zeros(1, 3, 1, 1)}), 'stand in another order'),
-], ids=['no optimizer', 'swapped', 'one group', 'betas', 'extra', 'shape'])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda c: c.pop('optimizer'), r"holds model, optimizer and epoch; \['optimizer'\] missing"),
+        (lambda c: c['optimizer']['state'].update({0: c['optimizer']['state'][80]}), 'stand in another order'),
+        (lambda c: c['optimizer']['param_groups'].pop(), r'has groups of \[\d+\] parameters, expected'),
+        (lambda c: c['optimizer']['param_groups'][0].update(betas=(0.9, 0.999)), r'betas=\(0.9, 0.999\), the config'),
+        (lambda c: c.update(model={**c['model'], 'extra.weight': torch.zeros(1)}), 'has groups of'),
+        (lambda c: c.update(model={**c['model'], 'mask_token': torch.zeros(1, 3, 1, 1)}), 'stand in another order'),
+    ],
+    ids=['no optimizer', 'swapped', 'one group', 'betas', 'extra', 'shape'],
+)
 def test_what_does_not_fit_is_refused(config, tmp_path, change, message):
     """Parts that are missing, moments in another order or of other shapes, and other hyperparameters raise."""
     official, ours, _ = make_both(config)

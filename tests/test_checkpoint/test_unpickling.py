@@ -1,5 +1,6 @@
 """What honest files hold comes back equal; whatever reaches beyond its memory, or takes more than the file has, is
 refused before it is built."""
+
 import argparse
 import collections
 import resource
@@ -17,31 +18,35 @@ from mmconvnextv2.checkpoint.load import load_file
 
 V2 = 'torch._utils._rebuild_tensor_v2'
 NESTED = Raw(b'X\x01\x00\x00\x00a' + b'q\x00h\x00\x86' * 60)  # a tuple of a value twice, sixty times
-SUBARRAY = (3, '|', ('f8', (512, )), None, None, 4096, 1, 0)
+SUBARRAY = (3, '|', ('f8', (512,)), None, None, 4096, 1, 0)
 HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 CRAFTED = {
-    'sub-array dtype': (array((1, ), dtype('V8', SUBARRAY), bytes(8)), 'numpy.dtype'),
-    'state of a dtype': (array((1, ), dtype('f8', SUBARRAY), bytes(8)), 'numpy.dtype has the state'),
-    'fields of a dtype': (dtype('f8', (3, '<', None, ('a', ), {'a': 1}, 64, 1, 0)), 'numpy.dtype has the state'),
+    'sub-array dtype': (array((1,), dtype('V8', SUBARRAY), bytes(8)), 'numpy.dtype'),
+    'state of a dtype': (array((1,), dtype('f8', SUBARRAY), bytes(8)), 'numpy.dtype has the state'),
+    'fields of a dtype': (dtype('f8', (3, '<', None, ('a',), {'a': 1}, 64, 1, 0)), 'numpy.dtype has the state'),
     'second state of a dtype': (with_state(dtype(), (3, '<', None, None, None, -1, -1, 0)), 'state'),
-    'objects': (array((1, ), dtype('O8'), bytes(8)), 'numpy.dtype'),
-    'raw ndarray': (call('numpy.ndarray', (512, ), 'f8'), 'numpy.ndarray'),
-    'array beyond its bytes': (array((512, ), dtype(), bytes(8)), 'does not match its bytes'),
-    'array short of its bytes': (array((1, ), dtype(), bytes(16)), 'does not match its bytes'),
-    'array of negative size': (array((-1, ), dtype(), bytes(8)), 'does not match its bytes'),
-    'buffer from a number': (call('numpy._core.numeric._frombuffer', 3 << 30, dtype(), (1, ), 'C'), 'no bytes'),
+    'objects': (array((1,), dtype('O8'), bytes(8)), 'numpy.dtype'),
+    'raw ndarray': (call('numpy.ndarray', (512,), 'f8'), 'numpy.ndarray'),
+    'array beyond its bytes': (array((512,), dtype(), bytes(8)), 'does not match its bytes'),
+    'array short of its bytes': (array((1,), dtype(), bytes(16)), 'does not match its bytes'),
+    'array of negative size': (array((-1,), dtype(), bytes(8)), 'does not match its bytes'),
+    'buffer from a number': (call('numpy._core.numeric._frombuffer', 3 << 30, dtype(), (1,), 'C'), 'no bytes'),
     'scalar beyond its bytes': (call('numpy._core.multiarray.scalar', dtype(), b'1'), 'no bytes'),
-    'tensor beyond its storage': (call(V2, storage(), 0, (5, ), (1, ), False, {}), 'reaches beyond its storage'),
-    'tensor behind its storage': (call(V2, storage(), 1, (4, ), (1, ), False, {}), 'reaches beyond its storage'),
+    'tensor beyond its storage': (call(V2, storage(), 0, (5,), (1,), False, {}), 'reaches beyond its storage'),
+    'tensor behind its storage': (call(V2, storage(), 1, (4,), (1,), False, {}), 'reaches beyond its storage'),
     'strides beyond': (call(V2, storage(), 0, (2, 2), (3, 1), False, {}), 'reaches beyond its storage'),
-    'negative offset': (call(V2, storage(), -1, (4, ), (1, ), False, {}), 'a tensor has offset -1'),
-    'negative stride': (call(V2, storage(), 3, (4, ), (-1, ), False, {}), 'strides'),
+    'negative offset': (call(V2, storage(), -1, (4,), (1,), False, {}), 'a tensor has offset -1'),
+    'negative stride': (call(V2, storage(), 3, (4,), (-1,), False, {}), 'strides'),
     'huge sizes of nothing': (call(V2, storage(), 0, (0, 2**62), (1, 1), False, {}), 'shape'),
-    'another dtype': (call('torch._utils._rebuild_tensor_v3', storage(), 0, (4, ), (1, ), False, {},
-                           named('torch.float64')), 'reaches beyond its storage'),
-    'state of a tensor': (with_state(call(V2, storage(), 0, (4, ), (1, ), False, {}), (storage(), 0, (99, ), (1, ))),
-                          '__setstate__'),
-    'storage beyond its entry': (call(V2, storage(count=5), 0, (1, ), (1, ), False, {}), 'announces tensors larger'),
+    'another dtype': (
+        call('torch._utils._rebuild_tensor_v3', storage(), 0, (4,), (1,), False, {}, named('torch.float64')),
+        'reaches beyond its storage',
+    ),
+    'state of a tensor': (
+        with_state(call(V2, storage(), 0, (4,), (1,), False, {}), (storage(), 0, (99,), (1,))),
+        '__setstate__',
+    ),
+    'storage beyond its entry': (call(V2, storage(count=5), 0, (1,), (1,), False, {}), 'announces tensors larger'),
     'storage of two sizes': ([storage(), storage(count=2)], 'two sizes'),
     'bytearray of a size': (call('builtins.bytearray', 3 << 30), 'bytearray'),
     'bytes of a size': (call('builtins.bytes', 3 << 30), 'bytes'),
@@ -52,8 +57,17 @@ CRAFTED = {
     'inside itself': (Raw(b']q\x00h\x00a'), 'holds itself'),
     'methods hidden by attributes': (with_state(call('collections.OrderedDict'), {'items': 1}), 'attributes'),
     'history of nothing': (new(HISTORY, {}), 'HistoryBuffer'),
-    'history of another length': (new(HISTORY, dict(max_length=9, _log_history=array((1, ), dtype(), bytes(8)),
-                                                    _count_history=array((2, ), dtype(), bytes(16)))), 'HistoryBuffer'),
+    'history of another length': (
+        new(
+            HISTORY,
+            dict(
+                max_length=9,
+                _log_history=array((1,), dtype(), bytes(8)),
+                _count_history=array((2,), dtype(), bytes(16)),
+            ),
+        ),
+        'HistoryBuffer',
+    ),
     'call of a result': (Raw(call('builtins.getattr', named(HISTORY), 'mean') + b')R'), 'HistoryBuffer.mean'),
     'name as a value': (named('numpy.ndarray'), 'stands where a value belongs'),
     'state of a function': (with_state(named('numpy.dtype'), (None, {'__defaults__': ()})), '__setstate__'),
@@ -77,13 +91,25 @@ def test_honest_opcodes_are_read(tmp_path):
     """What the table above forges is read where it is whole, so that each refusal is for the forgery."""
     path, numbers = str(tmp_path / 'honest.pth'), np.arange(4, dtype=np.float32)
     big = dtype('f8', (3, '>', None, None, None, -1, -1, 0))
-    write(path, dict(array=array((2, ), dtype(), np.arange(2.).tobytes()), pair={('a', 1): 2},
-                     scalar=call('numpy.core.multiarray.scalar', dtype('i4'), b'\x05\0\0\0'),
-                     tensor=call(V2, storage(), 1, (2, ), (2, ), False, {}),
-                     big=array((1, ), big, np.array([7.], '>f8').tobytes()),
-                     history=new(HISTORY, dict(max_length=9, _log_history=array((1, ), dtype(), bytes(8)),
-                                               _count_history=array((1, ), dtype('i8'), bytes(8))))),
-          storages=[('0', numbers.tobytes())])
+    write(
+        path,
+        dict(
+            array=array((2,), dtype(), np.arange(2.0).tobytes()),
+            pair={('a', 1): 2},
+            scalar=call('numpy.core.multiarray.scalar', dtype('i4'), b'\x05\0\0\0'),
+            tensor=call(V2, storage(), 1, (2,), (2,), False, {}),
+            big=array((1,), big, np.array([7.0], '>f8').tobytes()),
+            history=new(
+                HISTORY,
+                dict(
+                    max_length=9,
+                    _log_history=array((1,), dtype(), bytes(8)),
+                    _count_history=array((1,), dtype('i8'), bytes(8)),
+                ),
+            ),
+        ),
+        storages=[('0', numbers.tobytes())],
+    )
     content = load_file(path)
     assert content['array'].tolist() == [0, 1] and content['array'].dtype == np.float64
     assert content['scalar'] == 5 and content['big'].tolist() == [7] and content['tensor'].tolist() == [1, 3]
@@ -115,19 +141,50 @@ def tensors(dtypes):
     return st.builds(make, st.sampled_from(dtypes), st.lists(st.integers(0, 3), max_size=3), st.integers(0, 100))
 
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-          torch.int8, torch.uint8, torch.bool, torch.complex64]
-PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.complex_numbers(),
-                  st.builds(bytearray, st.binary()), st.sets(st.integers()), st.builds(torch.Size, st.just((2, 3))),
-                  st.sampled_from(DTYPES), st.just(torch.device('cpu')), tensors(DTYPES),
-                  st.builds(torch.nn.Parameter, tensors(DTYPES[:4]), st.booleans()),
-                  st.builds(lambda values: np.array(values), st.lists(st.floats(), max_size=4)),
-                  st.builds(np.float32, st.floats(width=32)), st.builds(argparse.Namespace, lr=st.floats()),
-                  st.builds(collections.Counter, st.text()))
-KEYS = st.one_of(st.text(), st.integers(-2**60, 2**60), st.none(), st.tuples(st.text(), st.integers(0, 9)))
-CONTENTS = st.recursive(PLAIN, lambda parts: st.one_of(
-    st.lists(parts, max_size=3), st.tuples(parts, parts), st.dictionaries(KEYS, parts, max_size=3),
-    st.builds(collections.OrderedDict, st.dictionaries(KEYS, parts, max_size=3))), max_leaves=8)
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+]
+PLAIN = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.binary(),
+    st.complex_numbers(),
+    st.builds(bytearray, st.binary()),
+    st.sets(st.integers()),
+    st.builds(torch.Size, st.just((2, 3))),
+    st.sampled_from(DTYPES),
+    st.just(torch.device('cpu')),
+    tensors(DTYPES),
+    st.builds(torch.nn.Parameter, tensors(DTYPES[:4]), st.booleans()),
+    st.builds(lambda values: np.array(values), st.lists(st.floats(), max_size=4)),
+    st.builds(np.float32, st.floats(width=32)),
+    st.builds(argparse.Namespace, lr=st.floats()),
+    st.builds(collections.Counter, st.text()),
+)
+KEYS = st.one_of(st.text(), st.integers(-(2**60), 2**60), st.none(), st.tuples(st.text(), st.integers(0, 9)))
+CONTENTS = st.recursive(
+    PLAIN,
+    lambda parts: st.one_of(
+        st.lists(parts, max_size=3),
+        st.tuples(parts, parts),
+        st.dictionaries(KEYS, parts, max_size=3),
+        st.builds(collections.OrderedDict, st.dictionaries(KEYS, parts, max_size=3)),
+    ),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -141,13 +198,19 @@ def test_whatever_is_saved_comes_back(tmp_path_factory, content, modern, protoco
 
 
 @pytest.mark.parametrize('modern', [True, False], ids=['archive', 'legacy'])
-@pytest.mark.parametrize('map_location', ['cpu', None, torch.device('cpu'), {'cpu': 'cpu'}, lambda storage, _: storage],
-                         ids=['cpu', 'None', 'device', 'dict', 'function'])
+@pytest.mark.parametrize(
+    'map_location',
+    ['cpu', None, torch.device('cpu'), {'cpu': 'cpu'}, lambda storage, _: storage],
+    ids=['cpu', 'None', 'device', 'dict', 'function'],
+)
 def test_shared_storages_and_strides(tmp_path, modern, map_location):
     """Views share memory after reading as before, with the strides and offsets they had, wherever they are read to."""
-    whole = torch.arange(12.).reshape(3, 4)
-    torch.save(dict(whole=whole, turned=whole.T[1:], requires=whole[0].clone().requires_grad_()), tmp_path / 'a.pth',
-               _use_new_zipfile_serialization=modern)
+    whole = torch.arange(12.0).reshape(3, 4)
+    torch.save(
+        dict(whole=whole, turned=whole.T[1:], requires=whole[0].clone().requires_grad_()),
+        tmp_path / 'a.pth',
+        _use_new_zipfile_serialization=modern,
+    )
     content = load_file(str(tmp_path / 'a.pth'), map_location)
     assert content['turned'].stride() == (1, 4) and torch.equal(content['turned'], whole.T[1:])
     assert content['requires'].requires_grad
@@ -157,7 +220,7 @@ def test_shared_storages_and_strides(tmp_path, modern, map_location):
 
 def test_optimizer_state_resumes(tmp_path):
     """AdamW's moments come back writable and separate, and step on as those that were never saved."""
-    weight = torch.nn.Parameter(torch.arange(3.))
+    weight = torch.nn.Parameter(torch.arange(3.0))
     kept = torch.optim.AdamW([weight])
     weight.grad = torch.ones(3)
     kept.step()
@@ -185,5 +248,6 @@ def test_random_programs(tmp_path):
 def test_dump_of_the_tests_is_pickle():
     """The opcodes that these tests write are those that pickle reads."""
     import pickle
+
     value = dict(a=[1, 2.5, None], b=('text', b'bytes', True), c={1: {}})
     assert pickle.loads(b'\x80\x03' + dump(value) + b'.') == value

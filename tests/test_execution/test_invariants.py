@@ -1,4 +1,5 @@
 """Every execution that masks computes the same function of the visible sites, and of nothing else."""
+
 import math
 from importlib.util import find_spec
 
@@ -39,7 +40,7 @@ def hidden_pixels(images, cells):
     for image, visible in enumerate(cells.tolist()):
         for cell in visible:
             row, column = divmod(cell, images.shape[-1] // 32)
-            hidden[image, :, row * 32:row * 32 + 32, column * 32:column * 32 + 32] = False
+            hidden[image, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = False
     return hidden
 
 
@@ -52,7 +53,7 @@ def test_all_visible_is_dense(make_backbone, images, execution):
 
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
-@pytest.mark.parametrize('value', (7., math.nan))
+@pytest.mark.parametrize('value', (7.0, math.nan))
 def test_hidden_pixels_do_not_matter(make_backbone, images, execution, value):
     """Changing hidden pixels, to NaN too, changes no value and no gradient, and hidden cells come back zero."""
     model = make_backbone()
@@ -71,8 +72,8 @@ def test_batch_equals_single_images(make_backbone, images, execution):
     model = make_backbone()
     together = model(images, CELLS, execution)
     for image in range(2):
-        alone = model(images[image:image + 1], CELLS[image:image + 1], execution)
-        assert_same([output[image:image + 1] for output in together], alone)
+        alone = model(images[image : image + 1], CELLS[image : image + 1], execution)
+        assert_same([output[image : image + 1] for output in together], alone)
 
 
 @pytest.mark.parametrize('with_cp', (False, True))
@@ -98,13 +99,20 @@ def sparse_reference(model, image, cells):
 
     def strided(read, sites, size, name):
         kernel, bias = weights[f'{name}.weight'], weights[f'{name}.bias']
-        return {(y, x): bias + sum(kernel[:, :, i, j] @ read(y * size + i, x * size + j)
-                                   for i in range(size) for j in range(size)) for y, x in sites}
+        return {
+            (y, x): bias
+            + sum(kernel[:, :, i, j] @ read(y * size + i, x * size + j) for i in range(size) for j in range(size))
+            for y, x in sites
+        }
 
     def visible(stride):
         patch = 32 // stride
-        return [(cell // columns * patch + i, cell % columns * patch + j)
-                for cell in cells for i in range(patch) for j in range(patch)]
+        return [
+            (cell // columns * patch + i, cell % columns * patch + j)
+            for cell in cells
+            for i in range(patch)
+            for j in range(patch)
+        ]
 
     outputs, sites = [], {}
     for stage in range(4):
@@ -138,8 +146,10 @@ def sparse_block(weights, name, sites, norm):
     response = response / (response.mean() + 1e-6)
     gamma, beta = weights[f'{name}.grn.gamma'], weights[f'{name}.grn.beta']
     second = weights[f'{name}.pointwise_conv2.weight'], weights[f'{name}.pointwise_conv2.bias']
-    return {site: sites[site] + second[0] @ (value + gamma * value * response + beta) + second[1]
-            for site, value in hidden.items()}
+    return {
+        site: sites[site] + second[0] @ (value + gamma * value * response + beta) + second[1]
+        for site, value in hidden.items()
+    }
 
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
@@ -163,13 +173,16 @@ def test_mask_to_visible_cells():
         mask_to_visible_cells(mask)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(execution='fast'), 'unknown'),
-    (dict(execution='packed'), 'needs visible_cells'),
-    (dict(visible_cells=CELLS, execution='dense'), 'cannot use'),
-    (dict(visible_cells=CELLS.int()), 'torch.int64'),
-    (dict(visible_cells=torch.zeros(2, 7, dtype=torch.long)), '1 to 6'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(execution='fast'), 'unknown'),
+        (dict(execution='packed'), 'needs visible_cells'),
+        (dict(visible_cells=CELLS, execution='dense'), 'cannot use'),
+        (dict(visible_cells=CELLS.int()), 'torch.int64'),
+        (dict(visible_cells=torch.zeros(2, 7, dtype=torch.long)), '1 to 6'),
+    ],
+)
 def test_refuses_bad_arguments(make_backbone, images, arguments, message):
     """A wrong execution or wrong visible cells raise an error that names what is allowed."""
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """The execution over MinkowskiEngine's sparse tensors; the invariants shared by all stand beside this file."""
+
 import collections
 import importlib
 import os
@@ -14,8 +15,13 @@ from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.models.execution import get_execution
-from mmconvnextv2.models.execution.minkowski import (depthwise_kernel, import_minkowski_engine, new_manager,
-                                                     site_coordinates, strided_kernel)
+from mmconvnextv2.models.execution.minkowski import (
+    depthwise_kernel,
+    import_minkowski_engine,
+    new_manager,
+    site_coordinates,
+    strided_kernel,
+)
 from mmconvnextv2.ops.grid import Grid
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
@@ -100,9 +106,13 @@ def test_site_order_is_matched(shape):
     images = torch.randn(len(cells), 3, rows * 32, columns * 32)
     sites, grid = execution.enter(images, torch.tensor(cells), nn.Conv2d(3, 1, 4, stride=4))
     for patch in (8, 4, 2, 1):
-        expected = [[image, (cell // columns * patch + i) * 8 // patch, (cell % columns * patch + j) * 8 // patch]
-                    for image, visible in enumerate(cells) for cell in visible
-                    for i in range(patch) for j in range(patch)]
+        expected = [
+            [image, (cell // columns * patch + i) * 8 // patch, (cell % columns * patch + j) * 8 // patch]
+            for image, visible in enumerate(cells)
+            for cell in visible
+            for i in range(patch)
+            for j in range(patch)
+        ]
         assert grid.manager.get_coordinates(grid.key)[grid.to_ours].tolist() == expected
         numbers = torch.arange(len(expected), dtype=torch.float64).view(len(cells), -1, 1)
         assert torch.equal(grid.sites(grid.rows(numbers), numbers), numbers)
@@ -119,9 +129,9 @@ def test_site_coordinates_by_hand():
 
 def test_kernels_by_hand():
     """In a sparse kernel's first axis the row offset runs fastest: index = column * size + row."""
-    weight = torch.arange(2 * 49.).view(2, 1, 7, 7)
+    weight = torch.arange(2 * 49.0).view(2, 1, 7, 7)
     assert depthwise_kernel(weight)[3 * 7 + 5].tolist() == weight[:, 0, 5, 3].tolist()
-    weight = torch.arange(3 * 2 * 4.).view(3, 2, 2, 2).contiguous(memory_format=torch.channels_last)
+    weight = torch.arange(3 * 2 * 4.0).view(3, 2, 2, 2).contiguous(memory_format=torch.channels_last)
     kernel = strided_kernel(weight)
     assert kernel[1 * 2 + 0].tolist() == weight[:, :, 0, 1].T.tolist() and kernel.is_contiguous()
 
@@ -197,7 +207,7 @@ def test_refuses_devices(device):
         new_manager(torch.device(device))
 
 
-CHOOSE = '''
+CHOOSE = """
 import sys, torch
 from mmconvnextv2 import ConvNeXtV2
 model = ConvNeXtV2(dict(depths=(1, 1, 1, 1), channels=(2, 2, 2, 2)))
@@ -207,19 +217,27 @@ try:
     model(torch.zeros(1, 3, 32, 64), torch.tensor([[1]]), 'minkowski')
 except ImportError as error:
     print(error)
-'''
+"""
 
 
-@pytest.mark.parametrize('content, reason', [
-    ('raise ModuleNotFoundError("No module named absent")', 'ModuleNotFoundError: No module named absent'),
-    ('raise OSError("libopenblas.so.0: cannot open")', 'OSError: libopenblas.so.0: cannot open'),
-])
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        ('raise ModuleNotFoundError("No module named absent")', 'ModuleNotFoundError: No module named absent'),
+        ('raise OSError("libopenblas.so.0: cannot open")', 'OSError: libopenblas.so.0: cannot open'),
+    ],
+)
 def test_absent_or_broken_says_what_to_do(tmp_path, content, reason):
     """In a fresh interpreter without a working MinkowskiEngine all else runs; choosing it gives reason and remedy."""
     (tmp_path / 'MinkowskiEngine.py').write_text(content)
     path = os.pathsep.join([str(tmp_path), os.getcwd()])
-    run = subprocess.run([sys.executable, '-c', CHOOSE], env={**os.environ, 'PYTHONPATH': path}, text=True,
-                         capture_output=True, check=True)
+    run = subprocess.run(
+        [sys.executable, '-c', CHOOSE],
+        env={**os.environ, 'PYTHONPATH': path},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     assert reason in run.stdout and '`make minkowski`' in run.stdout and "execution='packed'" in run.stdout
 
 

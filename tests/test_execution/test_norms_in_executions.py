@@ -1,4 +1,5 @@
 """Every response norm computes the same function of the visible sites in every execution."""
+
 import math
 
 import pytest
@@ -11,11 +12,21 @@ from mmconvnextv2.models.execution import Grid, get_execution
 from mmconvnextv2.models.response_norms import AGGREGATIONS, NORMALIZATIONS
 from mmconvnextv2.ops.dispatch import fuse_mlp
 
-NORMS = [dict(type='GRN', aggregation='L1'), dict(type='GRN', aggregation='average'),
-         dict(type='GRN', normalization='standardize'), dict(type='GRN', normalization='1/sum'),
-         dict(type='GRN', normalization='none', residual=False), dict(type='GRN', aggregation='none'),
-         dict(type='GRN', affine=False), dict(type='LRN', alpha=1.), dict(type='BN'), dict(type='LN'),
-         dict(type='SE', ratio=4), dict(type='CBAM', ratio=4), None]
+NORMS = [
+    dict(type='GRN', aggregation='L1'),
+    dict(type='GRN', aggregation='average'),
+    dict(type='GRN', normalization='standardize'),
+    dict(type='GRN', normalization='1/sum'),
+    dict(type='GRN', normalization='none', residual=False),
+    dict(type='GRN', aggregation='none'),
+    dict(type='GRN', affine=False),
+    dict(type='LRN', alpha=1.0),
+    dict(type='BN'),
+    dict(type='LN'),
+    dict(type='SE', ratio=4),
+    dict(type='CBAM', ratio=4),
+    None,
+]
 every_norm = pytest.mark.parametrize('norm', NORMS, ids=lambda norm: '-'.join(map(str, (norm or {0: 'V1'}).values())))
 MASKING = ('packed', pytest.param('minkowski', marks=needs_minkowski))
 
@@ -28,7 +39,7 @@ def images():
 @pytest.fixture
 def make(make_backbone, norm):
     """Return a function that builds a training backbone with the norm; without one, with LayerScale."""
-    return lambda: make_backbone(response_norm=norm, layer_scale_init_value=0. if norm else 1.)
+    return lambda: make_backbone(response_norm=norm, layer_scale_init_value=0.0 if norm else 1.0)
 
 
 def run(model, images, *args):
@@ -70,8 +81,10 @@ def test_batch_equals_single_images(make, images, execution):
     model.eval()
     for image in range(2):
         alone = slice(image, image + 1)
-        assert_same([output[alone] for output in model(images, cells, execution)],
-                    model(images[alone], None if cells is None else cells[alone], execution))
+        assert_same(
+            [output[alone] for output in model(images, cells, execution)],
+            model(images[alone], None if cells is None else cells[alone], execution),
+        )
 
 
 @every_norm
@@ -116,8 +129,9 @@ def test_default_block_is_the_fused_one_bit_for_bit():
 
 def test_each_norm_is_another_function(make_backbone, images):
     """No option is ignored: with the same weights elsewhere, all norms of the tables give different maps."""
-    configs = [dict(type='GRN', aggregation=one, normalization=other)
-               for one in AGGREGATIONS for other in NORMALIZATIONS] + NORMS[6:]
+    configs = [
+        dict(type='GRN', aggregation=one, normalization=other) for one in AGGREGATIONS for other in NORMALIZATIONS
+    ] + NORMS[6:]
     maps = [make_backbone(response_norm=config)(images)[3].detach() for config in configs]
     for index, one in enumerate(maps):
         assert all((one - other).abs().max() > 1e-6 for other in maps[:index]), configs[index]

@@ -1,4 +1,5 @@
 """What the invariants beside this file leave open: gradients of the reference, drop path, and the mask's meaning."""
+
 from importlib.util import find_spec
 
 import pytest
@@ -37,8 +38,12 @@ class SparseReference:
 
     def sites(self, cells, stride):
         side = 32 // stride
-        return [(cell // self.columns * side + i, cell % self.columns * side + j)
-                for cell in cells for i in range(side) for j in range(side)]
+        return [
+            (cell // self.columns * side + i, cell % self.columns * side + j)
+            for cell in cells
+            for i in range(side)
+            for j in range(side)
+        ]
 
     def affine(self, name):
         return self.weights[f'{name}.weight'], self.weights[f'{name}.bias']
@@ -52,16 +57,20 @@ class SparseReference:
         weight, bias = self.affine(name)
         offsets = [(i, j) for i in range(size) for j in range(size)]
         return bias + sum(
-            torch.stack([read(y * size + i, x * size + j) for y, x in sites]) @ weight[:, :, i, j].T
-            for i, j in offsets)
+            torch.stack([read(y * size + i, x * size + j) for y, x in sites]) @ weight[:, :, i, j].T for i, j in offsets
+        )
 
     def depthwise(self, rows, sites, name):
         weight, bias = self.affine(name)
         number = {site: index for index, site in enumerate(sites)}
         outputs = []
         for y, x in sites:
-            near = [(i, j, number[y + i - 3, x + j - 3]) for i in range(7) for j in range(7)
-                    if (y + i - 3, x + j - 3) in number]
+            near = [
+                (i, j, number[y + i - 3, x + j - 3])
+                for i in range(7)
+                for j in range(7)
+                if (y + i - 3, x + j - 3) in number
+            ]
             outputs.append(bias + sum(weight[:, 0, i, j] * rows[index] for i, j, index in near))
         return torch.stack(outputs)
 
@@ -139,7 +148,7 @@ def test_visible_black_pixels_are_visible(make_backbone, execution):
 @pytest.mark.parametrize('execution', EXECUTIONS)
 def test_averages_count_visible_sites(make_backbone, execution):
     """With gap_before_final_norm the mean runs over visible sites only: norm(mean) of the map before the norm."""
-    arguments = dict(out_indices=(3, ))
+    arguments = dict(out_indices=(3,))
     vectors = make_backbone(gap_before_final_norm=True, **arguments)(make_images(), CELLS, execution)[0]
     model = make_backbone(**arguments)
     norm, model.norm3 = model.norm3, nn.Identity()

@@ -3,6 +3,7 @@
 On the CPU through Triton's interpreter, which Triton chooses when it is imported; on a GPU compiled. Shapes are no
 multiples of a kernel's tiles.
 """
+
 import importlib
 import itertools
 
@@ -62,7 +63,7 @@ def test_passes_over_hidden_features(masked, rows, dtype, monkeypatch):
     monkeypatch.setattr(gelu, 'MOST_ROWS', rows)
     h, scale, factor = draw(2, 40, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype)
     counted = some_sites(2, 40) if masked else None
-    shown = 1. if counted is None else counted
+    shown = 1.0 if counted is None else counted
     activation = F.gelu(h)
     passes, again = KernelHidden(h.detach(), counted), KernelHidden(h.detach(), counted)
     norm = (activation * shown).square().sum(1, keepdim=True).sqrt()
@@ -109,12 +110,23 @@ def test_response_mlp(shape, masked, monkeypatch):
     module = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name
     monkeypatch.setattr(module, 'fold_scale', lambda x: x.shape[1] > x.shape[2])  # as on CUDA, where interpreted too
     channels = shape[-1]
-    shapes = [shape, (4 * channels, channels), (4 * channels, ), (4 * channels, ), (4 * channels, ),
-              (channels, 4 * channels), (channels, )]
+    shapes = [
+        shape,
+        (4 * channels, channels),
+        (4 * channels,),
+        (4 * channels,),
+        (4 * channels,),
+        (channels, 4 * channels),
+        (channels,),
+    ]
     inputs = [draw(*shape, dtype=torch.float64) for shape in shapes]
     counted = some_sites(*shape[:2])[:1].expand(shape[0], -1, -1) if masked else None
-    assert_gradients(fused_response_mlp(*inputs, counted), response_mlp_reference(*inputs, counted), inputs,
-                     **TOLERANCE[torch.float64])
+    assert_gradients(
+        fused_response_mlp(*inputs, counted),
+        response_mlp_reference(*inputs, counted),
+        inputs,
+        **TOLERANCE[torch.float64],
+    )
 
 
 def test_sums_repeat_to_the_bit():
@@ -144,9 +156,17 @@ def make_layers(channels, side, bias=True):
     return conv, norm
 
 
-@pytest.mark.parametrize('walk, side, channels, bias', [
-    (make_map(5, 3), 3, 66, True), (make_map(3, 4), 7, 5, False), (make_cells(8, num_cells=2), 3, 3, True),
-    (make_cells(4, num_cells=3), 7, 3, False), (make_cells(2), 5, 34, True), (make_cells(1), 3, 3, True)])
+@pytest.mark.parametrize(
+    'walk, side, channels, bias',
+    [
+        (make_map(5, 3), 3, 66, True),
+        (make_map(3, 4), 7, 5, False),
+        (make_cells(8, num_cells=2), 3, 3, True),
+        (make_cells(4, num_cells=3), 7, 3, False),
+        (make_cells(2), 5, 34, True),
+        (make_cells(1), 3, 3, True),
+    ],
+)
 def test_depthwise(walk, side, channels, bias):
     """Convolution, norm of its result and all gradients equal torch's, on whole maps and on visible sites."""
     execution, grid, num_sites = walk
@@ -258,21 +278,27 @@ def test_autocast():
 
 def test_operators_keep_their_contracts():
     """Schemas say what is overwritten, and shapes and dtypes without values are those with them."""
+
     def tensors(*shapes):
         return [draw(*shape).detach() for shape in shapes]
 
     wide, vector, counted = (2, 5, 6), (2, 1, 6), some_sites(2, 5)
     h, grad, scale, factor = tensors(wide, wide, vector, vector)
     geometry = (2, 3, 0, None, None)
-    sites, weight, bias, norm_weight, norm_bias, mean, rstd = tensors((1, 6, 4), (4, 1, 3, 3), (4, ), (4, ), (4, ),
-                                                                      (1, 6), (1, 6))
-    checks = [(hidden.gelu_norm, (h, counted, True)), (hidden.gelu_norm, (h, None, False)),
-              (hidden.gelu_scaled, (h, scale)), (hidden.gelu_scaled_with_gradient, (h, scale, grad)),
-              (hidden.gelu_gradient, (h, counted, scale, factor, grad)),
-              (neighbours.site_depthwise, (sites, weight, bias, *geometry)),
-              (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, True, *geometry)),
-              (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, False, *geometry)),
-              (neighbours.site_depthwise_gradients, (sites, sites.clone(), 3, *geometry)),
-              (neighbours.layer_norm_gradients, (sites, sites.clone(), mean, rstd, norm_weight))]
+    sites, weight, bias, norm_weight, norm_bias, mean, rstd = tensors(
+        (1, 6, 4), (4, 1, 3, 3), (4,), (4,), (4,), (1, 6), (1, 6)
+    )
+    checks = [
+        (hidden.gelu_norm, (h, counted, True)),
+        (hidden.gelu_norm, (h, None, False)),
+        (hidden.gelu_scaled, (h, scale)),
+        (hidden.gelu_scaled_with_gradient, (h, scale, grad)),
+        (hidden.gelu_gradient, (h, counted, scale, factor, grad)),
+        (neighbours.site_depthwise, (sites, weight, bias, *geometry)),
+        (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, True, *geometry)),
+        (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, False, *geometry)),
+        (neighbours.site_depthwise_gradients, (sites, sites.clone(), 3, *geometry)),
+        (neighbours.layer_norm_gradients, (sites, sites.clone(), mean, rstd, norm_weight)),
+    ]
     for operator, arguments in checks:
         torch.library.opcheck(operator, arguments, test_utils=('test_schema', 'test_faketensor'))

@@ -1,4 +1,5 @@
 """The depthwise convolution with a backward pass of its own is torch's, on maps and on visible sites."""
+
 import importlib
 from dataclasses import replace
 
@@ -26,8 +27,10 @@ def gradients(output, inputs):
     return torch.autograd.grad(output, inputs, torch.randn(output.shape, dtype=output.dtype))
 
 
-@pytest.mark.parametrize('batch, channels, height, width, side', [
-    (2, 3, 5, 4, 3), (1, 2, 32, 32, 7), (2, 5, 33, 20, 7), (1, 4, 70, 65, 5), (3, 1, 1, 1, 7), (2, 2, 7, 40, 1)])
+@pytest.mark.parametrize(
+    'batch, channels, height, width, side',
+    [(2, 3, 5, 4, 3), (1, 2, 32, 32, 7), (2, 5, 33, 20, 7), (1, 4, 70, 65, 5), (3, 1, 1, 1, 7), (2, 2, 7, 40, 1)],
+)
 def test_map(batch, channels, height, width, side):
     """Values and all gradients equal torch's convolution in float64, for maps smaller, larger and not a multiple of a
     tile."""
@@ -99,8 +102,10 @@ def test_finite_differences():
 def test_only_wanted_gradients(wanted):
     """An input that needs no gradient gets none, and the others keep theirs, as with frozen layers."""
     torch.manual_seed(0)
-    inputs = [tensor.detach().requires_grad_(flag)
-              for tensor, flag in zip((draw(1, 3, 9, 9), draw(3, 1, 7, 7), draw(3)), wanted)]
+    inputs = [
+        tensor.detach().requires_grad_(flag)
+        for tensor, flag in zip((draw(1, 3, 9, 9), draw(3, 1, 7, 7), draw(3)), wanted)
+    ]
     [ours] = gradients(depthwise_map(*inputs), [tensor for tensor in inputs if tensor.requires_grad])
     [theirs] = gradients(depthwise_reference(*inputs), [tensor for tensor in inputs if tensor.requires_grad])
     torch.testing.assert_close(ours, theirs)
@@ -154,6 +159,7 @@ def test_second_derivatives_are_refused():
 
 def test_layers_that_are_watched_or_special_stay():
     """A layer with a hook, another stride or padding mode, a subclass, and inference use torch's convolution."""
+
     class Special(nn.Conv2d):
         pass
 
@@ -165,8 +171,17 @@ def test_layers_that_are_watched_or_special_stay():
         assert choose_depthwise(sites, grid, nn.Conv2d(**make)) == 'layer'
     hooked = nn.Conv2d(**make)
     hooked.register_forward_hook(lambda *arguments: None)
-    others = [nn.Conv2d(**{**make, **change}) for change in (
-        dict(stride=2), dict(padding=0), dict(padding_mode='reflect'), dict(groups=1), dict(dilation=2, padding=6),
-        dict(kernel_size=(7, 5), padding=(3, 2)), dict(kernel_size=2, padding=1))]
+    others = [
+        nn.Conv2d(**{**make, **change})
+        for change in (
+            dict(stride=2),
+            dict(padding=0),
+            dict(padding_mode='reflect'),
+            dict(groups=1),
+            dict(dilation=2, padding=6),
+            dict(kernel_size=(7, 5), padding=(3, 2)),
+            dict(kernel_size=2, padding=1),
+        )
+    ]
     assert {choose_depthwise(sites, grid, conv) for conv in [hooked, Special(**make), *others]} == {'layer'}
     assert choose_depthwise(sites.to('meta'), grid, nn.Conv2d(**make, device='meta')) == 'layer'

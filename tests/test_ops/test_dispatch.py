@@ -1,4 +1,5 @@
 """One setting bounds which code runs: the backbone's ``kernels``, or else the environment's."""
+
 import os
 import subprocess
 import sys
@@ -54,8 +55,12 @@ def test_pretraining_follows_the_backbone(kernels):
     """The key reaches every block of the encoder and of FCMAE's decoder."""
     pytest.importorskip('mmpretrain', reason='FCMAE needs mmpretrain: pip install mmconvnextv2[pretrain]')
     from mmconvnextv2.pretrain import FCMAE
-    model = FCMAE(backbone=dict(type='ConvNeXtV2', arch=ARCH, kernels=kernels, out_indices=(3, ), out_norm=False),
-                  neck=dict(type='FCMAEDecoder', channels=8), head=dict(type='FCMAEHead'))
+
+    model = FCMAE(
+        backbone=dict(type='ConvNeXtV2', arch=ARCH, kernels=kernels, out_indices=(3,), out_norm=False),
+        neck=dict(type='FCMAEDecoder', channels=8),
+        head=dict(type='FCMAEHead'),
+    )
     assert [one.kernels for one in model.modules() if isinstance(one, ConvNeXtV2Block)] == [kernels] * 5
 
 
@@ -65,8 +70,12 @@ def test_unknown_setting_is_refused():
         ConvNeXtV2(ARCH, kernels='triton')
     with pytest.raises(ValueError, match='kernels=.no. is unknown'):
         set_kernels(ConvNeXtV2(ARCH), 'no')
-    run = subprocess.run([sys.executable, 'tools/get_flops.py', 'configs/quickstart/upernet.py'], capture_output=True,
-                         text=True, env={**os.environ, 'MMCONVNEXTV2_KERNELS': 'no'})
+    run = subprocess.run(
+        [sys.executable, 'tools/get_flops.py', 'configs/quickstart/upernet.py'],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'MMCONVNEXTV2_KERNELS': 'no'},
+    )
     assert run.returncode == 1 and 'Traceback' not in run.stderr
     assert run.stderr.splitlines()[-1].startswith("error: MMCONVNEXTV2_KERNELS='no' is unknown: choose from")
 
@@ -75,12 +84,18 @@ def test_unknown_setting_is_refused():
 def test_environment_sets_the_default(value, chosen):
     """MMCONVNEXTV2_KERNELS sets what a backbone without the key does; here with kernels interpreted on the CPU."""
     pytest.importorskip('triton', reason='Triton is not installed')
-    code = ('import torch\nfrom mmconvnextv2.ops.dispatch import choose_depthwise\n'
-            'from mmconvnextv2.ops.grid import Grid\n'
-            'conv = torch.nn.Conv2d(4, 4, 7, padding=3, groups=4)\nwith torch.no_grad():\n'
-            '    print(choose_depthwise(torch.zeros(1, 64, 4), Grid(8, 8, 4), conv))')
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
-                         env={'PATH': '', 'TRITON_INTERPRET': '1', 'MMCONVNEXTV2_KERNELS': value})
+    code = (
+        'import torch\nfrom mmconvnextv2.ops.dispatch import choose_depthwise\n'
+        'from mmconvnextv2.ops.grid import Grid\n'
+        'conv = torch.nn.Conv2d(4, 4, 7, padding=3, groups=4)\nwith torch.no_grad():\n'
+        '    print(choose_depthwise(torch.zeros(1, 64, 4), Grid(8, 8, 4), conv))'
+    )
+    run = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        env={'PATH': '', 'TRITON_INTERPRET': '1', 'MMCONVNEXTV2_KERNELS': value},
+    )
     assert run.stdout.strip() == chosen, run.stderr
 
 

@@ -1,4 +1,5 @@
 """The norm that fused operations take of each channel is the formula's, whatever is squared at a time."""
+
 import importlib
 
 import pytest
@@ -22,7 +23,7 @@ def test_channel_norm(squares, masked, monkeypatch):
 
 def test_half_precision():
     """Features of 600, whose squares float16 cannot hold, have a finite norm in float32."""
-    x = torch.full((1, 50, 3), 600., dtype=torch.float16)
+    x = torch.full((1, 50, 3), 600.0, dtype=torch.float16)
     norm = MODULE.channel_norm(x, None)
     assert norm.dtype == torch.float32
     torch.testing.assert_close(norm, torch.full((1, 1, 3), 600 * 50**0.5))

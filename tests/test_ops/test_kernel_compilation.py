@@ -1,4 +1,5 @@
 """Triton's compiler takes every kernel, down to machine code of a GPU, which needs none."""
+
 from importlib import import_module
 
 import pytest
@@ -6,8 +7,15 @@ import pytest
 triton = pytest.importorskip('triton', reason='Triton, which torch brings along on Linux, is not installed')
 ASTSource, GPUTarget = triton.compiler.ASTSource, import_module('triton.backends.compiler').GPUTarget
 
-SCALARS = {'num_sites': 'i32', 'channels': 'i32', 'height': 'i32', 'width': 'i32', 'num_cells': 'i32', 'batch': 'i32',
-           'eps': 'fp32'}
+SCALARS = {
+    'num_sites': 'i32',
+    'channels': 'i32',
+    'height': 'i32',
+    'width': 'i32',
+    'num_cells': 'i32',
+    'batch': 'i32',
+    'eps': 'fp32',
+}
 POINTERS = {'site_mask': '*i1', 'cells': '*i64', 'slots': '*i32'}
 FLOAT32 = ('partial', 'mean', 'rstd', 'factor', 'norm_weight', 'norm_bias')
 PASSES = dict(ROWS=64, TILE=32, BLOCK=64)
@@ -37,12 +45,22 @@ def test_compiles(module, name, constants, tmp_path, monkeypatch):
     """A kernel in bfloat16 becomes machine code of compute capability 8.0 whose wide loads are vectors."""
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     kernel = getattr(import_module(f'mmconvnextv2.ops.kernels.{module}'), name)
-    types = {argument: 'constexpr' if argument in constants else SCALARS.get(argument) or POINTERS.get(
-        argument, '*fp32' if argument in FLOAT32 else '*bf16') for argument in kernel.arg_names}
-    divisible = [place for place, argument in enumerate(kernel.arg_names)
-                 if argument == 'channels' or types[argument].startswith('*')]
+    types = {
+        argument: 'constexpr'
+        if argument in constants
+        else SCALARS.get(argument) or POINTERS.get(argument, '*fp32' if argument in FLOAT32 else '*bf16')
+        for argument in kernel.arg_names
+    }
+    divisible = [
+        place
+        for place, argument in enumerate(kernel.arg_names)
+        if argument == 'channels' or types[argument].startswith('*')
+    ]
     source = ASTSource(
-        kernel, types, {(kernel.arg_names.index(argument), ): value for argument, value in constants.items()},
-        {(place, ): [['tt.divisibility', 16]] for place in divisible})
+        kernel,
+        types,
+        {(kernel.arg_names.index(argument),): value for argument, value in constants.items()},
+        {(place,): [['tt.divisibility', 16]] for place in divisible},
+    )
     compiled = triton.compile(source, target=GPUTarget('cuda', 80, 32), options=dict(num_warps=4))
     assert compiled.asm['cubin'] and 'ld.global.v' in compiled.asm['ptx']

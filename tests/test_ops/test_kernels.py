@@ -1,4 +1,5 @@
 """The Triton kernels equal torch's operations: through Triton's interpreter anywhere, compiled where there is a GPU."""
+
 import os
 import subprocess
 import sys

@@ -1,4 +1,5 @@
 """Products of the response MLP equal those of float64, whichever library multiplies."""
+
 import itertools
 
 import pytest
@@ -54,8 +55,10 @@ def test_equals_a_sum_in_float64(shape, dtype, with_bias, left_transposed, right
 def test_onednn_takes_float32_matrices():
     """oneDNN multiplies float32 matrices, one for all or for a single image too, and neither other dtypes nor
     batches."""
-    assert all(runs_onednn(draw(*SHAPES[name][0]).float(), draw(*SHAPES[name][1]).float())
-               for name in ('one matrix', 'one for all', 'one of one'))
+    assert all(
+        runs_onednn(draw(*SHAPES[name][0]).float(), draw(*SHAPES[name][1]).float())
+        for name in ('one matrix', 'one for all', 'one of one')
+    )
     left, right = (draw(*shape) for shape in SHAPES['one matrix'])
     assert not runs_onednn(left, right) and not runs_onednn(left.bfloat16(), right.bfloat16())
     assert not runs_onednn(*(draw(*shape).float() for shape in SHAPES['one for each']))

@@ -1,4 +1,5 @@
 """The fused response MLP equals plain autograd, and keeps one 4C tensor where plain code keeps four."""
+
 import importlib
 import itertools
 
@@ -17,8 +18,15 @@ SHAPES = {'folded': (1, 9, 3), 'unfolded': (2, 4, 6)}  # sites outnumber channel
 def make_inputs(batch, num_sites, channels, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     hidden = 4 * channels
-    shapes = [(batch, num_sites, channels), (hidden, channels), (hidden, ), (hidden, ), (hidden, ), (channels, hidden),
-              (channels, )]
+    shapes = [
+        (batch, num_sites, channels),
+        (hidden, channels),
+        (hidden,),
+        (hidden,),
+        (hidden,),
+        (channels, hidden),
+        (channels,),
+    ]
     return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
 
 
@@ -64,9 +72,16 @@ def test_folding_several_images_changes_nothing(masked, monkeypatch):
     assert_equals_the_reference(SHAPES['unfolded'], masked)
 
 
-@pytest.mark.parametrize('shape, device, folds', [
-    ((1, 9, 3), 'cpu', True), ((2, 9, 3), 'cpu', False), ((1, 3, 9), 'cpu', False), ((2, 9, 3), 'meta', True),
-    ((2, 3, 9), 'meta', False)])
+@pytest.mark.parametrize(
+    'shape, device, folds',
+    [
+        ((1, 9, 3), 'cpu', True),
+        ((2, 9, 3), 'cpu', False),
+        ((1, 3, 9), 'cpu', False),
+        ((2, 9, 3), 'meta', True),
+        ((2, 3, 9), 'meta', False),
+    ],
+)
 def test_folds_where_it_saves(shape, device, folds, monkeypatch):
     """A scaled weight takes the place of scaled features where it is smaller; on the CPU for single images only."""
     made = []
@@ -83,9 +98,15 @@ def test_gradcheck(shape):
     assert torch.autograd.gradcheck(fused_response_mlp, (*inputs, make_counted(*SHAPES[shape][:2])))
 
 
-@pytest.mark.parametrize('piece, rows, cut', [
-    (250, 99, [([0, 1], 1), ([2], 1)]), (108, 99, [([0], 1), ([1], 1), ([2], 1)]),
-    (40, 99, [([0], 3), ([1], 3), ([2], 3)]), (999, 1, None)])
+@pytest.mark.parametrize(
+    'piece, rows, cut',
+    [
+        (250, 99, [([0, 1], 1), ([2], 1)]),
+        (108, 99, [([0], 1), ([1], 1), ([2], 1)]),
+        (40, 99, [([0], 3), ([1], 3), ([2], 3)]),
+        (999, 1, None),
+    ],
+)
 @pytest.mark.parametrize('shape, masked', itertools.product(((3, 9, 3), (3, 3, 9)), (False, True)))
 def test_pieces_change_nothing(piece, rows, cut, shape, masked, monkeypatch):
     """Going over several images, one, a third of one or a site at a time gives the reference's values and gradients."""
@@ -132,7 +153,7 @@ def test_dead_channel_has_finite_gradients():
 def test_second_derivative_is_refused():
     """A second derivative raises in words instead of being silently wrong."""
     inputs = make_inputs(2, 9, 3)
-    gradient, = torch.autograd.grad(fused_response_mlp(*inputs).square().sum(), inputs[0], create_graph=True)
+    (gradient,) = torch.autograd.grad(fused_response_mlp(*inputs).square().sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         gradient.sum().backward()
 

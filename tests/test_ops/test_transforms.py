@@ -1,4 +1,5 @@
 """Fused operations under torch.compile and activation checkpointing; DDP is in test_pretrain/test_distributed.py."""
+
 import pytest
 import torch
 from torch import nn
@@ -10,15 +11,16 @@ from mmconvnextv2.ops.depthwise_cpu import depthwise_map
 from mmconvnextv2.ops.response_mlp import fused_response_mlp
 
 SHAPES = {
-    fused_response_mlp: [(2, 9, 3), (12, 3), (12, ), (12, ), (12, ), (3, 12), (3, )],
-    depthwise_map: [(2, 3, 9, 8), (3, 1, 7, 7), (3, )],
+    fused_response_mlp: [(2, 9, 3), (12, 3), (12,), (12,), (12,), (3, 12), (3,)],
+    depthwise_map: [(2, 3, 9, 8), (3, 1, 7, 7), (3,)],
 }
 
 
 def make_inputs(operation):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
-            for shape in SHAPES[operation]]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in SHAPES[operation]
+    ]
 
 
 def assert_same(ours, theirs, inputs):
@@ -73,5 +75,5 @@ def test_compiled_block(execution):
         def forward(self, sites):
             return self.block(sites, grid, walk)
 
-    graph = str(torch.export.export(Wrapped(), (sites, ), strict=False).graph)
+    graph = str(torch.export.export(Wrapped(), (sites,), strict=False).graph)
     assert graph.count('aten.linear') == 2 and 'aten.gelu' in graph

@@ -1,4 +1,5 @@
 """Small FCMAE runs through mmengine's runners, in this process or in several."""
+
 import os
 import tempfile
 
@@ -43,20 +44,37 @@ def draw_pictures(folder, num_pictures=NUM_PICTURES):
 def make_config(folder, work_dir, batch=BATCH, num_workers=0, **options):
     """The shipped folder config with a narrow model, six iterations and a checkpoint after each."""
     cfg = Config.fromfile(CONFIG, format_python_code=False)
-    cfg.merge_from_dict({
-        'work_dir': str(work_dir), 'train_cfg.max_epochs': EPOCHS, 'train_dataloader.batch_size': batch,
-        'train_dataloader.dataset.data_root': folder, 'train_dataloader.dataset.pipeline.1.scale': 64,
-        'train_dataloader.num_workers': num_workers, 'train_dataloader.persistent_workers': False,
-        'train_dataloader.pin_memory': False, 'model.neck.channels': 12,
-        'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=-1),
-        'optim_wrapper.type': 'OptimWrapper', 'optim_wrapper.optimizer.lr': 0.01,
-        'param_scheduler.0.end': 1, 'param_scheduler.1.begin': 1, 'param_scheduler.1.end': EPOCHS,
-        'env_cfg.dist_cfg.backend': 'gloo', 'log_level': 'ERROR', **options})
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'train_cfg.max_epochs': EPOCHS,
+            'train_dataloader.batch_size': batch,
+            'train_dataloader.dataset.data_root': folder,
+            'train_dataloader.dataset.pipeline.1.scale': 64,
+            'train_dataloader.num_workers': num_workers,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.pin_memory': False,
+            'model.neck.channels': 12,
+            'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=-1),
+            'optim_wrapper.type': 'OptimWrapper',
+            'optim_wrapper.optimizer.lr': 0.01,
+            'param_scheduler.0.end': 1,
+            'param_scheduler.1.begin': 1,
+            'param_scheduler.1.end': EPOCHS,
+            'env_cfg.dist_cfg.backend': 'gloo',
+            'log_level': 'ERROR',
+            **options,
+        }
+    )
     cfg.model.backbone.arch = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
     cfg.custom_hooks = options.get('custom_hooks', [])
     if is_distributed():  # what tools/train.py adds to the config on a CPU
-        cfg.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)))
+        cfg.merge_from_dict(
+            dict(
+                launcher='pytorch',
+                model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
+            )
+        )
     return cfg
 
 
@@ -94,13 +112,14 @@ def tensors_of(content, prefix=''):
     return flat
 
 
-def assert_same(content, wanted, tolerance=0.):
+def assert_same(content, wanted, tolerance=0.0):
     """Compare weights, optimizer, schedulers, EMA and scaler of two checkpoints; tolerance 0 is bitwise."""
     content, wanted = tensors_of(content), tensors_of(wanted)
     assert content.keys() == wanted.keys()
     for name, value in wanted.items():
-        one, other = (torch.as_tensor(item, dtype=getattr(value, 'dtype', torch.float64))
-                      for item in (content[name], value))
+        one, other = (
+            torch.as_tensor(item, dtype=getattr(value, 'dtype', torch.float64)) for item in (content[name], value)
+        )
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance, msg=lambda text: f'{name}: {text}')
 
 
@@ -112,7 +131,8 @@ def in_processes(function, *arguments, folder, num_processes=2):
     torch.multiprocessing.get_context('forkserver').set_forkserver_preload(['mmconvnextv2.pretrain'])
     meeting = f'{tempfile.mkdtemp(dir=folder)}/point'
     torch.multiprocessing.start_processes(
-        _join, (function, arguments, meeting, num_processes), num_processes, start_method='forkserver')
+        _join, (function, arguments, meeting, num_processes), num_processes, start_method='forkserver'
+    )
 
 
 def _join(rank, function, arguments, meeting, num_processes):

@@ -1,4 +1,5 @@
 """The paper's pretraining ablations: each leaf builds, and every decoder keeps FCMAE's contract."""
+
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +30,11 @@ DECODERS = {
 }
 # What differs from the reference leaf, by the piece of the name that says it.
 EXPECTED = {
-    '': {}, 'leaky': {'execution': 'leaky'}, 'transformer': {'type': 'FCMAETransformerDecoder'},
-    'unet': {'type': 'FCMAEUNetDecoder'}, 'unet-skip': {'type': 'FCMAEUNetDecoder', 'skips': True},
+    '': {},
+    'leaky': {'execution': 'leaky'},
+    'transformer': {'type': 'FCMAETransformerDecoder'},
+    'unet': {'type': 'FCMAEUNetDecoder'},
+    'unet-skip': {'type': 'FCMAEUNetDecoder', 'skips': True},
     **{f'decoder-depth{depth}': {'depth': depth} for depth in (2, 4, 8, 12)},
     **{f'decoder-width{width}': {'channels': width} for width in (128, 256, 768, 1024)},
     **{f'mask0.{tenth}': {'mask_ratio': tenth / 10} for tenth in (1, 2, 3, 4, 5, 7, 8, 9)},
@@ -39,8 +43,13 @@ EXPECTED = {
 
 def make_model(decoder, in_channels=3, execution='packed'):
     torch.manual_seed(0)
-    backbone = dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_norm=False,
-                    out_indices=(0, 1, 2, 3) if 'skip' in decoder else (3, ))
+    backbone = dict(
+        type='ConvNeXtV2',
+        arch=NARROW,
+        in_channels=in_channels,
+        out_norm=False,
+        out_indices=(0, 1, 2, 3) if 'skip' in decoder else (3,),
+    )
     model = FCMAE(backbone, dict(DECODERS[decoder]), dict(type='FCMAEHead'), execution=execution).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -82,15 +91,27 @@ def test_leaf_differs_in_what_it_says(leaf):
     assert model.backbone.stages[3][0].grn is None and model.backbone.stages[3][0].gamma is not None
     ratio = [step.mask_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'DrawVisibleCells']
     kind, unet = type(model.neck).__name__, hasattr(model.neck, 'projections')
-    found = {'type': kind, 'execution': model.execution, 'mask_ratio': ratio[0], 'skips': model.neck.skips,
-             'channels': (model.neck.projections[0] if unet else model.neck.proj).out_channels,
-             'depth': len(model.neck.blocks) if kind == 'FCMAEDecoder' else 1}
-    usual = {'type': 'FCMAEDecoder', 'execution': 'packed', 'mask_ratio': 0.6, 'skips': False, 'channels': 512,
-             'depth': 1}
+    found = {
+        'type': kind,
+        'execution': model.execution,
+        'mask_ratio': ratio[0],
+        'skips': model.neck.skips,
+        'channels': (model.neck.projections[0] if unet else model.neck.proj).out_channels,
+        'depth': len(model.neck.blocks) if kind == 'FCMAEDecoder' else 1,
+    }
+    usual = {
+        'type': 'FCMAEDecoder',
+        'execution': 'packed',
+        'mask_ratio': 0.6,
+        'skips': False,
+        'channels': 512,
+        'depth': 1,
+    }
     assert found == {**usual, **EXPECTED[name_of(leaf)]}
     assert cfg.train_cfg.max_epochs == 800 and cfg.auto_scale_lr.base_batch_size == 4096
-    pipeline = [{**step, 'mask_ratio': 0.6} if 'mask_ratio' in step else step
-                for step in cfg.train_dataloader.dataset.pipeline]
+    pipeline = [
+        {**step, 'mask_ratio': 0.6} if 'mask_ratio' in step else step for step in cfg.train_dataloader.dataset.pipeline
+    ]
     recipe = Config.fromfile(str(CONFIGS / 'fcmae' / 'fcmae_convnextv2-base_64xb64-800e_in1k.py'))
     assert pipeline == recipe.train_dataloader.dataset.pipeline and cfg.optim_wrapper == recipe.optim_wrapper
 
@@ -107,8 +128,9 @@ def test_narrow_leaf_trains_a_step(leaf):
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     ratio = [step.mask_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'DrawVisibleCells'][0]
-    samples = [DataSample(metainfo=DrawVisibleCells(ratio).transform(dict(img=np.zeros((128, 96, 3)))))
-               for _ in range(2)]
+    samples = [
+        DataSample(metainfo=DrawVisibleCells(ratio).transform(dict(img=np.zeros((128, 96, 3))))) for _ in range(2)
+    ]
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.loss(torch.randn(2, 3, 128, 96), samples)['loss'].backward()
@@ -126,7 +148,8 @@ def test_hidden_pixels_change_the_target_alone(decoder):
     with torch.no_grad():
         decoded, noise, nan = (
             model.neck(model.backbone(torch.where(shown, images, other), visible, 'packed'), visible)
-            for other in (images, torch.randn_like(images), torch.tensor(torch.nan, dtype=images.dtype)))
+            for other in (images, torch.randn_like(images), torch.tensor(torch.nan, dtype=images.dtype))
+        )
         changed = torch.where(shown, images, torch.randn_like(images))
         losses = [model.loss(one, make_samples())['loss'] for one in (images, changed)]
         moved = model.neck(model.backbone(images + shown, visible, 'packed'), visible)
@@ -145,9 +168,9 @@ def test_features_of_hidden_cells_never_enter(decoder):
         decoded = model.neck(features, visible)
         for number, one in enumerate(features):
             shown = F.interpolate(shown_pixels().double(), one.shape[-2:]) > 0.5
-            spoiled = [*features[:number], torch.where(shown, one, torch.nan), *features[number + 1:]]
+            spoiled = [*features[:number], torch.where(shown, one, torch.nan), *features[number + 1 :]]
             assert torch.equal(model.neck(spoiled, visible), decoded)
-            shifted = [*features[:number], one + shown, *features[number + 1:]]
+            shifted = [*features[:number], one + shown, *features[number + 1 :]]
             assert not torch.equal(model.neck(shifted, visible), decoded)
 
 
@@ -164,13 +187,13 @@ def test_loss_is_the_published_one(decoder, channels):
         for image, cells in enumerate(HIDDEN.tolist()):
             for cell in cells:
                 top, left = 32 * (cell // 3), 32 * (cell % 3)
-                pixels = images[image, :, top:top + 32, left:left + 32].numpy()
+                pixels = images[image, :, top : top + 32, left : left + 32].numpy()
                 target = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
                 for row in range(0, 32, stride):
                     for column in range(0, 32, stride):
                         site = decoded[image, :, (top + row) // stride, (left + column) // stride].numpy()
                         predicted = (weight @ site + bias).reshape(stride, stride, channels).transpose(2, 0, 1)
-                        errors.append((predicted - target[:, row:row + stride, column:column + stride])**2)
+                        errors.append((predicted - target[:, row : row + stride, column : column + stride]) ** 2)
         loss = model.loss(images, make_samples())['loss']
     assert loss.item() == pytest.approx(np.mean(errors), rel=1e-10)
 
@@ -199,8 +222,12 @@ def test_reconstruction_stands_where_the_prediction_belongs(decoder):
     expected = torch.zeros_like(images)
     for image, cells in enumerate(HIDDEN.tolist()):
         for number, cell in enumerate(cells):
-            where = (image, slice(None), slice(cell // 3 * 32, cell // 3 * 32 + 32),
-                     slice(cell % 3 * 32, cell % 3 * 32 + 32))
+            where = (
+                image,
+                slice(None),
+                slice(cell // 3 * 32, cell // 3 * 32 + 32),
+                slice(cell % 3 * 32, cell % 3 * 32 + 32),
+            )
             deviation = (images[where].var() + 1e-6).sqrt()
             expected[where] = predicted[image, number].permute(2, 0, 1) * deviation + images[where].mean()
     torch.testing.assert_close(pictures['reconstruction'], expected, rtol=1e-12, atol=1e-12)
@@ -214,27 +241,47 @@ def test_transformer_positions_are_those_of_the_formula():
     for cell in range(6):
         parts = []
         for coordinate in divmod(cell, 3):
-            angles = np.array([coordinate / 10000**(i / 4) for i in range(4)])
+            angles = np.array([coordinate / 10000 ** (i / 4) for i in range(4)])
             parts += [np.sin(angles), np.cos(angles)]
         np.testing.assert_allclose(positions[cell].numpy(), np.concatenate(parts), rtol=1e-12, atol=1e-15)
     assert len(positions.unique(dim=0)) == 6
 
 
-@pytest.mark.parametrize('decoder, message', [
-    (dict(type='FCMAEUNetDecoder', channels=12), 'channels=12 of FCMAEUNetDecoder.*multiple of 8'),
-    (dict(type='FCMAEUNetDecoder', channels=16, skips=True), r'skips=True .*returns stages \(3,\): set model.backbone'),
-    (dict(type='FCMAETransformerDecoder', channels=18, num_heads=3), 'channels=18 .*multiple of 4 and of num_heads=3'),
-])
+@pytest.mark.parametrize(
+    'decoder, message',
+    [
+        (dict(type='FCMAEUNetDecoder', channels=12), 'channels=12 of FCMAEUNetDecoder.*multiple of 8'),
+        (
+            dict(type='FCMAEUNetDecoder', channels=16, skips=True),
+            r'skips=True .*returns stages \(3,\): set model.backbone',
+        ),
+        (
+            dict(type='FCMAETransformerDecoder', channels=18, num_heads=3),
+            'channels=18 .*multiple of 4 and of num_heads=3',
+        ),
+    ],
+)
 def test_impossible_decoder_is_refused(decoder, message):
     """A decoder that cannot be built for its backbone is refused with what to change."""
-    backbone = dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3, ), out_norm=False)
+    backbone = dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3,), out_norm=False)
     with pytest.raises(ValueError, match=message):
         FCMAE(backbone, decoder, dict(type='FCMAEHead'))
 
 
-@pytest.mark.parametrize('ratio, counts', [
-    (0.1, (44, 10, 3, 21)), (0.2, (39, 9, 3, 19)), (0.3, (34, 8, 2, 16)), (0.4, (29, 7, 2, 14)), (0.5, (24, 6, 2, 12)),
-    (0.6, (19, 4, 1, 9)), (0.7, (14, 3, 1, 7)), (0.8, (9, 2, None, 4)), (0.9, (4, 1, None, 2))])
+@pytest.mark.parametrize(
+    'ratio, counts',
+    [
+        (0.1, (44, 10, 3, 21)),
+        (0.2, (39, 9, 3, 19)),
+        (0.3, (34, 8, 2, 16)),
+        (0.4, (29, 7, 2, 14)),
+        (0.5, (24, 6, 2, 12)),
+        (0.6, (19, 4, 1, 9)),
+        (0.7, (14, 3, 1, 7)),
+        (0.8, (9, 2, None, 4)),
+        (0.9, (4, 1, None, 2)),
+    ],
+)
 def test_ratio_grid_shows_the_right_number_of_cells(ratio, counts):
     """Each ratio of the ablation shows floor(n (1 - r)) of 49, 12, 4 and 24 cells, written out by hand; where that is
     none, the ratio is refused."""
@@ -249,8 +296,10 @@ def test_ratio_grid_shows_the_right_number_of_cells(ratio, counts):
             assert len(set(cells.tolist())) == count and cells.max() < height * width // 1024
 
 
-@pytest.mark.parametrize('height, width, low, high', [(224, 224, '0.020', '0.979'), (64, 96, '0.16', '0.83'),
-                                                      (320, 320, '0.0100', '0.9900'), (64, 32, '0.50', '0.50')])
+@pytest.mark.parametrize(
+    'height, width, low, high',
+    [(224, 224, '0.020', '0.979'), (64, 96, '0.16', '0.83'), (320, 320, '0.0100', '0.9900'), (64, 32, '0.50', '0.50')],
+)
 def test_ratios_that_the_error_names_work(height, width, low, high):
     """The error names the image's size, the ratio that hides one cell and the one that shows one, as printed."""
     picture, num_cells = dict(img=np.zeros((height, width, 1))), height * width // 1024

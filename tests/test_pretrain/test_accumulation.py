@@ -1,4 +1,5 @@
 """Small batches whose gradients are accumulated make the step of the large batch, in one process and in several."""
+
 import pytest
 from fcmae_runs import BATCH, assert_same, draw_pictures, in_processes, make_config, read, train
 

@@ -1,4 +1,5 @@
 """FCMAE reads any image: any format, size in multiples of 32, number of channels and depth."""
+
 import struct
 import textwrap
 from pathlib import Path
@@ -27,8 +28,11 @@ KEYS = ('img_path', 'visible_cells')
 def make_model(in_channels=3, **kwargs):
     torch.manual_seed(0)
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3, ), out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=12), head=dict(type='FCMAEHead'), **kwargs).double()
+        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3,), out_norm=False),
+        neck=dict(type='FCMAEDecoder', channels=12),
+        head=dict(type='FCMAEHead'),
+        **kwargs,
+    ).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -45,8 +49,18 @@ def load(path, channels):
 def write_tiff(path, pixels):
     """Write 8-bit pixels (H, W, C) of any C as a plain TIFF."""
     height, width, channels = pixels.shape
-    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8),
-               (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, pixels.size), (284, 3, 1, 1)]
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (277, 3, 1, channels),
+        (278, 4, 1, height),
+        (279, 4, 1, pixels.size),
+        (284, 3, 1, 1),
+    ]
     table = struct.pack('<H', len(entries)) + b''.join(struct.pack('<HHII', *entry) for entry in entries) + bytes(4)
     path.write_bytes(struct.pack('<2sHI', b'II', 42, 8 + pixels.size) + pixels.tobytes() + table)
 
@@ -60,16 +74,17 @@ def test_loss_of_any_size_is_the_published_one(height, width, channels):
     visible = np.arange(0, cells, 2)
     sample = DataSample(metainfo=dict(visible_cells=visible))
     with torch.no_grad():
-        decoded = model.neck(model.backbone(images, torch.from_numpy(visible)[None], 'packed'),
-                             torch.from_numpy(visible)[None])
+        decoded = model.neck(
+            model.backbone(images, torch.from_numpy(visible)[None], 'packed'), torch.from_numpy(visible)[None]
+        )
         loss = model.loss(images, [sample])['loss'].item()
     errors = []
     for cell in range(1, cells, 2):
         row, column = divmod(cell, width // 32)
-        pixels = images[0, :, row * 32:row * 32 + 32, column * 32:column * 32 + 32].numpy()
+        pixels = images[0, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32].numpy()
         target = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
         predicted = model.head.pred(decoded[0, :, row, column]).detach().numpy()
-        errors.append((predicted - target.transpose(1, 2, 0).ravel())**2)
+        errors.append((predicted - target.transpose(1, 2, 0).ravel()) ** 2)
     assert loss == pytest.approx(np.mean(errors), rel=1e-10)
 
 
@@ -93,7 +108,7 @@ def test_decoder_is_an_ordinary_convnet(height, width):
         maps = maps.view(2, 8, rows, columns)
         for block in decoder.blocks:
             branch = block.depthwise_conv(maps).permute(0, 2, 3, 1)
-            branch = nn.functional.layer_norm(branch, (8, ), block.norm.weight, block.norm.bias, 1e-6)
+            branch = nn.functional.layer_norm(branch, (8,), block.norm.weight, block.norm.bias, 1e-6)
             branch = nn.functional.gelu(branch @ block.pointwise_conv1.weight.T + block.pointwise_conv1.bias)
             norm = branch.pow(2).sum((1, 2), keepdim=True).sqrt()
             scaled = branch * norm / (norm.mean(-1, keepdim=True) + 1e-6)
@@ -144,7 +159,7 @@ def test_stored_pictures_are_read_as_they_are(tmp_path):
 def test_arrays_are_read_with_their_values(tmp_path, dtype, channels):
     """Arrays keep their values, but uint16 comes on the scale 0 to 255; three channels come reversed; two-dimensional
     arrays have one channel."""
-    values = (make_pixels(6, 8, channels) * 3. - 100).astype(dtype)
+    values = (make_pixels(6, 8, channels) * 3.0 - 100).astype(dtype)
     np.save(tmp_path / 'a.NPY', values[..., 0] if channels == 1 else values, allow_pickle=False)
     (tmp_path / 'a.NPY.npy').rename(tmp_path / 'a.NPY')
     expected = values.astype(np.float64) / (257 if dtype == np.uint16 else 1)
@@ -262,11 +277,18 @@ def test_wrong_number_of_channels_is_refused():
 
 def run(cfg, folder, tmp_path, size):
     """Train a narrow copy of a config for one epoch on a folder."""
-    cfg.merge_from_dict({
-        'work_dir': str(tmp_path / 'work'), 'train_cfg.max_epochs': 1, 'custom_hooks': [],
-        'train_dataloader.dataset.data_root': str(folder), 'train_dataloader.batch_size': 2,
-        'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
-        'train_dataloader.dataset.pipeline.1.scale': size})
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(tmp_path / 'work'),
+            'train_cfg.max_epochs': 1,
+            'custom_hooks': [],
+            'train_dataloader.dataset.data_root': str(folder),
+            'train_dataloader.batch_size': 2,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.dataset.pipeline.1.scale': size,
+        }
+    )
     cfg.model.backbone.arch, cfg.model.neck.channels = NARROW, 12
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -300,8 +322,14 @@ def test_grey_pictures_of_the_shipped_pipeline(tmp_path):
         shape = (70, 80, 3) if number % 2 else (70, 80)
         Image.fromarray(make_pixels(*shape)).save(tmp_path / 'pictures' / f'{number}.{ending}')
     cfg = Config.fromfile(str(FCMAE_CONFIGS / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'))
-    cfg.merge_from_dict({'model.backbone.in_channels': 1, 'model.data_preprocessor.mean': [116.], 'model.'
-                         'data_preprocessor.std': [57.], 'train_dataloader.dataset.pipeline.0.color_type': 'grayscale'})
+    cfg.merge_from_dict(
+        {
+            'model.backbone.in_channels': 1,
+            'model.data_preprocessor.mean': [116.0],
+            'model.data_preprocessor.std': [57.0],
+            'train_dataloader.dataset.pipeline.0.color_type': 'grayscale',
+        }
+    )
     runner = run(cfg, tmp_path / 'pictures', tmp_path, (64, 96))
     assert runner.model.backbone.downsample_layers[0][0].in_channels == 1
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').current())

@@ -1,4 +1,5 @@
 """Unreadable images are skipped, named and counted, and too many stop the run."""
+
 import logging
 
 import numpy as np
@@ -9,8 +10,12 @@ from torch.utils.data import DataLoader
 
 from mmconvnextv2.pretrain import DrawSampler, UnlabelledImages
 
-PIPELINE = [dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=64), dict(type='DrawVisibleCells'),
-            dict(type='PackInputs', meta_keys=('img_path', 'visible_cells'))]
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=64),
+    dict(type='DrawVisibleCells'),
+    dict(type='PackInputs', meta_keys=('img_path', 'visible_cells')),
+]
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """Two processes with half the batch each make the step of one process, without ``find_unused_parameters``."""
+
 import numpy as np
 import pytest
 import torch
@@ -18,10 +19,15 @@ class Loss(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.model = FCMAE(
-            backbone=dict(type='ConvNeXtV2', arch=dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10)), out_indices=(3, ),
-                          out_norm=False),
+            backbone=dict(
+                type='ConvNeXtV2',
+                arch=dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10)),
+                out_indices=(3,),
+                out_norm=False,
+            ),
             neck=dict(type='FCMAEDecoder', channels=12),
-            head=dict(type='FCMAEHead')).double()
+            head=dict(type='FCMAEHead'),
+        ).double()
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.3)
 

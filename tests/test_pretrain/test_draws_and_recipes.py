@@ -1,4 +1,5 @@
 """Masks, samplers and recipes of FCMAE; its loss and a run of its Runner are proved in test_fcmae.py."""
+
 import re
 from pathlib import Path
 
@@ -24,9 +25,11 @@ def make_model(**kwargs):
     torch.manual_seed(0)
     arch = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=arch, out_indices=(3, ), out_norm=False),
+        backbone=dict(type='ConvNeXtV2', arch=arch, out_indices=(3,), out_norm=False),
         neck=dict(type='FCMAEDecoder', channels=12),
-        head=dict(type='FCMAEHead'), **kwargs).double()
+        head=dict(type='FCMAEHead'),
+        **kwargs,
+    ).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -78,8 +81,9 @@ def test_impossible_ratio_is_refused(ratio):
         DrawVisibleCells(ratio)
 
 
-@pytest.mark.parametrize('num_cells, ratio, state', [(49, 0.99, 'every cell'), (1, 0.5, 'every cell'),
-                                                     (49, 0., 'no cell')])
+@pytest.mark.parametrize(
+    'num_cells, ratio, state', [(49, 0.99, 'every cell'), (1, 0.5, 'every cell'), (49, 0.0, 'no cell')]
+)
 def test_all_or_nothing_is_refused(num_cells, ratio, state):
     """A ratio that leaves no cell, or hides none, of this image is refused with both numbers."""
     with pytest.raises(ValueError, match=f'mask_ratio={ratio} hides {state} of {num_cells}'):
@@ -90,7 +94,7 @@ def test_all_or_nothing_is_refused(num_cells, ratio, state):
 def test_every_ratio_in_the_error_works(num_cells):
     """The ratios that the error prints hide one cell and leave one."""
     with pytest.raises(ValueError) as error:
-        num_visible(num_cells, 1.)
+        num_visible(num_cells, 1.0)
     offered = re.search(r'choose (\S+) \(hides one cell\) to (\S+) \(shows one cell\)', str(error.value))
     low, high = map(float, offered.groups())
     assert num_visible(num_cells, low) == num_cells - 1 and num_visible(num_cells, high) == 1
@@ -104,8 +108,9 @@ def test_samples_without_or_with_uneven_cells_are_refused():
         stack_visible_cells(make_samples([np.array([0]), np.array([0, 1])]), torch.device('cpu'))
 
 
-@pytest.mark.parametrize('execution, message', [('fast', "'fast' is unknown: choose from"),
-                                                ('dense', "'dense' cannot use visible_cells")])
+@pytest.mark.parametrize(
+    'execution, message', [('fast', "'fast' is unknown: choose from"), ('dense', "'dense' cannot use visible_cells")]
+)
 def test_execution_that_cannot_mask_is_refused(execution, message):
     """A wrong execution key is refused when the model is built, not at the first step."""
     with pytest.raises(ValueError, match=message):
@@ -116,6 +121,7 @@ def test_execution_that_cannot_mask_is_refused(execution, message):
 def test_ranks_share_every_picture(monkeypatch, size, ranks):
     """Over all ranks an epoch visits each image once, but for as few repeats as make ranks even; dealing the
     one-process order out in turn gives each rank's."""
+
     def draws(rank, world_size, epoch):
         monkeypatch.setattr(data, 'get_dist_info', lambda: (rank, world_size))
         sampler = DrawSampler(range(size), seed=3)
@@ -134,6 +140,7 @@ def test_ranks_share_every_picture(monkeypatch, size, ranks):
 
 def test_draws_leave_global_state_alone():
     """Inside ``seeded`` numbers depend on its arguments alone, and the generators outside go on as if it never ran."""
+
     def numbers():
         return np.random.rand(), torch.rand(1).item(), data.random.random()
 

@@ -1,4 +1,5 @@
 """FCMAE: its loss, its masks and its images depend on what the paper says, and on nothing else."""
+
 import numpy as np
 import pytest
 import torch
@@ -20,10 +21,11 @@ CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
 def make_model(execution='packed', in_channels=3):
     torch.manual_seed(0)
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3, ), out_norm=False),
+        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3,), out_norm=False),
         neck=dict(type='FCMAEDecoder', channels=12),
         head=dict(type='FCMAEHead'),
-        execution=execution).double()
+        execution=execution,
+    ).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model
@@ -51,10 +53,10 @@ def test_loss_is_the_published_one(channels):
         for image in range(2):
             for cell in set(range(6)) - set(CELLS[image].tolist()):
                 row, column = divmod(cell, 3)
-                pixels = images[image, :, row * 32:row * 32 + 32, column * 32:column * 32 + 32].numpy()
+                pixels = images[image, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32].numpy()
                 target = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
                 predicted = model.head.pred(decoded[image, :, row, column]).numpy()
-                errors.append((predicted - target.transpose(1, 2, 0).ravel())**2)
+                errors.append((predicted - target.transpose(1, 2, 0).ravel()) ** 2)
         loss = model.loss(images, make_samples())['loss']
     assert loss.item() == pytest.approx(np.mean(errors), rel=1e-10)
 
@@ -91,7 +93,7 @@ def test_hidden_cells_complement_visible_ones():
 def test_counts_of_visible_cells():
     """The paper's 60 % of 49 cells leaves 19, rounding errors cost no cell, and all or nothing is refused."""
     assert num_visible(49, 0.6) == 19 and num_visible(10, 0.9) == 1
-    for ratio in (0., 0.99):
+    for ratio in (0.0, 0.99):
         with pytest.raises(ValueError, match=f'mask_ratio={ratio}'):
             num_visible(49, ratio)
     with pytest.raises(ValueError, match='100x64'):
@@ -109,8 +111,13 @@ def folder(tmp_path):
 
 
 def make_pipeline():
-    return [dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=64), dict(type='RandomFlip', prob=0.5),
-            dict(type='DrawVisibleCells'), dict(type='PackInputs', meta_keys=('img_path', 'visible_cells'))]
+    return [
+        dict(type='LoadImageFromFile'),
+        dict(type='RandomResizedCrop', scale=64),
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='DrawVisibleCells'),
+        dict(type='PackInputs', meta_keys=('img_path', 'visible_cells')),
+    ]
 
 
 @pytest.mark.parametrize('num_workers', (0, 2))
@@ -143,15 +150,24 @@ def _draws(dataset, seed, epoch):
 def test_runner_trains_resumes_and_draws(folder, tmp_path):
     """The shipped folder config trains through mmengine's Runner, writes a reconstruction, and resumes."""
     from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
+
     allow_mmengine_checkpoints()
 
     def run(epochs, resume):
         cfg = Config.fromfile(CONFIG)
-        cfg.merge_from_dict({
-            'work_dir': str(tmp_path / 'work'), 'resume': resume, 'train_cfg.max_epochs': epochs,
-            'train_dataloader.dataset.data_root': str(folder), 'train_dataloader.batch_size': 3,
-            'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
-            'train_dataloader.dataset.pipeline.1.scale': 64, 'default_hooks.checkpoint.interval': 1})
+        cfg.merge_from_dict(
+            {
+                'work_dir': str(tmp_path / 'work'),
+                'resume': resume,
+                'train_cfg.max_epochs': epochs,
+                'train_dataloader.dataset.data_root': str(folder),
+                'train_dataloader.batch_size': 3,
+                'train_dataloader.num_workers': 0,
+                'train_dataloader.persistent_workers': False,
+                'train_dataloader.dataset.pipeline.1.scale': 64,
+                'default_hooks.checkpoint.interval': 1,
+            }
+        )
         cfg.model.backbone.arch = NARROW
         cfg.model.neck.channels = 12
         runner = Runner.from_cfg(cfg)

@@ -1,4 +1,5 @@
 """A model sharded by FSDP2 trains, saves and resumes as the replicated one, in the ordinary checkpoint layout."""
+
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def train_in_two(pictures, folder):
     assert_sharded(train(make_config(pictures, folder / 'fsdp', HALF, **DOUBLE, **FSDP, **PICTURES)))
     resume(make_config(pictures, folder / 'fsdp_from_ddp', HALF, **DOUBLE, **FSDP), folder / 'ddp' / 'iter_2.pth')
     resume(make_config(pictures, folder / 'ddp_from_fsdp', HALF, **DOUBLE), folder / 'fsdp' / 'iter_4.pth')
-    fp16 = {'optim_wrapper.type': 'FP16OptimWrapper', 'optim_wrapper.loss_scale': dict(init_scale=2.**127)}
+    fp16 = {'optim_wrapper.type': 'FP16OptimWrapper', 'optim_wrapper.loss_scale': dict(init_scale=2.0**127)}
     resume(make_config(pictures, folder / 'fp16', HALF, **FSDP, **fp16), folder / 'fsdp' / 'iter_4.pth')
 
 
@@ -60,9 +61,11 @@ def test_sharded_run_is_the_replicated_run(pictures, tmp_path):
     assert read(tmp_path / 'fsdp')['meta']['seed'] == 0
     assert len(list((tmp_path / 'fsdp').rglob('reconstruction_*.png'))) == 2
     skipped, before = read(tmp_path / 'fp16'), read(tmp_path / 'fsdp', 4)
-    assert skipped['optimizer']['loss_scaler']['scale'] == 2.**125
-    assert_same(skipped['state_dict'], {name: value.to(skipped['state_dict'][name].dtype)
-                                        for name, value in before['state_dict'].items()})
+    assert skipped['optimizer']['loss_scaler']['scale'] == 2.0**125
+    assert_same(
+        skipped['state_dict'],
+        {name: value.to(skipped['state_dict'][name].dtype) for name, value in before['state_dict'].items()},
+    )
 
 
 def test_one_process_is_refused(pictures, tmp_path):
@@ -73,8 +76,10 @@ def test_one_process_is_refused(pictures, tmp_path):
 
 def test_huge_has_a_sharded_recipe():
     """The sharded recipe of the huge model is the plain one, with the strategy."""
-    plain, sharded = (Config.fromfile(f'configs/fcmae/fcmae_convnextv2-huge_{name}64xb64-800e_in1k.py').to_dict()
-                      for name in ('', 'fsdp_'))
+    plain, sharded = (
+        Config.fromfile(f'configs/fcmae/fcmae_convnextv2-huge_{name}64xb64-800e_in1k.py').to_dict()
+        for name in ('', 'fsdp_')
+    )
     assert {key: sharded.pop(key) for key in FSDP} == FSDP and sharded == plain
 
 
@@ -83,13 +88,30 @@ def test_train_and_convert_tools(pictures, tmp_path):
     """tools/train.py trains the sharded recipe in two processes, and tools/convert_checkpoint.py reads the file as it
     reads any other: the backbone's weights are those of the checkpoint."""
     options = {
-        'model.backbone.arch': 'atto', 'model.neck.channels': 12, 'train_dataloader.dataset.data_root': pictures,
-        'train_dataloader.dataset.pipeline.1.scale': 64, 'train_dataloader.batch_size': HALF,
-        'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
-        'train_cfg.max_epochs': 1, 'param_scheduler.0.end': 1}
-    call('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'tools/train.py',
-         'configs/fcmae/fcmae_convnextv2-huge_fsdp_64xb64-800e_in1k.py', '--launcher', 'pytorch', '--work-dir',
-         tmp_path, '--cfg-options', *(f'{key}={value}' for key, value in options.items()))
+        'model.backbone.arch': 'atto',
+        'model.neck.channels': 12,
+        'train_dataloader.dataset.data_root': pictures,
+        'train_dataloader.dataset.pipeline.1.scale': 64,
+        'train_dataloader.batch_size': HALF,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_cfg.max_epochs': 1,
+        'param_scheduler.0.end': 1,
+    }
+    call(
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node=2',
+        'tools/train.py',
+        'configs/fcmae/fcmae_convnextv2-huge_fsdp_64xb64-800e_in1k.py',
+        '--launcher',
+        'pytorch',
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *(f'{key}={value}' for key, value in options.items()),
+    )
     call('tools/convert_checkpoint.py', tmp_path / 'epoch_1.pth', tmp_path / 'backbone.pth')
     trained = load_file(tmp_path / 'epoch_1.pth')
     assert trained['meta']['iter'] == 3
@@ -101,6 +123,11 @@ def test_train_and_convert_tools(pictures, tmp_path):
 
 
 def call(*command):
-    result = subprocess.run([sys.executable, *map(str, command)], text=True, capture_output=True, timeout=300,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     assert result.returncode == 0, result.stderr[-2000:]

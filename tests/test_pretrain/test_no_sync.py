@@ -1,4 +1,5 @@
 """A packed pretraining step does no work for hidden cells and never waits for the GPU."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,19 @@ CHANNELS, DEPTHS, WIDTH = (4, 6, 8, 10), (1, 1, 2, 1), 12
 BATCH, CELLS, VISIBLE = 2, 6, 2  # of 2 x 3 cells
 SITES = [VISIBLE * patch**2 for patch in (8, 4, 2, 1)]  # of an image, by stage
 aten = torch.ops.aten
-READS_VALUES = {aten._local_scalar_dense, aten.nonzero, aten.nonzero_static, aten.masked_select, aten._unique2,
-                aten.unique_dim, aten.unique_consecutive, aten.bincount, aten.equal, aten.is_nonzero, aten.item}
+READS_VALUES = {
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.nonzero_static,
+    aten.masked_select,
+    aten._unique2,
+    aten.unique_dim,
+    aten.unique_consecutive,
+    aten.bincount,
+    aten.equal,
+    aten.is_nonzero,
+    aten.item,
+}
 LEFT_FACTOR = {aten.mm: 0, aten.bmm: 0, aten.addmm: 1, aten.baddbmm: 1}  # of matrix products, which argument
 if HAS_INNER_PRODUCT:
     LEFT_FACTOR[torch.ops.mkldnn._linear_pointwise] = 0
@@ -30,7 +42,8 @@ class NoSync(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
         indices = arguments[1] if function.overloadpacket in (aten.index, aten.index_put, aten.index_put_) else ()
         if function.overloadpacket in READS_VALUES or any(
-                index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices):
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices
+        ):
             raise RuntimeError(f'{function} waits for the GPU')
         if function.overloadpacket is aten.repeat_interleave and function is not aten.repeat_interleave.self_int:
             raise RuntimeError(f'{function} waits for the GPU')
@@ -57,9 +70,11 @@ class Products(TorchDispatchMode):
 def make_model(execution='packed', fused=True):
     torch.manual_seed(0)
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=dict(depths=DEPTHS, channels=CHANNELS), out_indices=(3, ),
-                      out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=WIDTH), head=dict(type='FCMAEHead'), execution=execution)
+        backbone=dict(type='ConvNeXtV2', arch=dict(depths=DEPTHS, channels=CHANNELS), out_indices=(3,), out_norm=False),
+        neck=dict(type='FCMAEDecoder', channels=WIDTH),
+        head=dict(type='FCMAEHead'),
+        execution=execution,
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     set_kernels(model, None if fused else 'layers')
@@ -68,8 +83,9 @@ def make_model(execution='packed', fused=True):
 
 def make_batch():
     generator = np.random.default_rng(0)
-    samples = [DataSample(metainfo=dict(visible_cells=np.sort(generator.permutation(CELLS)[:VISIBLE])))
-               for _ in range(BATCH)]
+    samples = [
+        DataSample(metainfo=dict(visible_cells=np.sort(generator.permutation(CELLS)[:VISIBLE]))) for _ in range(BATCH)
+    ]
     return torch.from_numpy(generator.standard_normal((BATCH, 3, 64, 96), dtype=np.float32)), samples
 
 
@@ -100,9 +116,16 @@ def test_step_never_reads_a_value(fused):
         loss.backward()
     assert loss.isfinite() and all(parameter.grad.any() for parameter in model.parameters())
     mask = images[:, 0] > 0
-    for wait in (loss.item, mask.nonzero, lambda: images[:, 0][mask], lambda: images[:, 0].masked_select(mask),
-                 lambda: bool(loss > 0), lambda: images[:, 0].index_put((mask, ), loss.detach()), mask.unique,
-                 lambda: torch.arange(2).repeat_interleave(torch.tensor([1, 2]))):
+    for wait in (
+        loss.item,
+        mask.nonzero,
+        lambda: images[:, 0][mask],
+        lambda: images[:, 0].masked_select(mask),
+        lambda: bool(loss > 0),
+        lambda: images[:, 0].index_put((mask,), loss.detach()),
+        mask.unique,
+        lambda: torch.arange(2).repeat_interleave(torch.tensor([1, 2])),
+    ):
         with NoSync(), pytest.raises(RuntimeError, match='waits for the GPU'):
             wait()
 
@@ -135,8 +158,9 @@ def test_step_is_one_graph():
 
 
 ENCODER = BATCH * sum(depth * sites * 8 * width**2 for depth, sites, width in zip(DEPTHS, SITES, CHANNELS))
-DOWNSAMPLING = BATCH * sum(sites * 4 * before * after
-                           for sites, before, after in zip(SITES[1:], CHANNELS, CHANNELS[1:]))  # packed: products too
+DOWNSAMPLING = BATCH * sum(
+    sites * 4 * before * after for sites, before, after in zip(SITES[1:], CHANNELS, CHANNELS[1:])
+)  # packed: products too
 
 
 def expected_products():
@@ -169,7 +193,8 @@ def test_layers_see_visible_sites_alone():
     for name, module in step.model.named_modules():
         if isinstance(module, (nn.Linear, nn.LayerNorm)):
             module.register_forward_hook(
-                lambda module, inputs, output, name=name: rows.update({name: inputs[0].shape[:-1].numel()}))
+                lambda module, inputs, output, name=name: rows.update({name: inputs[0].shape[:-1].numel()})
+            )
     with Products() as products:
         step(images, visible)
     for stage, sites in enumerate(SITES):
@@ -179,7 +204,15 @@ def test_layers_see_visible_sites_alone():
     cells, maps = BATCH * VISIBLE, [(BATCH, width, 64 // s, 96 // s) for width, s in zip(CHANNELS, (4, 8, 16, 32))]
     windows = (cells, CHANNELS[0], 8 + 6, 8 + 6)
     assert products.convolved == [
-        (cells, 3, 32, 32), windows, maps[1], maps[2], maps[2], maps[3], (BATCH, 10, 2, 3), (BATCH, WIDTH, 2, 3)]
+        (cells, 3, 32, 32),
+        windows,
+        maps[1],
+        maps[2],
+        maps[2],
+        maps[3],
+        (BATCH, 10, 2, 3),
+        (BATCH, WIDTH, 2, 3),
+    ]
 
 
 def test_conversion_of_masks_waits():

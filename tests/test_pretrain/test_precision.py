@@ -1,4 +1,5 @@
 """Half precision changes rounding and nothing else: no overflow, the same loss curve, exact statistics."""
+
 from functools import lru_cache
 
 import numpy as np
@@ -23,9 +24,16 @@ ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # half a unit in the 
 def make_model(execution='packed', std=None):
     torch.manual_seed(0)
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=dict(depths=(1, 1, 2, 1), channels=(8, 16, 32, 64)), out_indices=(3, ),
-                      out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=64), head=dict(type='FCMAEHead'), execution=execution)
+        backbone=dict(
+            type='ConvNeXtV2',
+            arch=dict(depths=(1, 1, 2, 1), channels=(8, 16, 32, 64)),
+            out_indices=(3,),
+            out_norm=False,
+        ),
+        neck=dict(type='FCMAEDecoder', channels=64),
+        head=dict(type='FCMAEHead'),
+        execution=execution,
+    )
     model.init_weights()
     for parameter in model.parameters() if std else ():
         nn.init.normal_(parameter, std=std)
@@ -57,9 +65,13 @@ def test_autocast_changes_rounding_alone(dtype, execution):
     assert loss.dtype == torch.float32
     error = ROUNDING.get(dtype, 2**-24)
     assert loss.item() == pytest.approx(wanted.item(), rel=4 * error)
-    scale = 2.**12  # float16 gradients would vanish without
-    pairs = zip((gradient / scale for gradient in torch.autograd.grad(loss * scale, list(model.parameters()))),
-                torch.autograd.grad(wanted, list(exact.parameters())), model.named_parameters(), strict=True)
+    scale = 2.0**12  # float16 gradients would vanish without
+    pairs = zip(
+        (gradient / scale for gradient in torch.autograd.grad(loss * scale, list(model.parameters()))),
+        torch.autograd.grad(wanted, list(exact.parameters())),
+        model.named_parameters(),
+        strict=True,
+    )
     for gradient, true_gradient, (name, _) in pairs:
         assert gradient.dtype == torch.float32
         assert (gradient - true_gradient).norm() < 30 * error * true_gradient.norm(), name
@@ -76,8 +88,9 @@ def test_statistics_are_float32(dtype):
     torch.testing.assert_close(scale.double(), norm / norm.mean(-1, keepdim=True), rtol=1e-5, atol=0)
     counted = torch.rand(2, 5000, 1) < 0.5
     norm = (sites.double() * counted).square().sum(1, keepdim=True).sqrt()
-    torch.testing.assert_close(response_scale(sites, counted).double(), norm / norm.mean(-1, keepdim=True), rtol=1e-5,
-                               atol=0)
+    torch.testing.assert_close(
+        response_scale(sites, counted).double(), norm / norm.mean(-1, keepdim=True), rtol=1e-5, atol=0
+    )
 
 
 @pytest.mark.parametrize('dtype', HALF, ids=str)
@@ -95,8 +108,8 @@ def test_grn_of_thousands(dtype):
     assert output.dtype == dtype
     torch.testing.assert_close(output.double(), wanted, rtol=4 * ROUNDING[dtype], atol=0.01)
     pull = torch.randn_like(output) * 1e-2
-    gradient, = torch.autograd.grad(output, sites, pull)
-    true_gradient, = torch.autograd.grad(wanted, wide, pull.double())
+    (gradient,) = torch.autograd.grad(output, sites, pull)
+    (true_gradient,) = torch.autograd.grad(wanted, wide, pull.double())
     assert gradient.isfinite().all()
     assert (gradient - true_gradient).norm() < 4 * ROUNDING[dtype] * true_gradient.norm()
 
@@ -107,8 +120,8 @@ def test_fused_mlp_of_thousands(dtype, num_sites):
     """The fused MLP whose hidden activations reach 1e3 stays finite, forward and backward, and equals float64's."""
     torch.manual_seed(0)
     x = torch.randn(2, num_sites, 16)
-    shapes = ((64, 16), (64, ), (64, ), (64, ), (16, 64), (16, ))
-    scales = (1e3 / 4, 1., 1., 1., 1 / 64, 1.)
+    shapes = ((64, 16), (64,), (64,), (64,), (16, 64), (16,))
+    scales = (1e3 / 4, 1.0, 1.0, 1.0, 1 / 64, 1.0)
     inputs = [x, *(torch.randn(shape) * scale for shape, scale in zip(shapes, scales))]
     inputs = [tensor.to(dtype).float().requires_grad_() for tensor in inputs]
     with torch.autocast('cpu', dtype=dtype):
@@ -150,7 +163,7 @@ def curve(dtype, num_steps=50):
     """Train on real images, the same batches whatever the dtype; return the losses."""
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
-    scaler = torch.amp.GradScaler('cpu', init_scale=2.**12, enabled=dtype == torch.float16)
+    scaler = torch.amp.GradScaler('cpu', init_scale=2.0**12, enabled=dtype == torch.float16)
     images, samples = make_batch(24)
     losses = []
     for step in range(num_steps):
@@ -179,7 +192,7 @@ def test_float16_wrapper_scales_and_skips():
     and a restored scaler goes on from there."""
     images, samples = make_batch()
     results = []
-    for scale in (1., 2.**12):
+    for scale in (1.0, 2.0**12):
         model = make_model()
         wrapper = FP16OptimWrapper(loss_scale=scale, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
         with wrapper.optim_context(model):
@@ -188,21 +201,23 @@ def test_float16_wrapper_scales_and_skips():
         wrapper.update_params(loss)
         results.append(model.head.pred.weight.detach())
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-6)
-    wrapper = FP16OptimWrapper(loss_scale=dict(init_scale=2.**120), optimizer=torch.optim.SGD(model.parameters(), lr=1))
+    wrapper = FP16OptimWrapper(
+        loss_scale=dict(init_scale=2.0**120), optimizer=torch.optim.SGD(model.parameters(), lr=1)
+    )
     before = model.neck.mask_token.detach().clone()
     with wrapper.optim_context(model):
         loss = model.loss(images.float(), samples)['loss']
     wrapper.update_params(loss)
-    assert torch.equal(model.neck.mask_token, before) and wrapper.loss_scaler.get_scale() == 2.**119
+    assert torch.equal(model.neck.mask_token, before) and wrapper.loss_scaler.get_scale() == 2.0**119
     other = FP16OptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=1))
     other.load_state_dict(wrapper.state_dict())
-    assert other.loss_scaler.get_scale() == 2.**119
+    assert other.loss_scaler.get_scale() == 2.0**119
 
 
 def test_float16_wrapper_refuses_what_it_cannot_do():
     """A scale that is none is refused, and mmengine's own wrapper says that it needs a GPU."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
-    for scale in (0, -1., 'static', None):
+    for scale in (0, -1.0, 'static', None):
         with pytest.raises(ValueError, match=f"loss_scale={scale!r}: expected 'dynamic'"):
             FP16OptimWrapper(loss_scale=scale, optimizer=optimizer)
     if not torch.cuda.is_available():

@@ -1,4 +1,5 @@
 """The probe of frozen features: its numbers are those of plain computations, and training never notices it."""
+
 import json
 from pathlib import Path
 
@@ -16,13 +17,19 @@ from torch import nn
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.engine.model_state import evaluating
 from mmconvnextv2.pretrain import ProbeHook
-from mmconvnextv2.pretrain.probe import (default_pipeline, fit_linear, knn_vote, labelled_split, linear_vote,
-                                         pooled_features)
+from mmconvnextv2.pretrain.probe import (
+    default_pipeline,
+    fit_linear,
+    knn_vote,
+    labelled_split,
+    linear_vote,
+    pooled_features,
+)
 from mmconvnextv2.pretrain.sampler import seeded
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
-SIZE, MEAN, STD = 64, 110., 60.
+SIZE, MEAN, STD = 64, 110.0, 60.0
 
 
 def write_classes(folder, counts, seed=0, noise=190):
@@ -31,18 +38,25 @@ def write_classes(folder, counts, seed=0, noise=190):
     for label, count in enumerate(counts):
         (folder / f'class{label}').mkdir(parents=True)
         for number in range(count):
-            stripes = 60 * (np.arange(73) // 2**(label + 1) % 2)
+            stripes = 60 * (np.arange(73) // 2 ** (label + 1) % 2)
             pixels = generator.integers(0, noise, (73, 73, 3)) + stripes[:, None]
             Image.fromarray(pixels.astype(np.uint8)).save(folder / f'class{label}' / f'{number}.png')
     return folder
 
 
-def make_model(drop_path_rate=0.):
+def make_model(drop_path_rate=0.0):
     torch.manual_seed(0)
-    model = MODELS.build(dict(
-        type='FCMAE', data_preprocessor=dict(mean=[MEAN], std=[STD], to_rgb=True),
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3, ), out_norm=False, drop_path_rate=drop_path_rate),
-        neck=dict(type='FCMAEDecoder', channels=12), head=dict(type='FCMAEHead')))
+    model = MODELS.build(
+        dict(
+            type='FCMAE',
+            data_preprocessor=dict(mean=[MEAN], std=[STD], to_rgb=True),
+            backbone=dict(
+                type='ConvNeXtV2', arch=NARROW, out_indices=(3,), out_norm=False, drop_path_rate=drop_path_rate
+            ),
+            neck=dict(type='FCMAEDecoder', channels=12),
+            head=dict(type='FCMAEHead'),
+        )
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     return model
@@ -55,14 +69,14 @@ def brute_force_knn(features, labels, queries, k, temperature):
     found = []
     for query in queries:
         cosines = [(float(query @ one), label) for one, label in zip(features, labels)]
-        votes = dict.fromkeys(set(labels.tolist()), 0.)
+        votes = dict.fromkeys(set(labels.tolist()), 0.0)
         for cosine, label in sorted(cosines, reverse=True)[:k]:
             votes[int(label)] += np.exp(cosine / temperature)
         found.append(max(sorted(votes), key=votes.get))
     return found
 
 
-@pytest.mark.parametrize('k, temperature', [(1, 0.07), (7, 0.07), (7, 10.), (60, 0.3)])
+@pytest.mark.parametrize('k, temperature', [(1, 0.07), (7, 0.07), (7, 10.0), (60, 0.3)])
 def test_vote_is_the_formula(k, temperature):
     """The weighted vote equals the sum of exp(cosine / temperature) over the k nearest, one at a time; neither the
     count of classes nor chance decides: another temperature gives other votes."""
@@ -74,13 +88,13 @@ def test_vote_is_the_formula(k, temperature):
     votes = knn_vote(*arguments, k, temperature)
     assert votes.tolist() == brute_force_knn(features, labels, queries, k, temperature)
     if k == 60:
-        assert votes.tolist() != knn_vote(*arguments, k, 100.).tolist()
+        assert votes.tolist() != knn_vote(*arguments, k, 100.0).tolist()
 
 
 def test_vote_does_not_overflow():
     """A small temperature neither overflows nor ties in float32: the nearest neighbour decides."""
-    features = torch.tensor([[1., 0.], [0.8, 0.6], [0., 1.]])
-    votes = knn_vote(features, torch.tensor([2, 0, 0]), torch.tensor([[3., 0.1], [0.1, 9.]]), 3, 1e-3)
+    features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    votes = knn_vote(features, torch.tensor([2, 0, 0]), torch.tensor([[3.0, 0.1], [0.1, 9.0]]), 3, 1e-3)
     assert votes.tolist() == [2, 0]
 
 
@@ -151,18 +165,28 @@ def test_plain_stripes_are_told_apart(tmp_path):
     for linear, names in ((True, ['knn_top1', 'linear_top1']), (False, ['knn_top1'])):
         hook = ProbeHook(str(tmp_path), k=5, image_size=SIZE, linear=linear)
         hook.before_train(None)
-        assert hook.evaluate(model) == dict.fromkeys(names, 100.)
+        assert hook.evaluate(model) == dict.fromkeys(names, 100.0)
 
 
 def run(folder, labelled, work_dir, hooks):
     """Train the shipped config, narrow and with DropPath, for two epochs."""
     cfg = Config.fromfile(str(CONFIG))
-    cfg.merge_from_dict({
-        'work_dir': str(work_dir), 'train_cfg.max_epochs': 2, 'train_dataloader.dataset.data_root': str(folder),
-        'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': 0, 'train_dataloader.pin_memory': False,
-        'train_dataloader.persistent_workers': False, 'train_dataloader.dataset.pipeline.1.scale': SIZE,
-        'default_hooks.checkpoint.interval': 1, 'model.backbone.drop_path_rate': 0.5, 'optim_wrapper.optimizer.lr': 0.1,
-        'model.backbone.frozen_stages': 1})
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'train_cfg.max_epochs': 2,
+            'train_dataloader.dataset.data_root': str(folder),
+            'train_dataloader.batch_size': 4,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.pin_memory': False,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.dataset.pipeline.1.scale': SIZE,
+            'default_hooks.checkpoint.interval': 1,
+            'model.backbone.drop_path_rate': 0.5,
+            'optim_wrapper.optimizer.lr': 0.1,
+            'model.backbone.frozen_stages': 1,
+        }
+    )
     cfg.experiment_name = f'probe_{work_dir.name}'  # equal ones would share the list of checkpoints to keep
     cfg.custom_hooks = hooks
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
@@ -176,6 +200,7 @@ def test_training_goes_on_bit_for_bit(tmp_path):
     """With the hook, after DropPath's draws of two epochs, weights and moments are those without it; the scores stand
     in the message hub, the scalars of the local backend and TensorBoard's events, once an epoch."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     labelled = write_classes(tmp_path / 'labelled', (5, 5))
     hook = dict(type='ProbeHook', data_root=str(labelled), interval=1, k=3, image_size=SIZE)
     quiet = run(labelled, labelled, tmp_path / 'quiet', [])
@@ -200,6 +225,7 @@ def test_frozen_restores_modes_and_generators():
     """Inside the block nothing trains and no gradient is kept; after it, even after an error, each module's own mode
     and the generators of torch, numpy and Python are as they were."""
     import random
+
     model = make_model()
     model.train()
     model.neck.eval()
@@ -220,8 +246,10 @@ def test_split_is_fixed_and_even(tmp_path):
     """Without train and val each class gives its share at even steps, in order of name, and no image is in both."""
     write_classes(tmp_path, (10, 5, 4))
     (train, labels), (test, truth), num_classes = labelled_split(str(tmp_path), default_pipeline(SIZE), 0.2)
-    names = [[train.dataset.get_data_info(index)['img_path'][-len('class0/0.png'):] for index in part.indices]
-             for part in (train, test)]
+    names = [
+        [train.dataset.get_data_info(index)['img_path'][-len('class0/0.png') :] for index in part.indices]
+        for part in (train, test)
+    ]
     assert names[1] == ['class0/4.png', 'class0/9.png', 'class1/4.png'] and truth.tolist() == [0, 0, 1]
     assert len(names[0]) == 16 and not set(names[0]) & set(names[1]) and num_classes == 3
     assert labels.tolist() == [int(name[5]) for name in names[0]]
@@ -242,10 +270,10 @@ def test_mistakes_are_refused_before_training(tmp_path):
     write_classes(tmp_path / 'half' / 'val', (3, 3, 1))
     with pytest.raises(ValueError, match=r"'class1'\) to learn from and 7 of .*'class2'\) to test on"):
         ProbeHook(str(tmp_path / 'half'), k=1).before_train(None)
-    write_classes(tmp_path / 'one', (9, ))
+    write_classes(tmp_path / 'one', (9,))
     with pytest.raises(ValueError, match='two or more'):
         ProbeHook(str(tmp_path / 'one'), k=1).before_train(None)
-    for name, value in (('k', 0), ('interval', 0), ('temperature', 0.), ('penalty', -1.), ('val_share', 1)):
+    for name, value in (('k', 0), ('interval', 0), ('temperature', 0.0), ('penalty', -1.0), ('val_share', 1)):
         with pytest.raises(ValueError, match=f'{name}={value} of ProbeHook'):
             ProbeHook('data', **{name: value})
 
@@ -266,7 +294,7 @@ def test_processes_share_the_pictures(tmp_path):
     part = labelled_split(str(tmp_path / 'labelled'), default_pipeline(SIZE), 0.3)[0]
     assert len(part[0]) % 2 == 1
     expected = pooled_features(make_model(), part[0])
-    torch.multiprocessing.spawn(share_features, (str(tmp_path), ), nprocs=2)
+    torch.multiprocessing.spawn(share_features, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = torch.load(tmp_path / f'{rank}.pth', weights_only=True)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

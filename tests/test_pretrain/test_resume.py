@@ -1,4 +1,5 @@
 """A run that is killed and resumed, on as many processes or others, ends with the weights of the quiet run."""
+
 import os
 import signal
 import subprocess
@@ -14,8 +15,12 @@ from PIL import Image
 from mmconvnextv2.pretrain import DrawSampler, UnlabelledImages
 
 EPOCHS = 3
-EVERYTHING = {'optim_wrapper.type': 'FP16OptimWrapper', 'optim_wrapper.loss_scale': dict(growth_interval=2),
-              'model.backbone.drop_path_rate': 0.5, 'custom_hooks': [dict(type='EMAHook', momentum=0.1)]}
+EVERYTHING = {
+    'optim_wrapper.type': 'FP16OptimWrapper',
+    'optim_wrapper.loss_scale': dict(growth_interval=2),
+    'model.backbone.drop_path_rate': 0.5,
+    'custom_hooks': [dict(type='EMAHook', momentum=0.1)],
+}
 DOUBLE = {'model.type': 'DoubleFCMAE'}
 
 
@@ -32,17 +37,40 @@ def folder(tmp_path):
 def start(folder, work_dir, num_workers, *arguments):
     """Start ``tools/train.py`` on the shipped folder config with a narrow model, in fp32."""
     options = {
-        'train_dataloader.dataset.data_root': folder, 'train_dataloader.dataset.pipeline.1.scale': 64,
-        'train_dataloader.batch_size': 4, 'train_dataloader.num_workers': num_workers,
-        'train_dataloader.persistent_workers': num_workers > 0, 'model.neck.channels': 16,
-        'train_cfg.max_epochs': EPOCHS, 'default_hooks.checkpoint.interval': 1,
-        'default_hooks.checkpoint.by_epoch': False, 'default_hooks.checkpoint.max_keep_ckpts': -1,
-        'optim_wrapper.type': 'OptimWrapper', 'optim_wrapper.optimizer.lr': 0.01, 'param_scheduler.0.end': 2,
-        'param_scheduler.1.begin': 2, 'param_scheduler.1.end': EPOCHS}
-    command = [sys.executable, 'tools/train.py', 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py',
-               '--work-dir', str(work_dir), *arguments, '--cfg-options', *(f'{k}={v}' for k, v in options.items())]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'}, start_new_session=True)
+        'train_dataloader.dataset.data_root': folder,
+        'train_dataloader.dataset.pipeline.1.scale': 64,
+        'train_dataloader.batch_size': 4,
+        'train_dataloader.num_workers': num_workers,
+        'train_dataloader.persistent_workers': num_workers > 0,
+        'model.neck.channels': 16,
+        'train_cfg.max_epochs': EPOCHS,
+        'default_hooks.checkpoint.interval': 1,
+        'default_hooks.checkpoint.by_epoch': False,
+        'default_hooks.checkpoint.max_keep_ckpts': -1,
+        'optim_wrapper.type': 'OptimWrapper',
+        'optim_wrapper.optimizer.lr': 0.01,
+        'param_scheduler.0.end': 2,
+        'param_scheduler.1.begin': 2,
+        'param_scheduler.1.end': EPOCHS,
+    }
+    command = [
+        sys.executable,
+        'tools/train.py',
+        'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py',
+        '--work-dir',
+        str(work_dir),
+        *arguments,
+        '--cfg-options',
+        *(f'{k}={v}' for k, v in options.items()),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        start_new_session=True,
+    )
 
 
 def finish(process):
@@ -64,6 +92,7 @@ def test_killed_and_resumed_is_bitwise_the_quiet_run(folder, tmp_path):
     assert not (tmp_path / 'killed' / 'iter_12.pth').exists()
     finish(start(folder, tmp_path / 'killed', 2, '--resume'))
     from mmconvnextv2.checkpoint.load import load_file
+
     quiet, resumed = (load_file(tmp_path / run / f'iter_{6 * EPOCHS}.pth') for run in ('quiet', 'killed'))
     first = load_file(tmp_path / 'quiet' / 'iter_6.pth')
     for key, value in quiet['state_dict'].items():
@@ -135,8 +164,8 @@ def test_seen_pictures_are_not_read_again(pictures, quiet, tmp_path, monkeypatch
     for epoch in range(2):
         sampler = DrawSampler(range(14), seed=0, drop_last=True)
         sampler.set_epoch(epoch)
-        wanted += list(sampler)[:3 * BATCH]
-    assert asked == wanted[2 * BATCH:]
+        wanted += list(sampler)[: 3 * BATCH]
+    assert asked == wanted[2 * BATCH :]
 
 
 def test_another_batch_is_refused(pictures, quiet, tmp_path):

@@ -1,4 +1,5 @@
 """What each process of several gets, and the counts behind the cost page."""
+
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ DEPTHS, WIDTHS = (1, 2, 3, 1), (8, 16, 24, 40)
 def cost(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
     import cost
+
     yield cost
     for name in ('contestants', 'cost', 'loader', 'measure'):
         sys.modules.pop(name, None)
@@ -99,6 +101,7 @@ def test_bytes_kept_are_those_of_a_real_step(cost):
     autocast; recomputing blocks keeps less."""
     from measure import saved_bytes
     from torch._subclasses.fake_tensor import FakeTensorMode
+
     arch = dict(depths=DEPTHS, channels=WIDTHS)
     model, pictures = cost.build('atto', arch=arch), cost.draw_batch(2)
     for bf16 in (False, True):
@@ -114,6 +117,8 @@ def test_bytes_kept_are_those_of_a_real_step(cost):
 def test_the_page_holds_what_is_counted(cost):
     """The row of Base in docs/scale.md is what the script counts today, to 3 %."""
     row = re.search(r'^\| base \|.*$', (ROOT / 'docs' / 'scale.md').read_text(), re.MULTILINE)[0]
-    written, found = ([float(cell) for cell in text.split('|')[2:-1]] for text in
-                      (row, cost.counted_table(dict(base=cost.count('base'))).splitlines()[-1]))
+    written, found = (
+        [float(cell) for cell in text.split('|')[2:-1]]
+        for text in (row, cost.counted_table(dict(base=cost.count('base'))).splitlines()[-1])
+    )
     assert len(written) == 6 and written == pytest.approx(found, rel=0.03)

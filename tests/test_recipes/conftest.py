@@ -1,4 +1,5 @@
 """What ``model-index.yml`` says of every recipe."""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,5 @@
 """The Cascade Mask R-CNN recipe trains a step and is evaluated, narrow and on small images."""
+
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,13 @@ from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
 
-LEAF = (Path(__file__).parents[2] / 'configs' / 'cascade_mask_rcnn' /
-        'cascade-mask-rcnn_convnextv2-t_fpn_ms-crop-3x_coco.py')
-NARROW = '''
+LEAF = (
+    Path(__file__).parents[2]
+    / 'configs'
+    / 'cascade_mask_rcnn'
+    / 'cascade-mask-rcnn_convnextv2-t_fpn_ms-crop-3x_coco.py'
+)
+NARROW = """
 arch = dict(_delete_=True, depths=(1, 1, 1, 1), channels=(8, 8, 16, 16))
 classes = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 narrow = dict(in_channels=16, conv_out_channels=16, fc_out_channels=16, num_classes=len(classes))
@@ -36,7 +41,7 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1)
 default_hooks = dict(logger=dict(interval=1))
-'''
+"""
 
 
 @pytest.mark.slow
@@ -46,8 +51,12 @@ def test_cascade_trains_and_is_evaluated(tmp_path):
     make_embedded(str(tmp_path / 'data'), EmbeddedSpec(unlabelled=1, train=4, val=2, size=64))
     config = tmp_path / 'cascade.py'
     config.write_text(f"_base_ = '{LEAF}'\ndata_root = '{tmp_path}/data/coco/'\n{NARROW}")
-    run_tool(train, parse_train_args([str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options',
-                                      f'visualizer.name={tmp_path}']))  # mmengine keeps visualizers by name
+    run_tool(
+        train,
+        parse_train_args(
+            [str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options', f'visualizer.name={tmp_path}']
+        ),
+    )  # mmengine keeps visualizers by name
     lines = next((tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text().splitlines()
     logged = {key: value for line in lines for key, value in json.loads(line).items()}
     for stage in range(3):

@@ -1,4 +1,5 @@
 """Classification recipes hold the published settings, and a leaf of each kind trains and evaluates."""
+
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -21,30 +22,30 @@ FCMAE, FROM22K, TO22K = '{}_fcmae-ft_in1k-224', '{}_in22k-ft_in1k-{}', '{}_fcmae
 # cutmix, EMA.
 SINGLE, GROUP, NO_LAYER_DECAY = 'layer_wise', 'group_wise', None
 PUBLISHED = {
-    FCMAE.format('a'): (2e-4, 1024, .3, .9, SINGLE, .1, 600, 0, .2, 0, 0, .9999),
-    FCMAE.format('f'): (2e-4, 1024, .05, .9, SINGLE, 0, 600, 0, .2, .3, .3, .9999),
-    FCMAE.format('p'): (2e-4, 1024, .3, .9, SINGLE, 0, 600, 0, .2, .3, .3, .9999),
-    FCMAE.format('n'): (2e-4, 1024, .3, .9, SINGLE, .1, 600, 0, .2, .5, .5, .9999),
-    FCMAE.format('t'): (8e-4, 1024, .05, .9, SINGLE, .2, 300, 40, .1, .8, 1, .9999),
-    FCMAE.format('b'): (6.25e-4, 1024, .05, .6, GROUP, .1, 100, 20, .1, .8, 1, .9999),
-    FCMAE.format('l'): (6.25e-4, 1024, .05, .6, GROUP, .2, 100, 20, .1, .8, 1, .9999),
-    FCMAE.format('h'): (1.25e-3, 1024, .05, .75, SINGLE, .3, 50, 10, .1, .8, 1, .9999),
-    TO22K.format('n'): (2.5e-4, 4096, .05, .9, SINGLE, 0, 90, 5, .1, .8, 1, None),
-    TO22K.format('t'): (2.5e-4, 4096, .05, .9, SINGLE, 0, 90, 5, .1, .8, 1, None),
-    TO22K.format('b'): (2.5e-4, 4096, .05, .8, GROUP, .1, 90, 5, .1, .8, 1, None),
-    TO22K.format('l'): (2.5e-4, 4096, .05, .8, GROUP, .1, 90, 5, .1, .8, 1, None),
-    TO22K.format('h'): (2.5e-4, 4096, .05, .8, SINGLE, .3, 90, 5, .1, .8, 1, None),
-    FROM22K.format('n', 224): (2.5e-5, 512, 1e-8, .9, SINGLE, .1, 90, 0, .1, 0, 0, .9999),
-    FROM22K.format('n', 384): (2.5e-5, 512, 1e-8, .9, SINGLE, .1, 90, 0, .1, 0, 0, .9999),
-    FROM22K.format('t', 224): (2.5e-5, 512, 1e-8, .9, SINGLE, .1, 90, 0, .1, 0, 0, .9999),
-    FROM22K.format('t', 384): (2.5e-5, 512, 1e-8, .9, SINGLE, .1, 90, 0, .1, 0, 0, .9999),
-    FROM22K.format('b', 224): (2.5e-5, 512, 1e-8, .8, GROUP, .2, 30, 0, .1, 0, 0, .9999),
-    FROM22K.format('b', 384): (2.5e-5, 512, 1e-8, .8, GROUP, .2, 30, 0, .1, 0, 0, .9999),
-    FROM22K.format('l', 224): (2.5e-5, 512, 1e-8, .8, GROUP, .3, 30, 0, .1, 0, 0, .9999),
-    FROM22K.format('l', 384): (2.5e-5, 512, 1e-8, .8, GROUP, .3, 30, 0, .1, 0, 0, .9999),
-    FROM22K.format('h', 384): (2.5e-5, 512, 1e-8, .85, SINGLE, .5, 30, 0, .1, 0, 0, None),
-    FROM22K.format('h', 512): (2.5e-5, 512, 1e-8, .85, SINGLE, .5, 30, 0, .1, 0, 0, None),
-    'b_supervised_in1k-224': (2.5e-4, 4096, .05, 1., NO_LAYER_DECAY, .5, 300, 20, .1, .8, 1, .9999),
+    FCMAE.format('a'): (2e-4, 1024, 0.3, 0.9, SINGLE, 0.1, 600, 0, 0.2, 0, 0, 0.9999),
+    FCMAE.format('f'): (2e-4, 1024, 0.05, 0.9, SINGLE, 0, 600, 0, 0.2, 0.3, 0.3, 0.9999),
+    FCMAE.format('p'): (2e-4, 1024, 0.3, 0.9, SINGLE, 0, 600, 0, 0.2, 0.3, 0.3, 0.9999),
+    FCMAE.format('n'): (2e-4, 1024, 0.3, 0.9, SINGLE, 0.1, 600, 0, 0.2, 0.5, 0.5, 0.9999),
+    FCMAE.format('t'): (8e-4, 1024, 0.05, 0.9, SINGLE, 0.2, 300, 40, 0.1, 0.8, 1, 0.9999),
+    FCMAE.format('b'): (6.25e-4, 1024, 0.05, 0.6, GROUP, 0.1, 100, 20, 0.1, 0.8, 1, 0.9999),
+    FCMAE.format('l'): (6.25e-4, 1024, 0.05, 0.6, GROUP, 0.2, 100, 20, 0.1, 0.8, 1, 0.9999),
+    FCMAE.format('h'): (1.25e-3, 1024, 0.05, 0.75, SINGLE, 0.3, 50, 10, 0.1, 0.8, 1, 0.9999),
+    TO22K.format('n'): (2.5e-4, 4096, 0.05, 0.9, SINGLE, 0, 90, 5, 0.1, 0.8, 1, None),
+    TO22K.format('t'): (2.5e-4, 4096, 0.05, 0.9, SINGLE, 0, 90, 5, 0.1, 0.8, 1, None),
+    TO22K.format('b'): (2.5e-4, 4096, 0.05, 0.8, GROUP, 0.1, 90, 5, 0.1, 0.8, 1, None),
+    TO22K.format('l'): (2.5e-4, 4096, 0.05, 0.8, GROUP, 0.1, 90, 5, 0.1, 0.8, 1, None),
+    TO22K.format('h'): (2.5e-4, 4096, 0.05, 0.8, SINGLE, 0.3, 90, 5, 0.1, 0.8, 1, None),
+    FROM22K.format('n', 224): (2.5e-5, 512, 1e-8, 0.9, SINGLE, 0.1, 90, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('n', 384): (2.5e-5, 512, 1e-8, 0.9, SINGLE, 0.1, 90, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('t', 224): (2.5e-5, 512, 1e-8, 0.9, SINGLE, 0.1, 90, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('t', 384): (2.5e-5, 512, 1e-8, 0.9, SINGLE, 0.1, 90, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('b', 224): (2.5e-5, 512, 1e-8, 0.8, GROUP, 0.2, 30, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('b', 384): (2.5e-5, 512, 1e-8, 0.8, GROUP, 0.2, 30, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('l', 224): (2.5e-5, 512, 1e-8, 0.8, GROUP, 0.3, 30, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('l', 384): (2.5e-5, 512, 1e-8, 0.8, GROUP, 0.3, 30, 0, 0.1, 0, 0, 0.9999),
+    FROM22K.format('h', 384): (2.5e-5, 512, 1e-8, 0.85, SINGLE, 0.5, 30, 0, 0.1, 0, 0, None),
+    FROM22K.format('h', 512): (2.5e-5, 512, 1e-8, 0.85, SINGLE, 0.5, 30, 0, 0.1, 0, 0, None),
+    'b_supervised_in1k-224': (2.5e-4, 4096, 0.05, 1.0, NO_LAYER_DECAY, 0.5, 300, 20, 0.1, 0.8, 1, 0.9999),
 }
 PROBES = ('a_linear-probe_in1k-224', 'b_linear-probe_in1k-224')
 ARCHS = dict(a='atto', f='femto', p='pico', n='nano', t='tiny', b='base', l='large', h='huge')
@@ -68,12 +69,12 @@ def fitted_schedule(cfg):
     assert len(cfg.param_scheduler) == len(warmup) + 1 and cosine.get('begin', 0) == end
     assert cosine.get('end', cfg.train_cfg.max_epochs) == cfg.train_cfg.max_epochs
     assert all(step.start_factor <= 1e-6 for step in warmup)
-    return cfg.train_cfg.max_epochs, end, cosine.get('eta_min_ratio', 0.)
+    return cfg.train_cfg.max_epochs, end, cosine.get('eta_min_ratio', 0.0)
 
 
 def test_every_leaf_is_in_the_table():
     """No recipe escapes the comparison below: leaves and rows are the same set."""
-    assert {leaf.stem[len('convnextv2-'):] for leaf in LEAVES.glob('*.py')} == {*PUBLISHED, *PROBES}
+    assert {leaf.stem[len('convnextv2-') :] for leaf in LEAVES.glob('*.py')} == {*PUBLISHED, *PROBES}
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -85,7 +86,7 @@ def test_published_settings(name):
     lr = base_lr * batch / 256
     assert cfg.model.backbone.arch == ARCHS[name[0]] and cfg.auto_scale_lr.base_batch_size == batch
     optimizer, paramwise = cfg.optim_wrapper.optimizer, cfg.optim_wrapper.paramwise_cfg
-    assert optimizer.type == 'AdamW' and tuple(optimizer.betas) == (.9, .999)
+    assert optimizer.type == 'AdamW' and tuple(optimizer.betas) == (0.9, 0.999)
     assert math.isclose(optimizer.lr, lr) and optimizer.weight_decay == weight_decay
     assert paramwise.decay_rate == decay and kind in (paramwise.decay_type, NO_LAYER_DECAY)
     assert cfg.model.backbone.drop_path_rate == drop_path
@@ -96,7 +97,7 @@ def test_published_settings(name):
     hooks = [HOOKS.build(dict(hook)) for hook in cfg.custom_hooks]
     assert [1 - hook.ema_cfg['momentum'] for hook in hooks if isinstance(hook, EMAHook)] == ([ema] if ema else [])
     assert cfg.optim_wrapper.type == 'BF16OptimWrapper' and 'clip_grad' not in cfg.optim_wrapper
-    assert cfg.model.head.init_cfg.std == pytest.approx(.02 if 'supervised' in name else .02 * .001)
+    assert cfg.model.head.init_cfg.std == pytest.approx(0.02 if 'supervised' in name else 0.02 * 0.001)
 
 
 @pytest.mark.parametrize('name', [*PUBLISHED, *PROBES])
@@ -106,14 +107,14 @@ def test_pictures(name):
     cfg, size = load(name), int(name.rsplit('-', 1)[1])
     train_steps = cfg.train_dataloader.dataset.pipeline
     crop = transform(train_steps, 'RandomResizedCrop')
-    assert crop.scale == size and tuple(crop.crop_ratio_range) == (.08, 1) and crop.interpolation == 'bicubic'
-    assert transform(train_steps, 'RandomFlip').prob == .5
+    assert crop.scale == size and tuple(crop.crop_ratio_range) == (0.08, 1) and crop.interpolation == 'bicubic'
+    assert transform(train_steps, 'RandomFlip').prob == 0.5
     augment, erasing = transform(train_steps, 'RandAugment'), transform(train_steps, 'RandomErasing')
     if name in PROBES:
         assert augment is None and erasing is None
     else:
-        assert (augment.magnitude_level, augment.magnitude_std, augment.num_policies) == (9, .5, 2)
-        assert erasing.erase_prob == .25 and erasing.mode == 'rand'
+        assert (augment.magnitude_level, augment.magnitude_std, augment.num_policies) == (9, 0.5, 2)
+        assert erasing.erase_prob == 0.25 and erasing.mode == 'rand'
     assert cfg.train_dataloader.drop_last
     if 'ft_in22k' in name:
         assert cfg.val_dataloader is None and cfg.test_dataloader is None
@@ -158,10 +159,12 @@ def folder(tmp_path_factory):
             for index in range(number):
                 pixels = generator.integers(60 * label, 60 * label + 90, (48, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f'{index}.png')
-    backbone = ConvNeXtV2(NARROW, out_indices=(3, ), out_norm=False)
+    backbone = ConvNeXtV2(NARROW, out_indices=(3,), out_norm=False)
     backbone.init_weights()
-    torch.save(dict(state_dict={f'backbone.{name}': value for name, value in backbone.state_dict().items()}),
-               root / 'fcmae.pth')
+    torch.save(
+        dict(state_dict={f'backbone.{name}': value for name, value in backbone.state_dict().items()}),
+        root / 'fcmae.pth',
+    )
     return root
 
 
@@ -169,16 +172,27 @@ def run(name, folder, work_dir, *more):
     """Train a narrow copy of a leaf for an epoch of two steps, as the tool does; returns the last state dict."""
     config = work_dir / 'narrow.py'
     base = LEAVES / f'convnextv2-{name}.py'
-    config.write_text(f"_base_ = '{base}'\nmodel = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW})), "
-                      'head=dict(in_channels=8))\n'
-                      'sizes = size = recipe = train_pipeline = test_pipeline = None\n')  # printing them costs seconds
+    config.write_text(
+        f"_base_ = '{base}'\nmodel = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW})), "
+        'head=dict(in_channels=8))\n'
+        'sizes = size = recipe = train_pipeline = test_pipeline = None\n'
+    )  # printing them costs seconds
     loaders = ['train_dataloader'] if 'ft_in22k' in name else ['train_dataloader', 'val_dataloader']
-    options = [f'visualizer.name={work_dir.name}', 'model.head.num_classes=3', 'data_preprocessor.num_classes=3',
-               'train_cfg.max_epochs=1']
+    options = [
+        f'visualizer.name={work_dir.name}',
+        'model.head.num_classes=3',
+        'data_preprocessor.num_classes=3',
+        'train_cfg.max_epochs=1',
+    ]
     for loader in loaders:
-        options += [f'{loader}.dataset.data_root={folder}', f'{loader}.dataset.metainfo.classes={",".join(CLASSES)}',
-                    f'{loader}.num_workers=0', f'{loader}.persistent_workers=False', f'{loader}.pin_memory=False',
-                    f'{loader}.batch_size=3']
+        options += [
+            f'{loader}.dataset.data_root={folder}',
+            f'{loader}.dataset.metainfo.classes={",".join(CLASSES)}',
+            f'{loader}.num_workers=0',
+            f'{loader}.persistent_workers=False',
+            f'{loader}.pin_memory=False',
+            f'{loader}.batch_size=3',
+        ]
     if len(loaders) == 2:
         options += ['val_evaluator.topk=1']
     train(parse_train_args([str(config), '--work-dir', str(work_dir), '--cfg-options', *options, *more]))
@@ -188,8 +202,12 @@ def run(name, folder, work_dir, *more):
 
 
 def scores(work_dir):
-    return [line for path in work_dir.rglob('scalars.json') for line in path.read_text().splitlines()
-            if 'accuracy/top1' in line]
+    return [
+        line
+        for path in work_dir.rglob('scalars.json')
+        for line in path.read_text().splitlines()
+        if 'accuracy/top1' in line
+    ]
 
 
 def moved(checkpoint, start):
@@ -240,11 +258,17 @@ def test_imagenet22k_then_1k_at_384(folder, tmp_path):
     """The chain of the paper: FCMAE weights, 22K without evaluation, then 1K at 384 from that run's checkpoint."""
     first, second = tmp_path / 'first', tmp_path / 'second'
     first.mkdir(), second.mkdir()
-    run(TO22K.format('b'), folder, first, f'model.backbone.init_cfg.checkpoint={folder}/fcmae.pth',
-        'train_dataloader.dataset.pipeline.1.scale=64')
+    run(
+        TO22K.format('b'),
+        folder,
+        first,
+        f'model.backbone.init_cfg.checkpoint={folder}/fcmae.pth',
+        'train_dataloader.dataset.pipeline.1.scale=64',
+    )
     between = torch.load(first / 'epoch_1.pth', weights_only=False)
     assert not scores(first) and moved(between, folder / 'fcmae.pth') and started_from(between, folder / 'fcmae.pth')
-    checkpoint = run(FROM22K.format('b', 384), folder, second,
-                     f'model.backbone.init_cfg.checkpoint={first}/epoch_1.pth')
+    checkpoint = run(
+        FROM22K.format('b', 384), folder, second, f'model.backbone.init_cfg.checkpoint={first}/epoch_1.pth'
+    )
     assert scores(second) and moved(checkpoint, first / 'epoch_1.pth')
     assert started_from(checkpoint, first / 'epoch_1.pth')

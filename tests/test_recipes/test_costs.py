@@ -1,4 +1,5 @@
 """Parameters and multiply-adds of the recipes are the published ones of arXiv 2301.00808."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,18 @@ def costs_of(config, height, width):
     return count_costs(build_on_meta(cfg), height, width)
 
 
-@pytest.mark.parametrize('config, shape, parameters, published', [
-    (MASK_RCNN.format('b'), (800, 1280), None, 486), (MASK_RCNN.format('l'), (800, 1280), None, 875),
-    (MASK_RCNN.format('h'), (800, 1280), None, 2525), (UPERNET.format('b'), (512, 2048), 122, 1170),
-    (UPERNET.format('l'), (512, 2048), 235, 1573), (UPERNET.format('h'), (512, 2048), 707, 3272),
-    ('upernet/upernet_convnextv2-h_in22k-160k_ade20k-640x640.py', (640, 2560), 707, 5113)])
+@pytest.mark.parametrize(
+    'config, shape, parameters, published',
+    [
+        (MASK_RCNN.format('b'), (800, 1280), None, 486),
+        (MASK_RCNN.format('l'), (800, 1280), None, 875),
+        (MASK_RCNN.format('h'), (800, 1280), None, 2525),
+        (UPERNET.format('b'), (512, 2048), 122, 1170),
+        (UPERNET.format('l'), (512, 2048), 235, 1573),
+        (UPERNET.format('h'), (512, 2048), 707, 3272),
+        ('upernet/upernet_convnextv2-h_in22k-160k_ade20k-640x640.py', (640, 2560), 707, 5113),
+    ],
+)
 def test_published_costs(config, shape, parameters, published):
     """Multiply-adds in G, and parameters in M where they are published, of tables 6 and 7, within 0.2 % and 0.5 M."""
     found_parameters, work = total(costs_of(config, *shape))
@@ -35,9 +43,19 @@ def test_published_costs(config, shape, parameters, published):
         assert found_parameters / 1e6 == pytest.approx(parameters, abs=0.5)
 
 
-@pytest.mark.parametrize('letter, parameters, published', [
-    ('a', 3.7, 0.55), ('f', 5.2, 0.78), ('p', 9.1, 1.37), ('n', 15.6, 2.45), ('t', 28.6, 4.47), ('b', 89, 15.4),
-    ('l', 198, 34.4), ('h', 660, 115)])
+@pytest.mark.parametrize(
+    'letter, parameters, published',
+    [
+        ('a', 3.7, 0.55),
+        ('f', 5.2, 0.78),
+        ('p', 9.1, 1.37),
+        ('n', 15.6, 2.45),
+        ('t', 28.6, 4.47),
+        ('b', 89, 15.4),
+        ('l', 198, 34.4),
+        ('h', 660, 115),
+    ],
+)
 def test_published_costs_of_classifiers(letter, parameters, published):
     """Parameters in M and multiply-adds in G at 224 of the eight sizes, within 1 %."""
     found_parameters, work = total(costs_of(f'classification/convnextv2-{letter}_fcmae-ft_in1k-224.py', 224, 224))

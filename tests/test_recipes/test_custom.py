@@ -1,4 +1,5 @@
 """The worked examples for own data train and evaluate on data laid out as their README says."""
+
 import json
 import math
 import shutil
@@ -48,8 +49,14 @@ def write_copy(folder, name, own, classes):
     """Copy an example as a user does and change its classes and its folder, for Mask R-CNN and UperNet alike."""
     for path in CUSTOM.glob('*.py'):
         text = path.read_text().replace("_base_ = '../", f"_base_ = '{CUSTOM.parent}/")
-        lines = [f'classes = {classes!r}' if line.startswith('classes = ') else
-                 f"data_root = '{own}/'" if line.startswith('data_root = ') else line for line in text.splitlines()]
+        lines = [
+            f'classes = {classes!r}'
+            if line.startswith('classes = ')
+            else f"data_root = '{own}/'"
+            if line.startswith('data_root = ')
+            else line
+            for line in text.splitlines()
+        ]
         (folder / path.name).write_text('\n'.join(lines) + '\n')
     small = folder / 'small.py'
     small.write_text(f"_base_ = './{name}'\nmodel = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW!r})))\n")
@@ -57,11 +64,27 @@ def write_copy(folder, name, own, classes):
 
 
 def run(config, work_dir, *options):
-    run_tool(train, parse_train_args([
-        str(config), '--work-dir', str(work_dir), '--cfg-options', 'model.backbone.init_cfg=None',
-        f'visualizer.name={config}', f'experiment_name={work_dir.parent.name}', 'optim_wrapper.type=OptimWrapper',
-        *(f'{split}_dataloader.{option}' for split in ('train', 'val', 'test')
-          for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=2')), *options]))
+    run_tool(
+        train,
+        parse_train_args(
+            [
+                str(config),
+                '--work-dir',
+                str(work_dir),
+                '--cfg-options',
+                'model.backbone.init_cfg=None',
+                f'visualizer.name={config}',
+                f'experiment_name={work_dir.parent.name}',
+                'optim_wrapper.type=OptimWrapper',
+                *(
+                    f'{split}_dataloader.{option}'
+                    for split in ('train', 'val', 'test')
+                    for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=2')
+                ),
+                *options,
+            ]
+        ),
+    )
     lines = max(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
     return {key: value for line in lines for key, value in json.loads(line).items()}
 
@@ -72,13 +95,17 @@ def test_detection(own, tmp_path, name):
     """Two of a json's three categories, with gaps in their ids: an epoch trains, and AP is evaluated over both."""
     config = write_copy(tmp_path, name, own, ('round', 'edged'))
     with config.open('a') as file:
-        file.write('model.update(neck=dict(in_channels=[8, 8, 16, 16], out_channels=16),\n'
-                   '    rpn_head=dict(in_channels=16, feat_channels=16), roi_head=dict(\n'
-                   '        bbox_roi_extractor=dict(out_channels=16), mask_roi_extractor=dict(out_channels=16),\n'
-                   '        bbox_head=dict(in_channels=16, fc_out_channels=16),\n'
-                   '        mask_head=dict(in_channels=16, conv_out_channels=16)))\n')
-    small = [f'{split}_dataloader.dataset.pipeline.{place}.scale=(64, 64)' for split, place in
-             (('train', 2), ('val', 1), ('test', 1))]
+        file.write(
+            'model.update(neck=dict(in_channels=[8, 8, 16, 16], out_channels=16),\n'
+            '    rpn_head=dict(in_channels=16, feat_channels=16), roi_head=dict(\n'
+            '        bbox_roi_extractor=dict(out_channels=16), mask_roi_extractor=dict(out_channels=16),\n'
+            '        bbox_head=dict(in_channels=16, fc_out_channels=16),\n'
+            '        mask_head=dict(in_channels=16, conv_out_channels=16)))\n'
+        )
+    small = [
+        f'{split}_dataloader.dataset.pipeline.{place}.scale=(64, 64)'
+        for split, place in (('train', 2), ('val', 1), ('test', 1))
+    ]
     logged = run(config, tmp_path / 'run', *small, 'train_cfg.max_epochs=1', 'default_hooks.logger.interval=1')
     assert math.isfinite(logged['loss']) and 'coco/bbox_mAP' in logged and 'coco/segm_mAP' in logged
 
@@ -89,12 +116,21 @@ def test_segmentation(own, tmp_path, name):
     """Three classes and 255 as ignored, from JPEGs and from arrays of five bands: a step trains, mIoU is evaluated."""
     config = write_copy(tmp_path, name, own, ('a', 'b', 'c'))
     with config.open('a') as file:
-        file.write('model.update(decode_head=dict(in_channels=[8, 8, 16, 16], channels=8),\n'
-                   '    auxiliary_head=dict(in_channels=16, channels=8), data_preprocessor=dict(size=(64, 64)))\n')
-    logged = run(config, tmp_path / 'run', 'train_dataloader.dataset.pipeline.3.crop_size=(64, 64)',
-                 'train_dataloader.dataset.pipeline.2.scale=(128, 64)', 'train_cfg.max_iters=1',
-                 'train_cfg.val_interval=1', 'default_hooks.logger.interval=1', 'model.test_cfg.mode=whole',
-                 *(f'{split}_dataloader.dataset.pipeline.1.scale=(128, 64)' for split in ('val', 'test')))
+        file.write(
+            'model.update(decode_head=dict(in_channels=[8, 8, 16, 16], channels=8),\n'
+            '    auxiliary_head=dict(in_channels=16, channels=8), data_preprocessor=dict(size=(64, 64)))\n'
+        )
+    logged = run(
+        config,
+        tmp_path / 'run',
+        'train_dataloader.dataset.pipeline.3.crop_size=(64, 64)',
+        'train_dataloader.dataset.pipeline.2.scale=(128, 64)',
+        'train_cfg.max_iters=1',
+        'train_cfg.val_interval=1',
+        'default_hooks.logger.interval=1',
+        'model.test_cfg.mode=whole',
+        *(f'{split}_dataloader.dataset.pipeline.1.scale=(128, 64)' for split in ('val', 'test')),
+    )
     assert math.isfinite(logged['loss']) and 0 <= logged['mIoU'] <= 100
 
 

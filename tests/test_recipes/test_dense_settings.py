@@ -2,6 +2,7 @@
 
 The tables here are written from the papers, not read from the configs.
 """
+
 from glob import glob
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_cascade(size):
     """V1's rates, 36 epochs at batch 16, three 4conv1fc SyncBN heads with GIoU of weight 10, scales 480 to 800."""
     lr, decay, drop_path = CASCADE[size]
     cfg = load(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fpn_ms-crop-3x_coco.py')
-    check_optimizer(cfg, lr, (decay, ))
+    check_optimizer(cfg, lr, (decay,))
     assert cfg.model.backbone.drop_path_rate == drop_path
     assert cfg.train_cfg.max_epochs == 36 and cfg.param_scheduler[1].milestones == [27, 33]
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
@@ -97,14 +98,15 @@ def test_upernet(path):
     assert tuple(crop.crop_size) == (side, side)
     sizes, flips, *_ = cfg.tta_pipeline[1].transforms
     assert [tuple(step.scale) for step in sizes] == [(int(4 * side * r), int(side * r)) for r in RATIOS]
-    assert [flip.prob for flip in flips] == [0., 1.]
+    assert [flip.prob for flip in flips] == [0.0, 1.0]
     start = dict(fcmae='pt_only/', in22k='im22k/')
     wanted = next((folder for word, folder in start.items() if word in path.stem), 'im1k/')
     assert wanted in cfg.model.backbone.init_cfg.checkpoint
 
 
-@pytest.mark.parametrize('path', leaves('mask_rcnn/*-t_*.py') + leaves('cascade_mask_rcnn/*-t_*.py'),
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path', leaves('mask_rcnn/*-t_*.py') + leaves('cascade_mask_rcnn/*-t_*.py'), ids=lambda path: path.stem
+)
 def test_boxes_are_made_in_float32(path):
     """Every RoI extractor and the RPN are those that compute in float32 under mixed precision."""
     model = load(path).model
@@ -118,18 +120,21 @@ def test_roi_extractor_under_bf16():
     torch.manual_seed(0)
     extractor = FP32SingleRoIExtractor(dict(type='RoIAlign', output_size=3, sampling_ratio=2), 4, [8])
     features = torch.randn(1, 4, 64, 64).bfloat16().contiguous(memory_format=torch.channels_last)
-    rois = torch.tensor([[0., 300.25, 290.5, 420.75, 400.125]])
+    rois = torch.tensor([[0.0, 300.25, 290.5, 420.75, 400.125]])
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        half = extractor((features, ), rois)
-    exact = extractor((features.float().contiguous(), ), rois)
-    rounded = extractor((features.float().contiguous(), ), rois.bfloat16().float())
+        half = extractor((features,), rois)
+    exact = extractor((features.float().contiguous(),), rois)
+    rounded = extractor((features.float().contiguous(),), rois.bfloat16().float())
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, exact, rtol=0, atol=0)
     assert (rounded - exact).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize('path', leaves('mask_rcnn/*.py') + leaves('cascade_mask_rcnn/*.py') + leaves('upernet/*.py'),
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    'path',
+    leaves('mask_rcnn/*.py') + leaves('cascade_mask_rcnn/*.py') + leaves('upernet/*.py'),
+    ids=lambda path: path.stem,
+)
 def test_switches_are_keys(path):
     """Gradient checkpointing and frozen stages are keys of every recipe, off, so that one override switches them on."""
     backbone = load(path).model.backbone

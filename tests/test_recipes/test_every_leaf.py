@@ -1,4 +1,5 @@
 """Every recipe builds, fits its backbone, and has the published size."""
+
 from glob import glob
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def starts_from_its_size(backbone):
     recipe = checkpoint.split('/')[1]
     trained_here = any(leaf.stem == recipe and f'-{backbone.arch[0]}_' in recipe for leaf in LEAVES)
     return backbone.init_cfg.type == 'ConvNeXtV2Pretrained' and (
-        f'convnextv2_{backbone.arch}_' in checkpoint or trained_here)
+        f'convnextv2_{backbone.arch}_' in checkpoint or trained_here
+    )
 
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
@@ -59,8 +61,10 @@ def test_leaf_builds(leaf, indexed):
         assert reader['in_channels'] == channels
     elif cfg.model.type == 'ImageClassifier':
         assert cfg.model.head['in_channels'] == channels[-1]
-    count, metadata = sum(parameter.numel() for parameter in model.parameters()), indexed[
-        f'configs/{leaf.parent.name}/{leaf.name}']['Metadata']
+    count, metadata = (
+        sum(parameter.numel() for parameter in model.parameters()),
+        indexed[f'configs/{leaf.parent.name}/{leaf.name}']['Metadata'],
+    )
     assert (metadata['Parameters'], metadata['Batch Size']) == (count, cfg.auto_scale_lr.base_batch_size)
     loop, key = ('Epochs', 'max_epochs') if 'max_epochs' in cfg.train_cfg else ('Iterations', 'max_iters')
     assert metadata[loop] == cfg.train_cfg[key]

@@ -1,4 +1,5 @@
 """``model-index.yml`` and the metafiles tell the truth about every recipe."""
+
 import re
 import subprocess
 import sys
@@ -14,8 +15,10 @@ NO_RECIPES = {'_base_', 'custom', 'quickstart'}  # parts, worked examples and th
 FOLDERS = sorted({path.parent.name for path in (ROOT / 'configs').glob('*/*.py')} - NO_RECIPES)
 RECIPES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / 'configs' / folder).glob('*.py'))
 BUILT_ELSEWHERE = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')  # compared by test_every_leaf.py
-SOURCE = re.compile(r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt-V2)(, (table|section) [\d.]+[a-f]?)?'
-                    r'(, after fine-tuning)?')
+SOURCE = re.compile(
+    r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt-V2)(, (table|section) [\d.]+[a-f]?)?'
+    r'(, after fine-tuning)?'
+)
 METRICS = {'Top 1 Accuracy': 'top-1', 'box AP': 'box AP', 'mask AP': 'mask AP', 'mIoU (multi-scale)': 'mIoU'}
 
 
@@ -29,7 +32,7 @@ def test_every_recipe_is_indexed_once(metafiles, indexed):
     assert sorted(indexed) == RECIPES
     assert sum(len(content['Models']) for content in metafiles.values()) == len(RECIPES)
     for path, content in metafiles.items():
-        collection, = content['Collections']
+        (collection,) = content['Collections']
         assert (ROOT / collection['README']).is_file()
         for entry in content['Models']:
             assert Path(entry['Config']).parent == Path(path).parent and Path(entry['Config']).stem == entry['Name']
@@ -42,9 +45,9 @@ def test_results_are_published_ones(indexed):
     listed = 0
     for path, entry in indexed.items():
         assert 'Weights' not in entry
-        row = next((line for line in table if f'({path[len("configs/"):]})' in line and line.count('|') > 4), '')
+        row = next((line for line in table if f'({path[len("configs/") :]})' in line and line.count('|') > 4), '')
         for result in results(entry):
-            (metric, value), = result['Metrics'].items()
+            ((metric, value),) = result['Metrics'].items()
             assert metric in METRICS and SOURCE.fullmatch(result['Source']), path
             assert f'| {value}' in row or f' {value} {METRICS[metric]}' in row, (path, row)
             assert result['Source'].split(', ')[1] in row if ', table' in result['Source'] else row, path
@@ -69,11 +72,14 @@ def test_recipe_by_name(tmp_path):
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: mmconvnextv2\nVersion: 0.1.0\n')
     (tmp_path / 'mmconvnextv2').symlink_to(ROOT / 'mmconvnextv2')
-    (tmp_path / 'mine.py').write_text("_base_ = 'mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py'\n"
-                                      'train_cfg = dict(max_epochs=3)\n')
-    code = (f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
-            'from mmconvnextv2.commands.arguments import load_config\n'
-            f"cfg = load_config({str(tmp_path / 'mine.py')!r})\n"
-            'print(cfg.model.backbone.arch, cfg.train_pipeline[1].scale, cfg.train_cfg.max_epochs)')
+    (tmp_path / 'mine.py').write_text(
+        "_base_ = 'mmconvnextv2::classification/convnextv2-h_in22k-ft_in1k-512.py'\ntrain_cfg = dict(max_epochs=3)\n"
+    )
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+        'from mmconvnextv2.commands.arguments import load_config\n'
+        f'cfg = load_config({str(tmp_path / "mine.py")!r})\n'
+        'print(cfg.model.backbone.arch, cfg.train_pipeline[1].scale, cfg.train_cfg.max_epochs)'
+    )
     run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True)
     assert run.stdout == 'huge 512 3\n', run.stderr

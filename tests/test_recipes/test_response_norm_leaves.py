@@ -1,4 +1,5 @@
 """The paper's response-norm tables: a leaf a row, each builds, differs in what it says, and trains."""
+
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,15 @@ ROWS = {  # the norm, and the published top-1 that the leaf quotes beside the 84
     'grn-no-residual': (dict(type='GRN', residual=False), '84.0'),
     'grn-unnormalized': (dict(type='GRN', normalization='none'), '83.9'),
     'grn-unaggregated': (dict(type='GRN', aggregation='none'), 'unstable'),
-    'lrn': (dict(type='LRN'), '83.2'), 'bn': (dict(type='BN'), '80.5'), 'ln': (dict(type='LN'), '83.8'),
-    'se': (dict(type='SE'), '84.4'), 'cbam': (dict(type='CBAM'), '84.5'), 'no-norm': (None, '83.9'),
+    'lrn': (dict(type='LRN'), '83.2'),
+    'bn': (dict(type='BN'), '80.5'),
+    'ln': (dict(type='LN'), '83.8'),
+    'se': (dict(type='SE'), '84.4'),
+    'cbam': (dict(type='CBAM'), '84.5'),
+    'no-norm': (None, '83.9'),
 }
 ROLES = {  # norm, LayerScale, change of GRN, published top-1
-    'convnextv2-b_grn-dropped': (None, 0., 'drop', '78.8'),
+    'convnextv2-b_grn-dropped': (None, 0.0, 'drop', '78.8'),
     'convnextv2-b_grn-added': (dict(type='GRN'), 1e-6, 'add', '80.6'),
     'convnextv1-b': (None, 1e-6, None, '83.7'),
 }
@@ -51,8 +56,10 @@ def norm_of(model):
 def test_every_row_has_a_leaf_and_a_line():
     """There is one leaf for each row of tables 2 and 16 and no other, each quotes its number, and each is listed with
     it in the table of recipes."""
-    leaves = {**{pretraining_leaf(row): number for row, (_, number) in ROWS.items()},
-              **{role_leaf(role): number for role, (*_, number) in ROLES.items()}}
+    leaves = {
+        **{pretraining_leaf(row): number for row, (_, number) in ROWS.items()},
+        **{role_leaf(role): number for role, (*_, number) in ROLES.items()},
+    }
     v1 = set((CONFIGS / 'ablations').glob('fcmae_convnextv1-b_*.py'))
     assert set((CONFIGS / 'ablations').glob('*.py')) - v1 == set(leaves)
     listed = (CONFIGS / 'README.md').read_text().splitlines()
@@ -103,7 +110,7 @@ def test_role_of_grn(role):
     pretraining = CONFIGS / ('ablations' if role != 'convnextv2-b_grn-dropped' else 'fcmae')
     assert init_cfg.get('grn') == change
     assert init_cfg.checkpoint.endswith('/epoch_800.pth')
-    assert (pretraining / f"{init_cfg.checkpoint.split('/')[1]}.py").is_file()
+    assert (pretraining / f'{init_cfg.checkpoint.split("/")[1]}.py').is_file()
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         backbone = MODELS.build(cfg.model).backbone

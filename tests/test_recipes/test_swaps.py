@@ -1,4 +1,5 @@
 """Our backbone in other models of MMDetection and MMSegmentation: the swap configs build and train a step."""
+
 from glob import glob
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def narrow(cfg):
     model.backbone.update(arch=ARCH, init_cfg=None)
     for reader in ('neck', 'panoptic_head', 'decode_head'):
         if 'in_channels' in model.get(reader, {}):
-            model[reader].in_channels = CHANNELS[-len(model[reader].in_channels):]
+            model[reader].in_channels = CHANNELS[-len(model[reader].in_channels) :]
     for part in (model, model.get('panoptic_head', {}), model.get('decode_head', {})):
         if 'num_queries' in part:
             part.num_queries = 20
@@ -44,11 +45,13 @@ def narrow(cfg):
 def make_batch(scope, with_mask):
     """Return two images of 96 x 128 with labels."""
     if scope == 'mmdet':
-        return demo_mm_inputs(batch_size=2, image_shapes=[(3, 96, 128)] * 2, num_items=[2, 3], num_classes=80,
-                              with_mask=with_mask)
+        return demo_mm_inputs(
+            batch_size=2, image_shapes=[(3, 96, 128)] * 2, num_items=[2, 3], num_classes=80, with_mask=with_mask
+        )
     size = dict(img_shape=(96, 128), ori_shape=(96, 128))
-    samples = [SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 96, 128))), metainfo=size)
-               for _ in range(2)]
+    samples = [
+        SegDataSample(gt_sem_seg=PixelData(data=torch.randint(0, 150, (1, 96, 128))), metainfo=size) for _ in range(2)
+    ]
     return dict(inputs=[torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8) for _ in range(2)], data_samples=samples)
 
 

@@ -1,4 +1,5 @@
 """The data of the runs: drawn, the same every time."""
+
 from pathlib import Path
 
 import numpy as np

@@ -6,6 +6,7 @@
 It needs compiled mmcv, as 0.1 did. Kept are checkpoints with AdamW's state, the configs that mmengine wrote beside
 them, and what the trained models predict.
 """
+
 import json
 import pickle
 import re
@@ -23,7 +24,7 @@ BACKBONE = f'backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), channel
 LOADERS = 'num_workers=0, persistent_workers=False, batch_size=2'
 DATA = 'work_dirs/release/data'
 CONFIGS = {
-    'fcmae': f'''
+    'fcmae': f"""
 _base_ = '../../configs/quickstart/fcmae.py'
 model = dict({BACKBONE}, neck=dict(channels=8))
 train_dataloader = dict({LOADERS}, dataset=dict(data_root='{DATA}/unlabelled'))
@@ -31,8 +32,8 @@ train_cfg = dict(max_epochs=2)
 param_scheduler = [dict(type='LinearLR', by_epoch=False, begin=0, end=2, start_factor=0.1)]
 default_hooks = dict(checkpoint=dict(interval=1))
 custom_hooks = []
-''',
-    'mask-rcnn': f'''
+""",
+    'mask-rcnn': f"""
 _base_ = '../../configs/quickstart/mask-rcnn.py'
 model = dict({BACKBONE}, neck=dict(in_channels={WIDTHS}, out_channels=8),
              rpn_head=dict(in_channels=8, feat_channels=8),
@@ -47,8 +48,8 @@ val_evaluator = dict(ann_file='{DATA}/coco/annotations/instances_val2017.json')
 test_evaluator = dict(ann_file='{DATA}/coco/annotations/instances_val2017.json')
 train_cfg = dict(max_epochs=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=1))
-''',
-    'upernet': f'''
+""",
+    'upernet': f"""
 _base_ = '../../configs/quickstart/upernet.py'
 model = dict({BACKBONE}, decode_head=dict(in_channels={WIDTHS}, channels=8),
              auxiliary_head=dict(in_channels=8, channels=8))
@@ -57,8 +58,8 @@ val_dataloader = dict({LOADERS}, dataset=dict(data_root='{DATA}/ade'))
 test_dataloader = dict({LOADERS}, dataset=dict(data_root='{DATA}/ade'))
 train_cfg = dict(max_iters=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=1))
-''',
-    'classifier': f'''
+""",
+    'classifier': f"""
 _base_ = '../../configs/classification/convnextv2-a_fcmae-ft_in1k-224.py'
 model = dict({BACKBONE}, head=dict(in_channels=12, num_classes=3))
 data_preprocessor = dict(num_classes=3)
@@ -70,7 +71,8 @@ val_evaluator = dict(topk=1)
 test_evaluator = dict(topk=1)
 train_cfg = dict(max_epochs=2, val_interval=2)
 default_hooks = dict(checkpoint=dict(interval=1))
-'''}
+""",
+}
 
 
 def train(files):
@@ -83,8 +85,9 @@ def train(files):
     for task, text in CONFIGS.items():
         home = Path('work_dirs/release')
         (home / f'{task}.py').write_text(text)
-        subprocess.run([sys.executable, 'tools/train.py', str(home / f'{task}.py'), '--work-dir', str(home / task)],
-                       check=True)
+        subprocess.run(
+            [sys.executable, 'tools/train.py', str(home / f'{task}.py'), '--work-dir', str(home / task)], check=True
+        )
         target = files / task
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
@@ -106,8 +109,19 @@ def sums_of_weights(path):
 def predictions(task, checkpoint):
     """Return what ``tools/test.py`` predicts for the images of the validation split, by file name."""
     out = checkpoint.with_suffix('.pkl')
-    subprocess.run([sys.executable, 'tools/test.py', f'work_dirs/release/{task}.py', str(checkpoint), '--out', str(out),
-                    '--work-dir', str(checkpoint.parent / 'tested')], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            'tools/test.py',
+            f'work_dirs/release/{task}.py',
+            str(checkpoint),
+            '--out',
+            str(out),
+            '--work-dir',
+            str(checkpoint.parent / 'tested'),
+        ],
+        check=True,
+    )
     return {'/'.join(Path(one['img_path']).parts[-2:]): describe(one) for one in pickle.loads(out.read_bytes())}
 
 
@@ -140,17 +154,20 @@ def type_names():
     """Collect what configs name: the classes of this package in mmengine's registries."""
     import mmengine.registry
     from mmengine.registry import Registry
+
     found = {}
     for key, registry in vars(mmengine.registry).items():
         if isinstance(registry, Registry):
-            ours = sorted(name for name, value in registry.module_dict.items()
-                          if value.__module__.startswith('mmconvnextv2'))
+            ours = sorted(
+                name for name, value in registry.module_dict.items() if value.__module__.startswith('mmconvnextv2')
+            )
             found.update({key: ours} if ours else {})
     for scope in ('mmdet', 'mmseg', 'mmpretrain'):
         for key, registry in vars(import_module(f'{scope}.registry')).items():
             if isinstance(registry, Registry):
-                ours = sorted(name for name, value in registry.module_dict.items()
-                              if value.__module__.startswith('mmconvnextv2'))
+                ours = sorted(
+                    name for name, value in registry.module_dict.items() if value.__module__.startswith('mmconvnextv2')
+                )
                 found.update({f'{scope}.{key}': ours} if ours else {})
     return found
 
@@ -169,8 +186,11 @@ def command_lines():
 
 def modules():
     """Collect all modules."""
-    return sorted(f"mmconvnextv2.{'.'.join(path.relative_to('mmconvnextv2').with_suffix('').parts)}"
-                  for path in Path('mmconvnextv2').rglob('*.py') if not path.name.startswith('__'))
+    return sorted(
+        f'mmconvnextv2.{".".join(path.relative_to("mmconvnextv2").with_suffix("").parts)}'
+        for path in Path('mmconvnextv2').rglob('*.py')
+        if not path.name.startswith('__')
+    )
 
 
 def tool_options():
@@ -186,8 +206,14 @@ def main(files):
     """Write all of it."""
     draw_data(Path(DATA))
     (files / 'results.json').write_text(json.dumps(train(files), indent=1) + '\n')
-    names = dict(commands=command_lines(), modules=modules(), options=tool_options(), python=python_names(),
-                 types=type_names(), configs=sorted(str(path) for path in Path('configs').rglob('*.py')))
+    names = dict(
+        commands=command_lines(),
+        modules=modules(),
+        options=tool_options(),
+        python=python_names(),
+        types=type_names(),
+        configs=sorted(str(path) for path in Path('configs').rglob('*.py')),
+    )
     (files / 'names.json').write_text(json.dumps(names, indent=1) + '\n')
 
 

@@ -1,4 +1,5 @@
 """What worked with release 0.1 works: its checkpoints, configs, names and command lines; see ``make_release.py``."""
+
 import json
 import pickle
 import re
@@ -47,8 +48,12 @@ def home(drawn, monkeypatch):
 def test_runs_go_on(home, tmp_path, task):
     """A dumped config and its checkpoint resume: the second epoch or iteration follows, FCMAE's with 0.1's weights."""
     last = CHECKPOINTS[task].name.replace('1', '2')
-    run_tool(train, parse_train_args([
-        str(FILES / task / 'config.py'), '--resume', str(CHECKPOINTS[task]), '--work-dir', str(tmp_path / task)]))
+    run_tool(
+        train,
+        parse_train_args(
+            [str(FILES / task / 'config.py'), '--resume', str(CHECKPOINTS[task]), '--work-dir', str(tmp_path / task)]
+        ),
+    )
     assert (tmp_path / task / last).is_file()
     if task == 'fcmae':
         found = sums_of_weights(tmp_path / task / last)
@@ -61,8 +66,12 @@ def test_runs_go_on(home, tmp_path, task):
 def test_predictions_stay(home, tmp_path, task):
     """A dumped config and its checkpoint predict what 0.1 predicted."""
     out = tmp_path / 'out.pkl'
-    run_tool(run_test, parse_test_args([str(FILES / task / 'config.py'), str(CHECKPOINTS[task]), '--out', str(out),
-                                        '--work-dir', str(tmp_path)]))
+    run_tool(
+        run_test,
+        parse_test_args(
+            [str(FILES / task / 'config.py'), str(CHECKPOINTS[task]), '--out', str(out), '--work-dir', str(tmp_path)]
+        ),
+    )
     found = pickle.loads(out.read_bytes())
     assert len(found) == len(RESULTS[task])
     for one in found:
@@ -79,11 +88,12 @@ def test_weights_stay(task):
     """A checkpoint's backbone loads strictly, with the values of the file."""
     from mmconvnextv2 import ConvNeXtV2
     from mmconvnextv2.checkpoint import load_backbone, read_arch, to_canonical
+
     weights = torch.load(CHECKPOINTS[task], map_location='cpu', weights_only=False)['state_dict']
     norms = {name for name in weights if re.match(r'backbone\.norm\d', name)}
     depths, channels = read_arch(to_canonical(weights))
     stages = sorted({int(name[len('backbone.norm')]) for name in norms})
-    model = ConvNeXtV2(dict(depths=depths, channels=channels), out_indices=stages or (3, ), out_norm=bool(norms))
+    model = ConvNeXtV2(dict(depths=depths, channels=channels), out_indices=stages or (3,), out_norm=bool(norms))
     load_backbone(model, str(CHECKPOINTS[task]))
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[f'backbone.{name}']), name
@@ -102,11 +112,13 @@ def test_names_can_be_imported():
 
 def test_moved_names_warn_once():
     """A name that moved warns at its first import, with the new place; what it gives is the very object there."""
-    code = ('import warnings\nwith warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter("always")\n'
-            '    from mmconvnextv2.response_norms import CBAM\n    import mmconvnextv2.response_norms\n'
-            '    from mmconvnextv2.checkpoint import MatchingWeightsHook\n'
-            'import mmconvnextv2.models.response_norms as new\nassert new.CBAM is CBAM\n'
-            'print([str(one.message) for one in said if one.category is FutureWarning])')
+    code = (
+        'import warnings\nwith warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter("always")\n'
+        '    from mmconvnextv2.response_norms import CBAM\n    import mmconvnextv2.response_norms\n'
+        '    from mmconvnextv2.checkpoint import MatchingWeightsHook\n'
+        'import mmconvnextv2.models.response_norms as new\nassert new.CBAM is CBAM\n'
+        'print([str(one.message) for one in said if one.category is FutureWarning])'
+    )
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     places = 'mmconvnextv2.models.response_norms and mmconvnextv2.ops.grn and mmconvnextv2.models.grn'
     expected = f"['mmconvnextv2.response_norms is now {places}; the old name goes with 0.4']\n"
@@ -167,8 +179,9 @@ def test_options_stay(tool, monkeypatch, capsys):
 def test_command_lines_stay(command, tmp_path, monkeypatch, capsys):
     """Every command line of 0.1's documents is understood: in an empty folder it ends with what is missing there."""
     monkeypatch.chdir(tmp_path)
-    expanded = subprocess.run(['bash', '-c', f'printf "%s\\n" {command.partition("&&")[0]}'], text=True,
-                              capture_output=True, check=True).stdout
+    expanded = subprocess.run(
+        ['bash', '-c', f'printf "%s\\n" {command.partition("&&")[0]}'], text=True, capture_output=True, check=True
+    ).stdout
     tool, *arguments = expanded.splitlines()
     ended = call(tool, arguments, monkeypatch)
     said = 'error: .*(does not exist|no such file|is not a file)'

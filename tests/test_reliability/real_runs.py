@@ -2,6 +2,7 @@
 
 Processes are forked from a clean server that has imported the package once, so that starting one takes no time.
 """
+
 import os
 import sys
 import time
@@ -26,7 +27,7 @@ PER_EPOCH = PICTURES // BATCH
 class Dawdle:
     """A transform that takes its time, or kills its process at an image, or fills one with NaN."""
 
-    def __init__(self, seconds=0., kill_at='', poison=''):
+    def __init__(self, seconds=0.0, kill_at='', poison=''):
         self.seconds, self.kill_at, self.poison = seconds, kill_at, poison
 
     def __call__(self, results):
@@ -49,16 +50,29 @@ def draw_pictures(folder):
 def make_config(pictures, work_dir, epochs=4, dawdle=None, **options):
     """The shipped folder config with a narrow model and a checkpoint after each iteration."""
     cfg = Config.fromfile(str(CONFIG), format_python_code=False)
-    cfg.merge_from_dict({
-        'work_dir': str(work_dir), 'train_cfg.max_epochs': epochs, 'train_dataloader.batch_size': BATCH,
-        'train_dataloader.dataset.data_root': pictures, 'train_dataloader.dataset.pipeline.1.scale': 64,
-        'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
-        'train_dataloader.pin_memory': False, 'model.neck.channels': 8,
-        'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=2),
-        'optim_wrapper.type': 'OptimWrapper', 'param_scheduler.0.end': 1, 'param_scheduler.1.begin': 1,
-        'param_scheduler.1.end': epochs, 'visualizer.name': f'run{time.monotonic_ns()}',
-        'experiment_name': f'run{time.monotonic_ns()}',  # runs that begin in the same second share a message hub
-        'env_cfg.dist_cfg.backend': 'gloo', 'launcher': 'none', **options})
+    cfg.merge_from_dict(
+        {
+            'work_dir': str(work_dir),
+            'train_cfg.max_epochs': epochs,
+            'train_dataloader.batch_size': BATCH,
+            'train_dataloader.dataset.data_root': pictures,
+            'train_dataloader.dataset.pipeline.1.scale': 64,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'train_dataloader.pin_memory': False,
+            'model.neck.channels': 8,
+            'default_hooks.checkpoint': dict(interval=1, by_epoch=False, max_keep_ckpts=2),
+            'optim_wrapper.type': 'OptimWrapper',
+            'param_scheduler.0.end': 1,
+            'param_scheduler.1.begin': 1,
+            'param_scheduler.1.end': epochs,
+            'visualizer.name': f'run{time.monotonic_ns()}',
+            'experiment_name': f'run{time.monotonic_ns()}',  # runs that begin in the same second share a message hub
+            'env_cfg.dist_cfg.backend': 'gloo',
+            'launcher': 'none',
+            **options,
+        }
+    )
     cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
     cfg.custom_hooks = []
     if dawdle:

@@ -1,4 +1,5 @@
 """What a data set and its config disagree about is said in one line before training, and what agrees is let through."""
+
 import json
 import shutil
 from argparse import Namespace
@@ -58,10 +59,15 @@ def detector(data, **options):
 
 
 def classifier(root, classes, **options):
-    places = {f'{split}_dataloader.dataset.{key}': value for split in ('train', 'val')
-              for key, value in (('data_root', str(root)), ('metainfo.classes', classes))}
-    return checked('classification/convnextv2-a_fcmae-ft_in1k-224', {
-        **places, 'model.head.num_classes': 3, 'data_preprocessor.num_classes': 3, 'val_evaluator.topk': 1, **options})
+    places = {
+        f'{split}_dataloader.dataset.{key}': value
+        for split in ('train', 'val')
+        for key, value in (('data_root', str(root)), ('metainfo.classes', classes))
+    }
+    return checked(
+        'classification/convnextv2-a_fcmae-ft_in1k-224',
+        {**places, 'model.head.num_classes': 3, 'data_preprocessor.num_classes': 3, 'val_evaluator.topk': 1, **options},
+    )
 
 
 def make_folders(root, names=('a', 'b', 'c'), splits=('train', 'val')):
@@ -78,7 +84,10 @@ def test_sound_data_pass(data, tmp_path):
     assert segmentor(data).train_dataloader.dataset.metainfo.classes[4:] == NAMES
     assert detector(data).train_dataloader.dataset.metainfo.classes == NAMES
     assert classifier(make_folders(tmp_path / 'f'), ('a', 'b', 'c')).val_dataloader.dataset.metainfo.classes == (
-        'a', 'b', 'c')
+        'a',
+        'b',
+        'c',
+    )
 
 
 @pytest.mark.parametrize('classes', [('c', 'a', 'b'), ['b', 'c', 'a']])
@@ -90,15 +99,18 @@ def test_folders_keep_their_names(tmp_path, classes):
             data = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
         for index in range(len(data)):
             info = data.get_data_info(index)
-            assert f"/{data.metainfo['classes'][info['gt_label']]}/" in info['img_path']
+            assert f'/{data.metainfo["classes"][info["gt_label"]]}/' in info['img_path']
 
 
-@pytest.mark.parametrize('change, options, said', [
-    (lambda root: (root / 'train' / '.ipynb_checkpoints').mkdir(), {}, "hidden folder '.ipynb_checkpoints'"),
-    (lambda root: make_folders(root, ['d'], ['train']), {}, r"train has the folders \['a', 'b', 'c', 'd'\]"),
-    (lambda root: (root / 'val' / 'b').rename(root / 'val' / 'x'), {}, r"val has the folders .* none for \['b'\]"),
-    (lambda root: None, {'val_evaluator.topk': (1, 5)}, r'val_evaluator.topk=\(1, 5\): there are 3 classes'),
-])
+@pytest.mark.parametrize(
+    'change, options, said',
+    [
+        (lambda root: (root / 'train' / '.ipynb_checkpoints').mkdir(), {}, "hidden folder '.ipynb_checkpoints'"),
+        (lambda root: make_folders(root, ['d'], ['train']), {}, r"train has the folders \['a', 'b', 'c', 'd'\]"),
+        (lambda root: (root / 'val' / 'b').rename(root / 'val' / 'x'), {}, r"val has the folders .* none for \['b'\]"),
+        (lambda root: None, {'val_evaluator.topk': (1, 5)}, r'val_evaluator.topk=\(1, 5\): there are 3 classes'),
+    ],
+)
 def test_folders_that_do_not_fit(tmp_path, change, options, said):
     """A hidden folder, one too many, one of another name and a top-5 of three classes are named."""
     change(make_folders(tmp_path))
@@ -115,9 +127,13 @@ def test_other_names_in_both_splits(tmp_path):
         classifier(tmp_path, ('one', 'two', 'three'))
 
 
-@pytest.mark.parametrize('evaluator, said', [
-    ('coco/annotations/instances_train2017.json', 'lists other images than .*instances_val2017.json'),
-    ('coco/annotations/nowhere.json', 'nowhere.json.* does not exist')])
+@pytest.mark.parametrize(
+    'evaluator, said',
+    [
+        ('coco/annotations/instances_train2017.json', 'lists other images than .*instances_val2017.json'),
+        ('coco/annotations/nowhere.json', 'nowhere.json.* does not exist'),
+    ],
+)
 def test_file_of_the_evaluator(data, evaluator, said):
     """An evaluator's file of another split, or of none, is named before training; a copy of the right one is not."""
     path = data / 'coco/annotations/instances_train2017.json'
@@ -149,8 +165,15 @@ def test_files_are_read_once_and_on_demand(data, monkeypatch):
     (data / 'ade/annotations/training').mkdir()
     for path in (data / 'labels').iterdir():
         Image.fromarray(np.full((64, 64), 255, np.uint8)).save(data / 'ade/annotations/training' / path.name)
-    arguments = ['configs/quickstart/upernet.py', '--cfg-options', *places, 'optim_wrapper.optimizer.lr=-1',
-                 'model.backbone.init_cfg=None', '--work-dir', str(data / 'work')]
+    arguments = [
+        'configs/quickstart/upernet.py',
+        '--cfg-options',
+        *places,
+        'optim_wrapper.optimizer.lr=-1',
+        'model.backbone.init_cfg=None',
+        '--work-dir',
+        str(data / 'work'),
+    ]
     with pytest.raises(ValueError, match='nothing can be learnt'):
         train(parse_train_args(arguments))
     with pytest.raises(ValueError, match='learning rate'):  # found later
@@ -162,18 +185,24 @@ def test_files_are_read_once_and_on_demand(data, monkeypatch):
 
 def test_one_class_as_text(data):
     """One class by name alone is one class, not its letters."""
-    with pytest.raises(ValueError, match=r"num_classes=\[6\] in the model, but 1 classes"):
+    with pytest.raises(ValueError, match=r'num_classes=\[6\] in the model, but 1 classes'):
         detector(data, **{'train_dataloader.dataset.metainfo.classes': 'disc'})
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda labels: np.where(labels > 4, 255, 0).astype(np.uint8), 'label files hold plain alone|hold no class alone'),
-    (lambda labels: labels * 0 + 1, 'hold plain alone, and 0% of pixels are 255'),
-    (lambda labels: labels.astype(np.uint16) * 256, 'has labels .* expected 0 to 10'),
-    (lambda labels: labels[::2, ::2], r'\(32, 32\) rows and columns, its image .* has \(64, 64\)'),
-    (lambda labels: np.stack([labels] * 3, 2), 'expected one channel'),
-    (lambda labels: labels.astype(np.float32) + 0.5, 'numbers of type float32'),
-])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (
+            lambda labels: np.where(labels > 4, 255, 0).astype(np.uint8),
+            'label files hold plain alone|hold no class alone',
+        ),
+        (lambda labels: labels * 0 + 1, 'hold plain alone, and 0% of pixels are 255'),
+        (lambda labels: labels.astype(np.uint16) * 256, 'has labels .* expected 0 to 10'),
+        (lambda labels: labels[::2, ::2], r'\(32, 32\) rows and columns, its image .* has \(64, 64\)'),
+        (lambda labels: np.stack([labels] * 3, 2), 'expected one channel'),
+        (lambda labels: labels.astype(np.float32) + 0.5, 'numbers of type float32'),
+    ],
+)
 @pytest.mark.parametrize('split', ['training', 'validation'])
 def test_labels_that_mean_nothing(data, change, said, split):
     """Masks of 0 and 255, one class alone, 16 bits in steps of 256, another size, colours and fractions are named in
@@ -202,7 +231,7 @@ def test_settings_that_learn_nothing(data):
     """A single class of a softmax and a batch of one before batch normalisation are refused with their remedies, which
     work."""
     one = {'model.decode_head.num_classes': 1, 'model.auxiliary_head.num_classes': 1}
-    one |= {f'{split}_dataloader.dataset.metainfo.classes': ('crack', ) for split in ('train', 'val')}
+    one |= {f'{split}_dataloader.dataset.metainfo.classes': ('crack',) for split in ('train', 'val')}
     with pytest.raises(ValueError, match='num_classes=1: the only class is always right'):
         segmentor(data, **one)
     with pytest.raises(ValueError, match='batch_size=1: UPerHead pools each image to one value'):
@@ -214,19 +243,41 @@ def test_settings_that_learn_nothing(data):
 def test_remedies_train(data, tmp_path):
     """A batch of one with group normalisation and no workers trains; more images in a batch than there are is
     said."""
+
     def arguments(*options):
         places = [f'{split}_dataloader.dataset.data_root={data}/ade' for split in ('train', 'val', 'test')]
         places += [f'{split}_dataloader.num_workers=0' for split in ('train', 'val')]
-        return parse_train_args(['configs/quickstart/upernet.py', '--work-dir', str(tmp_path / 'run'), '--cfg-options',
-                                 *places, 'train_cfg.max_iters=2', 'train_cfg.val_interval=2',
-                                 'model.backbone.init_cfg=None', 'default_hooks.checkpoint.interval=2', *options])
+        return parse_train_args(
+            [
+                'configs/quickstart/upernet.py',
+                '--work-dir',
+                str(tmp_path / 'run'),
+                '--cfg-options',
+                *places,
+                'train_cfg.max_iters=2',
+                'train_cfg.val_interval=2',
+                'model.backbone.init_cfg=None',
+                'default_hooks.checkpoint.interval=2',
+                *options,
+            ]
+        )
 
-    train(arguments('train_dataloader.batch_size=1', 'model.decode_head.norm_cfg.type=GN',
-                    'model.decode_head.norm_cfg.num_groups=32'))
+    train(
+        arguments(
+            'train_dataloader.batch_size=1',
+            'model.decode_head.norm_cfg.type=GN',
+            'model.decode_head.norm_cfg.num_groups=32',
+        )
+    )
     assert (tmp_path / 'run' / 'iter_2.pth').is_file()
     with pytest.raises(ValueError, match='4 images make no whole batch of 64'):
-        train(arguments('train_dataloader.batch_size=64', 'train_dataloader.drop_last=True',
-                        'train_dataloader.sampler.type=DefaultSampler'))
+        train(
+            arguments(
+                'train_dataloader.batch_size=64',
+                'train_dataloader.drop_last=True',
+                'train_dataloader.sampler.type=DefaultSampler',
+            )
+        )
 
 
 def test_sizes_in_a_validation_batch():
@@ -240,8 +291,13 @@ def test_sizes_in_a_validation_batch():
 def test_settling_leaves_files_of_names_alone(tmp_path):
     """``metainfo.classes`` may be a file of names, as mmengine reads it."""
     (tmp_path / 'names.txt').write_text('a\nb\n')
-    cfg = Config(dict(train_dataloader=dict(num_workers=2, persistent_workers=True, dataset=dict(
-        metainfo=dict(classes=str(tmp_path / 'names.txt'))))))
+    cfg = Config(
+        dict(
+            train_dataloader=dict(
+                num_workers=2, persistent_workers=True, dataset=dict(metainfo=dict(classes=str(tmp_path / 'names.txt')))
+            )
+        )
+    )
     settle_data(cfg)
     assert cfg.train_dataloader.dataset.metainfo.classes == str(tmp_path / 'names.txt')
     assert cfg.train_dataloader.persistent_workers
@@ -251,8 +307,15 @@ def test_paths_with_commas(tmp_path):
     """A path with a comma is a path in ``--cfg-options``, a list stays a list."""
     folder = tmp_path / 'a,b'
     folder.mkdir()
-    args = parse_train_args(['configs/quickstart/upernet.py', '--cfg-options', f'data_root={folder}',
-                             f'train_dataloader.dataset.data_root={folder}', 'custom=x,y'])
+    args = parse_train_args(
+        [
+            'configs/quickstart/upernet.py',
+            '--cfg-options',
+            f'data_root={folder}',
+            f'train_dataloader.dataset.data_root={folder}',
+            'custom=x,y',
+        ]
+    )
     cfg = load_config(args.config, args.cfg_options)
     assert cfg.data_root == cfg.train_dataloader.dataset.data_root == str(folder) and cfg.custom == ['x', 'y']
 
@@ -265,7 +328,7 @@ def test_augmented_tests_read_as_tests_do(recipe):
     apply_tta(cfg)
     pipeline = cfg.test_dataloader.dataset.pipeline
     assert pipeline[0] == steps[0]
-    labels, = [branch[0] for branch in pipeline[1].transforms if reads_annotations(branch[0])]
+    (labels,) = [branch[0] for branch in pipeline[1].transforms if reads_annotations(branch[0])]
     assert labels in steps
 
 
@@ -277,15 +340,15 @@ def test_labels_behind_a_wrapper(data):
         Image.fromarray(np.full((64, 64), 1, np.uint8)).save(path)
     cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=plain)
     with pytest.raises(ValueError, match='train: the first 4 label files hold plain alone'):
-        check_data(cfg, ('train', ))
+        check_data(cfg, ('train',))
     cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[plain, cfg.val_dataloader.dataset])
-    check_data(cfg, ('train', ))
+    check_data(cfg, ('train',))
 
 
 def test_hidden_folders_of_unlabelled_images(tmp_path):
     """Folders that are not classes, as in pretraining, may be hidden."""
     (tmp_path / '.thumbnails').mkdir()
-    checked('quickstart/fcmae', {'train_dataloader.dataset.data_root': str(tmp_path)}, ('train', ))
+    checked('quickstart/fcmae', {'train_dataloader.dataset.data_root': str(tmp_path)}, ('train',))
 
 
 @pytest.mark.parametrize('encoding', ['utf-8', 'cp1252', 'utf-8-sig', 'utf-16'])

@@ -1,4 +1,5 @@
 """Real faults on real runs: what is left on the disk, and what is said."""
+
 import os
 import resource
 import signal
@@ -50,8 +51,9 @@ def test_killed_runs_resume_to_the_quiet_weights(pictures, quiet, tmp_path):
     """A run that is killed by SIGKILL at several moments always has a loadable last checkpoint, never more files than
     it should keep and one, and ends with the bits of the quiet run."""
     for number in range(4):
-        process = start(train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.01)), number > 0,
-                        log=tmp_path / 'log')
+        process = start(
+            train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.01)), number > 0, log=tmp_path / 'log'
+        )
         begun = number * 2 + 2
         wait_for(lambda: any(tmp_path.glob(f'iter_{begun}.pth*')), process)
         time.sleep(0.01 * number)
@@ -84,8 +86,11 @@ def test_file_that_a_killed_run_had_yet_to_remove(pictures, quiet, tmp_path):
 def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
     """SIGTERM to every process of the run, workers too, saves within two seconds and ends with status 143 and one line;
     the resumed run ends with the bits of the quiet one."""
-    options = {'train_dataloader.num_workers': workers, 'train_dataloader.persistent_workers': workers > 0,
-               'default_hooks.checkpoint.interval': 100}
+    options = {
+        'train_dataloader.num_workers': workers,
+        'train_dataloader.persistent_workers': workers > 0,
+        'default_hooks.checkpoint.interval': 100,
+    }
     process = start(train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.05), **options), log=tmp_path / 'log')
     wait_for(lambda: any(tmp_path.rglob('scalars.json')) or 'Checkpoints will' in read(tmp_path), process)
     time.sleep(0.5)
@@ -139,8 +144,10 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(pictures, tmp_path,
             train(make_config(pictures, tmp_path / 'disk', epochs=2))
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * 0.9), resource.RLIM_INFINITY))
         with pytest.raises(SystemExit) as stop:
-            train(make_config(pictures, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),
-                  kind == 'limit')
+            train(
+                make_config(pictures, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),
+                kind == 'limit',
+            )
         assert stop.value.code.startswith('error: cannot write') and 'make room' in stop.value.code
         assert '\n' not in stop.value.code
         assert last(tmp_path / 'disk')['state_dict'] and not list((tmp_path / 'disk').glob(f'*{PART}'))
@@ -165,16 +172,24 @@ def test_not_a_number_stops_and_names_the_pictures(pictures, tmp_path):
 def test_skipped_updates_change_nothing(pictures, tmp_path, fused):
     """With ``max_skips`` the weights and moments after a bad update are, bit for bit, those before it, and one bad
     update more than allowed stops the run, a resumed one too."""
-    options = {'default_hooks.finite_loss.max_skips': 2, 'default_hooks.checkpoint.max_keep_ckpts': -1,
-               'optim_wrapper.optimizer.fused': fused}
+    options = {
+        'default_hooks.finite_loss.max_skips': 2,
+        'default_hooks.checkpoint.max_keep_ckpts': -1,
+        'optim_wrapper.optimizer.fused': fused,
+    }
     with pytest.raises(SystemExit, match='stopped at iteration'):
         train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png'), **options))
-    checkpoints = [load_file(str(path)) for path in sorted(
-        tmp_path.glob('iter_*.pth'), key=lambda path: int(path.stem[5:]))]
-    equal = [torch.equal(one['state_dict']['head.pred.weight'], other['state_dict']['head.pred.weight'])
-             and all(torch.equal(value, other['optimizer']['state'][0][name])
-                     for name, value in one['optimizer']['state'][0].items())  # moments, number of steps
-             for one, other in zip(checkpoints, checkpoints[1:])]
+    checkpoints = [
+        load_file(str(path)) for path in sorted(tmp_path.glob('iter_*.pth'), key=lambda path: int(path.stem[5:]))
+    ]
+    equal = [
+        torch.equal(one['state_dict']['head.pred.weight'], other['state_dict']['head.pred.weight'])
+        and all(
+            torch.equal(value, other['optimizer']['state'][0][name])
+            for name, value in one['optimizer']['state'][0].items()
+        )  # moments, number of steps
+        for one, other in zip(checkpoints, checkpoints[1:])
+    ]
     skips = [one['message_hub']['runtime_info'].get('num_skipped_updates', 0) for one in checkpoints]
     assert equal == [before != after for before, after in zip(skips, skips[1:])] and skips[-1] == 2
     with pytest.raises(SystemExit, match='stopped at iteration'):
@@ -184,18 +199,33 @@ def test_skipped_updates_change_nothing(pictures, tmp_path, fused):
 def train_in_two(rank, pictures, work_dir, meeting, seconds):
     """Train in one of two processes, each of which takes its own seconds an image."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
-    torch.distributed.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=2,
-                                         timeout=timedelta(seconds=3))
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{meeting}', rank=rank, world_size=2, timeout=timedelta(seconds=3)
+    )
     cfg = make_config(pictures, work_dir, dawdle=dict(seconds=seconds), **OPTIONS_OF_TWO)
-    cfg.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=dict(
-        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)))
+    cfg.merge_from_dict(
+        dict(
+            launcher='pytorch',
+            model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
+        )
+    )
     train(cfg)
 
 
 def test_hung_process_is_noticed(pictures, tmp_path):
     """When one process hangs, the other ends within the group's time limit and says so in one line."""
-    processes = [start(train_in_two, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', rank * 600.,
-                       log=tmp_path / f'log{rank}') for rank in (0, 1)]
+    processes = [
+        start(
+            train_in_two,
+            rank,
+            pictures,
+            tmp_path / 'work',
+            tmp_path / 'meeting',
+            rank * 600.0,
+            log=tmp_path / f'log{rank}',
+        )
+        for rank in (0, 1)
+    ]
     processes[0].join(60)
     said = (tmp_path / 'log0').read_text()
     processes[1].kill()
@@ -205,8 +235,10 @@ def test_hung_process_is_noticed(pictures, tmp_path):
 
 def test_sigterm_to_one_of_two_ends_both(pictures, tmp_path):
     """SIGTERM to one process of two makes both end with status 143 at the same iteration, and saves once."""
-    processes = [start(train_in_two, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', 0.05,
-                       log=tmp_path / f'log{rank}') for rank in (0, 1)]
+    processes = [
+        start(train_in_two, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', 0.05, log=tmp_path / f'log{rank}')
+        for rank in (0, 1)
+    ]
     wait_for(lambda: any((tmp_path / 'work').glob('iter_*.pth')), processes[1])
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
@@ -219,7 +251,7 @@ def test_sigterm_to_one_of_two_ends_both(pictures, tmp_path):
 def test_hooks_refuse_bad_arguments():
     """Unknown signals, intervals and counts are named."""
     with pytest.raises(ValueError, match="signals=.*'SIGNOPE'"):
-        PreemptionHook(signals=('SIGNOPE', ))
+        PreemptionHook(signals=('SIGNOPE',))
     with pytest.raises(ValueError, match='interval=0'):
         PreemptionHook(interval=0)
     with pytest.raises(ValueError, match='max_skips=-1'):

@@ -1,4 +1,5 @@
 """Every odd image has one answer in pretraining: it is read as told here, or skipped and counted."""
+
 import io
 import os
 from pathlib import Path
@@ -35,6 +36,7 @@ def deep(pixels):
 
 def chunk(kind, content):
     import zlib
+
     return len(content).to_bytes(4, 'big') + kind + content + zlib.crc32(kind + content).to_bytes(4, 'big')
 
 
@@ -59,10 +61,15 @@ READ = {  # file name: (content, what is read, in RGB)
     'one row.png': (encode(COLOUR.crop((0, 0, 80, 1)), 'PNG'), PIXELS[:1]),
 }
 SKIPPED = {
-    'cut.jpg': encode(COLOUR, 'JPEG')[:-200], 'cut.png': encode(COLOUR, 'PNG')[:-3000],
-    'cut.bmp': encode(COLOUR, 'BMP')[:-3000], 'cut.webp': encode(COLOUR, 'WEBP')[:-200],
-    'cut.tif': encode(COLOUR, 'TIFF')[:-3000], 'cut.ppm': encode(COLOUR, 'PPM')[:-3000], 'empty.jpg': b'',
-    'text.png': b'<html>', 'floats.tif': encode(Image.fromarray(PIXELS[..., 0] / np.float32(9)), 'TIFF'),
+    'cut.jpg': encode(COLOUR, 'JPEG')[:-200],
+    'cut.png': encode(COLOUR, 'PNG')[:-3000],
+    'cut.bmp': encode(COLOUR, 'BMP')[:-3000],
+    'cut.webp': encode(COLOUR, 'WEBP')[:-200],
+    'cut.tif': encode(COLOUR, 'TIFF')[:-3000],
+    'cut.ppm': encode(COLOUR, 'PPM')[:-3000],
+    'empty.jpg': b'',
+    'text.png': b'<html>',
+    'floats.tif': encode(Image.fromarray(PIXELS[..., 0] / np.float32(9)), 'TIFF'),
     'huge.png': announce(2**20, 2**20),
 }
 
@@ -71,8 +78,10 @@ def load(folder):
     (folder / 'whole.png').write_bytes(encode(COLOUR, 'PNG'))
     dataset = UnlabelledImages(str(folder), PIPELINE, max_corrupt_share=0.9)
     samples = [dataset[index] for index in range(len(dataset))]
-    return {os.path.basename(one['data_samples'].img_path): one['inputs'].numpy()[::-1].transpose(1, 2, 0)
-            for one in samples}, dataset
+    return {
+        os.path.basename(one['data_samples'].img_path): one['inputs'].numpy()[::-1].transpose(1, 2, 0)
+        for one in samples
+    }, dataset
 
 
 @pytest.mark.parametrize('name', READ)
@@ -90,6 +99,7 @@ def test_turned_and_cmyk_photographs_are_read(tmp_path):
     """A JPEG comes upright as its orientation tag says, a CMYK one in colour; both equal Pillow's reading but for the
     losses of decoders."""
     from PIL import ImageOps
+
     smooth = COLOUR.resize((9, 8)).resize((80, 70), Image.BICUBIC)
     for name, picture, options in (('turned.jpg', smooth, dict(exif=TURNED)), ('cmyk.jpg', smooth.convert('CMYK'), {})):
         (tmp_path / name).write_bytes(encode(picture, 'JPEG', quality=95, **options))

@@ -1,4 +1,5 @@
 """Properties of masking, conversion and the executions that hold for whatever is drawn."""
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,11 @@ pytest.importorskip('hypothesis')
 from hypothesis import assume, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-archs = st.builds(lambda depths, width: dict(depths=depths, channels=tuple(width + step for step in range(4))),
-                  st.tuples(*[st.integers(1, 2)] * 4), st.integers(2, 5))
+archs = st.builds(
+    lambda depths, width: dict(depths=depths, channels=tuple(width + step for step in range(4))),
+    st.tuples(*[st.integers(1, 2)] * 4),
+    st.integers(2, 5),
+)
 
 
 def random_backbone(arch, seed, **kwargs):
@@ -46,7 +50,7 @@ def test_masks_hide_their_share(rows, columns, ratio, seed):
 @given(archs, st.sampled_from(sorted(DIALECTS)), st.integers(0, 99))
 def test_conversion_there_and_back_is_the_same(arch, dialect, seed):
     """Any backbone's weights, written in any layout, are recognised as that layout and come back bit for bit."""
-    weights = random_backbone(arch, seed, out_indices=(3, ), out_norm=False).state_dict()
+    weights = random_backbone(arch, seed, out_indices=(3,), out_norm=False).state_dict()
     written = from_canonical(weights, dialect)
     expected = 'huggingface' if dialect == 'huggingface-backbone' else dialect  # the two differ in norms alone
     assert detect_dialect(written) == expected
@@ -72,7 +76,7 @@ def test_executions_agree(arch, rows, columns, batch, data):
     with torch.no_grad():
         packed, masked = (model(images, visible, name) for name in ('packed', 'masked'))
         blind = model(spoilt, visible, 'packed')
-        alone = [model(images[one:one + 1], visible[one:one + 1], 'packed') for one in range(batch)]
+        alone = [model(images[one : one + 1], visible[one : one + 1], 'packed') for one in range(batch)]
     for stage, (one, other, third) in enumerate(zip(packed, masked, blind)):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(one, third, rtol=1e-12, atol=1e-12)

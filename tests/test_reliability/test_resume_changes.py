@@ -1,4 +1,5 @@
 """What changed between a checkpoint and the config that goes on is honoured and logged, or refused."""
+
 import json
 
 import numpy as np
@@ -22,8 +23,11 @@ def pictures(tmp_path_factory):
 def half(pictures, tmp_path_factory):
     """The checkpoint after two of four epochs."""
     folder = tmp_path_factory.mktemp('half')
-    train(make_config(pictures, folder, epochs=4, **{'train_cfg.max_epochs': 2,
-                                                     'default_hooks.checkpoint.by_epoch': True}))
+    train(
+        make_config(
+            pictures, folder, epochs=4, **{'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.by_epoch': True}
+        )
+    )
     return (folder / 'last_checkpoint').read_text()
 
 
@@ -31,8 +35,10 @@ def go_on(half, folder, pictures, epochs=4, **options):
     """Resume a checkpoint under another config; return the runner and what it logged."""
     cfg = make_config(pictures, folder, epochs=epochs, load_from=half, resume=True, **options)
     runners = []
-    run_tool(lambda args: runners.append(build_runner(cfg, whole=True)) or runners[0].train(),
-             type('Arguments', (), dict(traceback=False)))
+    run_tool(
+        lambda args: runners.append(build_runner(cfg, whole=True)) or runners[0].train(),
+        type('Arguments', (), dict(traceback=False)),
+    )
     text = '\n'.join(path.read_text() for path in folder.rglob('*.log'))
     return runners[0], text
 
@@ -54,10 +60,15 @@ def test_nothing_changed_says_nothing(pictures, half, tmp_path):
     assert 'changed since' not in text and 'nothing is left to train' in text
 
 
-@pytest.mark.parametrize('options, facts', [
-    ({'optim_wrapper.optimizer.lr': 0.5}, True), ({'param_scheduler.1.eta_min': 0.01}, True),
-    ({'optim_wrapper.optimizer.lr': 0.5}, False)  # a checkpoint of 0.1 holds its rates, and no schedule to compare
-], ids=['rate', 'schedule', 'rate, as 0.1 wrote it'])
+@pytest.mark.parametrize(
+    'options, facts',
+    [
+        ({'optim_wrapper.optimizer.lr': 0.5}, True),
+        ({'param_scheduler.1.eta_min': 0.01}, True),
+        ({'optim_wrapper.optimizer.lr': 0.5}, False),  # a checkpoint of 0.1 holds its rates, and no schedule to compare
+    ],
+    ids=['rate', 'schedule', 'rate, as 0.1 wrote it'],
+)
 def test_a_changed_rate_is_honoured(pictures, half, tmp_path, options, facts):
     """The rates after resuming are those that an undisturbed run of the changed config has at the same iterations."""
     if not facts:
@@ -75,10 +86,14 @@ def test_a_changed_rate_is_honoured(pictures, half, tmp_path, options, facts):
 
 def test_a_changed_weight_decay_is_honoured(pictures, half, tmp_path):
     """Weight decay and betas are the config's after resuming, and the table says from what to what."""
-    runner, text = go_on(half, tmp_path, pictures, **{'optim_wrapper.optimizer.weight_decay': 0.3,
-                                                      'optim_wrapper.optimizer.betas': (0.8, 0.9)})
+    runner, text = go_on(
+        half,
+        tmp_path,
+        pictures,
+        **{'optim_wrapper.optimizer.weight_decay': 0.3, 'optim_wrapper.optimizer.betas': (0.8, 0.9)},
+    )
     groups = runner.optim_wrapper.optimizer.param_groups
-    assert {group['weight_decay'] for group in groups} in ({0.3}, {0.3, 0.}) and groups[0]['betas'] == (0.8, 0.9)
+    assert {group['weight_decay'] for group in groups} in ({0.3}, {0.3, 0.0}) and groups[0]['betas'] == (0.8, 0.9)
     assert 'weight decay: 0.05 -> 0.3' in text and 'betas: ' in text
 
 
@@ -118,13 +133,19 @@ def forge_moments(state):
     state['state'][0]['exp_avg'] = torch.zeros(1)
 
 
-@pytest.mark.parametrize('change, said', [
-    (forge_moments, r'holds exp_avg of shape \(1,\) for a parameter of shape'),
-    (lambda state: state['state'].update({0: dict(step=[1], exp_avg=torch.zeros(4, 3, 4, 4))}), 'holds step of shape'),
-    (lambda state: state['param_groups'].pop(), 'of other sizes than'),
-    (lambda state: state.update(param_groups=[7]), 'of other sizes than'),
-    (lambda state: state['param_groups'][0]['params'].pop(), 'of other sizes than'),
-])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (forge_moments, r'holds exp_avg of shape \(1,\) for a parameter of shape'),
+        (
+            lambda state: state['state'].update({0: dict(step=[1], exp_avg=torch.zeros(4, 3, 4, 4))}),
+            'holds step of shape',
+        ),
+        (lambda state: state['param_groups'].pop(), 'of other sizes than'),
+        (lambda state: state.update(param_groups=[7]), 'of other sizes than'),
+        (lambda state: state['param_groups'][0]['params'].pop(), 'of other sizes than'),
+    ],
+)
 def test_moments_that_do_not_fit(pictures, half, tmp_path, change, said):
     """Moments of another shape, which a fused optimizer would write beyond, and other groups end in one line."""
     content = torch.load(half, weights_only=False)
@@ -134,11 +155,18 @@ def test_moments_that_do_not_fit(pictures, half, tmp_path, change, said):
         go_on(str(tmp_path / 'forged.pth'), tmp_path / 'on', pictures)
 
 
-@pytest.mark.parametrize('change, said', [
-    (dict(meta=7), 'holds meta as int, expected dict'), (dict(message_hub=[1]), 'holds message_hub as list'),
-    (dict(meta=dict(epoch='1', iter=1)), 'holds meta.epoch as str'), (dict(optimizer=[1]), 'holds optimizer as list'),
-    (dict(message_hub=dict(log_scalars=1)), 'holds message_hub.log_scalars as int'),
-    (dict(param_schedulers=3), 'holds param_schedulers as int'), (dict(meta={}), 'holds weights and no training')])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (dict(meta=7), 'holds meta as int, expected dict'),
+        (dict(message_hub=[1]), 'holds message_hub as list'),
+        (dict(meta=dict(epoch='1', iter=1)), 'holds meta.epoch as str'),
+        (dict(optimizer=[1]), 'holds optimizer as list'),
+        (dict(message_hub=dict(log_scalars=1)), 'holds message_hub.log_scalars as int'),
+        (dict(param_schedulers=3), 'holds param_schedulers as int'),
+        (dict(meta={}), 'holds weights and no training'),
+    ],
+)
 def test_misshapen_checkpoints(pictures, half, tmp_path, change, said):
     """Parts of another form than mmengine writes end in one line that names the part."""
     torch.save({**torch.load(half, weights_only=False), **change}, tmp_path / 'forged.pth')

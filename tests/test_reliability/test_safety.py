@@ -1,14 +1,30 @@
 """No code of the project runs what a file or a string holds."""
+
 import ast
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for folder in ('mmconvnextv2', 'tools', 'benchmarks') for path in (ROOT / folder).rglob('*.py')
-                 if '.mim' not in path.parts)
-FORBIDDEN = {'eval', 'exec', 'os.system', 'os.popen', 'pickle.load', 'pickle.loads', 'torch.jit.load', 'np.loadtxt',
-             'subprocess.getoutput', 'subprocess.getstatusoutput', 'yaml.load'}
+SOURCES = sorted(
+    path
+    for folder in ('mmconvnextv2', 'tools', 'benchmarks')
+    for path in (ROOT / folder).rglob('*.py')
+    if '.mim' not in path.parts
+)
+FORBIDDEN = {
+    'eval',
+    'exec',
+    'os.system',
+    'os.popen',
+    'pickle.load',
+    'pickle.loads',
+    'torch.jit.load',
+    'np.loadtxt',
+    'subprocess.getoutput',
+    'subprocess.getstatusoutput',
+    'yaml.load',
+}
 
 
 def problems(source):
@@ -16,9 +32,14 @@ def problems(source):
     found = []
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name, options = ast.unparse(call.func), {one.arg: ast.unparse(one.value) for one in call.keywords}
-        bad = (name in FORBIDDEN or options.get('shell', 'False') != 'False'
-               or name == 'torch.load' and options.get('weights_only') != 'True'
-               or name in ('np.load', 'numpy.load') and options.get('allow_pickle', 'False') != 'False')
+        bad = (
+            name in FORBIDDEN
+            or options.get('shell', 'False') != 'False'
+            or name == 'torch.load'
+            and options.get('weights_only') != 'True'
+            or name in ('np.load', 'numpy.load')
+            and options.get('allow_pickle', 'False') != 'False'
+        )
         found += [f'line {call.lineno}: {name}'] if bad else []
     return found
 
@@ -29,9 +50,17 @@ def test_no_source_runs_what_it_reads(path):
     assert problems(path.read_text()) == []
 
 
-@pytest.mark.parametrize('source', [
-    'torch.load(a)', 'torch.load(a, weights_only=False)', 'eval(a)', 'subprocess.run(a, shell=True)',
-    'np.load(a, allow_pickle=True)', 'os.system(a)'])
+@pytest.mark.parametrize(
+    'source',
+    [
+        'torch.load(a)',
+        'torch.load(a, weights_only=False)',
+        'eval(a)',
+        'subprocess.run(a, shell=True)',
+        'np.load(a, allow_pickle=True)',
+        'os.system(a)',
+    ],
+)
 def test_the_search_finds(source):
     """What must not be there would be found."""
     assert len(problems(source)) == 1

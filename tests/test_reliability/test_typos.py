@@ -1,4 +1,5 @@
 """Misspelt keys, classes and overrides are named with what they were meant to be, in one line."""
+
 import pytest
 from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
@@ -17,17 +18,20 @@ def said(build):
     return stop.value.code
 
 
-@pytest.mark.parametrize('registry, config, meant', [
-    (MODELS, dict(type='ConvNeXtV2', arch='atto', drop_path=0.1), "'drop_path', did you mean 'drop_path_rate'"),
-    (MODELS, dict(type='FCMAEHead', norm_pixel=True), "'norm_pixel', did you mean 'norm_pix'"),
-    (MODELS, dict(type='FCMAEDecoder', chanels=4), "'chanels', did you mean 'channels'"),
-    (TRANSFORMS, dict(type='DrawVisibleCells', maskratio=0.6), "'maskratio', did you mean 'mask_ratio'"),
-    (TRANSFORMS, dict(type='LoadPicture', channel=3), "'channel', did you mean 'channels'"),
-    (DATASETS, dict(type='UnlabelledImages', data_root='x', lazy=True), "'lazy', did you mean 'lazy_init'"),
-    (MODELS, dict(type='ConvNextV2'), "'ConvNextV2' is not registered as model, did you mean 'ConvNeXtV2'"),
-    (TRANSFORMS, dict(type='DrawVisibleCell'), "did you mean 'DrawVisibleCells'"),
-    (OPTIM_WRAPPERS, dict(type='BF16OptimWraper'), "did you mean 'BF16OptimWrapper'"),
-])
+@pytest.mark.parametrize(
+    'registry, config, meant',
+    [
+        (MODELS, dict(type='ConvNeXtV2', arch='atto', drop_path=0.1), "'drop_path', did you mean 'drop_path_rate'"),
+        (MODELS, dict(type='FCMAEHead', norm_pixel=True), "'norm_pixel', did you mean 'norm_pix'"),
+        (MODELS, dict(type='FCMAEDecoder', channel=4), "'channel', did you mean 'channels'"),
+        (TRANSFORMS, dict(type='DrawVisibleCells', maskratio=0.6), "'maskratio', did you mean 'mask_ratio'"),
+        (TRANSFORMS, dict(type='LoadPicture', channel=3), "'channel', did you mean 'channels'"),
+        (DATASETS, dict(type='UnlabelledImages', data_root='x', lazy=True), "'lazy', did you mean 'lazy_init'"),
+        (MODELS, dict(type='ConvNextV2'), "'ConvNextV2' is not registered as model, did you mean 'ConvNeXtV2'"),
+        (TRANSFORMS, dict(type='DrawVisibleCell'), "did you mean 'DrawVisibleCells'"),
+        (OPTIM_WRAPPERS, dict(type='BF16OptimWraper'), "did you mean 'BF16OptimWrapper'"),
+    ],
+)
 def test_unknown_keys_and_types_name_the_nearest(registry, config, meant):
     """A key that a class does not know, or a class that no registry knows, ends as one line with the nearest name."""
     assert meant in said(lambda: registry.build(config))
@@ -51,6 +55,10 @@ def test_misspelt_override_is_refused():
 
 def test_other_errors_stay_errors():
     """Errors of the code are not mistaken for a typo or a fault."""
-    for error in (TypeError("unsupported operand type(s) for +: 'int' and 'str'"), KeyError('loss'),
-                  RuntimeError('shapes cannot be multiplied'), AssertionError('x')):
+    for error in (
+        TypeError("unsupported operand type(s) for +: 'int' and 'str'"),
+        KeyError('loss'),
+        RuntimeError('shapes cannot be multiplied'),
+        AssertionError('x'),
+    ):
         assert stated_mistake(error) is None and explain_fault(error) is None

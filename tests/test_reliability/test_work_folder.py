@@ -1,4 +1,5 @@
 """A run owns the files that it named in its own folder, whatever a checkpoint says; one run per folder."""
+
 import os
 import shutil
 import signal
@@ -43,12 +44,27 @@ def test_names_in_a_checkpoint_remove_nothing_of_others(pictures, tmp_path):
     os.symlink(precious, run / 'iter_9.pth')
     (run / 'iter_3.pth').write_text('outdated by a killed run')
     before = tree(tmp_path) - {'work/run/iter_3.pth'}
-    forge(run, outdated_checkpoints=[
-        str(run / '..'), f'{run}/X/..', str(run), '/', str(precious), str(precious / 'iter_1.pth'),
-        f'{run}/link/iter_1.pth', str(run / 'notes.pth'), str(run / 'epoch_7'), f'{run}/../iter_1.pth',
-        str(run / 'iter_9.pth' / 'iter_1.pth'), 7, None, str(run / 'iter_3.pth')],
+    forge(
+        run,
+        outdated_checkpoints=[
+            str(run / '..'),
+            f'{run}/X/..',
+            str(run),
+            '/',
+            str(precious),
+            str(precious / 'iter_1.pth'),
+            f'{run}/link/iter_1.pth',
+            str(run / 'notes.pth'),
+            str(run / 'epoch_7'),
+            f'{run}/../iter_1.pth',
+            str(run / 'iter_9.pth' / 'iter_1.pth'),
+            7,
+            None,
+            str(run / 'iter_3.pth'),
+        ],
         keep_ckpt_ids=['../iter_1', '1/../../notes', -1, 2.5, None, '*', 5, 6],
-        best_ckpt=str(precious / 'iter_1.pth'))
+        best_ckpt=str(precious / 'iter_1.pth'),
+    )
     cfg = make_config(pictures, run, epochs=2)
     train(cfg, True)
     assert before <= tree(tmp_path) and not (run / 'iter_3.pth').exists()
@@ -60,7 +76,7 @@ def test_going_on_elsewhere_leaves_the_first_folder_whole(pictures, tmp_path):
     first, second = tmp_path / 'a', tmp_path / 'b'
     train(make_config(pictures, first, epochs=2))
     (first / 'best_score_iter_4.pth').write_text('the best')
-    forge(first, best_ckpt=str(first / 'best_score_iter_4.pth'), best_score=0.)
+    forge(first, best_ckpt=str(first / 'best_score_iter_4.pth'), best_score=0.0)
     second.mkdir()
     (second / 'iter_5.pth').write_text('of another run')
     before = tree(first)

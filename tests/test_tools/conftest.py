@@ -1,4 +1,5 @@
 """A tiny data set, narrow models, and the tools run in this process or as a command."""
+
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ NARROW = {
     'fcmae': f'model = dict({BACKBONE}, neck=dict(channels=8))',
     'mask-rcnn': f'model = dict({BACKBONE}, neck=dict(in_channels={WIDTHS}))',
     'upernet': f'model = dict({BACKBONE}, decode_head=dict(in_channels={WIDTHS}, channels=8), '
-               'auxiliary_head=dict(in_channels=16, channels=8))',
+    'auxiliary_head=dict(in_channels=16, channels=8))',
 }
 
 
@@ -51,29 +52,67 @@ class Tools:
 
     def mask_rcnn(self, loaders):
         annotations = self.data / 'coco' / 'annotations' / 'instances_val2017.json'
-        return [*self.roots(loaders, 'coco'), f'val_evaluator.ann_file={annotations}', 'train_cfg.max_epochs=1',
-                f'test_evaluator.ann_file={annotations}', 'train_cfg.val_interval=1',
-                'default_hooks.checkpoint.interval=1', 'model.test_cfg.rcnn.score_thr=0.0']
+        return [
+            *self.roots(loaders, 'coco'),
+            f'val_evaluator.ann_file={annotations}',
+            'train_cfg.max_epochs=1',
+            f'test_evaluator.ann_file={annotations}',
+            'train_cfg.val_interval=1',
+            'default_hooks.checkpoint.interval=1',
+            'model.test_cfg.rcnn.score_thr=0.0',
+        ]
 
     def upernet(self, loaders):
-        return [*self.roots(loaders, 'ade'), 'train_cfg.max_iters=1',
-                'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
+        return [
+            *self.roots(loaders, 'ade'),
+            'train_cfg.max_iters=1',
+            'train_cfg.val_interval=1',
+            'default_hooks.checkpoint.interval=1',
+            'default_hooks.logger.interval=1',
+        ]
 
     def fcmae(self, loaders):
-        return [*self.roots(loaders, 'unlabelled'), 'train_cfg.max_epochs=1', 'default_hooks.checkpoint.interval=1',
-                'train_dataloader.dataset.pipeline.1.scale=64',
-                'default_hooks.logger.interval=1']
+        return [
+            *self.roots(loaders, 'unlabelled'),
+            'train_cfg.max_epochs=1',
+            'default_hooks.checkpoint.interval=1',
+            'train_dataloader.dataset.pipeline.1.scale=64',
+            'default_hooks.logger.interval=1',
+        ]
 
     def train(self, task, work_dir, *options, arguments=()):
         """Train in this process; mmengine keeps visualizers by name, so each run gets one of its own."""
-        run_tool(train, parse_train_args([
-            self.configs[task], '--work-dir', str(work_dir), *arguments, '--cfg-options',
-            f'visualizer.name=run{time.monotonic_ns()}', *self.options(task, *options)]))
+        run_tool(
+            train,
+            parse_train_args(
+                [
+                    self.configs[task],
+                    '--work-dir',
+                    str(work_dir),
+                    *arguments,
+                    '--cfg-options',
+                    f'visualizer.name=run{time.monotonic_ns()}',
+                    *self.options(task, *options),
+                ]
+            ),
+        )
 
     def test(self, task, checkpoint, work_dir, *options, arguments=()):
-        run_tool(test, parse_test_args([
-            self.configs[task], str(checkpoint), '--work-dir', str(work_dir), *arguments, '--cfg-options',
-            f'visualizer.name=run{time.monotonic_ns()}', *self.options(task, *options)]))
+        run_tool(
+            test,
+            parse_test_args(
+                [
+                    self.configs[task],
+                    str(checkpoint),
+                    '--work-dir',
+                    str(work_dir),
+                    *arguments,
+                    '--cfg-options',
+                    f'visualizer.name=run{time.monotonic_ns()}',
+                    *self.options(task, *options),
+                ]
+            ),
+        )
 
     def last(self, work_dir, task):
         """Return the checkpoint of a run of one iteration."""
@@ -81,10 +120,19 @@ class Tools:
 
     def command(self, tool, task, work_dir, *options, arguments=()):
         """Run a tool as a user does."""
-        command = [sys.executable, f'tools/{tool}.py', self.configs[task], *arguments, '--work-dir', str(work_dir),
-                   '--cfg-options', *self.options(task, *options)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
-                              env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        command = [
+            sys.executable,
+            f'tools/{tool}.py',
+            self.configs[task],
+            *arguments,
+            '--work-dir',
+            str(work_dir),
+            '--cfg-options',
+            *self.options(task, *options),
+        ]
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}
+        )
 
 
 @pytest.fixture(scope='session')

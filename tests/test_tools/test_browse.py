@@ -1,4 +1,5 @@
 """``tools/browse.py`` draws samples as the pipeline makes them, in their own colours, with what belongs to them."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,11 +22,15 @@ def source(folder, number=0):
 
 def test_masked_sample(tools, tmp_path):
     """An FCMAE sample stands beside itself with six cells of ten in grey and the others unchanged."""
-    for picture in draw(tools.configs['fcmae'], tmp_path, *tools.options('fcmae'),
-                        'train_dataloader.dataset.pipeline.1.scale=160'):
+    for picture in draw(
+        tools.configs['fcmae'], tmp_path, *tools.options('fcmae'), 'train_dataloader.dataset.pipeline.1.scale=160'
+    ):
         plain, masked = picture[:, :160], picture[:, 160:]
-        cells = [(plain[y:y + 32, x:x + 32], masked[y:y + 32, x:x + 32])
-                 for y in range(0, 160, 32) for x in range(0, 160, 32)]
+        cells = [
+            (plain[y : y + 32, x : x + 32], masked[y : y + 32, x : x + 32])
+            for y in range(0, 160, 32)
+            for x in range(0, 160, 32)
+        ]
         hidden = [(cell == HIDDEN).all() for _, cell in cells]
         assert sum(hidden) == 15
         assert all((one == other).all() for (one, other), is_hidden in zip(cells, hidden) if not is_hidden)
@@ -33,8 +38,13 @@ def test_masked_sample(tools, tmp_path):
 
 def test_detection_sample_keeps_the_colours(tools, tmp_path):
     """Without augmentation, a detection sample is its file, red first, but for the drawn objects."""
-    drawn = draw(tools.configs['mask-rcnn'], tmp_path, *tools.options('mask-rcnn'),
-                 'train_dataloader.dataset.pipeline.2.prob=0.0', num=1)[0]
+    drawn = draw(
+        tools.configs['mask-rcnn'],
+        tmp_path,
+        *tools.options('mask-rcnn'),
+        'train_dataloader.dataset.pipeline.2.prob=0.0',
+        num=1,
+    )[0]
     file = source(tools.data / 'coco' / 'train2017')
     same = (np.abs(drawn.astype(int) - file).max(-1) <= 2).mean()
     swapped = (np.abs(drawn[..., ::-1].astype(int) - file).max(-1) <= 2).mean()
@@ -43,8 +53,13 @@ def test_detection_sample_keeps_the_colours(tools, tmp_path):
 
 def test_segmentation_sample_is_tinted_by_class(tools, tmp_path):
     """Every pixel of a segmentation sample is tinted, equal classes alike: the tint is a function of the label."""
-    drawn = draw(tools.configs['upernet'], tmp_path, *tools.options('upernet'),
-                 'train_dataloader.dataset.pipeline.2.prob=0.0', num=1)[0].astype(float)
+    drawn = draw(
+        tools.configs['upernet'],
+        tmp_path,
+        *tools.options('upernet'),
+        'train_dataloader.dataset.pipeline.2.prob=0.0',
+        num=1,
+    )[0].astype(float)
     file = source(tools.data / 'ade' / 'images' / 'training').astype(float)
     labels = np.asarray(Image.open(sorted((tools.data / 'ade' / 'annotations' / 'training').glob('*.png'))[0]))
     for label in np.unique(labels):
@@ -62,7 +77,8 @@ def test_classified_sample_names_its_class(tmp_path):
         "default_scope = 'mmpretrain'\nmodel = dict()\ndata_preprocessor = dict(to_rgb=True)\n"
         "visualizer = dict(type='UniversalVisualizer')\n"
         "train_dataloader = dict(dataset=dict(type='CustomDataset', data_root='" + str(tmp_path / 'data') + "', "
-        "pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))\n")
+        "pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))\n"
+    )
     first, second = draw(tmp_path / 'config.py', tmp_path / 'out')
     assert (first[-50:] == (200, 40, 10)).all() and not (first[:50] == (200, 40, 10)).all()
     assert (first != second).any()
@@ -73,7 +89,7 @@ def test_other_channels_show_the_first(channels, dtype):
     """A sample of other than three channels is shown as its first one, values above 255 brought into range."""
     inputs = np.random.default_rng(0).integers(0, 200, (channels, 4, 6)).astype(dtype)
     if dtype == np.float32:
-        inputs[0, 0, 0] = 1020.
+        inputs[0, 0, 0] = 1020.0
     picture = picture_of(inputs, is_bgr=True)
     wanted = inputs[0] if dtype == np.uint8 else inputs[0] / 4
     assert (picture == wanted.astype(np.uint8)[..., None]).all()

@@ -1,5 +1,6 @@
 """Two local "nodes" of one process each, joined by torchrun or by Slurm's variables, train what two processes of one
 node train."""
+
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from mmconvnextv2.checkpoint.load import load_file
 
 ROOT = Path(__file__).parents[2]
-SRUN = '''#!/usr/bin/env bash
+SRUN = """#!/usr/bin/env bash
 # A cluster of one task a node, all here: drops srun's options and starts the command once a task.
 while [[ $1 == --* ]]; do case $1 in --ntasks=*) tasks=${1#*=};; esac; shift; done
 for ((task = 0; task < tasks; task++)); do
@@ -20,7 +21,7 @@ done
 status=0
 for job in $(jobs -p); do wait "$job" || status=$?; done
 exit $status
-'''
+"""
 SCONTROL = '#!/bin/sh\n[ "$*" = "show hostnames node[1-2]" ] && printf "127.0.0.1\\nnode2\\n"\n'
 
 
@@ -37,8 +38,13 @@ def environment(tmp_path):
 def start(command, environment, work_dir, tail):
     """Start a script of ``tools/`` with its output in a file of the work folder's name."""
     log = open(f'{work_dir}.{environment.get("NODE_RANK", "")}.log', 'w')
-    return subprocess.Popen(['bash', *command, '--work-dir', str(work_dir), *tail], cwd=ROOT, env=environment,
-                            stdout=log, stderr=subprocess.STDOUT), Path(log.name)
+    return subprocess.Popen(
+        ['bash', *command, '--work-dir', str(work_dir), *tail],
+        cwd=ROOT,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    ), Path(log.name)
 
 
 def finish(*started):
@@ -55,8 +61,12 @@ def test_two_nodes_are_two_processes(tools, environment, tmp_path):
     train, config = 'tools/dist_train.sh', tools.configs['fcmae']
     finish(start([train, config, '2'], {**environment, 'PORT': '29531'}, tmp_path / 'one', tail))
     nodes = {**environment, 'NNODES': '2', 'MASTER_ADDR': '127.0.0.1', 'PORT': '29532'}
-    finish(*(start([train, config, '1'], {**nodes, 'NODE_RANK': str(rank)}, tmp_path / 'torchrun', tail)
-             for rank in range(2)))
+    finish(
+        *(
+            start([train, config, '1'], {**nodes, 'NODE_RANK': str(rank)}, tmp_path / 'torchrun', tail)
+            for rank in range(2)
+        )
+    )
     slurm = {**environment, 'GPUS': '2', 'GPUS_PER_NODE': '1', 'MASTER_PORT': '29533'}
     finish(start(['tools/slurm_train.sh', 'partition', 'job', config], slurm, tmp_path / 'slurm', tail))
     alone = [*tail[:1], *tools.options('fcmae', 'train_dataloader.batch_size=1')]

@@ -1,4 +1,5 @@
 """``tools/predict.py`` predicts what ``tools/test.py`` evaluates, draws it and writes it down."""
+
 import json
 import pickle
 import subprocess
@@ -38,15 +39,32 @@ def evaluated(tools, trained, tmp_path_factory):
 
 def run_predict(tools, trained, task, out, *inputs):
     checkpoint = tools.last(trained(task), task)
-    run_tool(predict, parse_args([
-        tools.configs[task], str(checkpoint), *map(str, inputs), '--out', str(out), '--device', 'cpu',
-        '--score-thr', '0', '--cfg-options', *tools.options(task)]))
+    run_tool(
+        predict,
+        parse_args(
+            [
+                tools.configs[task],
+                str(checkpoint),
+                *map(str, inputs),
+                '--out',
+                str(out),
+                '--device',
+                'cpu',
+                '--score-thr',
+                '0',
+                '--cfg-options',
+                *tools.options(task),
+            ]
+        ),
+    )
     return json.loads((out / 'predictions.json').read_text())
 
 
 def same_masks(one, other):
-    return all(mask['size'] == list(rle['size']) and mask['counts'] == rle['counts'].decode()
-               for mask, rle in zip(one, other, strict=True))
+    return all(
+        mask['size'] == list(rle['size']) and mask['counts'] == rle['counts'].decode()
+        for mask, rle in zip(one, other, strict=True)
+    )
 
 
 def test_detections_are_those_of_the_evaluation(tools, trained, evaluated, tmp_path):
@@ -73,8 +91,11 @@ def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_p
     for prediction in written['predictions']:
         labels = mmcv.imread(tmp_path / prediction['labels'], flag='unchanged')
         np.testing.assert_array_equal(labels, wanted[Path(prediction['file']).stem]['pred_sem_seg']['data'][0])
-        shares = {name: round(float((labels == label).mean() * 100), 3)
-                  for label, name in enumerate(written['classes']) if (labels == label).any()}
+        shares = {
+            name: round(float((labels == label).mean() * 100), 3)
+            for label, name in enumerate(written['classes'])
+            if (labels == label).any()
+        }
         assert prediction['classes'] == shares
 
 
@@ -97,9 +118,25 @@ def predict_all(tools, trained, task, out, *inputs, options=()):
     """Predict, and return the line that the tool ends with, None at status 0, and what it wrote."""
     ended = None
     try:
-        run_tool(predict, parse_args([
-            tools.configs[task], str(tools.last(trained(task), task)), *map(str, inputs), '--out', str(out), '--device',
-            'cpu', '--score-thr', '0', '--cfg-options', *tools.options(task), *options]))
+        run_tool(
+            predict,
+            parse_args(
+                [
+                    tools.configs[task],
+                    str(tools.last(trained(task), task)),
+                    *map(str, inputs),
+                    '--out',
+                    str(out),
+                    '--device',
+                    'cpu',
+                    '--score-thr',
+                    '0',
+                    '--cfg-options',
+                    *tools.options(task),
+                    *options,
+                ]
+            ),
+        )
     except SystemExit as stop:
         ended = str(stop)
     done = out / 'predictions.json'
@@ -142,7 +179,7 @@ def test_stopped_predictions_go_on(tools, trained, tmp_path, monkeypatch):
     assert ended is None and seen == [str(pictures[0]), str(pictures[1]), str(pictures[1])]
     assert found == whole
     seen[:] = [None] * 2
-    (tmp_path / 'out' / 'predictions.jsonl').write_text('{"run": {}}\n{"done": "%s"}\n' % pictures[0])
+    (tmp_path / 'out' / 'predictions.jsonl').write_text(f'{{"run": {{}}}}\n{{"done": "{pictures[0]}"}}\n')
     assert predict_all(tools, trained, 'upernet', tmp_path / 'out', *pictures)[1] == whole and len(seen) == 4
 
 
@@ -155,7 +192,7 @@ def test_cut_video_is_said(tools, trained, tmp_path):
     writer.release()
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'whole', film)
     assert ended is None and len(found) == 30
-    film.write_bytes(film.read_bytes()[:film.stat().st_size * 2 // 3])
+    film.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'cut', film)
     assert f'breaks off after {len(found) - 1} of 30 frames' in ended and 1 < len(found) < 30
     assert found[-1]['frame'] == len(found) - 1 and 'classes' in found[-2]
@@ -172,8 +209,10 @@ def build_model(cfg):
     return model
 
 
-@pytest.mark.parametrize('load, channels', [(dict(type='LoadImageFromFile', color_type='grayscale'), 1),
-                                            (dict(type='mmpretrain.LoadPicture', channels=5), 5)])
+@pytest.mark.parametrize(
+    'load, channels',
+    [(dict(type='LoadImageFromFile', color_type='grayscale'), 1), (dict(type='mmpretrain.LoadPicture', channels=5), 5)],
+)
 def test_other_channels_follow_the_test_pipeline(tools, tmp_path, load, channels):
     """A model of grey images or of arrays with five bands, whose loader stands in test_dataloader alone, predicts
     what ``tools/test.py``'s data loader feeds it; frames of a video become grey too."""
@@ -184,8 +223,13 @@ def test_other_channels_follow_the_test_pipeline(tools, tmp_path, load, channels
     cfg.model.data_preprocessor.update(mean=[114.5] * channels, std=[57.9] * channels, bgr_to_rgb=False)
     cfg.test_dataloader.dataset.pipeline[0] = load
     model = build_model(cfg)
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(
-        classes=cfg.metainfo.classes, palette=[[number] * 3 for number in range(10)]))), tmp_path / 'a.pth')
+    torch.save(
+        dict(
+            state_dict=model.state_dict(),
+            meta=dict(dataset_meta=dict(classes=cfg.metainfo.classes, palette=[[number] * 3 for number in range(10)])),
+        ),
+        tmp_path / 'a.pth',
+    )
     path = tmp_path / ('a.png' if channels == 1 else 'a.npy')
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, channels), dtype=np.uint8)
     if channels == 1:
@@ -219,8 +263,20 @@ def test_mistakes_end_in_one_line(tools, trained, tmp_path, task, message):
     """A segmentor's checkpoint in a detector's config, and a config that is neither, end as one line."""
     checkpoint = tools.last(trained('upernet'), 'upernet')
     with pytest.raises(SystemExit) as ended:
-        run_tool(predict, parse_args([tools.configs[task], str(checkpoint), str(tools.data / 'unlabelled'), '--out',
-                                      str(tmp_path / 'out'), '--device', 'cpu']))
+        run_tool(
+            predict,
+            parse_args(
+                [
+                    tools.configs[task],
+                    str(checkpoint),
+                    str(tools.data / 'unlabelled'),
+                    '--out',
+                    str(tmp_path / 'out'),
+                    '--device',
+                    'cpu',
+                ]
+            ),
+        )
     assert str(ended.value).startswith('error: ') and message in str(ended.value)
     assert not (tmp_path / 'out').exists()
 
@@ -242,12 +298,14 @@ def test_inferencers_take_our_configs(tools, trained, tmp_path, task):
     checkpoint = str(tools.last(trained(task), task))
     if task == 'mask-rcnn':
         from mmdet.apis import DetInferencer
-        config.model.test_cfg.rcnn.score_thr = 0.
+
+        config.model.test_cfg.rcnn.score_thr = 0.0
         for loader in ('train', 'val', 'test'):
             config[f'{loader}_dataloader'].dataset.data_root = str(tools.data / 'coco')
         theirs = DetInferencer(config, checkpoint, device='cpu', show_progress=False)(picture)['predictions'][0]
         np.testing.assert_allclose(theirs['scores'], [one['score'] for one in ours['instances']], rtol=1e-5)
         return
     from mmseg.apis import MMSegInferencer
+
     theirs = MMSegInferencer(config, checkpoint, device='cpu')(picture)['predictions']
     np.testing.assert_array_equal(theirs, mmcv.imread(tmp_path / ours['labels'], flag='unchanged'))

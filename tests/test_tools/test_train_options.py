@@ -1,4 +1,5 @@
 """The flags of ``tools/train.py`` that switch on trackers, weight averaging, early stopping and compilation."""
+
 import json
 import math
 import os
@@ -84,9 +85,21 @@ def test_wandb(tools, tmp_path):
     """Without the package the run ends in one line that says how to install it, before anything is built. With it, and
     WANDB_MODE=offline, the loss of scalars.json is in the run's own file."""
     run = subprocess.run(
-        [sys.executable, 'tools/train.py', tools.configs['upernet'], '--wandb', '--work-dir', str(tmp_path),
-         '--cfg-options', *tools.options('upernet')], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, 'WANDB_MODE': 'offline', 'OMP_NUM_THREADS': '1'})
+        [
+            sys.executable,
+            'tools/train.py',
+            tools.configs['upernet'],
+            '--wandb',
+            '--work-dir',
+            str(tmp_path),
+            '--cfg-options',
+            *tools.options('upernet'),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'WANDB_MODE': 'offline', 'OMP_NUM_THREADS': '1'},
+    )
     if find_spec('wandb') is None:
         assert run.stderr.splitlines()[-1] == "error: --wandb needs the package 'wandb': pip install wandb"
         assert run.returncode == 1 and not list(tmp_path.iterdir())
@@ -100,7 +113,7 @@ def test_wandb(tools, tmp_path):
 def average(raw, momentum, start=None):
     """Return the moving average from its definition; it begins at the first weights."""
     means = start or {name: value.double() for name, value in raw[0].items()}
-    for weights in raw[0 if start else 1:]:
+    for weights in raw[0 if start else 1 :]:
         means = {name: (1 - momentum) * mean + momentum * weights[name].double() for name, mean in means.items()}
     return means
 
@@ -135,9 +148,9 @@ def test_ema_counts_optimizer_steps(tools):
         apply_train_args(cfg, parse_train_args(['a.py', *arguments]))
         return cfg.custom_hooks
 
-    hook, = hooks('--ema')
+    (hook,) = hooks('--ema')
     assert (hook.type, hook.momentum, hook.interval) == ('EMAHook', 1e-4, 4)
-    own, = hooks('--ema', '0.001', custom_hooks=[dict(type='EMAHook', momentum=1e-4, begin_iter=7)])
+    (own,) = hooks('--ema', '0.001', custom_hooks=[dict(type='EMAHook', momentum=1e-4, begin_iter=7)])
     assert own == dict(type='EMAHook', momentum=0.001, begin_iter=7)
     with pytest.raises(ValueError, match='--ema=0.999: .* for a decay of 0.999 give 0.001'):
         hooks('--ema', '0.999')
@@ -146,37 +159,63 @@ def test_ema_counts_optimizer_steps(tools):
 
 
 def dictate(*scores):
-    return ('val_evaluator._delete_=True', 'val_evaluator.type=DictatedScore',
-            f'val_evaluator.scores=[{",".join(map(str, scores))}]')
+    return (
+        'val_evaluator._delete_=True',
+        'val_evaluator.type=DictatedScore',
+        f'val_evaluator.scores=[{",".join(map(str, scores))}]',
+    )
 
 
 def validations(work_dir):
-    return [entry['dictated/mIoU'] for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
-            for entry in map(json.loads, path.read_text().splitlines()) if 'dictated/mIoU' in entry]
+    return [
+        entry['dictated/mIoU']
+        for path in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for entry in map(json.loads, path.read_text().splitlines())
+        if 'dictated/mIoU' in entry
+    ]
 
 
 @pytest.mark.slow
 def test_early_stop(tools, tmp_path):
     """Training ends after two evaluations in a row that are not above the best; the smallest gain starts the count
     anew, an equal score does not; and the best score is remembered over a resumed run."""
-    tools.train('upernet', tmp_path / 'a', *dictate(10., 9., 10.0001, 10.0001, 3., 99.), 'train_cfg.max_iters=6',
-                *EVERY_ITERATION, arguments=['--early-stop', 'mIoU', '2'])
-    assert validations(tmp_path / 'a') == [10., 9., 10.0001, 10.0001, 3.]
-    tools.train('upernet', tmp_path / 'b', *dictate(50., 60.), 'train_cfg.max_iters=2', *EVERY_ITERATION,
-                arguments=['--early-stop', 'mIoU', '2'])
-    tools.train('upernet', tmp_path / 'b', *dictate(40., 45., 99.), 'train_cfg.max_iters=6', *EVERY_ITERATION,
-                arguments=['--early-stop', 'mIoU', '2', '--resume'])
-    assert validations(tmp_path / 'b') == [50., 60., 40., 45.]
+    tools.train(
+        'upernet',
+        tmp_path / 'a',
+        *dictate(10.0, 9.0, 10.0001, 10.0001, 3.0, 99.0),
+        'train_cfg.max_iters=6',
+        *EVERY_ITERATION,
+        arguments=['--early-stop', 'mIoU', '2'],
+    )
+    assert validations(tmp_path / 'a') == [10.0, 9.0, 10.0001, 10.0001, 3.0]
+    tools.train(
+        'upernet',
+        tmp_path / 'b',
+        *dictate(50.0, 60.0),
+        'train_cfg.max_iters=2',
+        *EVERY_ITERATION,
+        arguments=['--early-stop', 'mIoU', '2'],
+    )
+    tools.train(
+        'upernet',
+        tmp_path / 'b',
+        *dictate(40.0, 45.0, 99.0),
+        'train_cfg.max_iters=6',
+        *EVERY_ITERATION,
+        arguments=['--early-stop', 'mIoU', '2', '--resume'],
+    )
+    assert validations(tmp_path / 'b') == [50.0, 60.0, 40.0, 45.0]
 
 
 def test_early_stop_explains(tools, tmp_path):
     """A metric that the evaluation does not give, one without a known direction, a wrong patience and a config without
     an evaluation each end in one line that says what to do."""
     for task, arguments, message in (
-            ('upernet', ['mIou'], "metric 'mIou': did you mean 'mIoU'\\? there is aAcc, mIoU, mAcc"),
-            ('upernet', ['sharpness'], "early stopping on 'sharpness': names with .*rule='greater'"),
-            ('upernet', ['mIoU', 'soon'], '--early-stop mIoU soon: give METRIC, or METRIC PATIENCE'),
-            ('fcmae', ['loss'], '--early-stop loss: the config has no evaluation')):
+        ('upernet', ['mIou'], "metric 'mIou': did you mean 'mIoU'\\? there is aAcc, mIoU, mAcc"),
+        ('upernet', ['sharpness'], "early stopping on 'sharpness': names with .*rule='greater'"),
+        ('upernet', ['mIoU', 'soon'], '--early-stop mIoU soon: give METRIC, or METRIC PATIENCE'),
+        ('fcmae', ['loss'], '--early-stop loss: the config has no evaluation'),
+    ):
         with pytest.raises(SystemExit, match=f'^error: {message}'):
             tools.train(task, tmp_path, arguments=['--early-stop', *arguments])
 
@@ -221,7 +260,8 @@ def test_compiled_backbone_learns_the_same(tools, trained, tmp_path, task):
 def test_compile_explains():
     """An unknown backend, and a config that compiles the whole model, are refused."""
     for compiled, arguments, message in (
-            (None, ['--compile', 'fastest'], "--compile='fastest': torch.compile has the backends .*inductor"),
-            (True, ['--compile'], 'compile=True of the config')):
+        (None, ['--compile', 'fastest'], "--compile='fastest': torch.compile has the backends .*inductor"),
+        (True, ['--compile'], 'compile=True of the config'),
+    ):
         with pytest.raises(ValueError, match=message):
             apply_train_args(Config(dict(compile=compiled)), parse_train_args(['a.py', *arguments]))

@@ -1,4 +1,5 @@
 """The worked examples of ``configs/custom`` and the quickstart test, predict and augment their tests alike."""
+
 import json
 import pickle
 from pathlib import Path
@@ -20,20 +21,26 @@ from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
 from mmconvnextv2.utils.config import read_config
 
 ROOT = Path(__file__).parents[2]
-NARROW = '''
+NARROW = """
 arch = dict(depths=(1, 1, 1, 1), channels=(8, 12, 16, 20), _delete_=True)
-'''
-SEGMENTOR = NARROW + '''
+"""
+SEGMENTOR = (
+    NARROW
+    + """
 model = dict(backbone=dict(arch=arch, init_cfg=None, drop_path_rate=0.), test_cfg=dict(_delete_=True, mode='whole'),
              decode_head=dict(in_channels=[8, 12, 16, 20], channels=16, norm_cfg=dict(type='BN')),
              auxiliary_head=dict(in_channels=16, channels=16, norm_cfg=dict(type='BN')))
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=(64, 64), keep_ratio=True)]
-'''
-DETECTOR = NARROW + '''
+"""
+)
+DETECTOR = (
+    NARROW
+    + """
 model = dict(backbone=dict(arch=arch, init_cfg=None, drop_path_rate=0.), neck=dict(in_channels=[8, 12, 16, 20]),
              test_cfg=dict(rpn=dict(nms_pre=50, max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=5)))
-'''
+"""
+)
 
 
 @pytest.fixture(scope='module')
@@ -98,28 +105,60 @@ def random_checkpoint(config, path):
             model.train()
             model.decode_head(model.extract_feat(pictures))
     classes = cfg.get('classes') or cfg.metainfo.classes
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(
-        classes=tuple(classes), palette=[[60 * number % 256] * 3 for number in range(len(classes))]))), path)
+    torch.save(
+        dict(
+            state_dict=model.state_dict(),
+            meta=dict(
+                dataset_meta=dict(
+                    classes=tuple(classes), palette=[[60 * number % 256] * 3 for number in range(len(classes))]
+                )
+            ),
+        ),
+        path,
+    )
     return str(path)
 
 
 def resized(config):
     """Overrides that keep images small, where the recipe resizes them."""
     steps = read_config(str(config)).test_dataloader.dataset.pipeline
-    return [part for number, step in enumerate(steps) if step['type'] == 'Resize'
-            for part in ('--cfg-options', f'test_dataloader.dataset.pipeline.{number}.scale=(96,96)')]
+    return [
+        part
+        for number, step in enumerate(steps)
+        if step['type'] == 'Resize'
+        for part in ('--cfg-options', f'test_dataloader.dataset.pipeline.{number}.scale=(96,96)')
+    ]
 
 
 def evaluate(config, checkpoint, folder, *arguments):
     """Return what ``tools/test.py`` evaluates, by image."""
-    run_tool(run_test, parse_test_args([str(config), checkpoint, '--work-dir', str(folder), '--out', f'{folder}.pkl',
-                                        *arguments, *resized(config)]))
+    run_tool(
+        run_test,
+        parse_test_args(
+            [str(config), checkpoint, '--work-dir', str(folder), '--out', f'{folder}.pkl', *arguments, *resized(config)]
+        ),
+    )
     return {Path(one['img_path']).stem: one for one in pickle.loads(Path(f'{folder}.pkl').read_bytes())}
 
 
 def predict_all(config, checkpoint, pictures, out):
-    run_tool(predict, parse_args([str(config), checkpoint, str(pictures), '--out', str(out), '--device', 'cpu',
-                                  '--score-thr', '0', *resized(config)]))
+    run_tool(
+        predict,
+        parse_args(
+            [
+                str(config),
+                checkpoint,
+                str(pictures),
+                '--out',
+                str(out),
+                '--device',
+                'cpu',
+                '--score-thr',
+                '0',
+                *resized(config),
+            ]
+        ),
+    )
     return json.loads((out / 'predictions.json').read_text())['predictions']
 
 

@@ -3,8 +3,9 @@
 A scene depends on (seed, split, index) alone. Every class of object has a shape, a texture of varying scale and phase,
 and a hue of its own from which its objects stray; grounds have any hue.
 """
+
 from colorsys import hsv_to_rgb
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,13 +25,15 @@ class Scene(NamedTuple):
         labels (np.ndarray): uint8, (H, W): 1 + ground, or 1 + len(GROUNDS) + category; never 0 (unlabelled).
         instances (list): Per object its category and where it is visible, bool (H, W). Masks do not overlap.
     """
+
     image: np.ndarray
     labels: np.ndarray
-    instances: List[Tuple[int, np.ndarray]]
+    instances: list[tuple[int, np.ndarray]]
 
 
 class Placement(NamedTuple):
     """An object and its own coordinates, each (H, W); the object lies within [-1, 1]."""
+
     kind: int
     u: np.ndarray
     v: np.ndarray
@@ -79,9 +82,9 @@ def _object_texture(generator: np.random.Generator, kind: int, u: np.ndarray, v:
     scale, phase = generator.uniform(0.8, 1.3), generator.uniform(0, 2 * np.pi)
     return {
         'disc': lambda: _wave(14 * scale * radius + phase),
-        'square': lambda: 1. * (np.sin(9 * scale * u + phase) * np.sin(9 * scale * v + phase) > 0),
+        'square': lambda: 1.0 * (np.sin(9 * scale * u + phase) * np.sin(9 * scale * v + phase) > 0),
         'triangle': lambda: _wave(16 * scale * v + phase),
-        'star': lambda: 1. * (generator.random(u.shape) > 0.5),
+        'star': lambda: 1.0 * (generator.random(u.shape) > 0.5),
         'ring': lambda: _wave(np.round(10 * scale) * angle + phase),
         'cross': lambda: np.clip(0.5 + 0.5 * (u * np.cos(phase) + v * np.sin(phase)), 0, 1),
     }[OBJECTS[kind]]()
@@ -113,7 +116,7 @@ def _place(generator: np.random.Generator, size: int) -> Placement:
     return Placement(kind, u / radius, v / radius)
 
 
-def _visible_masks(objects: List[Placement]) -> List[np.ndarray]:
+def _visible_masks(objects: list[Placement]) -> list[np.ndarray]:
     """Return where each object shows, bool (H, W): later objects lie in front."""
     masks, covered = [], False
     for item in reversed(objects):
@@ -123,13 +126,16 @@ def _visible_masks(objects: List[Placement]) -> List[np.ndarray]:
     return masks[::-1]
 
 
-def _draw_objects(generator: np.random.Generator, size: int) -> List[Placement]:
+def _draw_objects(generator: np.random.Generator, size: int) -> list[Placement]:
     """Place two to five objects, back to front, and leave out those that hardly show."""
     objects = [_place(generator, size) for _ in range(generator.integers(2, 6))]
     shown = [mask.sum() for mask in _visible_masks(objects)]
     whole = [object_mask(*item).sum() for item in objects]
-    return [item for item, pixels, area in zip(objects, shown, whole)
-            if pixels >= max(MIN_PIXELS * (size / 128)**2, MIN_VISIBLE * area)]
+    return [
+        item
+        for item, pixels, area in zip(objects, shown, whole)
+        if pixels >= max(MIN_PIXELS * (size / 128) ** 2, MIN_VISIBLE * area)
+    ]
 
 
 def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
@@ -159,6 +165,6 @@ def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
 
 def _light(generator: np.random.Generator, size: int) -> np.ndarray:
     """Return illumination that falls from 1 to about 0.6 in a random direction, (size, size, 1)."""
-    y, x = np.mgrid[-1:1:size * 1j, -1:1:size * 1j]
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     angle = generator.uniform(0, 2 * np.pi)
     return (0.8 + 0.14 * (x * np.cos(angle) + y * np.sin(angle)))[..., None]

@@ -2,6 +2,7 @@
 
 Label 0 means unlabelled in ADE20K layout, then come grounds, then objects, for ``reduce_zero_label=True``.
 """
+
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ class EmbeddedSpec:
     Raises:
         ValueError: Naming the value that is out of range.
     """
+
     unlabelled: int = 1000
     train: int = 240
     val: int = 80
@@ -107,8 +109,11 @@ def _write(root: str, spec: EmbeddedSpec) -> None:
 
 def _write_labelled(root: str, split: str, spec: EmbeddedSpec) -> None:
     """Write one split in both layouts."""
-    folders = [os.path.join(root, 'coco', f'{split}2017'), os.path.join(root, 'ade', 'images', ADE_FOLDERS[split]),
-               os.path.join(root, 'ade', 'annotations', ADE_FOLDERS[split])]
+    folders = [
+        os.path.join(root, 'coco', f'{split}2017'),
+        os.path.join(root, 'ade', 'images', ADE_FOLDERS[split]),
+        os.path.join(root, 'ade', 'annotations', ADE_FOLDERS[split]),
+    ]
     for folder in folders:
         os.makedirs(folder)
     images, annotations = [], []
@@ -130,5 +135,12 @@ def _annotation(number: int, image: int, category: int, mask: np.ndarray) -> dic
     encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     box = [float(value) for value in coco_mask.toBbox(encoded)]
     segmentation = dict(size=encoded['size'], counts=encoded['counts'].decode())
-    return dict(id=number, image_id=image, category_id=category + 1, bbox=box, area=int(mask.sum()), iscrowd=0,
-                segmentation=segmentation)
+    return dict(
+        id=number,
+        image_id=image,
+        category_id=category + 1,
+        bbox=box,
+        area=int(mask.sum()),
+        iscrowd=0,
+        segmentation=segmentation,
+    )

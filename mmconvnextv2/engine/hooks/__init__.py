@@ -1,4 +1,5 @@
 """Hooks of a training run."""
+
 from .checkpoint import VerifiedCheckpointHook
 from .compile_backbone import CompileBackboneHook
 from .early_stopping import BestScoreStoppingHook
@@ -8,6 +9,12 @@ from .preemption import PreemptionHook
 from .resume import ResumeHook
 
 __all__ = [
-    'BestScoreStoppingHook', 'CompileBackboneHook', 'FiniteLossHook', 'MatchingWeightsHook', 'PreemptionHook',
-    'ResumeHook', 'VerifiedCheckpointHook', 'skip_initial_weights_on_resume',
+    'BestScoreStoppingHook',
+    'CompileBackboneHook',
+    'FiniteLossHook',
+    'MatchingWeightsHook',
+    'PreemptionHook',
+    'ResumeHook',
+    'VerifiedCheckpointHook',
+    'skip_initial_weights_on_resume',
 ]

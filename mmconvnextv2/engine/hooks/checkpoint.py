@@ -4,12 +4,12 @@ mmengine's ``CheckpointHook`` writes over the final name, deletes the oldest che
 truncates ``last_checkpoint`` to write it. Here a file takes its name once it is whole, on the disk and read back; only
 then does ``last_checkpoint`` point to it, and only then are outdated files removed.
 """
+
 import os
 import re
 import shutil
 from collections import deque
 from pathlib import Path
-from typing import List, Optional, Union
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -31,7 +31,7 @@ class AtomicBackend(LocalBackend):
     A kill leaves at most a file ending in ``.part`` beside them.
     """
 
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes under another name, to the disk; read them back; then rename.
 
         Args:
@@ -54,13 +54,16 @@ class AtomicBackend(LocalBackend):
             part.unlink(missing_ok=True)
             raise RunError(
                 f'cannot write {target} ({len(obj) / 2**20:.1f} MiB): {error.strerror}, {_free(target.parent)} MiB are '
-                'free. Earlier checkpoints are untouched: make room, then go on with --resume') from error
+                'free. Earlier checkpoints are untouched: make room, then go on with --resume'
+            ) from error
         if not whole:
             part.unlink()
-            raise RunError(f'{target} came back from the disk with other bytes than were written: the disk is '
-                           'failing. Earlier checkpoints are untouched: set another --work-dir')
+            raise RunError(
+                f'{target} came back from the disk with other bytes than were written: the disk is '
+                'failing. Earlier checkpoints are untouched: set another --work-dir'
+            )
 
-    def put_text(self, obj: str, filepath: Union[str, Path], encoding: str = 'utf-8') -> None:
+    def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
         """Write text as :meth:`put` does."""
         self.put(obj.encode(encoding), filepath)
 
@@ -76,7 +79,7 @@ def _holds(path: Path, content: bytes) -> bool:
     """Whether a file holds exactly these bytes."""
     view = memoryview(content)
     with open(path, 'rb') as file:
-        same = all(file.read(CHUNK) == view[start:start + CHUNK] for start in range(0, len(view), CHUNK))
+        same = all(file.read(CHUNK) == view[start : start + CHUNK] for start in range(0, len(view), CHUNK))
         return same and not file.read(1)
 
 
@@ -114,7 +117,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         kwargs: See mmengine's ``CheckpointHook``.
     """
 
-    def __init__(self, *args, backend_args: Optional[dict] = None, out_dir: Optional[str] = None, **kwargs) -> None:
+    def __init__(self, *args, backend_args: dict | None = None, out_dir: str | None = None, **kwargs) -> None:
         if backend_args is None and '://' not in str(out_dir or ''):
             backend_args = dict(ATOMIC)
         super().__init__(*args, backend_args=backend_args, out_dir=out_dir, **kwargs)
@@ -137,12 +140,13 @@ class VerifiedCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0:
             steps = steps if isinstance(steps, (list, deque)) else []
             steps = [step for step in steps if type(step) is int and step >= 0]
-            self._remove([self._path_of(step) for step in steps[:-self.max_keep_ckpts]] if continues else [])
+            self._remove([self._path_of(step) for step in steps[: -self.max_keep_ckpts]] if continues else [])
             self.keep_ckpt_ids = deque(steps if continues else [], self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
         if self.save_best:
-            self._set_best_paths({key: self._own_path(path) if continues else None
-                                  for key, path in self._best_paths().items()})
+            self._set_best_paths(
+                {key: self._own_path(path) if continues else None for key, path in self._best_paths().items()}
+            )
         if isinstance(self.file_backend, AtomicBackend) and is_main_process():
             for part in Path(self.out_dir).glob('*' + PART):
                 part.unlink(missing_ok=True)
@@ -157,7 +161,7 @@ class VerifiedCheckpointHook(CheckpointHook):
             return folder == str(self.out_dir).rstrip('/')
         return os.path.realpath(folder) == os.path.realpath(self.out_dir)
 
-    def _own_path(self, path: object) -> Optional[str]:
+    def _own_path(self, path: object) -> str | None:
         """Return where a file that a checkpoint names lies in this run's folder, also after that was moved; None if
         this hook gives no such name, or it is not there."""
         name = os.path.basename(path) if isinstance(path, str) else ''
@@ -174,20 +178,27 @@ class VerifiedCheckpointHook(CheckpointHook):
         outdated = self._note_step(runner, step)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         runner.save_checkpoint(
-            self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
-            backend_args=self.backend_args, **self.args)
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
         write_last_checkpoint(runner, self.last_ckpt)
         self._remove(outdated)
 
-    def _note_step(self, runner, step: int) -> List[str]:
+    def _note_step(self, runner, step: int) -> list[str]:
         """Note a step among those that are kept; return the paths that it makes outdated."""
         if self.max_keep_ckpts <= 0 or step in self.keep_ckpt_ids:
             return []
         steps = [*self.keep_ckpt_ids, step]
         self.keep_ckpt_ids.append(step)
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        outdated = [self._path_of(old) for old in steps[:-self.max_keep_ckpts]]
+        outdated = [self._path_of(old) for old in steps[: -self.max_keep_ckpts]]
         runner.message_hub.update_info(OUTDATED, outdated)  # for a run that resumes after a kill before the removal
         return outdated
 
@@ -211,7 +222,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         else:
             self.best_ckpt_path_dict = paths
 
-    def _remove(self, paths: List[str]) -> None:
+    def _remove(self, paths: list[str]) -> None:
         """Remove checkpoints of this run: whatever a path says, only what this hook names in its folder."""
         for path in paths if is_main_process() else []:
             own = self._own_path(path)

@@ -1,4 +1,5 @@
 """CompileBackboneHook: torch.compile for the backbone alone."""
+
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner

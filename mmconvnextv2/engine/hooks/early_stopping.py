@@ -1,5 +1,4 @@
 """BestScoreStoppingHook: early stopping whose state survives a resume."""
-from typing import Dict, List, Optional
 
 from mmengine.hooks import EarlyStoppingHook
 from mmengine.registry import HOOKS
@@ -28,7 +27,7 @@ class BestScoreStoppingHook(EarlyStoppingHook):
         ValueError: If the rule cannot be inferred; at the first evaluation if it has no such metric.
     """
 
-    def __init__(self, monitor: str, rule: Optional[str] = None, patience: int = PATIENCE) -> None:
+    def __init__(self, monitor: str, rule: str | None = None, patience: int = PATIENCE) -> None:
         rule = rule or self._known_rule(monitor)
         super().__init__(monitor, rule, min_delta=1e-9, patience=patience)
 
@@ -38,10 +37,11 @@ class BestScoreStoppingHook(EarlyStoppingHook):
         except ValueError as error:
             raise UserError(
                 f'early stopping on {monitor!r}: names with {", ".join(self._default_greater_keys)} should rise, with '
-                f"{', '.join(self._default_less_keys)} fall; for another name set custom_hooks=[dict("
-                f"type='{type(self).__name__}', monitor={monitor!r}, rule='greater')].") from error
+                f'{", ".join(self._default_less_keys)} fall; for another name set custom_hooks=[dict('
+                f"type='{type(self).__name__}', monitor={monitor!r}, rule='greater')]."
+            ) from error
 
-    def after_val_epoch(self, runner: Runner, metrics: Optional[Dict[str, float]] = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Compare with the best score, and end the training loop after too many evaluations without a gain."""
         self.monitor = find_metric(self.monitor, list(metrics or {}))
         super().after_val_epoch(runner, metrics)
@@ -56,7 +56,7 @@ class BestScoreStoppingHook(EarlyStoppingHook):
             vars(self).update(checkpoint.get(STATE, {}))
 
 
-def find_metric(name: str, known: List[str]) -> str:
+def find_metric(name: str, known: list[str]) -> str:
     """Return the logged name of a metric that is given in full or by its last part.
 
     Raises:

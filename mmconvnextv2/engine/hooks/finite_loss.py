@@ -1,7 +1,8 @@
 """FiniteLossHook: stops at, or skips, updates whose loss or gradients are not finite."""
+
 import logging
 import math
-from typing import Any, List
+from typing import Any
 
 import torch
 from mmengine.dist import get_rank
@@ -13,7 +14,7 @@ from torch import Tensor
 from ...utils.errors import RunError, UserError
 
 
-def image_names(batch: Any) -> List[str]:
+def image_names(batch: Any) -> list[str]:
     """List the files of a batch as data loaders give it."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return [str(getattr(sample, 'img_path', '?')) for sample in samples or []]
@@ -35,6 +36,7 @@ class FiniteLossHook(Hook):
     Raises:
         ValueError: If ``max_skips`` is negative.
     """
+
     priority = 'VERY_HIGH'
 
     def __init__(self, max_skips: int = 0) -> None:
@@ -58,7 +60,7 @@ class FiniteLossHook(Hook):
         Raises:
             RuntimeError: If it is one too many.
         """
-        loss = float(torch.as_tensor((outputs or {}).get('loss', 0.)).detach())
+        loss = float(torch.as_tensor((outputs or {}).get('loss', 0.0)).detach())
         if not math.isfinite(loss):
             self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(image_names(data_batch))}')
             print_log(f'iteration {runner.iter + 1}: {self._bad[-1]}', 'current', logging.ERROR)
@@ -69,19 +71,25 @@ class FiniteLossHook(Hook):
         self._num_skips += 1
         runner.message_hub.update_info('num_skipped_updates', self._num_skips)
         if self._num_skips > self.max_skips:
-            raise RunError(f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
-                           'checkpoint, which is from before; look at those images, lower the learning rate, or '
-                           f"let custom_hooks' dict(type='FiniteLossHook', max_skips={self.max_skips}) skip more")
-        print_log(f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: '
-                  f'{found}', 'current', logging.WARNING)
+            raise RunError(
+                f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
+                'checkpoint, which is from before; look at those images, lower the learning rate, or '
+                f"let custom_hooks' dict(type='FiniteLossHook', max_skips={self.max_skips}) skip more"
+            )
+        print_log(
+            f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: {found}',
+            'current',
+            logging.WARNING,
+        )
 
     @torch.compiler.disable  # a graph of a whole training step cannot set attributes of the optimizer
     def _look_at_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Keep the step from doing anything when a gradient is not finite; a loss scaler has its own way."""
         if getattr(optimizer, 'found_inf', None) is not None:
             return
-        parameters = [parameter for group in optimizer.param_groups for parameter in group['params']
-                      if parameter.grad is not None]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group['params'] if parameter.grad is not None
+        ]
         if not parameters:
             return
         self._found = _not_finite([parameter.grad for parameter in parameters])
@@ -97,7 +105,7 @@ class FiniteLossHook(Hook):
             del optimizer.found_inf
 
 
-def _not_finite(gradients: List[Tensor]) -> Tensor:
+def _not_finite(gradients: list[Tensor]) -> Tensor:
     """Return whether any element of all gradients is NaN or infinite, a bool scalar on their device."""
     norm = torch.nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm

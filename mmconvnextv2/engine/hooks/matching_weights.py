@@ -1,4 +1,5 @@
 """Initial weights and a resumed run: refusal of another model's checkpoint, no reading of what is replaced."""
+
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper

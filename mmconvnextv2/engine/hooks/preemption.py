@@ -1,10 +1,12 @@
 """PreemptionHook: on a signal, finish the iteration, save a checkpoint and exit; MMEngine dies at once."""
+
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Callable, Optional, Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
@@ -17,7 +19,7 @@ from .checkpoint import ATOMIC, write_last_checkpoint
 INTERRUPTED = 'interrupted.pth'
 
 
-def ignore_sigterm(initialise: Optional[Callable], worker: int) -> None:
+def ignore_sigterm(initialise: Callable | None, worker: int) -> None:
     """Start a data loader's worker that takes SIGTERM from its parent alone: a cluster may send it to every process,
     and the main one needs its workers until the checkpoint is written."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -49,13 +51,16 @@ class PreemptionHook(Hook):
     Raises:
         ValueError: If a signal is unknown or the interval not positive.
     """
+
     priority = 'LOWEST'
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', ), interval: int = 10) -> None:
+    def __init__(self, signals: Sequence[str] = ('SIGTERM',), interval: int = 10) -> None:
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown or interval < 1:
-            raise UserError(f'signals={signals}, interval={interval} of PreemptionHook: expected names such as '
-                            "'SIGTERM' or 'SIGUSR1', and 1 or more iterations")
+            raise UserError(
+                f'signals={signals}, interval={interval} of PreemptionHook: expected names such as '
+                "'SIGTERM' or 'SIGUSR1', and 1 or more iterations"
+            )
         self.signals = [signal.Signals[name] for name in signals]
         self.interval = interval
         self._requested_at = None

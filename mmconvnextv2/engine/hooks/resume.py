@@ -3,9 +3,10 @@
 mmengine restores the optimizer's hyperparameters and the schedule of the checkpoint, whatever the config says now, and
 counts on with the iterations of an epoch that may have another length.
 """
+
 import json
 import os
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
@@ -21,7 +22,7 @@ SCHEDULE = ('learning rate', 'schedule', 'end', 'iterations in an epoch')
 SKIPPED = ('params', 'lr', 'initial_lr', 'param_names')
 
 
-def training_facts(runner: Runner) -> Dict[str, Any]:
+def training_facts(runner: Runner) -> dict[str, Any]:
     """Describe what a run's learning depends on, in plain values."""
     loop, cfg = runner.train_loop, runner.cfg
     loader = loop.dataloader
@@ -49,6 +50,7 @@ class ResumeHook(Hook):
     number of iterations in an epoch in the middle of one. Honoured and logged: learning rates, weight decay and other
     hyperparameters, the schedule, the end, and the number of images at the end of an epoch.
     """
+
     priority = 'LOWEST'
 
     def __init__(self) -> None:
@@ -63,8 +65,9 @@ class ResumeHook(Hook):
         if not (isinstance(runner, Runner) and runner._resume and isinstance(runner.optim_wrapper, OptimWrapper)):
             return
         if 'epoch' not in (checkpoint.get('meta') or {}) or 'iter' not in checkpoint['meta']:
-            raise UserError('--resume: the file holds weights and no training (meta.epoch, meta.iter): start from it '
-                            'with load_from')
+            raise UserError(
+                '--resume: the file holds weights and no training (meta.epoch, meta.iter): start from it with load_from'
+            )
         checkpoint.setdefault('message_hub', dict(log_scalars={}, runtime_info={}, resumed_keys={}))
         now = training_facts(runner)
         then = _facts_of(checkpoint, now)
@@ -91,11 +94,13 @@ class ResumeHook(Hook):
             self._advances = False
         runner.message_hub.update_info(FACTS, training_facts(runner))
         if runner._resume and runner.iter >= runner.max_iters:
-            runner.logger.warning(f'the checkpoint has all {runner.iter} iterations behind it, and nothing is left to '
-                                  'train: raise train_cfg.max_epochs or max_iters to go on')
+            runner.logger.warning(
+                f'the checkpoint has all {runner.iter} iterations behind it, and nothing is left to '
+                'train: raise train_cfg.max_epochs or max_iters to go on'
+            )
 
 
-def _facts_of(checkpoint: dict, now: Dict[str, Any]) -> Dict[str, Any]:
+def _facts_of(checkpoint: dict, now: dict[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint says of its run; of one that says nothing, what can be seen in it."""
     facts = checkpoint['message_hub'].get('runtime_info', {}).get(FACTS)
     if isinstance(facts, dict):
@@ -116,27 +121,31 @@ def _facts_of(checkpoint: dict, now: Dict[str, Any]) -> Dict[str, Any]:
     return facts
 
 
-def _check_classes(change: Optional[Tuple[Any, Any]]) -> None:
+def _check_classes(change: tuple[Any, Any] | None) -> None:
     before, now = change or ((), ())
     if before != now and isinstance(before, list) and isinstance(now, list) and sorted(before) == sorted(now):
-        raise UserError(f'the checkpoint was trained with the classes {before}, the config has {now}: the same labels '
-                        'would mean other classes. Put metainfo.classes in the former order')
+        raise UserError(
+            f'the checkpoint was trained with the classes {before}, the config has {now}: the same labels '
+            'would mean other classes. Put metainfo.classes in the former order'
+        )
 
 
-def _settle_epochs(meta: dict, changed: Dict[str, Tuple], length: Optional[int]) -> None:
+def _settle_epochs(meta: dict, changed: dict[str, tuple], length: int | None) -> None:
     """Count on from the same epoch where its length has changed."""
-    before = changed.get('iterations in an epoch', (None, ))[0]
+    before = changed.get('iterations in an epoch', (None,))[0]
     if not length or not isinstance(before, (int, float)) or before <= 0:
         return
     epochs, rest = divmod(meta['iter'], before)
     if rest or epochs not in (meta['epoch'], meta['epoch'] + 1):  # the latter of one saved by iterations
-        raise UserError(f'the number of images or the batch size changed, from {before:g} to {length} iterations in an '
-                        f'epoch, and the checkpoint is from the middle of epoch {meta["epoch"] + 1}: go on from one '
-                        'saved at the end of an epoch, or start from its weights with load_from')
+        raise UserError(
+            f'the number of images or the batch size changed, from {before:g} to {length} iterations in an '
+            f'epoch, and the checkpoint is from the middle of epoch {meta["epoch"] + 1}: go on from one '
+            'saved at the end of an epoch, or start from its weights with load_from'
+        )
     meta.update(epoch=int(epochs), iter=int(epochs) * length)
 
 
-def _settle_optimizer(wrapper: OptimWrapper, state: dict) -> Dict[str, Tuple]:
+def _settle_optimizer(wrapper: OptimWrapper, state: dict) -> dict[str, tuple]:
     """Check the moments against the parameters, and give the checkpoint's groups the config's hyperparameters.
 
     Raises:
@@ -145,11 +154,13 @@ def _settle_optimizer(wrapper: OptimWrapper, state: dict) -> Dict[str, Tuple]:
     ours, theirs = wrapper.optimizer.param_groups, state.get('param_groups') or []
     shaped = all(isinstance(group, dict) and isinstance(group.get('params'), list) for group in theirs)
     if not shaped or [len(group['params']) for group in ours] != [len(group['params']) for group in theirs]:
-        raise UserError(f'the optimizer of the checkpoint has {len(theirs)} parameter groups, of other sizes than the '
-                        f'{len(ours)} of this config: keep optim_wrapper.paramwise_cfg and frozen_stages, or start '
-                        'from the weights with load_from')
+        raise UserError(
+            f'the optimizer of the checkpoint has {len(theirs)} parameter groups, of other sizes than the '
+            f'{len(ours)} of this config: keep optim_wrapper.paramwise_cfg and frozen_stages, or start '
+            'from the weights with load_from'
+        )
     _check_moments(ours, theirs, state.get('state') or {})
-    changed: Dict[str, Tuple] = {}
+    changed: dict[str, tuple] = {}
     for group, old in zip(ours, theirs):
         for name, value in group.items():
             before = old.get(name)
@@ -157,8 +168,13 @@ def _settle_optimizer(wrapper: OptimWrapper, state: dict) -> Dict[str, Tuple]:
                 changed.setdefault(name.replace('_', ' '), (before, value))
                 old[name] = value
         if not _same(old.get('initial_lr', old.get('lr')), group.get('initial_lr', group['lr'])):
-            changed.setdefault('learning rate', ([one.get('initial_lr', one.get('lr')) for one in theirs],
-                                                 [one.get('initial_lr', one['lr']) for one in ours]))
+            changed.setdefault(
+                'learning rate',
+                (
+                    [one.get('initial_lr', one.get('lr')) for one in theirs],
+                    [one.get('initial_lr', one['lr']) for one in ours],
+                ),
+            )
     return changed
 
 
@@ -172,7 +188,7 @@ def _take_rates(wrapper: OptimWrapper, state: dict) -> None:
         old.update({name: group[name] for name in ('lr', 'initial_lr') if name in group})
 
 
-def _check_moments(ours: List[dict], theirs: List[dict], state: dict) -> None:
+def _check_moments(ours: list[dict], theirs: list[dict], state: dict) -> None:
     """Refuse moments of another shape than their parameter: fused optimizers write as far as the parameter reaches."""
     for group, old in zip(ours, theirs):
         for parameter, index in zip(group['params'], old['params']):
@@ -184,9 +200,11 @@ def _check_moments(ours: List[dict], theirs: List[dict], state: dict) -> None:
                 else:
                     fits = isinstance(value, (int, float, type(None))) or is_tensor and value.numel() == 1
                 if not fits:
-                    raise UserError(f'the optimizer of the checkpoint holds {name} of shape '
-                                    f'{tuple(getattr(value, "shape", ()))} for a parameter of shape '
-                                    f'{tuple(parameter.shape)}: it is of another model, or was changed')
+                    raise UserError(
+                        f'the optimizer of the checkpoint holds {name} of shape '
+                        f'{tuple(getattr(value, "shape", ()))} for a parameter of shape '
+                        f'{tuple(parameter.shape)}: it is of another model, or was changed'
+                    )
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -197,7 +215,7 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and str(one) == str(other)
 
 
-def _tell(runner: Runner, changed: Dict[str, Tuple]) -> None:
+def _tell(runner: Runner, changed: dict[str, tuple]) -> None:
     """Log what changed and is honoured."""
     rows = [f'  {name}: {_describe(before)} -> {_describe(now)}' for name, (before, now) in changed.items()]
     if rows:

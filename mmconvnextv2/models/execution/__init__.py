@@ -1,4 +1,5 @@
 """How a forward visits the sites of an image: one class per execution, chosen by name."""
+
 from ...ops.grid import CELL, Grid
 from ...utils.errors import UserError
 from .base import Execution, check_images, mask_to_visible_cells
@@ -23,8 +24,10 @@ def get_execution(name: str, masking: bool) -> Execution:
     if name not in EXECUTIONS:
         raise UserError(f'execution={name!r} is unknown: choose from {sorted(EXECUTIONS)}')
     if EXECUTIONS[name].masks != masking:
-        raise UserError(f"execution={name!r} {'needs' if not masking else 'cannot use'} visible_cells: "
-                        f'choose from {sorted(n for n, e in EXECUTIONS.items() if e.masks == masking)}')
+        raise UserError(
+            f'execution={name!r} {"needs" if not masking else "cannot use"} visible_cells: '
+            f'choose from {sorted(n for n, e in EXECUTIONS.items() if e.masks == masking)}'
+        )
     return EXECUTIONS[name]()
 
 

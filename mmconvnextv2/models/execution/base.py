@@ -4,7 +4,6 @@ A block sees sites (B, N, C) only. An execution knows where sites are: it turns 
 operations that look at neighbours, and turns sites back into a map. It owns no parameter and keeps no state; where the
 sites of a stage are travels in a :class:`~mmconvnextv2.ops.grid.Grid`.
 """
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,15 @@ class Execution:
     name: str
     masks = True  # whether the execution accepts visible cells
 
-    def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         """Run the stride-4 stem: images (B, Cin, H, W) to sites (B, N, C) and the first stage's grid."""
         raise NotImplementedError
 
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         """Convolve each channel of sites (B, N, C) over its neighbours, and normalise the result site by site."""
         raise NotImplementedError
 
-    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         """Run a 2x2 convolution of stride 2: sites (B, N, Cin) to (B, N', Cout) and the next grid."""
         raise NotImplementedError
 
@@ -36,7 +35,7 @@ class Execution:
         raise NotImplementedError
 
 
-def check_images(images: Tensor, visible_cells: Optional[Tensor]) -> None:
+def check_images(images: Tensor, visible_cells: Tensor | None) -> None:
     """Raise ``ValueError`` for images or visible cells that no execution can visit.
 
     Only shapes and dtypes are looked at: reading values would wait for the GPU.
@@ -49,16 +48,21 @@ def check_images(images: Tensor, visible_cells: Optional[Tensor]) -> None:
             raise UserError(f'images are {height}x{width} pixels: the backbone needs at least {CELL}x{CELL}')
         return
     if height % CELL or width % CELL:
-        raise UserError(f'images are {height}x{width} pixels: with visible_cells both sides must be multiples of '
-                        f'{CELL}; resize or crop to {max(height // CELL, 1) * CELL}x{max(width // CELL, 1) * CELL}')
+        raise UserError(
+            f'images are {height}x{width} pixels: with visible_cells both sides must be multiples of '
+            f'{CELL}; resize or crop to {max(height // CELL, 1) * CELL}x{max(width // CELL, 1) * CELL}'
+        )
     num_cells = (height // CELL) * (width // CELL)
     shape = tuple(visible_cells.shape)
     if visible_cells.dtype != torch.long or len(shape) != 2 or shape[0] != images.shape[0]:
-        raise UserError(f'visible_cells is {visible_cells.dtype} of shape {shape}: expected torch.int64 of shape '
-                        f'({images.shape[0]}, K); mask_to_visible_cells makes it from a bool mask')
+        raise UserError(
+            f'visible_cells is {visible_cells.dtype} of shape {shape}: expected torch.int64 of shape '
+            f'({images.shape[0]}, K); mask_to_visible_cells makes it from a bool mask'
+        )
     if not 1 <= shape[1] <= num_cells:
-        raise UserError(f'visible_cells shows {shape[1]} cells per image: expected 1 to {num_cells} for '
-                        f'{height}x{width} pixels')
+        raise UserError(
+            f'visible_cells shows {shape[1]} cells per image: expected 1 to {num_cells} for {height}x{width} pixels'
+        )
 
 
 def mask_to_visible_cells(visible: Tensor) -> Tensor:
@@ -72,8 +76,10 @@ def mask_to_visible_cells(visible: Tensor) -> Tensor:
         ValueError: If the mask is not bool, hides everything, or images show different numbers of cells.
     """
     if visible.dtype != torch.bool or visible.ndim != 3:
-        raise UserError(f'visible is {visible.dtype} of shape {tuple(visible.shape)}: expected bool of shape '
-                        '(B, height / 32, width / 32), True = visible')
+        raise UserError(
+            f'visible is {visible.dtype} of shape {tuple(visible.shape)}: expected bool of shape '
+            '(B, height / 32, width / 32), True = visible'
+        )
     counts = sorted(set(visible.flatten(1).sum(1).tolist()))
     if len(counts) != 1 or counts[0] == 0:
         raise UserError(f'visible shows {counts} cells per image: every image must show the same number, at least 1')

@@ -1,5 +1,4 @@
 """Visit every site: downstream work on whole images of any size. Sites are in raster order."""
-from typing import Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -14,14 +13,14 @@ class Dense(Execution):
     name = 'dense'
     masks = False
 
-    def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         features = stem(images)
         return map_to_sites(features), Grid(*features.shape[-2:], stride=4)
 
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         return ops.depthwise(sites, grid, conv, norm)
 
-    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         return map_to_sites(conv(sites_to_map(sites, grid))), grid.halved()
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:

@@ -3,8 +3,8 @@
 It is what the paper's JAX code computes. Masked values are selected away, never multiplied by zero, so that not even a
 NaN passes. Sites are in raster order. :class:`Leaky` is the paper's row "without sparse convolution".
 """
+
 from dataclasses import replace
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,15 @@ class Masked(Dense):
     name = 'masked'
     masks = True
 
-    def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         sites, grid = super().enter(mask_images(images, visible_cells), None, stem)
         site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
         return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
 
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         return super().depthwise(hide(sites, grid.site_mask), grid, conv, norm)
 
-    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         sites, grid = super().downsample(hide(sites, grid.site_mask), grid, conv)
         site_mask = visible_sites(grid.visible_cells, grid.height, grid.width, grid.stride)
         return sites, replace(grid, site_mask=site_mask)
@@ -47,7 +47,7 @@ class Leaky(Dense):
     name = 'leaky'
     masks = True
 
-    def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         return super().enter(mask_images(images, visible_cells), None, stem)
 
 

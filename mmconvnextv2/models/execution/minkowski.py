@@ -5,14 +5,16 @@ official encoder no parameter is a sparse kernel: dense weights are laid out ane
 change, and ``MinkowskiChannelwiseConvolution`` takes the place of a depthwise class that only a CUDA fork has.
 MinkowskiEngine is imported when the execution is chosen, never before.
 """
+
 import collections
 import collections.abc
 import importlib
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +49,11 @@ def import_minkowski_engine() -> ModuleType:
             warnings.filterwarnings('ignore', 'The MinkowskiEngine was compiled with CPU_ONLY')
             return importlib.import_module('MinkowskiEngine')
     except Exception as error:  # a broken build fails in many ways: missing libraries, symbols, attributes
-        raise ImportError(f"execution='minkowski' needs MinkowskiEngine 0.5.4, whose import failed with "
-                          f'{type(error).__name__}: {error}. Install it with `make minkowski`, or choose '
-                          "execution='packed', which computes the same without it") from error
+        raise ImportError(
+            f"execution='minkowski' needs MinkowskiEngine 0.5.4, whose import failed with "
+            f'{type(error).__name__}: {error}. Install it with `make minkowski`, or choose '
+            "execution='packed', which computes the same without it"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class SparseGrid(Grid):
         to_ours (Tensor): Long, (B * N, ), the row of MinkowskiEngine at which each of our sites stands.
         to_theirs (Tensor): Long, (B * N, ), the inverse permutation.
     """
+
     manager: Any = None
     key: Any = None
-    to_ours: Optional[Tensor] = None
-    to_theirs: Optional[Tensor] = None
+    to_ours: Tensor | None = None
+    to_theirs: Tensor | None = None
 
     def rows(self, sites: Tensor) -> Tensor:
         """Reorder our sites (B, N, C) to MinkowskiEngine's rows (B * N, C), at least in float32."""
@@ -129,24 +134,24 @@ class Minkowski(Packed):
     def __init__(self) -> None:
         import_minkowski_engine()
 
-    def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         sites, grid = super().enter(images, visible_cells, stem)
         manager = new_manager(images.device)
         key, _ = manager.insert_and_map(site_coordinates(grid).contiguous(), [1, 1])
         grid = SparseGrid(**{field.name: getattr(grid, field.name) for field in fields(Grid)})
         return sites, grid.entered(manager, key)
 
-    def depthwise(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         engine, rows = import_minkowski_engine(), grid.rows(sites)
         with torch.random.fork_rng(devices=[]):  # the module draws weights that are never used
             layer = engine.MinkowskiChannelwiseConvolution(conv.in_channels, conv.kernel_size[0], dimension=2)
         tensor = engine.SparseTensor(rows, coordinate_map_key=grid.key, coordinate_manager=grid.manager)
         kernel = depthwise_kernel(conv.weight).to(rows.dtype)  # (49, C)
-        output = torch.func.functional_call(layer, {'kernel': kernel}, (tensor, )).F
+        output = torch.func.functional_call(layer, {'kernel': kernel}, (tensor,)).F
         sites = grid.sites(output if conv.bias is None else output + conv.bias.to(rows.dtype), sites)
         return sites if norm is None else norm(sites)
 
-    def downsample(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def downsample(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         engine, rows, manager = import_minkowski_engine(), grid.rows(sites), grid.manager
         generator = engine.KernelGenerator(conv.kernel_size[0], conv.stride[0], dimension=2)
         key = manager.stride(grid.key, conv.stride[0])
@@ -165,13 +170,16 @@ def new_manager(device: torch.device) -> Any:
     """
     engine = import_minkowski_engine()
     if device.type == 'cuda' and not engine.is_cuda_available():
-        raise UserError(f"execution='minkowski' got images on {device}, but the installed MinkowskiEngine was built "
-                        "for the CPU: choose execution='packed', train on the CPU, or build MinkowskiEngine with CUDA")
+        raise UserError(
+            f"execution='minkowski' got images on {device}, but the installed MinkowskiEngine was built "
+            "for the CPU: choose execution='packed', train on the CPU, or build MinkowskiEngine with CUDA"
+        )
     if device.type not in ('cpu', 'cuda'):
-        raise UserError(f"execution='minkowski' got images on {device}: MinkowskiEngine runs on cpu and cuda; "
-                        "choose execution='packed'")
+        raise UserError(
+            f"execution='minkowski' got images on {device}: MinkowskiEngine runs on cpu and cuda; "
+            "choose execution='packed'"
+        )
     kind = engine.CoordinateMapType
     return engine.CoordinateManager(
-        D=2,
-        num_threads=torch.get_num_threads(),
-        coordinate_map_type=kind.CUDA if device.type == 'cuda' else kind.CPU)
+        D=2, num_threads=torch.get_num_threads(), coordinate_map_type=kind.CUDA if device.type == 'cuda' else kind.CPU
+    )

@@ -4,7 +4,6 @@ Site order: cells in ascending raster order, then raster order inside the cell. 
 run on visible positions only and need nothing from this file. Stem and downsampling never leave their cell. Only the
 depthwise convolution looks for neighbours: ``ops.depthwise`` finds them through the grid.
 """
-from typing import Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ class Packed(Execution):
 
     name = 'packed'
 
-    def enter(self, images: Tensor, visible_cells: Optional[Tensor], stem: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         height, width = images.shape[-2:]
         cells = gather(images, visible_cells, CELL).unflatten(1, (-1, CELL, CELL))  # (B, K, 32, 32, Cin)
         cells = cells.flatten(0, 1).permute(0, 3, 1, 2)  # (B * K, Cin, 32, 32)
@@ -29,10 +28,10 @@ class Packed(Execution):
         slots = cell_slots(visible_cells, (height // CELL) * (width // CELL)) if use_triton(images) else None
         return sites, _indexed(Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, cell_slots=slots))
 
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: Optional[nn.Module] = None) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         return ops.depthwise(sites, grid, conv, norm)
 
-    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> Tuple[Tensor, Grid]:
+    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         cells = sites.reshape(-1, grid.patch, grid.patch, sites.shape[-1])  # (B * K, p, p, C)
         if use_matmul(conv):
             cells = strided_conv_as_matmul(cells, conv)

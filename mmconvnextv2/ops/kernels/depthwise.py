@@ -4,7 +4,6 @@ One source serves both: ``find_sites`` and ``find_neighbours`` alone know where 
 tile is HEIGHT x WIDTH sites; of visible cells it is HEIGHT * WIDTH consecutive sites, and a neighbour is found through
 the map from cells to their slots, (B, h * w), -1 where hidden. Weights come as (k * k, C), sums are float32.
 """
-from typing import Optional, Tuple
 
 import torch
 import triton
@@ -20,8 +19,9 @@ GRADIENT_TILE, GRADIENT_BLOCK, GRADIENT_PROGRAMS = (4, 4), 32, 2048
 
 
 @triton.jit
-def find_sites(tile, cells, height, width, num_cells, batch, PATCH: tl.constexpr, HEIGHT: tl.constexpr,
-               WIDTH: tl.constexpr):
+def find_sites(
+    tile, cells, height, width, num_cells, batch, PATCH: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
+):
     """Return image, row, column, place in (B * N) and existence of a tile's sites, each (HEIGHT * WIDTH, )."""
     lane = tl.arange(0, HEIGHT * WIDTH)
     if PATCH == 0:
@@ -57,28 +57,56 @@ def find_neighbours(image, y, x, exists, slots, height, width, num_cells, PATCH:
 
 
 @triton.jit
-def convolve_kernel(sites, weight, bias, output, cells, slots, norm_weight, norm_bias, normed, mean, rstd, height,
-                    width, num_cells, batch, channels, eps, PATCH: tl.constexpr, SIDE: tl.constexpr,
-                    MIRRORED: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr, KEEP: tl.constexpr,
-                    ACC: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    image, y, x, place, exists = find_sites(tl.program_id(0), cells, height, width, num_cells, batch, PATCH, HEIGHT,
-                                            WIDTH)
+def convolve_kernel(
+    sites,
+    weight,
+    bias,
+    output,
+    cells,
+    slots,
+    norm_weight,
+    norm_bias,
+    normed,
+    mean,
+    rstd,
+    height,
+    width,
+    num_cells,
+    batch,
+    channels,
+    eps,
+    PATCH: tl.constexpr,
+    SIDE: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    BIAS: tl.constexpr,
+    NORM: tl.constexpr,
+    KEEP: tl.constexpr,
+    ACC: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    image, y, x, place, exists = find_sites(
+        tl.program_id(0), cells, height, width, num_cells, batch, PATCH, HEIGHT, WIDTH
+    )
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < channels
     total = tl.zeros((HEIGHT * WIDTH, BLOCK), ACC)
     for row in range(SIDE):
         for column in tl.static_range(SIDE):
-            found, shown = find_neighbours(image, y + row - SIDE // 2, x + column - SIDE // 2, exists, slots, height,
-                                           width, num_cells, PATCH)
+            found, shown = find_neighbours(
+                image, y + row - SIDE // 2, x + column - SIDE // 2, exists, slots, height, width, num_cells, PATCH
+            )
             tap = row * SIDE + column
             if MIRRORED:
                 tap = SIDE * SIDE - 1 - tap
-            factor = tl.load(weight + tap * channels + channel, mask=is_channel, other=0.).to(ACC)
-            values = tl.load(sites + found[:, None] * channels + channel[None],
-                             mask=shown[:, None] & is_channel[None], other=0.)
+            factor = tl.load(weight + tap * channels + channel, mask=is_channel, other=0.0).to(ACC)
+            values = tl.load(
+                sites + found[:, None] * channels + channel[None], mask=shown[:, None] & is_channel[None], other=0.0
+            )
             total += values.to(ACC) * factor[None]
     if BIAS:
-        total += tl.load(bias + channel, mask=is_channel, other=0.).to(ACC)[None]
+        total += tl.load(bias + channel, mask=is_channel, other=0.0).to(ACC)[None]
     convolved = total.to(sites.dtype.element_ty)
     offsets, mask = place[:, None] * channels + channel[None], exists[:, None] & is_channel[None]
     if KEEP:
@@ -86,10 +114,10 @@ def convolve_kernel(sites, weight, bias, output, cells, slots, norm_weight, norm
     if NORM:  # BLOCK covers all channels
         values = convolved.to(ACC)
         centre = tl.sum(values, 1) / channels
-        values = tl.where(is_channel[None], values - centre[:, None], 0.)
+        values = tl.where(is_channel[None], values - centre[:, None], 0.0)
         inverse = 1 / tl.sqrt(tl.sum(values * values, 1) / channels + eps)
-        scale = tl.load(norm_weight + channel, mask=is_channel, other=0.).to(ACC)[None]
-        shift = tl.load(norm_bias + channel, mask=is_channel, other=0.).to(ACC)[None]
+        scale = tl.load(norm_weight + channel, mask=is_channel, other=0.0).to(ACC)[None]
+        shift = tl.load(norm_bias + channel, mask=is_channel, other=0.0).to(ACC)[None]
         values = values * inverse[:, None] * scale + shift
         tl.store(normed + offsets, values.to(normed.dtype.element_ty), mask=mask)
         if KEEP:
@@ -98,9 +126,25 @@ def convolve_kernel(sites, weight, bias, output, cells, slots, norm_weight, norm
 
 
 @triton.jit
-def gradient_kernel(sites, grad, partial, cells, slots, height, width, num_cells, batch, channels,
-                    PATCH: tl.constexpr, SIDE: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr,
-                    HEIGHT: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def gradient_kernel(
+    sites,
+    grad,
+    partial,
+    cells,
+    slots,
+    height,
+    width,
+    num_cells,
+    batch,
+    channels,
+    PATCH: tl.constexpr,
+    SIDE: tl.constexpr,
+    LANES: tl.constexpr,
+    STEPS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """One row of the kernel a program, of which a lane is a column; lane SIDE, where inputs are 1, is the bias."""
     ACC: tl.constexpr = partial.dtype.element_ty
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -108,41 +152,59 @@ def gradient_kernel(sites, grad, partial, cells, slots, height, width, num_cells
     lane = tl.arange(0, LANES)
     total = tl.zeros((HEIGHT * WIDTH, LANES, BLOCK), ACC)
     for step in range(STEPS):
-        image, y, x, place, exists = find_sites(tl.program_id(0) * STEPS + step, cells, height, width, num_cells,
-                                                batch, PATCH, HEIGHT, WIDTH)
-        grads = tl.load(grad + place[:, None] * channels + channel[None], mask=exists[:, None] & is_channel[None],
-                        other=0.).to(ACC)
+        image, y, x, place, exists = find_sites(
+            tl.program_id(0) * STEPS + step, cells, height, width, num_cells, batch, PATCH, HEIGHT, WIDTH
+        )
+        grads = tl.load(
+            grad + place[:, None] * channels + channel[None], mask=exists[:, None] & is_channel[None], other=0.0
+        ).to(ACC)
         found, shown = find_neighbours(
-            image[:, None], (y + tl.program_id(2) - SIDE // 2)[:, None], x[:, None] + (lane - SIDE // 2)[None],
-            exists[:, None] & (lane < SIDE)[None], slots, height, width, num_cells, PATCH)
-        values = tl.load(sites + found[:, :, None] * channels + channel[None, None],
-                         mask=shown[:, :, None] & is_channel[None, None], other=0.).to(ACC)
-        total += tl.where((lane == SIDE)[None, :, None], 1., values) * grads[:, None]
+            image[:, None],
+            (y + tl.program_id(2) - SIDE // 2)[:, None],
+            x[:, None] + (lane - SIDE // 2)[None],
+            exists[:, None] & (lane < SIDE)[None],
+            slots,
+            height,
+            width,
+            num_cells,
+            PATCH,
+        )
+        values = tl.load(
+            sites + found[:, :, None] * channels + channel[None, None],
+            mask=shown[:, :, None] & is_channel[None, None],
+            other=0.0,
+        ).to(ACC)
+        total += tl.where((lane == SIDE)[None, :, None], 1.0, values) * grads[:, None]
     row = (tl.program_id(0) * SIDE + tl.program_id(2)) * LANES + lane
-    tl.store(partial + row[:, None] * channels + channel[None], tl.sum(total, 0),
-             mask=(lane <= SIDE)[:, None] & is_channel[None])
+    tl.store(
+        partial + row[:, None] * channels + channel[None],
+        tl.sum(total, 0),
+        mask=(lane <= SIDE)[:, None] & is_channel[None],
+    )
 
 
-def _count_tiles(sites: Tensor, height: int, width: int, patch: int, tile: Tuple[int, int]) -> int:
+def _count_tiles(sites: Tensor, height: int, width: int, patch: int, tile: tuple[int, int]) -> int:
     """Return how many tiles cover sites (B, N, C)."""
     if patch:
         return triton.cdiv(sites.shape[0] * sites.shape[1], tile[0] * tile[1])
     return sites.shape[0] * triton.cdiv(height, tile[0]) * triton.cdiv(width, tile[1])
 
 
-def _norm_tile(block: int) -> Tuple[int, int]:
+def _norm_tile(block: int) -> tuple[int, int]:
     """Return a tile's sides, powers of two near a square, that leave a program NORM_SIZE values or one site."""
     doublings = min(max((NORM_SIZE // block).bit_length() - 1, 0), 5)
-    return 2**(doublings // 2), 2**(doublings - doublings // 2)
+    return 2 ** (doublings // 2), 2 ** (doublings - doublings // 2)
 
 
-def convolve(sites: Tensor,
-             weight: Tensor,
-             bias: Optional[Tensor],
-             geometry: tuple,
-             mirrored: bool = False,
-             norm: Optional[Tuple[Tensor, Tensor, float]] = None,
-             keep: bool = True) -> Tuple[Tensor, ...]:
+def convolve(
+    sites: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: tuple,
+    mirrored: bool = False,
+    norm: tuple[Tensor, Tensor, float] | None = None,
+    keep: bool = True,
+) -> tuple[Tensor, ...]:
     """Convolve sites, and normalise the result where ``norm`` gives weight, bias and eps.
 
     Returns:
@@ -157,19 +219,43 @@ def convolve(sites: Tensor,
     output = torch.empty_like(sites) if keep else sites.new_empty(0)
     normed = torch.empty_like(sites) if norm else None
     mean, rstd = (sites.new_empty(batch, num_sites if keep else 0, dtype=kind) for _ in range(2))
-    norm_weight, norm_bias, eps = norm or (None, None, 0.)
+    norm_weight, norm_bias, eps = norm or (None, None, 0.0)
     taps = weight.flatten(1).t().contiguous()  # (k * k, C)
     grid = _count_tiles(sites, height, width, patch, tile), triton.cdiv(channels, block)
     with torch.cuda.device_of(sites):  # Triton launches on the current device
         convolve_kernel[grid](
-            sites, taps, bias, output, cells, slots, norm_weight, norm_bias, normed, mean, rstd, height, width,
-            cells.shape[1] if patch else 0, batch, channels, eps, PATCH=patch, SIDE=weight.shape[-1],
-            MIRRORED=mirrored, BIAS=bias is not None, NORM=norm is not None, KEEP=keep,
-            ACC=tl.float64 if kind == torch.float64 else tl.float32, HEIGHT=tile[0], WIDTH=tile[1], BLOCK=block)
-    return (output, normed, mean, rstd) if norm else (output, )
+            sites,
+            taps,
+            bias,
+            output,
+            cells,
+            slots,
+            norm_weight,
+            norm_bias,
+            normed,
+            mean,
+            rstd,
+            height,
+            width,
+            cells.shape[1] if patch else 0,
+            batch,
+            channels,
+            eps,
+            PATCH=patch,
+            SIDE=weight.shape[-1],
+            MIRRORED=mirrored,
+            BIAS=bias is not None,
+            NORM=norm is not None,
+            KEEP=keep,
+            ACC=tl.float64 if kind == torch.float64 else tl.float32,
+            HEIGHT=tile[0],
+            WIDTH=tile[1],
+            BLOCK=block,
+        )
+    return (output, normed, mean, rstd) if norm else (output,)
 
 
-def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tuple[Tensor, Tensor]:
+def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> tuple[Tensor, Tensor]:
     """Return the gradients of the weight, (C, 1, k, k), and of the bias, (C, )."""
     height, width, patch, cells, slots = geometry
     batch, _, channels = sites.shape
@@ -180,9 +266,24 @@ def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tuple[
     partial = sites.new_empty(chunks, side, lanes, channels, dtype=statistics_dtype(sites.dtype))
     with torch.cuda.device_of(sites):
         gradient_kernel[chunks, blocks, side](
-            sites, grad, partial, cells, slots, height, width, cells.shape[1] if patch else 0, batch, channels,
-            PATCH=patch, SIDE=side, LANES=lanes, STEPS=steps, HEIGHT=GRADIENT_TILE[0], WIDTH=GRADIENT_TILE[1],
-            BLOCK=GRADIENT_BLOCK)
+            sites,
+            grad,
+            partial,
+            cells,
+            slots,
+            height,
+            width,
+            cells.shape[1] if patch else 0,
+            batch,
+            channels,
+            PATCH=patch,
+            SIDE=side,
+            LANES=lanes,
+            STEPS=steps,
+            HEIGHT=GRADIENT_TILE[0],
+            WIDTH=GRADIENT_TILE[1],
+            BLOCK=GRADIENT_BLOCK,
+        )
     total = partial.sum(0).to(sites.dtype)  # (k, lanes, C)
     return total[:, :side].permute(2, 0, 1)[:, None].contiguous(), total[0, side].clone()
 
@@ -190,7 +291,7 @@ def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tuple[
 @register_flop_formula([torch.ops.mmconvnextv2.site_depthwise, torch.ops.mmconvnextv2.site_depthwise_norm])
 def _count(sites_shape, weight_shape, *args, **kwargs) -> int:
     """Count a multiply-add as two operations, as torch does for its convolutions."""
-    return 2 * sites_shape.numel() * weight_shape[-1]**2
+    return 2 * sites_shape.numel() * weight_shape[-1] ** 2
 
 
 @register_flop_formula(torch.ops.mmconvnextv2.site_depthwise_gradients)

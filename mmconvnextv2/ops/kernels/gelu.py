@@ -3,7 +3,6 @@
 A program sees BLOCK channels of ROWS sites of one image, TILE sites at a time. Sums over sites leave as one partial
 sum a program, (B, chunks, D), which torch adds up: no atomics, so that runs repeat to the bit.
 """
-from typing import Optional, Tuple
 
 import torch
 import triton
@@ -39,7 +38,7 @@ def find_tile(step, num_sites, channels, ROWS: tl.constexpr, TILE: tl.constexpr,
 def load_vector(vector, channels, BLOCK: tl.constexpr):
     """Load the program's image and channels of a vector (B, 1, D)."""
     channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
-    return tl.load(vector + tl.program_id(1) * channels + channel, mask=channel < channels, other=0.)[None]
+    return tl.load(vector + tl.program_id(1) * channels + channel, mask=channel < channels, other=0.0)[None]
 
 
 @triton.jit
@@ -51,40 +50,75 @@ def store_partial(total, partial, channels, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def norm_kernel(h, site_mask, activation, partial, num_sites, channels, COUNTED: tl.constexpr, KEEP: tl.constexpr,
-                ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
+def norm_kernel(
+    h,
+    site_mask,
+    activation,
+    partial,
+    num_sites,
+    channels,
+    COUNTED: tl.constexpr,
+    KEEP: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     ACC: tl.constexpr = partial.dtype.element_ty
     total = tl.zeros((TILE, BLOCK), ACC)
     for step in range(ROWS // TILE):
         row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
-        a = gelu_of(tl.load(h + offsets, mask=mask, other=0.).to(ACC)).to(h.dtype.element_ty)
+        a = gelu_of(tl.load(h + offsets, mask=mask, other=0.0).to(ACC)).to(h.dtype.element_ty)
         if KEEP:
             tl.store(activation + offsets, a, mask=mask)
         if COUNTED:
-            a = tl.where(tl.load(site_mask + row, mask=is_site, other=0), a, 0.)
+            a = tl.where(tl.load(site_mask + row, mask=is_site, other=0), a, 0.0)
         total += a.to(ACC) * a.to(ACC)
     store_partial(total, partial, channels, BLOCK)
 
 
 @triton.jit
-def scaled_kernel(h, scale, grad, output, partial, num_sites, channels, GRADIENT: tl.constexpr, ROWS: tl.constexpr,
-                  TILE: tl.constexpr, BLOCK: tl.constexpr):
+def scaled_kernel(
+    h,
+    scale,
+    grad,
+    output,
+    partial,
+    num_sites,
+    channels,
+    GRADIENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     ACC: tl.constexpr = partial.dtype.element_ty
     s = load_vector(scale, channels, BLOCK).to(ACC)
     total = tl.zeros((TILE, BLOCK), ACC)
     for step in range(ROWS // TILE):
         row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
-        a = gelu_of(tl.load(h + offsets, mask=mask, other=0.).to(ACC))
+        a = gelu_of(tl.load(h + offsets, mask=mask, other=0.0).to(ACC))
         tl.store(output + offsets, (a * s).to(output.dtype.element_ty), mask=mask)
         if GRADIENT:
-            total += a * tl.load(grad + offsets, mask=mask, other=0.).to(ACC)
+            total += a * tl.load(grad + offsets, mask=mask, other=0.0).to(ACC)
     if GRADIENT:
         store_partial(total, partial, channels, BLOCK)
 
 
 @triton.jit
-def gradient_kernel(h, site_mask, scale, factor, grad, partial, num_sites, channels, COUNTED: tl.constexpr,
-                    SCALED: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
+def gradient_kernel(
+    h,
+    site_mask,
+    scale,
+    factor,
+    grad,
+    partial,
+    num_sites,
+    channels,
+    COUNTED: tl.constexpr,
+    SCALED: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     ACC: tl.constexpr = partial.dtype.element_ty
     f = load_vector(factor, channels, BLOCK).to(ACC)
     if SCALED:
@@ -92,12 +126,12 @@ def gradient_kernel(h, site_mask, scale, factor, grad, partial, num_sites, chann
     total = tl.zeros((TILE, BLOCK), ACC)
     for step in range(ROWS // TILE):
         row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
-        values = tl.load(h + offsets, mask=mask, other=0.).to(ACC)
+        values = tl.load(h + offsets, mask=mask, other=0.0).to(ACC)
         through_norm = gelu_of(values) * f
         if COUNTED:
             shown = tl.load(site_mask + row, mask=is_site, other=0)
-            through_norm = tl.where(shown, through_norm, 0.)
-        through_product = tl.load(grad + offsets, mask=mask, other=0.).to(ACC)
+            through_norm = tl.where(shown, through_norm, 0.0)
+        through_product = tl.load(grad + offsets, mask=mask, other=0.0).to(ACC)
         if SCALED:
             through_product *= s
         grad_h = (through_product + through_norm) * gelu_slope(values)
@@ -106,7 +140,7 @@ def gradient_kernel(h, site_mask, scale, factor, grad, partial, num_sites, chann
     store_partial(total, partial, channels, BLOCK)
 
 
-def norm(h: Tensor, site_mask: Optional[Tensor], keep: bool) -> Tuple[Tensor, Tensor]:
+def norm(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
     """See ``ops.hidden.gelu_norm``."""
     activation = torch.empty_like(h) if keep else h.new_empty(0)
     partial = _launch(norm_kernel, h, site_mask, activation, COUNTED=site_mask is not None, KEEP=keep)
@@ -120,21 +154,29 @@ def scaled(h: Tensor, scale: Tensor) -> Tensor:
     return output
 
 
-def scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> Tuple[Tensor, Tensor]:
+def scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """See ``ops.hidden.gelu_scaled_with_gradient``."""
     output = torch.empty_like(h)
     partial = _launch(scaled_kernel, h, scale.contiguous(), grad.contiguous(), output, GRADIENT=True)
     return output, partial.sum(1, keepdim=True)
 
 
-def gradient(h: Tensor, site_mask: Optional[Tensor], scale: Optional[Tensor], factor: Tensor, grad: Tensor) -> Tensor:
+def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
     """See ``ops.hidden.gelu_gradient``."""
-    partial = _launch(gradient_kernel, h, site_mask, scale, factor.contiguous(), grad, COUNTED=site_mask is not None,
-                      SCALED=scale is not None)
+    partial = _launch(
+        gradient_kernel,
+        h,
+        site_mask,
+        scale,
+        factor.contiguous(),
+        grad,
+        COUNTED=site_mask is not None,
+        SCALED=scale is not None,
+    )
     return partial.sum((0, 1)).to(h.dtype)
 
 
-def _launch(kernel, h: Tensor, *tensors: Optional[Tensor], **flags: bool) -> Tensor:
+def _launch(kernel, h: Tensor, *tensors: Tensor | None, **flags: bool) -> Tensor:
     """Run a kernel on all of h and return its partial sums, (B, chunks, D)."""
     batch, num_sites, channels = h.shape
     rows = min(MOST_ROWS, TILE * triton.next_power_of_2(triton.cdiv(num_sites, TILE)))
@@ -142,5 +184,6 @@ def _launch(kernel, h: Tensor, *tensors: Optional[Tensor], **flags: bool) -> Ten
     partial = h.new_empty(batch, chunks, channels, dtype=statistics_dtype(h.dtype))
     with torch.cuda.device_of(h):  # Triton launches on the current device
         kernel[chunks, batch, triton.cdiv(channels, BLOCK)](
-            h, *tensors, partial, num_sites, channels, **flags, ROWS=rows, TILE=TILE, BLOCK=BLOCK)
+            h, *tensors, partial, num_sites, channels, **flags, ROWS=rows, TILE=TILE, BLOCK=BLOCK
+        )
     return partial

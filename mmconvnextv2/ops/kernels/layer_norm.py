@@ -1,5 +1,4 @@
 """The backward pass of LayerNorm over sites (B, N, C), from the mean and rstd of ``kernels.depthwise``."""
-from typing import Tuple
 
 import torch
 import triton
@@ -10,22 +9,34 @@ SIZE, PROGRAMS = 4096, 512  # sites times channels of a tile; programs that shar
 
 
 @triton.jit
-def layer_norm_kernel(grad, values, mean, rstd, weight, output, partial, num_sites, channels, STEPS: tl.constexpr,
-                      TILE: tl.constexpr, BLOCK: tl.constexpr):
+def layer_norm_kernel(
+    grad,
+    values,
+    mean,
+    rstd,
+    weight,
+    output,
+    partial,
+    num_sites,
+    channels,
+    STEPS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """STEPS tiles of TILE sites per program; its sums of the weight's and the bias's gradients go to (2, chunks, C)."""
     ACC: tl.constexpr = partial.dtype.element_ty
     channel = tl.arange(0, BLOCK)[None]
     is_channel = channel < channels
-    scale = tl.load(weight + channel, mask=is_channel, other=0.).to(ACC)
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(ACC)
     weight_total = tl.zeros((TILE, BLOCK), ACC)
     bias_total = tl.zeros((TILE, BLOCK), ACC)
     for step in range(STEPS):
         site = (tl.program_id(0).to(tl.int64) * STEPS + step) * TILE + tl.arange(0, TILE)[:, None]
         exists = site < num_sites
         mask, offsets = exists & is_channel, site * channels + channel
-        centre, inverse = tl.load(mean + site, mask=exists, other=0.), tl.load(rstd + site, mask=exists, other=0.)
-        normal = (tl.load(values + offsets, mask=mask, other=0.).to(ACC) - centre) * inverse
-        grads = tl.load(grad + offsets, mask=mask, other=0.).to(ACC)
+        centre, inverse = tl.load(mean + site, mask=exists, other=0.0), tl.load(rstd + site, mask=exists, other=0.0)
+        normal = (tl.load(values + offsets, mask=mask, other=0.0).to(ACC) - centre) * inverse
+        grads = tl.load(grad + offsets, mask=mask, other=0.0).to(ACC)
         weight_total += grads * normal
         bias_total += grads
         grads *= scale
@@ -37,8 +48,9 @@ def layer_norm_kernel(grad, values, mean, rstd, weight, output, partial, num_sit
     tl.store(place + tl.num_programs(0) * channels, tl.sum(bias_total, 0), mask=tl.arange(0, BLOCK) < channels)
 
 
-def gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor,
-              weight: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def gradients(
+    grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the values that were normalised, (B, N, C), of the weight and of the bias, (C, )."""
     num_sites, channels = mean.numel(), grad.shape[-1]
     block = triton.next_power_of_2(channels)
@@ -47,7 +59,8 @@ def gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor,
     chunks = triton.cdiv(num_sites, tile * steps)
     output, partial = torch.empty_like(values), mean.new_empty(2, chunks, channels)
     with torch.cuda.device_of(grad):  # Triton launches on the current device
-        layer_norm_kernel[(chunks, )](grad, values, mean, rstd, weight, output, partial, num_sites, channels,
-                                      STEPS=steps, TILE=tile, BLOCK=block)
+        layer_norm_kernel[(chunks,)](
+            grad, values, mean, rstd, weight, output, partial, num_sites, channels, STEPS=steps, TILE=tile, BLOCK=block
+        )
     grad_weight, grad_bias = partial.sum(1).to(weight.dtype)
     return output, grad_weight.clone(), grad_bias.clone()
