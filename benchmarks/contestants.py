@@ -1,4 +1,4 @@
-"""What `speed.py` compares: our models and their peers on the same pictures, masks and, where there can be, weights.
+"""What `speed.py` compares: our models and their peers on the same images, masks and, where there can be, weights.
 
 Weights are drawn so that no parameter is zero (GRN at its start is the identity) and every layer keeps the variance.
 """
@@ -49,7 +49,7 @@ class Contestant:
         self.optimizer.zero_grad()
 
 
-def draw_weights(model, seed=0):
+def randomize_weights(model, seed=0):
     """Draw every parameter from a seed, in the order of their names."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
@@ -60,7 +60,7 @@ def draw_weights(model, seed=0):
     return model
 
 
-def pictures(batch, side, device):
+def random_images(batch, side, device):
     images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
     return images.to(device, memory_format=torch.channels_last)
 
@@ -77,7 +77,7 @@ def samples(batch, side, mask_ratio):
 def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
     """FCMAE of a size; ``fused=False`` runs its blocks layer by layer, as torch's own operations."""
     model = (
-        draw_weights(
+        randomize_weights(
             FCMAE(
                 backbone=dict(type='ConvNeXtV2', arch=size, out_indices=(3,), out_norm=False),
                 neck=dict(type='FCMAEDecoder'),
@@ -90,7 +90,7 @@ def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
     )
     if not fused:
         unfuse(model)
-    images, masks = pictures(batch, side, device), samples(batch, side, mask_ratio)
+    images, masks = random_images(batch, side, device), samples(batch, side, mask_ratio)
 
     def loss():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -116,7 +116,7 @@ def spark(batch, side, device, bf16=False):
     config.backbone.drop_path_rate = 0.0
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(config).to(device)
-    images = pictures(batch, side, device)
+    images = random_images(batch, side, device)
 
     def loss():
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -128,7 +128,7 @@ def spark(batch, side, device, bf16=False):
 def backbones(size, batch, side, device, bf16=False):
     """Three backbones with the same weights. Ours comes as each peer has it: mmpretrain's has norms on its outputs,
     timm's has none."""
-    weights = draw_weights(ConvNeXtV2(size)).state_dict()
+    weights = randomize_weights(ConvNeXtV2(size)).state_dict()
     plain = {name: value for name, value in weights.items() if not name.startswith('norm')}
     ours, bare = ConvNeXtV2(size), ConvNeXtV2(size, out_norm=False)
     ours.load_state_dict(weights)
@@ -142,7 +142,7 @@ def backbones(size, batch, side, device, bf16=False):
     )
     peer.load_state_dict(weights)
     models = {'ours': ours, 'mmpretrain': peer, 'ours, no output norms': bare, 'timm': timm_backbone(size, plain)}
-    images = pictures(batch, side, device)
+    images = random_images(batch, side, device)
     for model in models.values():
         model.to(device, memory_format=torch.channels_last).train()  # mmpretrain's returns None
     return {name: _dense(model, images, bf16) for name, model in models.items()}
@@ -170,7 +170,7 @@ def _dense(model, images, bf16):
 
 
 def downstream(config, batch, side, device, backbone='ours'):
-    """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn pictures."""
+    """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn images."""
     from mmconvnextv2.commands.arguments import load_config
     from mmconvnextv2.commands.runner import revert_sync_batch_norm
 
@@ -193,7 +193,7 @@ def downstream(config, batch, side, device, backbone='ours'):
             gap_before_final_norm=False,
         )
         model.backbone.load_state_dict(weights)
-    draw_weights(model.backbone)
+    randomize_weights(model.backbone)
     model.to(device)
     model.train()
 

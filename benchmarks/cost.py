@@ -1,10 +1,10 @@
 """Work out what FCMAE pretraining of base and huge costs on 8 and 64 GPUs; prints the tables of docs/scale.md.
 
-    python benchmarks/cost.py --pictures DIR
+    python benchmarks/cost.py --images DIR
 
 Counted, exactly and without a GPU, on tensors that hold no data: parameters, the multiply-adds of a whole training step
 (packed execution, mask ratio 0.6, 224 pixels) and the bytes that autograd keeps for the backward pass under bfloat16
-autocast. Measured on the folder given: the mean size of a picture's file, and how many the FCMAE pipeline reads in a
+autocast. Measured on the folder given: the mean size of a image's file, and how many the FCMAE pipeline reads in a
 second of one core's time. Assumed: how many operations a second a GPU sustains.
 """
 
@@ -25,7 +25,7 @@ from mmconvnextv2.commands.flops import count_parameters, multiply_adds
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-{}_64xb64-1600e_in1k.py'
-IMAGENET, EPOCHS, BATCH, A_GPU = 1_281_167, 1600, 4096, 64  # pictures, of the released weights, effective, at a time
+IMAGENET, EPOCHS, BATCH, A_GPU = 1_281_167, 1600, 4096, 64  # images, of the released weights, effective, at a time
 SUSTAINED = (50, 100, 200, 400)  # assumed, 10^12 operations a second and GPU
 GPUS = (8, 64)
 GIB = 2**30
@@ -36,10 +36,10 @@ class Counted(NamedTuple):
 
     parameters: int
     block: int  # elements of the largest part that FSDP2 gathers at a time
-    forward: float  # multiply-adds a picture
+    forward: float  # multiply-adds a image
     step: float  # the same, forward and backward
     fixed: int  # bytes kept for backward whatever the batch
-    kept: int  # bytes kept for backward a picture
+    kept: int  # bytes kept for backward a image
     recomputed: int  # the same with model.backbone.with_cp=True
 
 
@@ -51,24 +51,24 @@ def build(size, with_cp=False, arch=None):
         return MODELS.build(cfg.model).train()
 
 
-def draw_batch(batch, side=224):
-    """Return pictures, and samples with visible cells as the recipe would draw them."""
+def random_batch(batch, side=224):
+    """Return images, and samples with visible cells as the recipe would draw them."""
     return torch.randn(batch, 3, side, side), samples(batch, side, 0.6)
 
 
 def count_kept(model, batch, bf16=True):
     """Count the bytes that autograd keeps for backward."""
     with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
-        return saved_bytes(lambda: model.loss(*draw_batch(batch))['loss'], model)
+        return saved_bytes(lambda: model.loss(*random_batch(batch))['loss'], model)
 
 
 def count_work(model):
-    """Return the multiply-adds of one picture's forward in training, and of forward and backward."""
-    pictures = draw_batch(1)
+    """Return the multiply-adds of one image's forward in training, and of forward and backward."""
+    images = random_batch(1)
 
     @torch.enable_grad()
     def forward():
-        return model.loss(*pictures)['loss']
+        return model.loss(*images)['loss']
 
     return multiply_adds(forward)[1], multiply_adds(lambda: forward().backward())[1]
 
@@ -87,7 +87,7 @@ def count(size, arch=None):
 
 
 def measure(folder, rounds=3):
-    """Return the number of pictures, their files' mean bytes, and pictures a second of one core's time (the best of
+    """Return the number of images, their files' mean bytes, and images a second of one core's time (the best of
     some rounds: it does not count the time in which other work had the core)."""
     number, steps = pipelines(folder)
     sizes = [path.stat().st_size for path in Path(folder).rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg')]
@@ -128,9 +128,9 @@ def counted_table(sizes):
         [
             '',
             'parameters, M',
-            'multiply-adds of a forward, G a picture',
+            'multiply-adds of a forward, G a image',
             'of a training step',
-            'kept for backward, MiB a picture',
+            'kept for backward, MiB a image',
             'with `with_cp`',
             'whatever the batch, MiB',
         ],
@@ -159,7 +159,7 @@ def hours_table(sizes, mean_bytes, rate):
         for gpus in GPUS:
             whole = (gpus - 1) / gpus * 4 * one.parameters  # bytes of one all-gather or reduce-scatter, in a ring
             for speed in SUSTAINED:
-                a_gpu = speed * 1e12 / (2 * one.step)  # pictures a second
+                a_gpu = speed * 1e12 / (2 * one.step)  # images a second
                 updates = gpus * a_gpu / BATCH  # a second
                 rows.append(
                     [
@@ -180,7 +180,7 @@ def hours_table(sizes, mean_bytes, rate):
             'GPUs',
             'sustained by a GPU (assumed), 10^12 a second',
             'hours',
-            'pictures a second and GPU',
+            'images a second and GPU',
             'cores a GPU that read them',
             'MiB a second from disk, all',
             'GB a second that a GPU sends, DDP',
@@ -199,7 +199,7 @@ def published_check():
     speed = 800 * IMAGENET * 2 * step / (7.7 * 3600 * 256)
     return (
         f'Published: 7.7 hours for 800 epochs of Base on 256 TPU v3 cores, all sites computed ({step / 1e9:.1f} G '
-        f'multiply-adds a step and picture, counted): {speed / 1e12:.1f} * 10^12 operations a second and core.'
+        f'multiply-adds a step and image, counted): {speed / 1e12:.1f} * 10^12 operations a second and core.'
     )
 
 
@@ -210,19 +210,19 @@ def floor_table(rate, workers=(8, 16)):
         for gpus in GPUS
         for count in workers
     ]
-    return table(['GPUs', 'cores a GPU', 'pictures a second and GPU', 'hours at least'], rows)
+    return table(['GPUs', 'cores a GPU', 'images a second and GPU', 'hours at least'], rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', nargs='+', default=['base', 'huge'])
-    parser.add_argument('--pictures', required=True, help='folder of JPEGs like those of the training')
+    parser.add_argument('--images', required=True, help='folder of JPEGs like those of the training')
     args = parser.parse_args()
-    number, mean_bytes, rate = measure(args.pictures)
+    number, mean_bytes, rate = measure(args.images)
     sizes = {size: count(size) for size in args.sizes}
     print(f'Counted (batch of {A_GPU} a GPU below):\n\n{counted_table(sizes)}\n')
     print(
-        f"Measured: {number} pictures of {mean_bytes / 1024:.1f} KiB on average; {rate:.0f} a second of one core's "
+        f"Measured: {number} images of {mean_bytes / 1024:.1f} KiB on average; {rate:.0f} a second of one core's "
         f'time.\n\nGiB a GPU, counted:\n\n{memory_table(sizes)}\n'
     )
     print(

@@ -60,11 +60,11 @@ def measure(size, execution, batch, steps):
 @torch.no_grad()
 def feature_difference(backbone, execution, batch):
     """Return the distance of the encoder's visible features to those of ``masked``, relative to their norm."""
-    from contestants import pictures, samples
+    from contestants import random_images, samples
 
     from mmconvnextv2.pretrain.masking import stack_visible_cells
 
-    images = pictures(batch, SIDE, CPU)
+    images = random_images(batch, SIDE, CPU)
     cells = stack_visible_cells(samples(batch, SIDE, MASK_RATIO), images.device)
     reference = backbone(images, cells, 'masked')[-1]
     features = backbone(images, cells, execution)[-1].where(reference != 0, 0)
@@ -116,7 +116,7 @@ Batch {args.batch} of {SIDE} x {SIDE} pixels, mask ratio {MASK_RATIO}, float32, 
 Seconds are the median, and the range, of {args.rounds} x {args.steps} steps after {WARM_UP} of warm-up, in turns
 (other work on the same cores widens the ranges).
 Memory is the peak resident size of the process, and what of it came on top of the process before its first step
-(libraries, model and pictures); the optimizer's state is included.
+(libraries, model and images); the optimizer's state is included.
 Differences are relative to `masked`, before the first update; features are the encoder's at visible cells. `leaky`,
 whose convolutions read across the mask, is the control: a comparison that could not tell it apart would prove nothing.
 

@@ -15,13 +15,13 @@ from torchvision.datasets.folder import default_loader
 import mmconvnextv2.pretrain  # noqa: F401, registers the data set
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
-MOST = 256  # pictures a round
+MOST = 256  # images a round
 
 
 def pipelines(folder):
-    """Return the number of pictures, and a function for each reader that reads them once."""
+    """Return the number of images, and a function for each reader that reads them once."""
     if not folder:
-        folder = draw_pictures(tempfile.mkdtemp())
+        folder = write_images(tempfile.mkdtemp())
     config = Config.fromfile(CONFIG).train_dataloader.dataset
     config.data_root = folder
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -42,7 +42,7 @@ def pipelines(folder):
     }
 
 
-def draw_pictures(folder, count=64):
+def write_images(folder, count=64):
     """Write smooth JPEGs of 256 x 341 pixels."""
     random = np.random.default_rng(0)
     for index in range(count):

@@ -68,7 +68,7 @@ def served_by(extension):
             module.ext_module = one
 
 
-def draw_boxes(count: int, seed: int = 0) -> torch.Tensor:
+def random_boxes(count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     side, centre = (torch.rand(count, 2, generator=generator) for _ in range(2))
     side, centre = side * 200 + 10, centre * torch.tensor([1333.0, 800.0])
@@ -84,7 +84,7 @@ def cases() -> dict[str, Case]:
     found = {}
     for count in (100, 300, 1000, 2000):
         for classes in (1, 80):
-            given = (draw_boxes(count), torch.rand(count), torch.randint(classes, (count,)))
+            given = (random_boxes(count), torch.rand(count), torch.randint(classes, (count,)))
             for kind in (
                 dict(type='nms'),
                 *(dict(type='soft_nms', method=method, min_score=1e-3) for method in ('naive', 'linear', 'gaussian')),
@@ -94,10 +94,10 @@ def cases() -> dict[str, Case]:
                 found[f'{title}, {count} boxes, {classes} {"class" if classes == 1 else "classes"}'] = Case(
                     lambda *inputs, config=config: ops.batched_nms(*inputs, config), given
                 )
-    dets = torch.cat([draw_boxes(500), torch.rand(500, 1)], dim=1)
+    dets = torch.cat([random_boxes(500), torch.rand(500, 1)], dim=1)
     found['nms_match, 500 boxes'] = Case(lambda one: [*ops.nms_match(one, 0.5)], (dets,))
     maps = torch.randn(2, 64, 100, 168, requires_grad=True)
-    rois = torch.cat([torch.arange(512.0)[:, None] % 2, draw_boxes(512)], dim=1)
+    rois = torch.cat([torch.arange(512.0)[:, None] % 2, random_boxes(512)], dim=1)
     for ratio in (0, 2):
         found[f'RoIAlign 7 x 7, sampling ratio {ratio}, 512 RoIs, 64 channels'] = Case(
             lambda one, two, ratio=ratio: [ops.roi_align(one, two, 7, 1 / 8, ratio, 'avg', True)], (maps, rois)

@@ -1,9 +1,9 @@
-"""Measure FCMAE with one and two processes: pictures a second, peak memory a process; write benchmarks/scaling.md.
+"""Measure FCMAE with one and two processes: images a second, peak memory a process; write benchmarks/scaling.md.
 
     python benchmarks/scaling.py                    # about five minutes on two quiet cores
     python benchmarks/scaling.py --rounds 1 --steps 5 --size atto
 
-Processes of one thread each train the shipped recipe's model by gloo on pictures of their own; one process and two take
+Processes of one thread each train the shipped recipe's model by gloo on images of their own; one process and two take
 turns, so that other work on the machine meets both. Nothing is read from disk.
 """
 
@@ -40,14 +40,14 @@ class Loss(nn.Module):
 
 def work(args):
     """Train in one process of a group; the first writes what all of them needed."""
-    from cost import build, draw_batch
+    from cost import build, random_batch
 
     torch.set_num_threads(1)
     dist.init_process_group('gloo')
     torch.manual_seed(0)
     model = nn.parallel.DistributedDataParallel(Loss(build(args.size)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    images, samples = draw_batch(args.batch, args.side)
+    images, samples = random_batch(args.batch, args.side)
     seconds = []
     for _ in range(args.warm_up + args.steps):
         dist.barrier()
@@ -99,13 +99,13 @@ def report(found, args):
                 f'{statistics.median(peaks):.0f}',
             ]
         )
-    return table(['processes', 'pictures a second', "of one process's, a process", 'peak resident MiB a process'], rows)
+    return table(['processes', 'images a second', "of one process's, a process", 'peak resident MiB a process'], rows)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', default='tiny')
-    parser.add_argument('--batch', type=int, default=8, help='pictures a process')
+    parser.add_argument('--batch', type=int, default=8, help='images a process')
     parser.add_argument('--side', type=int, default=224, help='pixels')
     parser.add_argument('--steps', type=int, default=15, help='timed in each turn')
     parser.add_argument('--warm-up', type=int, default=3)
@@ -128,7 +128,7 @@ def main():
             runs.append(run(processes, args))
     text = (
         f'# One and two processes\n\nWritten by `benchmarks/scaling.py` on {hardware}.\nFCMAE, {args.size}, '
-        f'packed, float32, {args.batch} pictures of {args.side} pixels a process: forward, backward with DDP over '
+        f'packed, float32, {args.batch} images of {args.side} pixels a process: forward, backward with DDP over '
         f'gloo, AdamW step; {args.rounds} turns of {args.steps} steps each, alternating. In brackets the least '
         f'and the most of the turns.\n\n{report(found, args)}\n'
     )

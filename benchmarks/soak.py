@@ -2,7 +2,7 @@
 
     python benchmarks/soak.py --minutes 60 --folder work_dirs/soak
 
-Both runs go side by side on the embedded pictures. The killed one is sent a signal (SIGKILL, now and then SIGTERM)
+Both runs go side by side on the embedded images. The killed one is sent a signal (SIGKILL, now and then SIGTERM)
 after a random time between ``--every`` / 2 and ``--every`` * 3 / 2 seconds, and resumed; after ``--minutes`` it is left
 alone. The command ends with status 1 unless weights and moments are the same bits, every checkpoint found was whole,
 and the resident memory of the quiet run's second half stayed below 1.1 times that of its first.
@@ -110,14 +110,14 @@ def main():
     parser.add_argument('--minutes', type=float, default=60, help='no more kills after this time')
     parser.add_argument('--every', type=float, default=180, help='mean seconds between kills, start of Python included')
     parser.add_argument('--epochs', type=int, default=20)
-    parser.add_argument('--pictures', type=int, default=320)
+    parser.add_argument('--images', type=int, default=320)
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--keep', type=int, default=2)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--folder', type=Path, default=Path('work_dirs/soak'))
     args = parser.parse_args()
     if not (args.folder / 'data').exists():
-        make_embedded(str(args.folder / 'data'), EmbeddedSpec(unlabelled=args.pictures, train=1, val=1))
+        make_embedded(str(args.folder / 'data'), EmbeddedSpec(unlabelled=args.images, train=1, val=1))
     with ThreadPoolExecutor() as pool:
         quiet = pool.submit(run_quietly, args)
         kills = run_disturbed(args, random.Random(args.seed))

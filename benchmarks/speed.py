@@ -1,7 +1,7 @@
 """Measure seconds, bytes kept for backward and peak memory of our models beside their peers; write benchmarks/speed.md.
 
     python benchmarks/speed.py                                   # every table, or: make benchmark
-    python benchmarks/speed.py --only loader --pictures DIR      # one table anew, the others stay
+    python benchmarks/speed.py --only loader --images DIR      # one table anew, the others stay
 
 Contestants take turns of two steps in one process, of which the second is timed, and a ratio compares neighbouring
 turns: its median, and in brackets the least and the most. Outputs, losses and weights that should be equal are compared
@@ -91,7 +91,7 @@ def write_fcmae(args):
     """A whole FCMAE step, packed against masked."""
     text = [
         f'Forward, backward and AdamW step; batch {args.batch} of 224 pixels, mask ratio 0.6. Peak: what three '
-        'steps take on top of model and pictures.\n'
+        'steps take on top of model and images.\n'
     ]
     for size in args.sizes:
         peak = peaks(size, args)
@@ -139,7 +139,7 @@ def write_spark(args):
         'SparK (mmpretrain)': spark(args.batch, 224, args.device, args.bf16),
     }
     return (
-        f'The same pictures, batch {args.batch} of 224 pixels, mask ratio 0.6, AdamW for both. SparK is another '
+        f'The same images, batch {args.batch} of 224 pixels, mask ratio 0.6, AdamW for both. SparK is another '
         'method: dense, with a UNet decoder over four stages.\n\n'
         + contest_table(contest, 'step', args, dict.fromkeys(contest, 'packed'))
     )
@@ -224,7 +224,7 @@ def write_downstream(args):
     from contestants import downstream
 
     text = [
-        f'{args.dense_batch} pictures of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), '
+        f'{args.dense_batch} images of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), '
         'Tiny, AdamW; heads as in the recipes. The same weights in both; the first losses are compared.\n'
     ]
     for title, config in (
@@ -277,29 +277,29 @@ def write_scaling(args):
         'batch',
         'pixels',
         'mask ratio',
-        'ms a picture',
+        'ms a image',
         'masked takes times longer',
-        'kept for backward, MiB a picture',
+        'kept for backward, MiB a image',
         'ours / masked',
     ]
     return 'Packed, beside masked with the same operations; losses and features equal.\n\n' + table(header, rows) + '\n'
 
 
 def write_loader(args):
-    """Pictures a second of the FCMAE pipeline, one core, beside torchvision's reading of the same folder."""
+    """LabelledImages a second of the FCMAE pipeline, one core, beside torchvision's reading of the same folder."""
     from loader import pipelines
 
-    count, steps = pipelines(args.pictures)
+    count, steps = pipelines(args.images)
     seconds = race(steps, args.rounds, torch.device('cpu'))
     ours, theirs = seconds
     rows = [
         [ours, f'{count / statistics.median(seconds[ours]):.0f}', ''],
         [theirs, f'{count / statistics.median(seconds[theirs]):.0f}', spread(seconds[theirs], seconds[ours])],
     ]
-    where = 'the folder given' if args.pictures else 'drawn pictures of 256 pixels'
+    where = 'the folder given' if args.images else 'drawn images of 256 pixels'
     return (
-        f'{count} JPEG pictures of {where}: read, crop to 224 pixels (bicubic), flip; one process, one thread.\n\n'
-        + table(['', 'pictures a second', 'times longer than ours'], rows)
+        f'{count} JPEG images of {where}: read, crop to 224 pixels (bicubic), flip; one process, one thread.\n\n'
+        + table(['', 'images a second', 'times longer than ours'], rows)
         + '\n'
     )
 
@@ -361,7 +361,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--device', type=torch.device, default=torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     )
-    parser.add_argument('--pictures', help='folder of JPEGs for the loader; drawn ones without it')
+    parser.add_argument('--images', help='folder of JPEGs for the loader; drawn ones without it')
     parser.add_argument('--out', default='benchmarks/speed.md')
     parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -17,7 +17,7 @@ DOCS = 'docs/'
 LINK = re.compile(r'(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)')  # what stands in [text](here#heading)
 FENCE = re.compile(r'(^```.*?^```)', re.MULTILINE | re.DOTALL)
 ROLE = re.compile(r':(?:class|func|meth|attr|mod):(?=<code>)')  # of the docstrings' cross-references
-PICTURES = ('.png', '.jpg', '.svg')
+IMAGES = ('.png', '.jpg', '.svg')
 HOME = 'README.md'  # the site has a home of its own, index.md
 REPOSITORY_PATHS: dict[str, str] = {}  # by the path on the site, of what is added here
 
@@ -28,7 +28,7 @@ def site_path(path: str) -> str:
         return path[len(DOCS) :]
     if path == HOME:
         return 'repository.md'
-    return path if path.endswith(('.md', *PICTURES)) else f'{path}.md'
+    return path if path.endswith(('.md', *IMAGES)) else f'{path}.md'
 
 
 def repository_path(src_uri: str) -> str:
@@ -69,7 +69,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def generated(path: str, config: MkDocsConfig) -> File:
     """Make the site's file for one of the repository."""
     source = os.path.join(ROOT, path)
-    if path.endswith(('.md', *PICTURES)):
+    if path.endswith(('.md', *IMAGES)):
         return File.generated(config, site_path(path), abs_src_path=source)
     with open(source) as file:
         code = file.read()

@@ -89,7 +89,7 @@ def test_out_indices_choose_maps(make_backbone, given, stages):
     assert {name for name, _ in chosen.named_children() if name.startswith('norm')} == {f'norm{one}' for one in stages}
 
 
-def test_odd_pictures_lose_their_rest(make_backbone):
+def test_odd_images_lose_their_rest(make_backbone):
     """A dense forward of any size equals that of the image cut to whole patches of 4, stage sizes rounded down."""
     model, images = make_backbone(), torch.randn(1, 3, 71, 109, dtype=torch.float64)
     maps = model(images)
@@ -119,7 +119,7 @@ def test_frozen_stages_keep_their_values(make_backbone, frozen_stages):
         ((1, 3, 31, 64), 'images are 31x64 pixels.*at least 32x32'),
     ],
 )
-def test_pictures_that_cannot_be_visited_are_refused(make_backbone, shape, message):
+def test_images_that_cannot_be_visited_are_refused(make_backbone, shape, message):
     """The error names the image's shape and what is expected."""
     with pytest.raises(ValueError, match=message):
         make_backbone()(torch.zeros(shape, dtype=torch.float64))

@@ -10,7 +10,7 @@ from mmseg.datasets import BaseSegDataset
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mmconvnextv2.datasets import GROUNDS, OBJECTS, EmbeddedSpec, draw_scene, make_embedded
+from mmconvnextv2.datasets import GROUNDS, OBJECTS, EmbeddedSpec, make_embedded, render_scene
 from mmconvnextv2.datasets.synthetic import writer as embedded
 from mmconvnextv2.datasets.synthetic.scenes import object_mask
 
@@ -24,20 +24,20 @@ def root(tmp_path_factory):
     return path
 
 
-def test_same_pictures_each_time(root, tmp_path):
+def test_same_images_each_time(root, tmp_path):
     """Drawing again gives the same bytes, and other seeds and splits give other images."""
     make_embedded(str(tmp_path / 'new' / 'again'), SPEC)
     files = [path.relative_to(root) for path in root.rglob('*') if path.is_file()]
     assert len(files) == 2 + 3 * (6 + 3) + 2 + 1
     assert all((root / name).read_bytes() == (tmp_path / 'new' / 'again' / name).read_bytes() for name in files)
-    assert not np.array_equal(draw_scene(0, 1, 0, 64).image, draw_scene(1, 1, 0, 64).image)
-    assert not np.array_equal(draw_scene(0, 1, 0, 64).image, draw_scene(0, 2, 0, 64).image)
+    assert not np.array_equal(render_scene(0, 1, 0, 64).image, render_scene(1, 1, 0, 64).image)
+    assert not np.array_equal(render_scene(0, 1, 0, 64).image, render_scene(0, 2, 0, 64).image)
 
 
-def test_picture_does_not_depend_on_the_others(root):
+def test_image_does_not_depend_on_the_others(root):
     """The last training image on disk is drawn alike without those before it."""
-    assert np.array_equal(np.asarray(Image.open(root / 'coco/train2017/000005.png')), draw_scene(0, 1, 5, 64).image)
-    assert np.array_equal(np.asarray(Image.open(root / 'unlabelled/000001.png')), draw_scene(0, 0, 1, 64).image)
+    assert np.array_equal(np.asarray(Image.open(root / 'coco/train2017/000005.png')), render_scene(0, 1, 5, 64).image)
+    assert np.array_equal(np.asarray(Image.open(root / 'unlabelled/000001.png')), render_scene(0, 0, 1, 64).image)
 
 
 def test_layouts_agree(root):
@@ -103,7 +103,7 @@ def test_shapes_have_their_geometric_area(name, area):
 
 def test_occlusion_and_scale_vary():
     """Among forty scenes some objects are partly covered, sizes differ fourfold, and every class and ground occurs."""
-    scenes = [draw_scene(0, 1, index, 128) for index in range(40)]
+    scenes = [render_scene(0, 1, index, 128) for index in range(40)]
     areas = {
         kind: [mask.sum() for scene in scenes for category, mask in scene.instances if category == kind]
         for kind in range(len(OBJECTS))

@@ -26,7 +26,7 @@ BUILTIN = {
 }
 
 
-class Picture(torch.utils.data.Dataset):
+class Image(torch.utils.data.Dataset):
     """Raises an error where a data loader asks for its second item."""
 
     def __init__(self, error):
@@ -47,7 +47,7 @@ def test_errors_of_ours_are_one_line(error, workers):
     """Raised here or in a data loader's worker, an error of ours is one line, and what it was before for callers."""
     assert issubclass(error, BUILTIN[error])
     with pytest.raises(SystemExit, match='^error: b.png cannot be read: replace it$'):
-        run_tool(lambda args: list(DataLoader(Picture(error), num_workers=workers)), Namespace(traceback=False))
+        run_tool(lambda args: list(DataLoader(Image(error), num_workers=workers)), Namespace(traceback=False))
 
 
 def test_bugs_show_their_traceback():

@@ -14,7 +14,7 @@ from mmconvnextv2.commands.arguments import import_scope
 from mmconvnextv2.commands.export import parse_args
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.export.graphs import BackboneGraph, CellAverage, Exported
-from mmconvnextv2.export.runtimes import export_program, need
+from mmconvnextv2.export.runtimes import export_program, require
 
 needs_onnx = pytest.mark.skipif(
     not find_spec('onnxruntime') or not find_spec('onnxscript'),
@@ -231,5 +231,5 @@ def test_mistakes_are_one_sentence(trained, export, tmp_path):
     with pytest.raises(SystemExit, match='^error: .*there.pt2 exists: choose another name, .* --force$'):
         run_tool(there.run, there)
     with pytest.raises(ValueError, match=r'nothing_such not installed: pip install "mmconvnextv2\[export\]"'):
-        need('torch', 'nothing_such')
+        require('torch', 'nothing_such')
     assert [path.name for path in tmp_path.iterdir()] == ['there.pt2']

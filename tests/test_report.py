@@ -13,19 +13,19 @@ from mmconvnextv2.analysis.html import Report, read_curve, read_metric
 
 def test_report_is_self_contained(tmp_path):
     """Images come back bit for bit from the page, text is escaped, and nothing points to a network."""
-    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / 'picture.png')
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / 'image.png')
     report = Report('A & B')
     report.table(['metric'], [['<41.2>']])
-    report.picture(tmp_path / 'picture.png', 'caption')
-    report.small_pictures([tmp_path / 'picture.png'] * 2, 'two')
+    report.image(tmp_path / 'image.png', 'caption')
+    report.thumbnails([tmp_path / 'image.png'] * 2, 'two')
     report.curves({'run': ([1, 2], [3.0, 4.0])}, 'loss')
     report.write(tmp_path / 'report.html')
     page = (tmp_path / 'report.html').read_text()
     assert 'A &amp; B' in page and '&lt;41.2&gt;' in page
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == 4 and all(source.startswith('data:image/png;base64,') for source in sources)
-    picture = (tmp_path / 'picture.png').read_bytes()
-    assert all(base64.b64decode(source.split(',')[1]) == picture for source in sources[:3])
+    image = (tmp_path / 'image.png').read_bytes()
+    assert all(base64.b64decode(source.split(',')[1]) == image for source in sources[:3])
     assert not re.search(r'https?://|<script|<link', page)
 
 

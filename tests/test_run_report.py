@@ -53,10 +53,10 @@ def work_dir(tmp_path):
     ]
     second = [dict(loss=1.0, base_lr=5e-4, lr=5e-5, time=0.25, iter=30, step=30), dict(mIoU=41.25, time=9.0, step=30)]
     write_run(folder, '20260101_000000', first)
-    pictures = write_run(folder, '20260102_000000', second) / 'vis_image'
-    pictures.mkdir()
-    Image.new('RGB', (64, 64), (255, 0, 255)).save(pictures / 'reconstruction_30.png')
-    Image.new('RGB', (64, 64), (0, 255, 0)).save(pictures / 'frame_0.png')
+    images = write_run(folder, '20260102_000000', second) / 'vis_image'
+    images.mkdir()
+    Image.new('RGB', (64, 64), (255, 0, 255)).save(images / 'reconstruction_30.png')
+    Image.new('RGB', (64, 64), (0, 255, 0)).save(images / 'frame_0.png')
     parameters = [torch.nn.Parameter(torch.zeros(3, 5)), torch.nn.Parameter(torch.zeros(1200))]
     optimizer = torch.optim.AdamW(
         [
@@ -128,7 +128,7 @@ def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason='needs Chromium: apt-get install chromium')
-def test_browser_draws_the_pictures(work_dir, tmp_path):
+def test_browser_draws_the_images(work_dir, tmp_path):
     """A headless browser without network shows the colours of the reconstruction and of the prediction."""
     page_of(work_dir)
     subprocess.run(
@@ -151,11 +151,11 @@ def test_browser_draws_the_pictures(work_dir, tmp_path):
         assert (pixels == colour).all(1).sum() >= 64 * 64
 
 
-def test_given_pictures_and_mistakes(work_dir, tmp_path):
-    """--pictures adds a folder; a folder without a run, or that is not there, ends as one line and leaves no page."""
+def test_given_images_and_mistakes(work_dir, tmp_path):
+    """--images adds a folder; a folder without a run, or that is not there, ends as one line and leaves no page."""
     (tmp_path / 'more').mkdir()
     Image.new('RGB', (8, 8)).save(tmp_path / 'more' / 'a.png')
-    assert '1 of 1' in page_of(work_dir, '--pictures', str(tmp_path / 'more'))
+    assert '1 of 1' in page_of(work_dir, '--images', str(tmp_path / 'more'))
     for folder in (tmp_path / 'more', tmp_path / 'nowhere'):
         with pytest.raises(SystemExit, match='error: .*--work-dir of a training or test'):
             page_of(folder)

@@ -20,9 +20,9 @@ DETECTION = re.compile(r'^## Detect\n.*?(?=^## )', re.MULTILINE | re.DOTALL)
 PLACE = 'import mmconvnextv2; print(mmconvnextv2.__file__)'
 COMPARISON = """
 import torch
-from mmconvnextv2.checkpoint import to_canonical, unwrap
+from mmconvnextv2.checkpoint import to_canonical, extract_state_dict
 from mmconvnextv2.checkpoint.load import load_file
-one, two = (to_canonical(unwrap(load_file(path))) for path in ('segment/iter_40.pth', 'back.safetensors'))
+one, two = (to_canonical(extract_state_dict(load_file(path))) for path in ('segment/iter_40.pth', 'back.safetensors'))
 assert all(torch.equal(one[key], two[key]) for key in two)
 assert all(key.startswith('norm') for key in one.keys() - two.keys()), one.keys() - two.keys()
 """

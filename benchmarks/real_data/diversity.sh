@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Pretraining with and without GRN side by side, and both diversity curves:  benchmarks/real_data/diversity.sh PICTURES
+# Pretraining with and without GRN side by side, and both diversity curves:  benchmarks/real_data/diversity.sh IMAGES
 set -euo pipefail
-pictures=${1:?usage: benchmarks/real_data/diversity.sh PICTURES}
+images=${1:?usage: benchmarks/real_data/diversity.sh IMAGES}
 here=benchmarks/real_data
 out=work_dirs/real_data/diversity
 python=${PYTHON:-.venv/bin/python}
 pretrain() {
     OMP_NUM_THREADS=1 "$python" tools/train.py $here/diversity_$1.py --work-dir $out/$1 --resume \
-        --cfg-options train_dataloader.dataset.data_root="$pictures"
+        --cfg-options train_dataloader.dataset.data_root="$images"
 }
 pretrain with-grn & first=$!
 pretrain without-grn
@@ -17,7 +17,7 @@ for norm in with-grn without-grn; do
     models+=(--model "$norm, drawn" $here/diversity_$norm.py random)
     models+=(--model "$norm, pretrained" $here/diversity_$norm.py "$(cat $out/$norm/last_checkpoint)")
 done
-"$python" tools/analyze_features.py distance "$pictures" --size 160 --out $out/distance "${models[@]}"
+"$python" tools/analyze_features.py distance "$images" --size 160 --out $out/distance "${models[@]}"
 for norm in with-grn without-grn; do
     "$python" tools/report.py $out/$norm --distance $out/distance/distance.csv
 done

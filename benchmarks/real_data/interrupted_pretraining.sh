@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Fifty epochs of FCMAE, killed once and resumed:  benchmarks/real_data/interrupted_pretraining.sh PICTURES
+# Fifty epochs of FCMAE, killed once and resumed:  benchmarks/real_data/interrupted_pretraining.sh IMAGES
 set -euo pipefail
-pictures=${1:?usage: benchmarks/real_data/interrupted_pretraining.sh PICTURES}
+images=${1:?usage: benchmarks/real_data/interrupted_pretraining.sh IMAGES}
 config=benchmarks/real_data/fcmae_50-epochs_in1k-sample.py
 out=work_dirs/real_data/fcmae_50-epochs
 python=${PYTHON:-.venv/bin/python}
-train=("$python" tools/train.py $config --work-dir $out --cfg-options train_dataloader.dataset.data_root="$pictures")
+train=("$python" tools/train.py $config --work-dir $out --cfg-options train_dataloader.dataset.data_root="$images")
 "${train[@]}" &
 until [ -f $out/iter_1000.pth ]; do
     kill -0 $!  # ends the script if training ended
@@ -15,4 +15,4 @@ sleep 20  # into the iterations after the checkpoint
 kill -KILL $!
 wait $! || echo "killed: status $?"
 "${train[@]}" --resume
-"$python" tools/reconstruct.py $config $out/iter_2150.pth "$pictures" --out $out/reconstruction.png
+"$python" tools/reconstruct.py $config $out/iter_2150.pth "$images" --out $out/reconstruction.png

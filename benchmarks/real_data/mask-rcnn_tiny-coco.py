@@ -1,4 +1,4 @@
-# Mask R-CNN-Atto with the full-size heads on 50 + 50 COCO pictures; small pictures, few iterations.
+# Mask R-CNN-Atto with the full-size heads on 50 + 50 COCO images; small images, few iterations.
 _base_ = '../../configs/mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py'
 scale = (256, 256)
 model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=scale, pad_mask=True)]))

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Mask R-CNN and Cascade Mask R-CNN learn eight pictures of few objects by heart:  benchmarks/real_data/overfit.sh DATA
+# Mask R-CNN and Cascade Mask R-CNN learn eight images of few objects by heart:  benchmarks/real_data/overfit.sh DATA
 # DATA holds tiny_coco/ (COCO layout).
 set -euo pipefail
 data=$(cd "${1:?usage: benchmarks/real_data/overfit.sh DATA}/tiny_coco" && pwd)
 out=work_dirs/real_data/overfit
 python=${PYTHON:-.venv/bin/python}
 mkdir -p $out
-ln -sfn "$data/train2017" $out/pictures
+ln -sfn "$data/train2017" $out/images
 "$python" - "$data/annotations/instances_train2017.json" $out/eight.json <<'END'
 import json
 import sys
@@ -20,7 +20,7 @@ everything['images'] = [image for image in everything['images'] if image['id'] i
 everything['annotations'] = [one for one in objects if one['image_id'] in chosen]
 with open(sys.argv[2], 'w') as file:
     json.dump(everything, file)
-print(f"8 pictures, {len(everything['annotations'])} objects")
+print(f"8 images, {len(everything['annotations'])} objects")
 END
 for detector in mask-rcnn cascade; do
     "$python" tools/train.py benchmarks/real_data/overfit_$detector.py --work-dir $out/$detector

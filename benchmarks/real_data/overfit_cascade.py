@@ -33,9 +33,9 @@ train_dataloader = dict(
     num_workers=1,
     sampler=dict(type='InfiniteSampler'),
     batch_sampler=None,
-    dataset=dict(**data, data_prefix=dict(img='pictures/'), pipeline=pipeline),
+    dataset=dict(**data, data_prefix=dict(img='images/'), pipeline=pipeline),
 )
-val_dataloader = dict(num_workers=1, dataset=dict(**data, data_prefix=dict(img='pictures/'), pipeline=test_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(**data, data_prefix=dict(img='images/'), pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'eight.json')
 test_evaluator = val_evaluator

@@ -1,4 +1,4 @@
-# Mask R-CNN-Atto learns eight COCO pictures by heart: narrow heads, small pictures, no augmentation, fp32, no weights.
+# Mask R-CNN-Atto learns eight COCO images by heart: narrow heads, small images, no augmentation, fp32, no weights.
 _base_ = '../../configs/mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py'
 num_iters = 150
 channels, norm = 96, dict(type='BN')
@@ -32,9 +32,9 @@ train_dataloader = dict(
     num_workers=1,
     sampler=dict(type='InfiniteSampler'),
     batch_sampler=None,
-    dataset=dict(**data, data_prefix=dict(img='pictures/'), pipeline=pipeline),
+    dataset=dict(**data, data_prefix=dict(img='images/'), pipeline=pipeline),
 )
-val_dataloader = dict(num_workers=1, dataset=dict(**data, data_prefix=dict(img='pictures/'), pipeline=test_pipeline))
+val_dataloader = dict(num_workers=1, dataset=dict(**data, data_prefix=dict(img='images/'), pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'eight.json')
 test_evaluator = val_evaluator

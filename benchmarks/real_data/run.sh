@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FCMAE, conversion, Mask R-CNN and UperNet on real pictures:  benchmarks/real_data/run.sh DATA
+# FCMAE, conversion, Mask R-CNN and UperNet on real images:  benchmarks/real_data/run.sh DATA
 # DATA holds in1k_sample/, tiny_coco/ (COCO layout) and camvid/{images,annotations}/{train,val}.
 set -euo pipefail
 data=${1:?usage: benchmarks/real_data/run.sh DATA}

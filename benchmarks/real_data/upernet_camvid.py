@@ -1,4 +1,4 @@
-# UperNet-Atto with the full-size heads on CamVid; small pictures, few iterations.
+# UperNet-Atto with the full-size heads on CamVid; small images, few iterations.
 _base_ = '../../configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py'
 classes = (
     'Sky',

@@ -20,7 +20,7 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='DrawVisibleCells', mask_ratio=0.6),
+    dict(type='FCMAEMaskGenerator', mask_ratio=0.6),
     dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'visible_cells')),
 ]
 train_dataloader = dict(
@@ -29,7 +29,7 @@ train_dataloader = dict(
     persistent_workers=True,
     pin_memory=True,
     drop_last=True,
-    sampler=dict(type='DrawSampler', shuffle=True, drop_last=True),
+    sampler=dict(type='DeterministicSampler', shuffle=True, drop_last=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='UnlabelledImages', data_root='data/imagenet/train', pipeline=train_pipeline))
 

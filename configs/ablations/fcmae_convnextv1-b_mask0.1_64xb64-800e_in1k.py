@@ -2,6 +2,6 @@
 _base_ = './fcmae_convnextv1-b_64xb64-800e_in1k.py'
 mask_ratio = 0.1
 train_pipeline = [
-    {**step, 'mask_ratio': mask_ratio} if step['type'] == 'DrawVisibleCells' else step for step in _base_.train_pipeline
+    {**one, 'mask_ratio': mask_ratio} if one['type'] == 'FCMAEMaskGenerator' else one for one in _base_.train_pipeline
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

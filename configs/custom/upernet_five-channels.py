@@ -7,7 +7,7 @@ model = dict(
     # one value a band, of your images
     data_preprocessor=dict(mean=[110.] * channels, std=[60.] * channels, bgr_to_rgb=False),
     backbone=dict(in_channels=channels))
-load = dict(type='mmpretrain.LoadPicture', channels=channels)
+load = dict(type='mmpretrain.LoadMultiChannelImage', channels=channels)
 plain = [step for step in _base_.train_pipeline[1:] if step['type'] != 'PhotoMetricDistortion']
 train_dataloader = dict(dataset=dict(img_suffix='.npy', pipeline=[load, *plain]))
 val_dataloader = dict(dataset=dict(img_suffix='.npy', pipeline=[load, *_base_.test_pipeline[1:]]))

@@ -78,7 +78,7 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
     return tiles
 
 
-def plot_maps(pictures: np.ndarray, rows: Sequence[Sequence[Panel]], title: str, path: str) -> None:
+def plot_maps(images: np.ndarray, rows: Sequence[Sequence[Panel]], title: str, path: str) -> None:
     """Draw a row per image: the image, then the channel maps of each block.
 
     Args:
@@ -90,10 +90,10 @@ def plot_maps(pictures: np.ndarray, rows: Sequence[Sequence[Panel]], title: str,
     num_columns = 1 + max(map(len, rows))
     figure = Figure(figsize=(3 * num_columns, 3.3 * len(rows) + 0.4), layout='constrained')
     figure.suptitle(title)
-    for grid, picture, panels in zip(figure.subplots(len(rows), num_columns, squeeze=False), pictures, rows):
+    for grid, image, panels in zip(figure.subplots(len(rows), num_columns, squeeze=False), images, rows):
         for axes in grid:
             axes.set_axis_off()
-        grid[0].imshow(picture)
+        grid[0].imshow(image)
         for axes, panel in zip(grid[1:], panels):
             axes.imshow(mosaic(panel.maps), cmap='viridis', vmin=0, vmax=1, interpolation='nearest')
             axes.set_title(panel.title, fontsize=9)

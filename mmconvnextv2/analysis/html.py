@@ -58,9 +58,9 @@ def read_metric(work_dir: str | Path, key: str) -> float:
     return values[-1]
 
 
-def _inline(picture: str | Path | bytes, text: str) -> str:
+def _inline(image: str | Path | bytes, text: str) -> str:
     """Return an ``img`` element that holds a PNG or JPEG itself."""
-    content = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+    content = image if isinstance(image, bytes) else Path(image).read_bytes()
     kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
@@ -103,15 +103,15 @@ class Report:
         lines += [''.join(f'<td>{escape(str(cell))}</td>' for cell in row) for row in rows]
         self.parts.append('<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>')
 
-    def picture(self, picture: str | Path | bytes, caption: str) -> None:
+    def image(self, image: str | Path | bytes, caption: str) -> None:
         """Add a PNG or JPEG, given as a path or as bytes, inside the file."""
-        self.parts.append(f'<figure>{_inline(picture, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
+        self.parts.append(f'<figure>{_inline(image, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
 
-    def small_pictures(self, pictures: Sequence[str | Path], caption: str) -> None:
+    def thumbnails(self, images: Sequence[str | Path], caption: str) -> None:
         """Add images of few pixels, enlarged, two in a row, with one caption."""
-        images = ''.join(_inline(picture, caption) for picture in pictures)
+        inlined = ''.join(_inline(image, caption) for image in images)
         self.parts.append(
-            f'<figure><div class="small">{images}</div><figcaption>{escape(caption)}</figcaption></figure>'
+            f'<figure><div class="small">{inlined}</div><figcaption>{escape(caption)}</figcaption></figure>'
         )
 
     def curves(
@@ -133,7 +133,7 @@ class Report:
         axes.legend()
         buffer = io.BytesIO()
         figure.savefig(buffer, format='png', dpi=110)
-        self.picture(buffer.getvalue(), caption)
+        self.image(buffer.getvalue(), caption)
 
     def write(self, path: str | Path) -> None:
         """Write the file, all or nothing."""

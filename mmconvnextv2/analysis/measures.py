@@ -37,7 +37,7 @@ def cosine_distance(features: Tensor) -> Tensor:
     return ((1 - similarity / values.shape[-1] ** 2) / 2).clamp(0, 1)
 
 
-class Moments:
+class RunningStats:
     """Mean and deviation of a stream of numbers, one stream a block."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..checkpoint import detect_dialect, from_canonical, load_backbone, read_backbone, to_canonical, unwrap
+from ..checkpoint import detect_layout, extract_state_dict, from_canonical, load_backbone, read_backbone, to_canonical
 from ..checkpoint.build import backbone_from_weights
 from ..checkpoint.load import load_file
 from ..models.convnext_v2 import ARCHS, ConvNeXtV2
@@ -29,7 +29,7 @@ HELP = f"""LABEL is what figures call the model. SOURCE and WEIGHTS are one of:
 "random" in the place of FILE leaves the weights as they are drawn."""
 
 
-class Subject(NamedTuple):
+class AnalyzedModel(NamedTuple):
     """A model to analyse, and the normalisation of its RGB images (0 to 255), three values each."""
 
     label: str
@@ -54,7 +54,7 @@ class Subject(NamedTuple):
             ) from error
 
 
-def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> list[Subject]:
+def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> list[AnalyzedModel]:
     """Build models from ``(LABEL, SOURCE)`` or ``(LABEL, SOURCE, WEIGHTS)``, in evaluation mode.
 
     Raises:
@@ -73,7 +73,7 @@ def _split(spec: Sequence[str]) -> tuple[str, str, str | None]:
     return spec[0], spec[1], spec[2] if len(spec) == 3 else None
 
 
-def load_subject(label: str, source: str, weights: str | None = None, device: str = 'cpu') -> Subject:
+def load_subject(label: str, source: str, weights: str | None = None, device: str = 'cpu') -> AnalyzedModel:
     """Build one model; see ``HELP``."""
     library, _, name = source.partition(':')
     mean, std = IMAGENET.mean, IMAGENET.std
@@ -97,7 +97,7 @@ def load_subject(label: str, source: str, weights: str | None = None, device: st
             'of RGB images can be analysed'
         )
     model.eval()  # mmpretrain's return nothing from it
-    return Subject(label, model.to(device), mean, std)
+    return AnalyzedModel(label, model.to(device), mean, std)
 
 
 def _required(weights: str | None, source: str) -> str:
@@ -144,7 +144,7 @@ def _load_config(path: str, weights: str) -> tuple[nn.Module, Sequence[float], S
 
 def _load_file(path: str) -> nn.Module:
     """Build the ``ConvNeXtV2`` that a checkpoint is of."""
-    weights = read_backbone(unwrap(load_file(path))).weights
+    weights = read_backbone(extract_state_dict(load_file(path))).weights
     try:
         return backbone_from_weights(weights, out_norm=False)
     except UserError as error:
@@ -162,7 +162,7 @@ def _load_mmpretrain(name: str, weights: str | None) -> nn.Module:
     if weights == RANDOM:
         _draw(model)
         return model.backbone
-    content = unwrap(load_file(weights))
+    content = extract_state_dict(load_file(weights))
     whole = {key.partition('backbone.')[2]: value for key, value in content.items() if key.startswith('backbone.')}
     _load(model.backbone, whole or to_canonical(content), weights, ('norm',))
     return model.backbone
@@ -173,7 +173,7 @@ def _load_timm(name: str, weights: str | None) -> nn.Module:
     _check_name('timm', name, timm.list_models() + timm.list_pretrained())
     model = timm.create_model(name, pretrained=weights is None, num_classes=0)
     if weights not in (None, RANDOM):
-        content = unwrap(load_file(weights))
+        content = extract_state_dict(load_file(weights))
         if name.startswith('convnext'):
             content = _as_timm(content, model)
         _load(model, content, weights, ('head.', 'norm.', 'fc_norm.'))
@@ -184,7 +184,7 @@ def _as_timm(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Rename ConvNeXt weights of any layout to those of a model of timm."""
     wide = any(key.endswith('mlp.fc1.weight') and value.ndim == 4 for key, value in model.state_dict().items())
     layout = 'timm-conv' if wide else 'timm'
-    if detect_dialect(weights) == layout:
+    if detect_layout(weights) == layout:
         return weights
     return from_canonical(
         {key: value for key, value in to_canonical(weights).items() if not key.startswith('norm')}, layout

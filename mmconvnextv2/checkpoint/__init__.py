@@ -7,7 +7,7 @@ from ..utils.moved import moved_names
 from .conversion import (
     classifier_from_canonical,
     classifier_to_canonical,
-    detect_dialect,
+    detect_layout,
     from_canonical,
     pretraining_from_canonical,
     pretraining_to_canonical,
@@ -15,20 +15,20 @@ from .conversion import (
     read_backbone,
     to_canonical,
 )
-from .layouts import DIALECTS
+from .layouts import LAYOUTS
 from .pretrained import LICENCE, ConvNeXtV2Pretrained, load_backbone
-from .state_dict import unwrap
+from .state_dict import extract_state_dict
 from .strict import check_weights
 
 __getattr__ = moved_names(__name__)
 __all__ = [
-    'DIALECTS',
+    'LAYOUTS',
     'LICENCE',
     'ConvNeXtV2Pretrained',
     'check_weights',
     'classifier_from_canonical',
     'classifier_to_canonical',
-    'detect_dialect',
+    'detect_layout',
     'from_canonical',
     'load_backbone',
     'pretraining_from_canonical',
@@ -36,5 +36,5 @@ __all__ = [
     'read_arch',
     'read_backbone',
     'to_canonical',
-    'unwrap',
+    'extract_state_dict',
 ]

@@ -13,7 +13,8 @@ from typing import NamedTuple, Optional
 from torch import Tensor
 
 from ..utils.errors import UserError
-from .layouts import CLASSIFIERS, CONV_1X1, DIALECTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
+from ..utils.moved import renamed_argument
+from .layouts import CLASSIFIERS, CONV_1X1, LAYOUTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
 OTHER_NORM = re.compile(  # of the paper's ablations, in the place of GRN
@@ -27,45 +28,45 @@ PLACEHOLDERS = (('s', '[0-3]'), ('b', r'\d+'), ('d', '[1-3]'), ('any', '.+'))
 class Backbone(NamedTuple):
     """What :func:`read_backbone` found: the layout, canonical weights, and the keys left out on purpose."""
 
-    dialect: str
+    layout: str
     weights: dict[str, Tensor]
     dropped: list[str]
 
 
-def detect_dialect(state_dict: dict) -> str:
+def detect_layout(state_dict: dict) -> str:
     """Tell the layout of a state dict.
 
     Returns:
-        str: ``'canonical'`` or a key of ``DIALECTS``.
+        str: ``'canonical'`` or a key of ``LAYOUTS``.
 
     Raises:
         ValueError: If the keys are of no known layout, or of several.
     """
-    names = [respell(key) for key in state_dict]
+    names = [strip_prefixes(key) for key in state_dict]
     found = {
-        dialect: next((name for name in names if signature.fullmatch(name)), None)
-        for dialect, signature in SIGNATURES.items()
+        layout: next((name for name in names if signature.fullmatch(name)), None)
+        for layout, signature in SIGNATURES.items()
     }
-    found = {dialect: name for dialect, name in found.items() if name is not None}
+    found = {layout: name for layout, name in found.items() if name is not None}
     if not found:
         raise UserError(
             f'these weights are of no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
-            f'{len(names)} keys, {some(list(state_dict))}'
+            f'{len(names)} keys, {preview(list(state_dict))}'
         )
     if len(found) > 1:
-        seen = ', '.join(f'{name} ({dialect})' for dialect, name in found.items())
+        seen = ', '.join(f'{name} ({layout})' for layout, name in found.items())
         raise UserError(f'these weights are of {len(found)} layouts at once: {seen}. Keep the keys of one model')
-    return _variant(next(iter(found)), {respell(key): value for key, value in state_dict.items()})
+    return _variant(next(iter(found)), {strip_prefixes(key): value for key, value in state_dict.items()})
 
 
-def _variant(dialect: str, state_dict: dict[str, Tensor]) -> str:
-    if dialect == 'timm' and any(
+def _variant(layout: str, state_dict: dict[str, Tensor]) -> str:
+    if layout == 'timm' and any(
         key.endswith('mlp.fc1.weight') and getattr(value, 'ndim', 0) == 4 for key, value in state_dict.items()
     ):
         return 'timm-conv'
-    if dialect == 'huggingface' and any(key.startswith('hidden_states_norms.') for key in state_dict):
+    if layout == 'huggingface' and any(key.startswith('hidden_states_norms.') for key in state_dict):
         return 'huggingface-backbone'
-    return dialect
+    return layout
 
 
 def to_canonical(state_dict: dict) -> dict[str, Tensor]:
@@ -86,31 +87,32 @@ def to_canonical(state_dict: dict) -> dict[str, Tensor]:
 
 def read_backbone(state_dict: dict) -> Backbone:
     """Do what :func:`to_canonical` does, and tell the layout and what was dropped."""
-    dialect = detect_dialect(state_dict)
-    if dialect == 'canonical':
+    layout = detect_layout(state_dict)
+    if layout == 'canonical':
         weights, dropped = _canonical_backbone(state_dict)
     else:
-        weights, dropped = read_layout(state_dict, DIALECTS[dialect], dialect)
+        weights, dropped = read_layout(state_dict, LAYOUTS[layout], layout)
     odd = [f'{key} ({type(value).__name__})' for key, value in weights.items() if not isinstance(value, Tensor)]
     if odd:
-        raise UserError(f'{len(odd)} weights are not tensors: {some(odd)}')
+        raise UserError(f'{len(odd)} weights are not tensors: {preview(odd)}')
     problems = list_problems(weights, _expected_shapes(weights))
     if problems:
-        raise UserError(f'these weights ({dialect} layout) are an incomplete ConvNeXt backbone: {problems}')
-    return Backbone(dialect, weights, dropped)
+        raise UserError(f'these weights ({layout} layout) are an incomplete ConvNeXt backbone: {problems}')
+    return Backbone(layout, weights, dropped)
 
 
-def from_canonical(state_dict: dict, dialect: str) -> dict[str, Tensor]:
+@renamed_argument('dialect', 'layout')
+def from_canonical(state_dict: dict, layout: str) -> dict[str, Tensor]:
     """Return canonical backbone weights under another layout's names; the inverse of :func:`to_canonical`.
 
     Raises:
         ValueError: If the layout is unknown, or has no place for a key (``norm0`` to ``norm2`` of a detector).
     """
-    if dialect == 'canonical':
+    if layout == 'canonical':
         return dict(state_dict)
-    if dialect not in DIALECTS:
-        raise UserError(f'dialect={dialect!r} is unknown: choose from {["canonical", *DIALECTS]}')
-    return write_layout(state_dict, DIALECTS[dialect], dialect)
+    if layout not in LAYOUTS:
+        raise UserError(f'layout={layout!r} is unknown: choose from {["canonical", *LAYOUTS]}')
+    return write_layout(state_dict, LAYOUTS[layout], layout)
 
 
 def classifier_to_canonical(state_dict: dict) -> dict[str, Tensor]:
@@ -119,29 +121,30 @@ def classifier_to_canonical(state_dict: dict) -> dict[str, Tensor]:
     Raises:
         ValueError: If the backbone is not whole, the classifying layer is missing, or its layout has no classifier.
     """
-    dialect, weights, _ = read_backbone(state_dict)
-    layer = _classifying_layer(dialect)[0]
-    names = {respell(key): key for key in state_dict}
+    layout, weights, _ = read_backbone(state_dict)
+    layer = _classifying_layer(layout)[0]
+    names = {strip_prefixes(key): key for key in state_dict}
     lost = [f'{layer}.{leaf}' for leaf in ('weight', 'bias') if f'{layer}.{leaf}' not in names]
     if lost:
-        raise UserError(f'these weights ({dialect} layout) are not a classifier: {some(lost)} missing')
+        raise UserError(f'these weights ({layout} layout) are not a classifier: {preview(lost)} missing')
     head = {f'head.fc.{leaf}': state_dict[names[f'{layer}.{leaf}']] for leaf in ('weight', 'bias')}
     return {**{f'backbone.{name}': value for name, value in weights.items()}, **head}
 
 
-def classifier_from_canonical(state_dict: dict, dialect: str) -> dict[str, Tensor]:
+@renamed_argument('dialect', 'layout')
+def classifier_from_canonical(state_dict: dict, layout: str) -> dict[str, Tensor]:
     """Return the weights of mmpretrain's ``ImageClassifier`` as another layout's classifier; the inverse of
     :func:`classifier_to_canonical`."""
-    layer, prefix = _classifying_layer(dialect)
-    weights = from_canonical(_canonical_backbone(state_dict)[0], dialect)
+    layer, prefix = _classifying_layer(layout)
+    weights = from_canonical(_canonical_backbone(state_dict)[0], layout)
     head = {f'{layer}.{leaf}': state_dict[f'head.fc.{leaf}'] for leaf in ('weight', 'bias')}
     return {**{prefix + name: value for name, value in weights.items()}, **head}
 
 
-def _classifying_layer(dialect: str) -> tuple[str, str]:
-    if dialect not in CLASSIFIERS:
-        raise UserError(f'the {dialect} layout has no classifier: choose from {", ".join(CLASSIFIERS)}')
-    return CLASSIFIERS[dialect]
+def _classifying_layer(layout: str) -> tuple[str, str]:
+    if layout not in CLASSIFIERS:
+        raise UserError(f'the {layout} layout has no classifier: choose from {", ".join(CLASSIFIERS)}')
+    return CLASSIFIERS[layout]
 
 
 def pretraining_to_canonical(state_dict: dict) -> dict[str, Tensor]:
@@ -158,7 +161,7 @@ def pretraining_to_canonical(state_dict: dict) -> dict[str, Tensor]:
 def pretraining_from_canonical(state_dict: dict) -> dict[str, Tensor]:
     """Return the weights of our ``FCMAE`` as the official pretraining script saves them; the inverse of
     :func:`pretraining_to_canonical`."""
-    weights = {respell(key): value for key, value in state_dict.items()}
+    weights = {strip_prefixes(key): value for key, value in state_dict.items()}
     return write_layout(
         {key: value for key, value in weights.items() if not key.startswith('data_preprocessor.')},
         PRETRAINING,
@@ -174,7 +177,7 @@ def read_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> tuple[d
     patterns = [(_pattern(rule.foreign), rule) for rule in rules]
     converted, dropped, left_over, twice = {}, [], [], []
     for key, value in state_dict.items():
-        match, rule = _first_match(patterns, respell(key))
+        match, rule = _first_match(patterns, strip_prefixes(key))
         if match is None:
             left_over.append(key)
         elif rule.canonical is None:
@@ -184,9 +187,9 @@ def read_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> tuple[d
             twice += [key] if name in converted else []
             converted[name] = _reshape(rule, key, value)
     if left_over:
-        raise UserError(f'{len(left_over)} keys are not of the {layout} layout: {some(left_over)}')
+        raise UserError(f'{len(left_over)} keys are not of the {layout} layout: {preview(left_over)}')
     if twice:
-        raise UserError(f'{len(twice)} weights are in the file twice: {some(twice)}')
+        raise UserError(f'{len(twice)} weights are in the file twice: {preview(twice)}')
     return converted, dropped
 
 
@@ -209,7 +212,7 @@ def write_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> dict[s
         else:
             converted[rule.foreign.format(**match.groupdict())] = rule.reshape.write(value) if rule.reshape else value
     if left_over:
-        raise UserError(f'the {layout} layout has no place for {len(left_over)} keys: {some(left_over)}')
+        raise UserError(f'the {layout} layout has no place for {len(left_over)} keys: {preview(left_over)}')
     return converted
 
 
@@ -240,29 +243,29 @@ def _pattern(template: str) -> 're.Pattern':
     return re.compile(pattern)
 
 
-def respell(key: str) -> str:
+def strip_prefixes(key: str) -> str:
     """Take the prefix of a wrapper off a key."""
     for pattern, replacement in SPELLINGS:
         key = pattern.sub(replacement, key)
     return key
 
 
-def some(keys: list[str]) -> str:
+def preview(keys: list[str]) -> str:
     """Join the first ten."""
     return ', '.join(keys[:10]) + (', ...' if len(keys) > 10 else '')
 
 
 def _canonical_backbone(state_dict: dict) -> tuple[dict[str, Tensor], list[str]]:
     """Take the backbone out of a canonical model's weights."""
-    names = {respell(key): key for key in state_dict}
+    names = {strip_prefixes(key): key for key in state_dict}
     homes = [name[: -len(ANCHOR)] for name in names if name.endswith(ANCHOR)]
     if len(homes) > 1:
-        raise UserError(f'these weights hold {len(homes)} backbones, {some(homes)}: keep one of them')
+        raise UserError(f'these weights hold {len(homes)} backbones, {preview(homes)}: keep one of them')
     home = homes[0] if homes else ''
     inside = {name[len(home) :]: state_dict[key] for name, key in names.items() if name.startswith(home)}
     left_over = [name for name in inside if not CANONICAL_KEY.match(name)]
     if left_over:
-        raise UserError(f'{len(left_over)} keys are not of the canonical layout: {some(left_over)}')
+        raise UserError(f'{len(left_over)} keys are not of the canonical layout: {preview(left_over)}')
     inside = {
         name: CONV_1X1.read(value) if name.endswith(POINTWISE) and getattr(value, 'ndim', 0) == 4 else value
         for name, value in inside.items()
@@ -344,4 +347,4 @@ def list_problems(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
         if key in weights and weights[key].shape != tuple(shape)
     ]
     kinds = (('missing in the file', missing), ('not in the model', extra), ('of a wrong shape', wrong))
-    return '; '.join(f'{len(keys)} {kind}: {some(keys)}' for kind, keys in kinds if keys)
+    return '; '.join(f'{len(keys)} {kind}: {preview(keys)}' for kind, keys in kinds if keys)

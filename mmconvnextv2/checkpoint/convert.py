@@ -14,22 +14,22 @@ from torch import Tensor
 from ..utils.atomic import replacing
 from ..utils.errors import ExistingFileError, FileError, MissingFileError, UserError
 from . import (
-    DIALECTS,
+    LAYOUTS,
     classifier_from_canonical,
     classifier_to_canonical,
-    detect_dialect,
+    detect_layout,
+    extract_state_dict,
     from_canonical,
     pretraining_from_canonical,
     pretraining_to_canonical,
     read_arch,
     to_canonical,
-    unwrap,
 )
 from .conversion import ANCHOR
 from .cross_check import run
 from .load import load_file
 
-LAYOUTS = ('canonical', *DIALECTS)
+LAYOUT_NAMES = ('canonical', *LAYOUTS)
 WRAPPERS = {'canonical': 'state_dict', 'official-dense': 'model', 'official-sparse': 'model'}
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 TOLERANCE = 1e-5  # of the largest value
@@ -50,13 +50,14 @@ def convert_file(
         source (str): Path or URL.
         target (str): The file to write; ``.safetensors`` is written as such, ``.pth``, ``.pt`` and ``.bin`` by
             ``torch.save``.
-        layout (str): One of ``LAYOUTS``. ``'timm'`` becomes ``'timm-conv'`` for the sizes whose linears timm holds as
-            convolutions, ``'huggingface'`` ``'huggingface-backbone'`` for weights with the output norms of a detector.
+        layout (str): One of ``LAYOUT_NAMES``. ``'timm'`` becomes ``'timm-conv'`` for sizes whose linear layers are
+            convolutions in timm, ``'huggingface'`` ``'huggingface-backbone'`` for weights with a detector's output
+            norms.
         force (bool): Overwrite the target. Defaults to False.
         pretraining (bool): Convert a whole FCMAE model with its decoder, between canonical and official-sparse, in
             place of the backbone alone. Defaults to False.
         weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights beside it; see
-            :func:`mmconvnextv2.checkpoint.unwrap`. Defaults to ``'default'``.
+            :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
         classifier (bool): Convert a whole classifier with its head, in place of the backbone alone. Defaults to False.
 
     Returns:
@@ -68,16 +69,16 @@ def convert_file(
         FileNotFoundError: If the source or the folder of the target does not exist.
     """
     check_target(target, force)
-    found = unwrap(load_file(source), weights)
-    dialect = detect_dialect(found)
+    found = extract_state_dict(load_file(source), weights)
+    source_layout = detect_layout(found)
     if pretraining:
-        convert = _pretraining_converter(dialect, layout)
+        convert = _pretraining_converter(source_layout, layout)
     else:
         layout = layout_variant(layout, to_canonical(found))
         convert = classifier_converter(layout) if classifier else backbone_converter(layout)
-    converted = {name: whole(value) for name, value in convert(found).items()}
+    converted = {name: compact(value) for name, value in convert(found).items()}
     write_atomically({WRAPPERS[layout]: converted} if layout in WRAPPERS else converted, converted, target)
-    return '\n'.join([f'{source} ({dialect}) -> {target} ({layout})', *_tell(found, convert)])
+    return '\n'.join([f'{source} ({source_layout}) -> {target} ({layout})', *_tell(found, convert)])
 
 
 def convert_training_file(
@@ -109,14 +110,14 @@ def convert_training_file(
 
     check_target(target, force, SUFFIXES[1:])
     content = load_file(source)
-    dialect = detect_dialect(unwrap(content, 'raw'))
-    if {dialect, layout} != {'canonical', 'official-sparse'}:
+    source_layout = detect_layout(extract_state_dict(content, 'raw'))
+    if {source_layout, layout} != {'canonical', 'official-sparse'}:
         raise UserError(
-            f'training checkpoints go between canonical and official-sparse, not from {dialect} to {layout}'
+            f'training checkpoints go between canonical and official-sparse, not from {source_layout} to {layout}'
         )
     converted, report = convert_training(content, layout == 'canonical', config, options, epoch_length)
     write_atomically(converted, {}, target)
-    return f'{source} ({dialect}) -> {target} ({layout})\n{report}'
+    return f'{source} ({source_layout}) -> {target} ({layout})\n{report}'
 
 
 def check_target(target: str, force: bool, suffixes: tuple[str, ...] = SUFFIXES) -> None:
@@ -129,12 +130,14 @@ def check_target(target: str, force: bool, suffixes: tuple[str, ...] = SUFFIXES)
         raise MissingFileError(f'the folder of {target} does not exist: make it, or choose another')
 
 
-def _pretraining_converter(dialect: str, layout: str) -> Callable[[dict], dict]:
-    if (dialect, layout) == ('official-sparse', 'canonical'):
+def _pretraining_converter(source_layout: str, layout: str) -> Callable[[dict], dict]:
+    if (source_layout, layout) == ('official-sparse', 'canonical'):
         return pretraining_to_canonical
-    if (dialect, layout) == ('canonical', 'official-sparse'):
+    if (source_layout, layout) == ('canonical', 'official-sparse'):
         return pretraining_from_canonical
-    raise UserError(f'--pretraining converts between canonical and official-sparse, not from {dialect} to {layout}')
+    raise UserError(
+        f'--pretraining converts between canonical and official-sparse, not from {source_layout} to {layout}'
+    )
 
 
 def classifier_converter(layout: str) -> Callable[[dict], dict]:
@@ -144,7 +147,7 @@ def classifier_converter(layout: str) -> Callable[[dict], dict]:
 
 def backbone_converter(layout: str) -> Callable[[dict], dict]:
     """Return a function from any layout to this one, which leaves output norms out where it has no place for them."""
-    places = {rule.canonical for rule in DIALECTS.get(layout, ())}
+    places = {rule.canonical for rule in LAYOUTS.get(layout, ())}
 
     def convert(weights: dict) -> dict:
         backbone = {
@@ -185,7 +188,7 @@ def write_atomically(content: dict, weights: dict[str, Tensor], target: str) -> 
         raise FileError(f'{target} cannot be written ({error}): is the disk full?') from error
 
 
-def whole(value: Tensor) -> Tensor:
+def compact(value: Tensor) -> Tensor:
     """Return a contiguous tensor that owns its memory, and no more than it needs."""
     value = value.detach().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
@@ -224,7 +227,7 @@ def check_conversion(source: str, target: str, weights: str = 'default') -> str:
     Raises:
         ValueError: If a weight differs, or outputs do by more than 1e-5 of the largest value.
     """
-    before, after = unwrap(load_file(source), weights), unwrap(load_file(target))
+    before, after = extract_state_dict(load_file(source), weights), extract_state_dict(load_file(target))
     expected, back = to_canonical(before), to_canonical(after)
     lost = [name for name in expected if name not in back and not name.startswith('norm')]
     lost += [name for name in back if name not in expected or not torch.equal(back[name], expected[name])]
@@ -233,9 +236,9 @@ def check_conversion(source: str, target: str, weights: str = 'default') -> str:
             f'{target} does not convert back to {source}: {len(lost)} weights differ, {", ".join(lost[:10])}'
         )
     images = torch.randn(2, expected[ANCHOR].shape[1], 64, 96, generator=torch.Generator().manual_seed(0))
-    theirs, ours = (run(backbone_converter(detect_dialect(file))(file), images) for file in (before, after))
+    theirs, ours = (run(backbone_converter(detect_layout(file))(file), images) for file in (before, after))
     difference = max(_difference(one, other) for one, other in zip(theirs[1:], ours[1:]) if None not in (one, other))
-    libraries = f'{detect_dialect(before)} ({theirs.library}) and {detect_dialect(after)} ({ours.library})'
+    libraries = f'{detect_layout(before)} ({theirs.library}) and {detect_layout(after)} ({ours.library})'
     if difference > TOLERANCE:
         raise UserError(f'{target}: the outputs of {libraries} differ by {difference:.1e} of the largest value')
     return (

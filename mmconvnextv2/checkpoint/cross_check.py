@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..utils.compat import name_and_version
 from ..utils.errors import UserError
-from . import detect_dialect, read_arch, to_canonical
+from . import detect_layout, read_arch, to_canonical
 from .build import backbone_from_weights
 
 
@@ -28,7 +28,7 @@ class Outputs(NamedTuple):
     pooled: Tensor | None
 
 
-class Shape(NamedTuple):
+class ArchSpec(NamedTuple):
     """Of the model that a file's weights are of."""
 
     depths: list
@@ -49,13 +49,13 @@ def run(weights: dict[str, Tensor], images: Tensor) -> Outputs:
     Raises:
         ValueError: If the library's model has other names or shapes.
     """
-    dialect = detect_dialect(weights)
+    layout = detect_layout(weights)
     canonical = to_canonical(weights)
     depths, channels = read_arch(canonical)
-    shape = Shape(
+    shape = ArchSpec(
         depths, channels, images.shape[1], any('.grn.' in name for name in canonical), 'norm3.weight' in canonical
     )
-    package, module, run_library = LIBRARIES.get(dialect.partition('-')[0], (None, None, None))
+    package, module, run_library = LIBRARIES.get(layout.partition('-')[0], (None, None, None))
     reason = _why_not(package, module) if package else 'it has no library to install'
     if reason:
         return Outputs(f'ConvNeXtV2: {reason}', *_run_ours(canonical, shape, images))
@@ -75,7 +75,7 @@ def _why_not(package: str, module: str) -> str:
     return ''
 
 
-def _run_ours(weights: dict[str, Tensor], shape: Shape, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_ours(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
     (last_map,) = backbone_from_weights(weights, out_norm=False).eval()(images)
     if not shape.has_norm:
         return last_map, None
@@ -85,7 +85,7 @@ def _run_ours(weights: dict[str, Tensor], shape: Shape, images: Tensor) -> tuple
     return last_map, pooled
 
 
-def _run_mmpretrain(weights: dict[str, Tensor], shape: Shape, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_mmpretrain(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
     from mmpretrain.models.backbones import ConvNeXt
 
     weights = to_canonical(weights)
@@ -101,7 +101,7 @@ def _run_mmpretrain(weights: dict[str, Tensor], shape: Shape, images: Tensor) ->
     return last_map, pooled[0] if shape.has_norm else None
 
 
-def _run_timm(weights: dict[str, Tensor], shape: Shape, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_timm(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
     from timm.models.convnext import ConvNeXt
 
     model = ConvNeXt(
@@ -118,7 +118,7 @@ def _run_timm(weights: dict[str, Tensor], shape: Shape, images: Tensor) -> tuple
     return last_map, pooled if shape.has_norm else None
 
 
-def _run_hugging_face(weights: dict[str, Tensor], shape: Shape, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_hugging_face(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
     from transformers import ConvNextV2Config, ConvNextV2Model
 
     weights = {name.partition('convnextv2.')[2] or name: value for name, value in weights.items()}

@@ -139,7 +139,7 @@ HUGGING_FACE_BACKBONE = [  # ConvNextV2Backbone, which has a norm for each map t
     *[rule for stage in range(4) for rule in _both(f'hidden_states_norms.stage{stage + 1}', f'norm{stage}')],
     *_both('hidden_states_norms.stem', None),
 ]
-DIALECTS: dict[str, Sequence[Rule]] = {
+LAYOUTS: dict[str, Sequence[Rule]] = {
     'official-dense': OFFICIAL_DENSE,
     'official-sparse': OFFICIAL_SPARSE,
     'timm': TIMM,

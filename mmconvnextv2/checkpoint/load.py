@@ -21,7 +21,7 @@ from .download import download
 from .unpickling import NotAllowed, Refused, read_pickled
 
 SAFETENSORS_MAX_HEADER = 100_000_000
-LAYOUT = dict(meta=(dict,), state_dict=(dict,), message_hub=(dict,), optimizer=(dict,), param_schedulers=(list, dict))
+PARTS = dict(meta=(dict,), state_dict=(dict,), message_hub=(dict,), optimizer=(dict,), param_schedulers=(list, dict))
 DAMAGED = 'it is truncated or damaged: copy or download it again'
 
 
@@ -63,7 +63,7 @@ def _check_layout(path: str, content: dict) -> None:
         ValueError: Naming the part.
     """
     hub = content.get('message_hub')
-    parts = {name: (content.get(name), kinds) for name, kinds in LAYOUT.items()}
+    parts = {name: (content.get(name), kinds) for name, kinds in PARTS.items()}
     if isinstance(hub, dict):
         parts |= {f'message_hub.{name}': (hub.get(name), (dict,)) for name in ('log_scalars', 'runtime_info')}
     if isinstance(content.get('meta'), dict):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..utils.errors import UserError
-from .conversion import find_rule, respell, some
+from .conversion import find_rule, preview, strip_prefixes
 from .layouts import PRETRAINING
 
 Moments = dict[str, dict[str, Any]]
@@ -66,7 +66,7 @@ def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: dict
     if wrong:
         raise UserError(
             f'{len(wrong)} tensors of the optimizer state have another shape than their weights: '
-            f'{some(wrong)}. The parameters stand in another order'
+            f'{preview(wrong)}. The parameters stand in another order'
         )
     return moments
 
@@ -102,9 +102,9 @@ def read_official_training(content: dict) -> tuple[dict[str, Tensor], Moments, i
     if lacks:
         raise UserError(
             f'a training checkpoint of the official script holds model, optimizer and epoch; {lacks} '
-            f'missing among {some(list(map(str, content)))}'
+            f'missing among {preview(list(map(str, content)))}'
         )
-    weights = {respell(key): value for key, value in content['model'].items()}
+    weights = {strip_prefixes(key): value for key, value in content['model'].items()}
     moments = read_moments(content['optimizer'], official_groups(weights), weights)
     return weights, moments, content['epoch'] + 1
 

@@ -13,9 +13,9 @@ from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from .conversion import ANCHOR, Backbone, list_problems, read_backbone, some
+from .conversion import ANCHOR, Backbone, list_problems, preview, read_backbone
 from .load import load_file
-from .state_dict import unwrap
+from .state_dict import extract_state_dict
 
 LICENCE = 'The official ConvNeXt V2 weights are licensed CC BY-NC 4.0: no commercial use.'
 CONVERTED_OFFICIAL = re.compile(  # published conversions of the official weights into other layouts
@@ -38,7 +38,7 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: st
         model (nn.Module): A ``ConvNeXtV2``.
         path (str): Local path, ``http(s)://`` or another of mmengine's file backends.
         weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights beside it; see
-            :func:`unwrap`. Defaults to ``'default'``.
+            :func:`extract_state_dict`. Defaults to ``'default'``.
         grn (str, optional): ``'drop'`` loads weights with GRN into a model without, ``'add'`` weights without into a
             model whose GRN starts as the identity; the log warns. Defaults to None: both must agree.
 
@@ -46,7 +46,7 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: st
         ValueError: If a weight other than an output norm is missing, left over or of a wrong shape, or there is nothing
             for ``grn`` to change. The stem alone adapts to another number of input channels.
     """
-    found, wanted = read_backbone(unwrap(load_file(path), weights)), model.state_dict()
+    found, wanted = read_backbone(extract_state_dict(load_file(path), weights)), model.state_dict()
     note = _adapt_stem(found.weights, wanted)
     changed = _changed_grn(grn, found.weights, wanted)
     dropped = changed + [key for key in found.weights if key not in wanted and key.startswith('norm')]
@@ -60,14 +60,14 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: st
     )
     if problems:
         raise UserError(
-            f'{path} ({found.dialect} layout) does not fit {type(model).__name__}: {problems}. Check arch '
+            f'{path} ({found.layout} layout) does not fit {type(model).__name__}: {problems}. Check arch '
             "and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose."
         )
     model.load_state_dict({key: found.weights[key] for key in wanted if key in found.weights}, strict=False)
     dropped = [key for key in dropped if key in found.weights]
     print_log(
         f'{path}: {_tell(found, wanted, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
-        f'{_licence(path, found.dialect)}',
+        f'{_licence(path, found.layout)}',
         logger='current',
         level=logging.WARNING if grn else logging.INFO,
     )
@@ -95,11 +95,11 @@ def _changed_grn(change: str | None, loaded: dict[str, Tensor], wanted: dict[str
         )
     other = [key for key in in_file + in_model if not key.endswith(('.grn.gamma', '.grn.beta'))]
     if other:
-        raise UserError(f'grn={change!r} changes GRN alone, and {some(other)} is of another response norm')
+        raise UserError(f'grn={change!r} changes GRN alone, and {preview(other)} is of another response norm')
     odd = [key for key in in_model if wanted[key].any()]
     if odd:
         raise UserError(
-            f"grn='add' starts as the identity, which {some(odd)} is not: set "
+            f"grn='add' starts as the identity, which {preview(odd)} is not: set "
             "response_norm=dict(type='GRN') for the model, newly built"
         )
     return in_file or in_model
@@ -115,13 +115,13 @@ def _tell(found: Backbone, wanted: dict[str, Tensor], dropped: list[str]) -> str
     fresh = [key for key in wanted if key not in found.weights]
     dropped = dropped + found.dropped
     return (
-        f'{found.dialect} layout, {len(wanted) - len(fresh)} weights loaded, {len(fresh)} newly initialised '
-        f'({some(fresh) or "none"}), {len(dropped)} dropped ({some(dropped) or "none"}). '
+        f'{found.layout} layout, {len(wanted) - len(fresh)} weights loaded, {len(fresh)} newly initialised '
+        f'({preview(fresh) or "none"}), {len(dropped)} dropped ({preview(dropped) or "none"}). '
     )
 
 
-def _licence(path: str, dialect: str) -> str:
-    return LICENCE if dialect.startswith('official') or CONVERTED_OFFICIAL.search(str(path)) else ''
+def _licence(path: str, layout: str) -> str:
+    return LICENCE if layout.startswith('official') or CONVERTED_OFFICIAL.search(str(path)) else ''
 
 
 def _adapt_stem(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ PLACES = ('state_dict', 'model', 'model_state_dict', 'module')
 AVERAGES = ('model_ema', 'state_dict_ema')
 
 
-def unwrap(content: dict, weights: str = 'default') -> dict:
+def extract_state_dict(content: dict, weights: str = 'default') -> dict:
     """Return the state dict inside a checkpoint file's content.
 
     Args:

@@ -5,7 +5,7 @@ import re
 from torch import nn
 
 from ..utils.errors import UserError
-from .state_dict import unwrap
+from .state_dict import extract_state_dict
 
 
 def check_weights(model: nn.Module, checkpoint: dict, source: str, whole: bool = True) -> None:
@@ -20,7 +20,7 @@ def check_weights(model: nn.Module, checkpoint: dict, source: str, whole: bool =
     Raises:
         ValueError: Naming the parameters that are missing or of another shape.
     """
-    weights = {re.sub('^module[.]', '', name): value for name, value in unwrap(checkpoint).items()}
+    weights = {re.sub('^module[.]', '', name): value for name, value in extract_state_dict(checkpoint).items()}
     wanted = {name: value.shape for name, value in model.named_parameters() if whole or name.startswith('backbone.')}
     wrong = [name for name, shape in wanted.items() if getattr(weights.get(name), 'shape', None) != shape]
     if wrong:

@@ -22,7 +22,7 @@ from ..utils.errors import UserError
 from .arguments import add_config_options, load_config
 from .data_checks import check_data
 
-HIDDEN = 114  # grey level of hidden cells
+MASKED = 114  # grey level of hidden cells
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
@@ -39,8 +39,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def picture_of(inputs: np.ndarray, is_bgr: bool) -> np.ndarray:
-    """Turn a sample's channels (C, H, W), uint8 or float, into an RGB picture (H, W, 3), uint8.
+def to_displayable(inputs: np.ndarray, is_bgr: bool) -> np.ndarray:
+    """Turn a sample's channels (C, H, W), uint8 or float, into an RGB image (H, W, 3), uint8.
 
     Other than three channels show the first one.
     """
@@ -77,31 +77,31 @@ class Browser:
         """Return one sample drawn with its labels, RGB (H, W, 3)."""
         item = self.dataset[index]
         sample = item['data_samples']
-        picture = picture_of(item['inputs'].numpy(), self.is_bgr)
+        image = to_displayable(item['inputs'].numpy(), self.is_bgr)
         if 'visible_cells' in sample:
-            return self._hide(picture, np.asarray(sample.visible_cells))
+            return self._beside_masked(image, np.asarray(sample.visible_cells))
         if self.scope == 'mmpretrain':
             self.visualizer.visualize_cls(
-                picture,
+                image,
                 sample,
                 classes=self.dataset.metainfo.get('classes'),
                 draw_pred=False,
-                resize=max(224, min(picture.shape[:2])),
+                resize=max(224, min(image.shape[:2])),
             )
             return self.visualizer.get_image()
         if 'gt_instances' in sample:
             self._unpack(sample.gt_instances)
-        self.visualizer.add_datasample('sample', picture, sample, draw_gt=True, draw_pred=False)
+        self.visualizer.add_datasample('sample', image, sample, draw_gt=True, draw_pred=False)
         return self.visualizer.get_image()
 
     @staticmethod
-    def _hide(picture: np.ndarray, visible_cells: np.ndarray) -> np.ndarray:
+    def _beside_masked(image: np.ndarray, visible_cells: np.ndarray) -> np.ndarray:
         """Draw the image beside itself with hidden cells in grey."""
-        height, width = (size // CELL for size in picture.shape[:2])
+        height, width = (size // CELL for size in image.shape[:2])
         visible = np.zeros(height * width, bool)
         visible[visible_cells] = True
         visible = visible.reshape(height, width).repeat(CELL, 0).repeat(CELL, 1)[..., None]
-        return np.concatenate([picture, np.where(visible, picture, np.uint8(HIDDEN))], axis=1)
+        return np.concatenate([image, np.where(visible, image, np.uint8(MASKED))], axis=1)
 
     @staticmethod
     def _unpack(instances: Any) -> None:

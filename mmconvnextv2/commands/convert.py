@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ..checkpoint.convert import LAYOUTS, check_conversion, convert_file, convert_training_file
+from ..checkpoint.convert import LAYOUT_NAMES, check_conversion, convert_file, convert_training_file
 from .arguments import add_config_options
 
 
@@ -16,7 +16,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     )
     parser.add_argument('source', help='a checkpoint in any known layout, a path or a URL')
     parser.add_argument('target', help='the file to write, .safetensors, .pth, .pt or .bin')
-    parser.add_argument('--to', default='canonical', choices=LAYOUTS, help='layout to write (default canonical)')
+    parser.add_argument('--to', default='canonical', choices=LAYOUT_NAMES, help='layout to write (default canonical)')
     parser.add_argument('--force', action='store_true', help='overwrite the target')
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(

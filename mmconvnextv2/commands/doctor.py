@@ -36,7 +36,7 @@ OPERATORS_ADVICE = (
 )
 
 
-class Finding(NamedTuple):
+class Check(NamedTuple):
     """One line of the report.
 
     Args:
@@ -52,22 +52,22 @@ class Finding(NamedTuple):
     is_problem: bool = False
 
 
-def tried(name: str, action: Callable[[], str], advice: str) -> Finding:
+def try_check(name: str, action: Callable[[], str], advice: str) -> Check:
     """Run ``action``; its text is what was found, an exception a problem."""
     try:
-        return Finding(name, action())
+        return Check(name, action())
     except Exception as error:  # whatever a broken install raises is the finding
-        return Finding(name, f'{type(error).__name__}: {error}'.splitlines()[0], advice, is_problem=True)
+        return Check(name, f'{type(error).__name__}: {error}'.splitlines()[0], advice, is_problem=True)
 
 
-def find_packages() -> Iterator[Finding]:
+def find_packages() -> Iterator[Check]:
     """Look at the stack's packages, at forks that overwrite them, and at mixtures of both."""
     for name in WORKING:
         others = [other for other in (LITE.get(name), FORKS.get(name)) if other and installed_version(other)]
         found = [installed_version(name)] * bool(installed_version(name))
         found += [f'{other} {installed_version(other)}' for other in others]
         if len(found) > 1:
-            yield Finding(
+            yield Check(
                 name,
                 ', and '.join(found),
                 'they write the same files: pip uninstall all but one, then '
@@ -75,28 +75,28 @@ def find_packages() -> Iterator[Finding]:
                 is_problem=True,
             )
         elif found:
-            yield Finding(name, found[0])
+            yield Check(name, found[0])
         else:
             yield _missing(name)
     yield from find_mixture()
 
 
-def _missing(name: str) -> Finding:
+def _missing(name: str) -> Check:
     if name in LITE:
-        return Finding(
+        return Check(
             name,
             'not installed',
             f"needed for {USED_FOR[name]}; pip install 'mmconvnextv2[ops]' adds {LITE[name]}, and compiles nothing",
         )
-    return Finding(name, 'not installed', f'needed for {USED_FOR.get(name, "everything")}; `make env` installs it')
+    return Check(name, 'not installed', f'needed for {USED_FOR.get(name, "everything")}; `make env` installs it')
 
 
-def find_mixture() -> Iterator[Finding]:
+def find_mixture() -> Iterator[Check]:
     """Tell when some packages are upstream's and others the forks': each family is tested with itself alone."""
     upstream = [name for name in FORKS if installed_version(name)]
     forks = [fork for name, fork in FORKS.items() if name not in upstream and installed_version(fork)]
     if upstream and forks:
-        yield Finding(
+        yield Check(
             'mixed packages',
             f'{", ".join(upstream)} of upstream with {", ".join(forks)}',
             'they were not made for each other: pip uninstall one side, then install its packages of the other side',
@@ -104,23 +104,23 @@ def find_mixture() -> Iterator[Finding]:
         )
 
 
-def find_imports() -> Iterator[Finding]:
+def find_imports() -> Iterator[Check]:
     """Import what is installed, as far as recipes need it: the packages refuse each other's versions there, and miss
     what they did not ask for."""
     for name, module in MODULES.items():
         if installed_version(name) or installed_version(FORKS[name]):
-            yield tried(
+            yield try_check(
                 f'import {module}',
                 lambda: import_module(f'{module}.utils') and f'{import_module(module).__version__} works',
                 'install what its message names, or the set of requirements/lock.txt',
             )
 
 
-def find_recipes() -> Iterator[Finding]:
+def find_recipes() -> Iterator[Check]:
     """Count the configs and tools that travel in the package."""
     configs, tools = (len(list((HOME / '.mim' / kind).rglob('*.py'))) for kind in ('configs', 'tools'))
     missing = None if configs and tools else 'the package is incomplete: pip install --force-reinstall mmconvnextv2'
-    yield Finding(
+    yield Check(
         'mmconvnextv2',
         f'{__version__} at {HOME}, {configs} configs, {tools} tools',
         missing,
@@ -128,7 +128,7 @@ def find_recipes() -> Iterator[Finding]:
     )
 
 
-def find_devices() -> Iterator[Finding]:
+def find_devices() -> Iterator[Check]:
     """Look at CUDA devices, and whether bf16 works on them."""
     if not torch.cuda.is_available():
         yield _no_device()
@@ -137,16 +137,16 @@ def find_devices() -> Iterator[Finding]:
         properties = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
             half = 'bf16' if torch.cuda.is_bf16_supported() else 'no bf16: use optim_wrapper.type=FP16OptimWrapper'
-        yield Finding(f'cuda:{index}', f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {half}')
+        yield Check(f'cuda:{index}', f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {half}')
 
 
-def _no_device() -> Finding:
+def _no_device() -> Check:
     found = f'no device for torch, built for CUDA {torch.version.cuda}'
     if not _lists_gpu():
-        return Finding('CUDA', found, 'the machine shows no GPU either; with one in it, check its driver')
+        return Check('CUDA', found, 'the machine shows no GPU either; with one in it, check its driver')
     if os.environ.get('CUDA_VISIBLE_DEVICES') is not None:
-        return Finding('CUDA', found, f'CUDA_VISIBLE_DEVICES={os.environ["CUDA_VISIBLE_DEVICES"]!r} hides the GPU')
-    return Finding(
+        return Check('CUDA', found, f'CUDA_VISIBLE_DEVICES={os.environ["CUDA_VISIBLE_DEVICES"]!r} hides the GPU')
+    return Check(
         'CUDA',
         found,
         'nvidia-smi shows a GPU: install a torch built for CUDA that its driver supports',
@@ -161,15 +161,17 @@ def _lists_gpu() -> bool:
         return False
 
 
-def find_operations() -> Iterator[Finding]:
+def find_operations() -> Iterator[Check]:
     """Use mmcv's operators on the CPU and, where there is one, on each GPU; import the optional engines."""
     if any(map(installed_version, ('mmcv', LITE['mmcv'], FORKS['mmcv']))):
         for device in ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]:
-            yield tried(f'mmcv operators, {device}', lambda: _use_operators(device), OPERATORS_ADVICE)
+            yield try_check(f'mmcv operators, {device}', lambda: _use_operators(device), OPERATORS_ADVICE)
     if installed_version('MinkowskiEngine'):
-        yield tried('MinkowskiEngine', lambda: import_minkowski_engine().__version__, '`make minkowski` builds it anew')
+        yield try_check(
+            'MinkowskiEngine', lambda: import_minkowski_engine().__version__, '`make minkowski` builds it anew'
+        )
     else:
-        yield Finding('MinkowskiEngine', 'not installed', 'only for execution=minkowski; `make minkowski` installs it')
+        yield Check('MinkowskiEngine', 'not installed', 'only for execution=minkowski; `make minkowski` installs it')
 
 
 def _use_operators(device: str) -> str:
@@ -186,23 +188,25 @@ def _use_operators(device: str) -> str:
     return served
 
 
-def find_kernels() -> Iterator[Finding]:
+def find_kernels() -> Iterator[Check]:
     """Tell on which devices the fused operations run as kernels."""
     devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
     served = [device for device in devices if use_triton(torch.zeros(1, device=device))]
     advice = None
     if 'cuda' in set(devices) - set(served):
         advice = 'unset MMCONVNEXTV2_KERNELS' if HAS_TRITON else 'pip install triton makes CUDA faster'
-    yield Finding('fused kernels', f'on {", ".join(served)}' if served else "none: torch's own operations", advice)
+    yield Check('fused kernels', f'on {", ".join(served)}' if served else "none: torch's own operations", advice)
 
 
-def find_executions() -> Iterator[Finding]:
+def find_executions() -> Iterator[Check]:
     """Run a narrow backbone forward and backward in every execution and on every kind of device."""
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         for name, execution in EXECUTIONS.items():
             if name == 'minkowski' and (device == 'cuda' or not installed_version('MinkowskiEngine')):
                 continue
-            yield tried(f'execution={name}, {device}', lambda: _step(device, execution.masks, name), 'please report it')
+            yield try_check(
+                f'execution={name}, {device}', lambda: _step(device, execution.masks, name), 'please report it'
+            )
 
 
 def _step(device: str, masks: bool, execution: str) -> str:
@@ -213,9 +217,9 @@ def _step(device: str, masks: bool, execution: str) -> str:
     return 'works'
 
 
-def findings() -> Iterator[Finding]:
+def findings() -> Iterator[Check]:
     """Yield everything, quickest first."""
-    yield Finding('Python', f'{platform.python_version()} at {sys.executable}')
+    yield Check('Python', f'{platform.python_version()} at {sys.executable}')
     yield from find_recipes()
     yield from find_packages()
     yield from find_imports()

@@ -9,8 +9,8 @@ from mmengine.config import DictAction
 
 from ..checkpoint.convert import check_target
 from ..export.graphs import PARTS, SMALLEST, default_part, read_graph, read_pixels
-from ..export.libraries import Source, export_hugging_face, export_safetensors, export_timm, read_source
-from ..export.model_card import Card
+from ..export.libraries import AnyCheckpoint, export_hugging_face, export_safetensors, export_timm, read_source
+from ..export.model_card import ModelCard
 from ..export.runtimes import export_onnx, export_program
 from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config
@@ -66,7 +66,7 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.set_defaults(run=lambda args: run_graph(args, suffix, export))
 
 
-def _add_library(parser: ArgumentParser, out: str, export: Callable[[Source, Namespace], str]) -> None:
+def _add_library(parser: ArgumentParser, out: str, export: Callable[[AnyCheckpoint, Namespace], str]) -> None:
     parser.add_argument('checkpoint', help='a checkpoint of any layout, a path or a URL')
     parser.add_argument('out', metavar=out, help='what to write')
     parser.add_argument('--config', help='config that trained it, for the card and the normalisation of images')
@@ -114,7 +114,7 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
     print('\n'.join(report))
 
 
-def run_library(args: Namespace, export: Callable[[Source, Namespace], str]) -> None:
+def run_library(args: Namespace, export: Callable[[AnyCheckpoint, Namespace], str]) -> None:
     """Write weights for another library.
 
     Raises:
@@ -124,14 +124,14 @@ def run_library(args: Namespace, export: Callable[[Source, Namespace], str]) -> 
     print(export(read_source(args.checkpoint, args.weights), args))
 
 
-def _timm(source: Source, args: Namespace) -> str:
+def _timm(source: AnyCheckpoint, args: Namespace) -> str:
     check_target(args.out, args.force, ('.safetensors',))
     return export_timm(source, args.out, _card(args))
 
 
-def _card(args: Namespace) -> Card:
+def _card(args: Namespace) -> ModelCard:
     metrics = {name: str(value) for name, value in (args.metrics or {}).items()}
     if not args.config:
-        return Card(args.license, metrics=metrics)
+        return ModelCard(args.license, metrics=metrics)
     pixels = read_pixels(load_config(args.config, args.cfg_options))
-    return Card(args.license, os.path.basename(args.config), metrics, pixels)
+    return ModelCard(args.license, os.path.basename(args.config), metrics, pixels)

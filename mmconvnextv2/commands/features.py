@@ -12,9 +12,9 @@ import torch
 
 from ..analysis.feature_hooks import Block, depths_of, find_blocks, sites_to_square, watch_hidden, watch_outputs
 from ..analysis.feature_plots import Panel, plot_maps, plot_over_depth, plot_selectivity
-from ..analysis.measures import ClassSelectivity, Moments, cosine_distance, count_dead_and_saturated
-from ..analysis.models import HELP, Subject, load_subjects
-from ..datasets.labelled_folder import Pictures, choose_labelled, choose_pictures, load_batch
+from ..analysis.measures import ClassSelectivity, RunningStats, cosine_distance, count_dead_and_saturated
+from ..analysis.models import HELP, AnalyzedModel, load_subjects
+from ..datasets.labelled_folder import LabelledImages, choose_images, choose_labelled, load_batch
 from ..utils.errors import UserError
 from .arguments import add_traceback
 
@@ -37,43 +37,43 @@ class Distance(NamedTuple):
     channels: int
     distance: float
     deviation: float
-    pictures: int
+    pictures: int  # the column that readers of distance.csv know
 
 
 @torch.inference_mode()
 def measure_distance(
-    subject: Subject, pictures: Pictures, batch_size: int = 32, num_workers: int = 0
+    subject: AnalyzedModel, dataset: LabelledImages, batch_size: int = 32, num_workers: int = 0
 ) -> list[Distance]:
     """Return the cosine distance of the 4C hidden features of every block, averaged over images."""
-    blocks, moments, channels = find_blocks(subject.model), Moments(), {}
+    blocks, moments, channels = find_blocks(subject.model), RunningStats(), {}
 
     def see(index: int, features: torch.Tensor) -> None:
         channels[index] = features.shape[2]
         moments.add(index, cosine_distance(features))
 
     with watch_hidden(subject.model, blocks, see):
-        for images, _ in pictures.batches(batch_size, num_workers):
+        for images, _ in dataset.batches(batch_size, num_workers):
             subject.forward(images)
     return [
-        Distance(subject.label, block.name, depth, channels[index], *moments.mean_and_deviation(index), len(pictures))
+        Distance(subject.label, block.name, depth, channels[index], *moments.mean_and_deviation(index), len(dataset))
         for index, (block, depth) in enumerate(zip(blocks, depths_of(blocks)))
     ]
 
 
 @torch.inference_mode()
 def measure_selectivity(
-    subject: Subject, pictures: Pictures, num_classes: int, batch_size: int = 32, num_workers: int = 0
+    subject: AnalyzedModel, dataset: LabelledImages, num_classes: int, batch_size: int = 32, num_workers: int = 0
 ) -> dict[str, np.ndarray]:
     """Return the class selectivity index of every channel (C, ) of each block's output, by the block's name."""
     blocks, selectivity = find_blocks(subject.model), ClassSelectivity(num_classes)
-    for images, labels in pictures.batches(batch_size, num_workers):
+    for images, labels in dataset.batches(batch_size, num_workers):
         with watch_outputs(subject.model, blocks, partial(selectivity.add, labels=labels)):
             subject.forward(images)
     return {block.name: selectivity.indices(index).numpy() for index, block in enumerate(blocks)}
 
 
 @torch.inference_mode()
-def collect_maps(subject: Subject, images: torch.Tensor, chosen: Sequence[int]) -> dict[int, torch.Tensor]:
+def collect_maps(subject: AnalyzedModel, images: torch.Tensor, chosen: Sequence[int]) -> dict[int, torch.Tensor]:
     """Return the hidden features (B, N, 4C) of chosen blocks for uint8 images (B, 3, H, W)."""
     blocks, maps = find_blocks(subject.model), {}
     with watch_hidden(
@@ -106,14 +106,14 @@ def run_distance(args: argparse.Namespace) -> None:
     measured: dict[str, list[Distance]] = {}
     for path in args.add:
         measured.update(read_distances(path))
-    pictures = Pictures(choose_pictures(args.images, args.num_images, args.seed), args.size)
+    dataset = LabelledImages(choose_images(args.images, args.num_images, args.seed), args.size)
     for subject in load_subjects(args.model, args.device):
-        measured[subject.label] = measure_distance(subject, pictures, args.batch_size, args.num_workers)
+        measured[subject.label] = measure_distance(subject, dataset, args.batch_size, args.num_workers)
         write_distances(args.out, measured)
         own = [row.distance for row in measured[subject.label]]
         print(
             f'{subject.label}: mean distance {np.mean(own):.4f} over {len(own)} blocks, first {own[0]:.4f}, last '
-            f'{own[-1]:.4f}, {len(pictures)} images'
+            f'{own[-1]:.4f}, {len(dataset)} images'
         )
     print(f'wrote distance.csv and distance.png to {args.out}')
 
@@ -132,10 +132,10 @@ def write_distances(folder: str, measured: dict[str, list[Distance]]) -> None:
 def run_selectivity(args: argparse.Namespace) -> None:
     """Measure, and write ``selectivity.csv`` and ``selectivity.png``."""
     files, labels, classes = choose_labelled(args.folder, args.per_class, args.seed)
-    pictures = Pictures(files, args.size, labels)
+    dataset = LabelledImages(files, args.size, labels)
     measured = {}
     for subject in load_subjects(args.model, args.device):
-        blocks = measure_selectivity(subject, pictures, len(classes), args.batch_size, args.num_workers)
+        blocks = measure_selectivity(subject, dataset, len(classes), args.batch_size, args.num_workers)
         measured[subject.label] = blocks
         means = [block.mean() for block in blocks.values()]
         print(
@@ -157,7 +157,7 @@ def run_selectivity(args: argparse.Namespace) -> None:
 
 def run_maps(args: argparse.Namespace) -> None:
     """Draw ``maps_LABEL.png`` for each model, and write the counts of dead and saturated channels to ``maps.csv``."""
-    files = choose_pictures(args.images, args.num_images, args.seed)
+    files = choose_images(args.images, args.num_images, args.seed)
     images, rows = load_batch(files, args.size), []
     for subject in load_subjects(args.model, args.device):
         blocks = find_blocks(subject.model)

@@ -25,7 +25,7 @@ from mmengine.utils import ProgressBar
 
 from ..checkpoint import check_weights
 from ..checkpoint.load import allow_mmengine_checkpoints, load_file
-from ..datasets.image_files import EXTENSIONS, list_pictures
+from ..datasets.image_files import EXTENSIONS, list_images
 from ..utils.atomic import replacing
 from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config
@@ -51,7 +51,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-class Source(NamedTuple):
+class ImageSource(NamedTuple):
     """One input file and the name of its results below the output folder, without an ending."""
 
     path: str
@@ -59,7 +59,7 @@ class Source(NamedTuple):
     is_video: bool
 
 
-def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[Source]:
+def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[ImageSource]:
     """List the images and videos among files and folders; results of a folder keep its tree.
 
     Args:
@@ -74,8 +74,8 @@ def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) 
     for given in inputs:
         root = given if os.path.isdir(given) else os.path.dirname(given)
         is_video = given.lower().endswith(VIDEOS) and os.path.isfile(given)
-        for path in [given] if is_video else list_pictures([given], extensions):
-            sources.append(Source(path, os.path.splitext(os.path.relpath(path, root))[0], is_video))
+        for path in [given] if is_video else list_images([given], extensions):
+            sources.append(ImageSource(path, os.path.splitext(os.path.relpath(path, root))[0], is_video))
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -155,12 +155,12 @@ class Predictor:
             raise UserError('it cannot be read as an image')
         return results
 
-    def take(self, picture_bgr: np.ndarray) -> dict:
+    def take(self, image_bgr: np.ndarray) -> dict:
         """Give a frame, uint8 (H, W, 3), blue first, the form of :meth:`read`."""
         if self.is_grey:
-            picture_bgr = mmcv.bgr2gray(picture_bgr)
-        size = picture_bgr.shape[:2]
-        return dict(img=picture_bgr, img_path=None, img_id=0, img_shape=size, ori_shape=size)
+            image_bgr = mmcv.bgr2gray(image_bgr)
+        size = image_bgr.shape[:2]
+        return dict(img=image_bgr, img_path=None, img_id=0, img_shape=size, ori_shape=size)
 
     def __call__(self, results: dict | np.ndarray) -> Any:
         """Predict for what :meth:`read` or :meth:`take` gave, or for an image, uint8 (H, W, 3), blue first; returns a
@@ -174,10 +174,10 @@ class Predictor:
             sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.score_threshold]
         return sample
 
-    def draw(self, picture_bgr: np.ndarray, sample: Any) -> np.ndarray:
+    def draw(self, image_bgr: np.ndarray, sample: Any) -> np.ndarray:
         """Draw a prediction onto its image; uint8 (H, W, 3), blue first."""
         options = dict(pred_score_thr=self.score_threshold) if self.scope == 'mmdet' else {}
-        self.visualizer.add_datasample('prediction', mmcv.bgr2rgb(picture_bgr), sample, draw_gt=False, **options)
+        self.visualizer.add_datasample('prediction', mmcv.bgr2rgb(image_bgr), sample, draw_gt=False, **options)
         return mmcv.rgb2bgr(self.visualizer.get_image())
 
     def describe(self, sample: Any) -> dict[str, Any]:
@@ -209,36 +209,36 @@ def steps_of_test(cfg: Config) -> list[dict]:
     return [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
 
 
-def to_bgr(picture: np.ndarray) -> np.ndarray:
+def to_bgr(image: np.ndarray) -> np.ndarray:
     """Return an image of any depth and number of channels, (H, W) or (H, W, C), as uint8 (H, W, 3) to draw on: one
     channel as grey, the first three of more."""
-    picture = picture[..., None] if picture.ndim == 2 else picture
-    picture = picture[..., :3] if picture.shape[2] > 2 else picture[..., [0, 0, 0]]
-    if picture.dtype != np.uint8:
-        picture = picture.astype(np.float32)
-        low, high = float(picture.min()), float(picture.max())
+    image = image[..., None] if image.ndim == 2 else image
+    image = image[..., :3] if image.shape[2] > 2 else image[..., [0, 0, 0]]
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32)
+        low, high = float(image.min()), float(image.max())
         if low < 0 or high > 255:
-            picture = (picture - low) * (255 / max(high - low, 1e-12))
-    return np.ascontiguousarray(picture.astype(np.uint8))
+            image = (image - low) * (255 / max(high - low, 1e-12))
+    return np.ascontiguousarray(image.astype(np.uint8))
 
 
-def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[dict[str, Any]]:
+def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterator[dict[str, Any]]:
     """Predict for one image file, write its drawing and labels and yield its description; one that cannot be read or
     is too small for the model is described by an ``error``."""
     try:
         results = predictor.read(source.path)
-        picture = to_bgr(results['img'].copy())
+        image = to_bgr(results['img'].copy())
         sample = predictor(results)
     except torch.cuda.OutOfMemoryError:
         raise
     except (UserError, RuntimeError, ValueError, AssertionError, cv2.error) as error:
         text = ' '.join(str(error).split()) or type(error).__name__
         if not isinstance(error, UserError):
-            text = f'the model cannot take this picture ({text[:300]})'
+            text = f'the model cannot take this image ({text[:300]})'
         print_log(f'skipped {source.path}: {text}', 'current', logging.WARNING)
         yield dict(file=source.path, error=text)
         return
-    mmcv.imwrite(predictor.draw(picture, sample), os.path.join(out, 'drawn', f'{source.name}.png'))
+    mmcv.imwrite(predictor.draw(image, sample), os.path.join(out, 'drawn', f'{source.name}.png'))
     description = dict(file=source.path, **predictor.describe(sample))
     if predictor.scope == 'mmseg':
         description['labels'] = os.path.join('labels', f'{source.name}.png')
@@ -248,7 +248,7 @@ def predict_picture(predictor: Predictor, source: Source, out: str) -> Iterator[
     yield description
 
 
-def predict_video(predictor: Predictor, source: Source, out: str) -> Iterator[dict[str, Any]]:
+def predict_video(predictor: Predictor, source: ImageSource, out: str) -> Iterator[dict[str, Any]]:
     """Predict for every frame of a video, write the drawn video and yield a description per frame.
 
     A video that cannot be read, or ends before the length that it announces, has an ``error`` at the end.
@@ -335,7 +335,7 @@ def predict(args: Namespace) -> None:
     check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_config(args.config, args.cfg_options)
     loader = (steps_of_test(cfg) or [dict(type='')])[0]['type']
-    reads_arrays = loader.rpartition('.')[2] == 'LoadPicture'
+    reads_arrays = loader.rpartition('.')[2] == 'LoadMultiChannelImage'
     sources = list_sources(args.inputs, (*EXTENSIONS, '.npy') if reads_arrays else EXTENSIONS)
     predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
     journal = Journal(
@@ -355,7 +355,7 @@ def predict(args: Namespace) -> None:
     progress = ProgressBar(sum(mmcv.VideoReader(source.path).frame_cnt if source.is_video else 1 for source in waiting))
     try:
         for source in waiting:
-            predict_one = predict_video if source.is_video else predict_picture
+            predict_one = predict_video if source.is_video else predict_image
             for description in predict_one(predictor, source, args.out):
                 journal.add(description)
                 progress.update()

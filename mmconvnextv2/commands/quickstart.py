@@ -152,12 +152,12 @@ def write_report(root: Path, results: list[Result], seed: int, minutes: float) -
     report.table(['metric (%)', *STARTS], [list(result) for result in results])
     report.heading('FCMAE')
     report.curves({'FCMAE': read_curve(root / 'fcmae')}, 'Mean squared error on hidden cells')
-    pictures = sorted((root / 'fcmae').rglob('reconstruction_*.png'), key=lambda path: path.stat().st_mtime)
-    report.small_pictures(pictures[-1:], 'original | masked | reconstruction of hidden cells | pasted together')
+    images = sorted((root / 'fcmae').rglob('reconstruction_*.png'), key=lambda path: path.stat().st_mtime)
+    report.thumbnails(images[-1:], 'original | masked | reconstruction of hidden cells | pasted together')
     for task in TASKS:
         report.heading(task)
         report.curves({start: read_curve(root / f'{task}_{start}') for start in STARTS}, f'Training loss of {task}')
-        report.small_pictures(sorted((root / f'{task}_shown').rglob('*.png'))[:6], 'truth | prediction')
+        report.thumbnails(sorted((root / f'{task}_shown').rglob('*.png'))[:6], 'truth | prediction')
     report.write(root / 'report.html')
 
 

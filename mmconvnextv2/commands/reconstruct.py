@@ -10,10 +10,10 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from PIL import Image
 
-from ..checkpoint import check_weights, unwrap
+from ..checkpoint import check_weights, extract_state_dict
 from ..checkpoint.load import load_file
-from ..datasets.image_files import list_pictures
-from ..pretrain.reconstruction import draw_reconstructions
+from ..datasets.image_files import list_images
+from ..pretrain.reconstruction import render_reconstructions
 from ..pretrain.sampler import seeded
 from .arguments import add_config_options, load_config
 
@@ -70,11 +70,11 @@ def reconstruct_files(
         pipeline = Compose(pipeline_cfg)
     weights = load_file(checkpoint)
     check_weights(model, weights, checkpoint)
-    model.load_state_dict(unwrap(weights))
+    model.load_state_dict(extract_state_dict(weights))
     samples = []
-    for number, path in enumerate(list_pictures(paths)[:num_images]):
+    for number, path in enumerate(list_images(paths)[:num_images]):
         with seeded(seed, 0, number):
             samples.append(pipeline(dict(img_path=path)))
     with torch.no_grad():
-        Image.fromarray(draw_reconstructions(model, default_collate(samples))).save(out)
+        Image.fromarray(render_reconstructions(model, default_collate(samples))).save(out)
     print(f'{out}: {len(samples)} rows of original | masked | reconstruction of hidden cells | pasted together')

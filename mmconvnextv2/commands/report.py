@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..analysis.html import Report, parse_scalars
 from ..checkpoint.load import load_file
-from ..datasets.image_files import list_pictures
+from ..datasets.image_files import list_images
 from ..utils.errors import MissingFileError, UserError
 from .arguments import add_traceback
 from .features import read_distances
@@ -31,7 +31,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--out', help='the page; default WORK_DIR/report.html')
     parser.add_argument(
         '--images',
-        '--pictures',
+        '--pictures',  # as 0.1 spelt it
+        '--images',
         nargs='+',
         default=[],
         help='more images or folders of them, such as that of tools/test.py --show-dir',
@@ -184,22 +185,22 @@ def add_learning_rates(report: Report, entries: Sequence[dict], work_dir: Path) 
         )
 
 
-def add_pictures(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
+def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
     """Add reconstructions, drawn predictions, and the images that were asked for."""
     found = [path for run in runs for path in sorted((run / 'vis_data').rglob('*.png'))]
     reconstructions = sorted(
         (path for path in found if path.name.startswith('reconstruction')), key=lambda path: path.stat().st_mtime
     )
     drawn = [path for path in found if path not in reconstructions]
-    given = [Path(path) for path in list_pictures(more)] if more else []
+    given = [Path(path) for path in list_images(more)] if more else []
     if reconstructions:
         report.heading('Reconstructions')
         for path in dict.fromkeys([reconstructions[0], reconstructions[-1]]):
-            report.picture(path, f'{path.stem}: original | masked | reconstruction of hidden cells | pasted together')
-    for title, pictures in (('Predictions beside the truth', drawn), ('Images', given)):
-        if pictures:
+            report.image(path, f'{path.stem}: original | masked | reconstruction of hidden cells | pasted together')
+    for title, images in (('Predictions beside the truth', drawn), ('Images', given)):
+        if images:
             report.heading(title)
-            report.small_pictures(pictures[-most:], f'{min(most, len(pictures))} of {len(pictures)}')
+            report.thumbnails(images[-most:], f'{min(most, len(images))} of {len(images)}')
 
 
 def report_run(args: Namespace) -> None:
@@ -243,7 +244,7 @@ def report_run(args: Namespace) -> None:
         )
         report.curves(curves_of(training, ['grad_norm']), 'Norm of the gradient', ylabel='norm')
         add_learning_rates(report, training, work_dir)
-    add_pictures(report, runs, args.images, args.num_images)
+    add_images(report, runs, args.images, args.num_images)
     if args.distance:
         report.heading('Feature diversity')
         curves = {

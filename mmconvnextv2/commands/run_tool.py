@@ -36,7 +36,7 @@ def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
     try:
         tool(args)
     except Exception as error:
-        message = stated_mistake(error)
+        message = user_message(error)
         if message is None or args.traceback:
             raise
         sys.exit(f'error: {message}')
@@ -50,7 +50,7 @@ def run_subcommand(args: Namespace) -> None:
     args.run(args)
 
 
-def stated_mistake(error: BaseException | None) -> str | None:
+def user_message(error: BaseException | None) -> str | None:
     """Return the one-line message of an error that is the user's to mend, in this process or a data loader's worker;
     None for any other."""
     if error is None:
@@ -62,7 +62,7 @@ def stated_mistake(error: BaseException | None) -> str | None:
         return ' '.join(text.split())
     if isinstance(error, OSError) and error.filename:
         return f'{error.filename}: {error.strerror}'
-    return explain_fault(error) or explain_build(error) or stated_mistake(error.__cause__ or error.__context__)
+    return explain_fault(error) or explain_build(error) or user_message(error.__cause__ or error.__context__)
 
 
 def explain_fault(error: BaseException) -> str | None:

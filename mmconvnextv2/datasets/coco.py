@@ -58,9 +58,9 @@ def read_annotations(path: str, backend_args: dict | None = None) -> dict[str, A
     """
     content = decode_json(get(path, backend_args=backend_args), path)
     try:
-        objects, pictures = content.setdefault('annotations', []), content['images']
+        objects, images = content.setdefault('annotations', []), content['images']
         ids = [one['id'] for one in objects]
-        sound = len(set(ids)) == len(ids) and len({one['id'] for one in pictures}) == len(pictures)
+        sound = len(set(ids)) == len(ids) and len({one['id'] for one in images}) == len(images)
         for one in objects:
             one.setdefault('iscrowd', 0)
             sound = sound and len(one['bbox']) == 4
@@ -147,7 +147,7 @@ class CheckedCocoDataset(CocoDataset):
         """Read the file, and tell how much of it is used."""
         self._num_annotations = 0
         try:
-            pictures = super().load_data_list()
+            images = super().load_data_list()
         except UserError:
             raise
         except (KeyError, TypeError, IndexError, ValueError, AssertionError) as error:
@@ -155,44 +155,44 @@ class CheckedCocoDataset(CocoDataset):
             if problem is None:
                 raise
             raise UserError(f'{self.ann_file}: {problem}') from error
-        self._check_sizes(pictures[:NUM_CHECKED])
-        kept = sum(len(picture['instances']) for picture in pictures)
+        self._check_sizes(images[:NUM_CHECKED])
+        kept = sum(len(image['instances']) for image in images)
         if kept < self._num_annotations:
             print_log(
                 f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
                 'outside their image, are thinner than a pixel, of other classes or without a mask',
                 'current',
             )
-        return pictures
+        return images
 
-    def _check_sizes(self, pictures: Sequence[dict]) -> None:
+    def _check_sizes(self, images: Sequence[dict]) -> None:
         """Compare the sizes that the file gives with those of its first images, turned as their EXIF says.
 
         Raises:
             ValueError: If they differ: boxes and masks would lie elsewhere.
         """
-        for picture in pictures:
+        for image in images:
             try:
-                with Image.open(picture['img_path']) as file:
+                with Image.open(image['img_path']) as file:
                     turned = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                     width, height = file.size[::-1] if turned else file.size
             except (OSError, SyntaxError, ValueError):  # not there, remote or damaged: whoever reads it says so
                 continue
-            if (height, width) != (picture['height'], picture['width']):
+            if (height, width) != (image['height'], image['width']):
                 raise UserError(
-                    f'{self.ann_file}: {picture["img_path"]} has {width} x {height} pixels'
-                    f'{", turned as its EXIF says" if turned else ""}, the file gives {picture["width"]} x '
-                    f'{picture["height"]}: export the annotations of these images, or turn them for good with '
+                    f'{self.ann_file}: {image["img_path"]} has {width} x {height} pixels'
+                    f'{", turned as its EXIF says" if turned else ""}, the file gives {image["width"]} x '
+                    f'{image["height"]}: export the annotations of these images, or turn them for good with '
                     'exiftran or ImageMagick -auto-orient'
                 )
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
         """Leave out what cannot be learnt."""
         self._num_annotations += len(raw_data_info['raw_ann_info'])
-        picture = super().parse_data_info(raw_data_info)
+        image = super().parse_data_info(raw_data_info)
         if self.needs_masks:
-            picture['instances'] = [one for one in picture['instances'] if one.get('mask')]
-        return picture
+            image['instances'] = [one for one in image['instances'] if one.get('mask')]
+        return image
 
     def filter_data(self) -> list[dict]:
         """Filter as mmdet does.
@@ -200,16 +200,16 @@ class CheckedCocoDataset(CocoDataset):
         Raises:
             ValueError: If nothing is left, or crowds alone.
         """
-        pictures = super().filter_data()
-        if not pictures:
+        images = super().filter_data()
+        if not images:
             raise UserError(
                 f'{self.ann_file}: none of its {len(self.data_list)} images has an annotation of the '
                 f'classes {self.metainfo["classes"]}: nothing to train on'
             )
-        instances = [one for picture in pictures for one in picture['instances']]
+        instances = [one for image in images for one in image['instances']]
         if not self.test_mode and instances and all(one['ignore_flag'] for one in instances):
             raise UserError(f'{self.ann_file}: {ALL_CROWDS}'.format(len(instances)))
-        return pictures
+        return images
 
 
 ALL_CROWDS = (

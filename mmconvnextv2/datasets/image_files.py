@@ -13,7 +13,7 @@ from ..utils.errors import MissingFileError, UserError
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', '.tiff')
 
 
-def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[str]:
+def list_images(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[str]:
     """Return image files, those of folders in order of name.
 
     Args:
@@ -35,7 +35,7 @@ def list_pictures(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) 
         else:
             raise MissingFileError(f'{path} does not exist')
     if not files:
-        raise UserError(f'there is no picture ({", ".join(extensions)}) in {list(paths)}')
+        raise UserError(f'there is no image ({", ".join(extensions)}) in {list(paths)}')
     return files
 
 
@@ -52,9 +52,9 @@ def read_rgb(path: str) -> np.ndarray:
     if not os.path.isfile(path):
         raise MissingFileError(f'{path} does not exist')
     try:
-        picture = mmcv.imread(path, channel_order='rgb')
+        image = mmcv.imread(path, channel_order='rgb')
     except cv2.error:  # no bytes, or more pixels than OpenCV takes
-        picture = None
-    if picture is None:
+        image = None
+    if image is None:
         raise UserError(f'{path} cannot be read as an image: replace it, or take it out')
-    return picture
+    return image

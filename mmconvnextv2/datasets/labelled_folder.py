@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from ..utils.errors import MissingFileError, UserError
-from .image_files import list_pictures, read_rgb
+from .image_files import list_images, read_rgb
 
 
-class Pictures(Dataset):
+class LabelledImages(Dataset):
     """RGB images: the short side to 256 / 224 of ``size``, then the centre.
 
     Args:
@@ -52,9 +52,9 @@ class Pictures(Dataset):
         return DataLoader(self, batch_size, num_workers=num_workers)
 
 
-def choose_pictures(paths: Sequence[str], num_images: int, seed: int = 0) -> list[str]:
+def choose_images(paths: Sequence[str], num_images: int, seed: int = 0) -> list[str]:
     """Return ``num_images`` of the images in files and folders, drawn without replacement; all if they are fewer."""
-    files = list_pictures(paths)
+    files = list_images(paths)
     if num_images >= len(files):
         return files
     return sorted(random.Random(seed).sample(files, num_images))
@@ -83,7 +83,7 @@ def choose_labelled(folder: str, per_class: int | None = None, seed: int = 0) ->
     files, labels = [], []
     for label, name in enumerate(classes):
         path = os.path.join(folder, name)
-        chosen = list_pictures([path]) if per_class is None else choose_pictures([path], per_class, seed)
+        chosen = list_images([path]) if per_class is None else choose_images([path], per_class, seed)
         files += chosen
         labels += [label] * len(chosen)
     return files, labels, classes
@@ -91,5 +91,5 @@ def choose_labelled(folder: str, per_class: int | None = None, seed: int = 0) ->
 
 def load_batch(files: Sequence[str], size: int) -> Tensor:
     """Return images as one batch, uint8 (B, 3, size, size)."""
-    pictures = Pictures(files, size)
-    return torch.stack([pictures[index][0] for index in range(len(pictures))])
+    dataset = LabelledImages(files, size)
+    return torch.stack([dataset[index][0] for index in range(len(dataset))])

@@ -18,7 +18,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..checkpoint import check_weights, load_backbone, unwrap
+from ..checkpoint import check_weights, extract_state_dict, load_backbone
 from ..checkpoint.load import load_file
 from ..models.convnext_v2 import ConvNeXtV2, set_kernels
 from ..utils.config import read_normalization
@@ -142,7 +142,7 @@ WHOLE = {
 PARTS = ('backbone', *WHOLE)
 
 
-class Pixels(NamedTuple):
+class ExportedPixels(NamedTuple):
     """What a model wants images to be: the order of channels, and the mean and standard deviation of each."""
 
     channel_order: str
@@ -150,13 +150,13 @@ class Pixels(NamedTuple):
     std: tuple[float, ...]
 
 
-def read_pixels(cfg: Config) -> Pixels:
+def read_pixels(cfg: Config) -> ExportedPixels:
     """Read a config's data preprocessor; without mean and deviation images stay as they are."""
     channels, found = cfg.model.backbone.get('in_channels', 3), read_normalization(cfg)
     mean, std = found.mean or (0.0,) * channels, found.std or (1.0,) * channels
     if channels != 3:
-        return Pixels(f'{channels} channels as in training', mean, std)
-    return Pixels('RGB' if found.swaps_channels else 'BGR', mean, std)
+        return ExportedPixels(f'{channels} channels as in training', mean, std)
+    return ExportedPixels('RGB' if found.swaps_channels else 'BGR', mean, std)
 
 
 class Exported(NamedTuple):
@@ -181,7 +181,7 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
         checkpoint (str): Path or URL of a checkpoint that the config trained; for the backbone, of any layout.
         part (str): One of ``PARTS``.
         half (bool): Compute in float16. Defaults to False.
-        weights (str): See :func:`mmconvnextv2.checkpoint.unwrap`. Defaults to ``'default'``.
+        weights (str): See :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
 
     Raises:
         ValueError: If the config has no such part, or the checkpoint is of another model.
@@ -201,7 +201,7 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
                 f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
                 f'{cfg.scope}: use --part backbone'
             )
-        model = _build_whole(cfg, unwrap(content, weights), checkpoint)
+        model = _build_whole(cfg, extract_state_dict(content, weights), checkpoint)
     reference = kind(model, pixels.mean, pixels.std)
     graph = kind(model, pixels.mean, pixels.std, half) if half else reference
     return Exported(

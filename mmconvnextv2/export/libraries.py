@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import classifier_to_canonical, detect_dialect, read_arch, to_canonical, unwrap
+from ..checkpoint import classifier_to_canonical, detect_layout, extract_state_dict, read_arch, to_canonical
 from ..checkpoint.build import backbone_from_weights
 from ..checkpoint.conversion import ANCHOR
-from ..checkpoint.convert import backbone_converter, classifier_converter, layout_variant, whole, write_atomically
+from ..checkpoint.convert import backbone_converter, classifier_converter, compact, layout_variant, write_atomically
 from ..checkpoint.load import load_file
 from ..models.convnext_v2 import ARCHS
 from ..utils.atomic import new_folder, replacing_files
 from ..utils.errors import UserError
 from .graphs import class_names
-from .model_card import Card, write_card
-from .runtimes import need
+from .model_card import ModelCard, write_card
+from .runtimes import require
 
 TOLERANCE = 1e-4  # of the largest value
 
 
-class Source(NamedTuple):
+class AnyCheckpoint(NamedTuple):
     """What a checkpoint of any layout holds.
 
     Args:
@@ -88,37 +88,37 @@ class Source(NamedTuple):
             last = self.weights['downsample_layers.3.1.bias']
             norm = {'norm3.weight': torch.ones_like(last), 'norm3.bias': torch.zeros_like(last)}
             converted = backbone_converter(layout)({**norm, **self.weights})
-        return {name: whole(value) for name, value in converted.items()}
+        return {name: compact(value) for name, value in converted.items()}
 
 
-def read_source(checkpoint: str, weights: str = 'default') -> Source:
+def read_source(checkpoint: str, weights: str = 'default') -> AnyCheckpoint:
     """Read a checkpoint.
 
     Args:
         checkpoint (str): Path or URL.
-        weights (str): See :func:`mmconvnextv2.checkpoint.unwrap`. Defaults to ``'default'``.
+        weights (str): See :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
 
     Raises:
         ValueError: If it cannot be read, or holds no whole backbone.
     """
     content = load_file(checkpoint)
-    found = unwrap(content, weights)
+    found = extract_state_dict(content, weights)
     backbone = to_canonical(found)
     try:
         classifier = classifier_to_canonical(found)
     except ValueError:  # the backbone is whole, so what is missing is a head
         classifier = None
-    return Source(found, backbone, classifier, class_names(content))
+    return AnyCheckpoint(found, backbone, classifier, class_names(content))
 
 
 @torch.no_grad()
-def our_maps(source: Source, images: Tensor) -> tuple[Tensor, ...]:
+def our_maps(source: AnyCheckpoint, images: Tensor) -> tuple[Tensor, ...]:
     """Return the maps of all stages with an output norm."""
     return backbone_from_weights(source.weights).eval()(images)
 
 
 @torch.no_grad()
-def our_outputs(source: Source, images: Tensor) -> tuple[Tensor, Tensor]:
+def our_outputs(source: AnyCheckpoint, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return the last map without its norm, and the logits, or else the normalised mean over sites."""
     (last_map,) = backbone_from_weights(source.weights, out_norm=False).eval()(images)
     features = F.layer_norm(
@@ -148,17 +148,17 @@ def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) 
     return f'{library} loads it, and matches ConvNeXtV2 to within {worst:.1e} of the largest value'
 
 
-def export_hugging_face(source: Source, folder: str, card: Card, size: int = 224) -> str:
+def export_hugging_face(source: AnyCheckpoint, folder: str, card: ModelCard, size: int = 224) -> str:
     """Write a folder for transformers' ``from_pretrained``.
 
     A classifier becomes ``ConvNextV2ForImageClassification``; a backbone with a norm a map, of a detector or segmentor,
     ``ConvNextV2Backbone``; any other ``ConvNextV2Model``.
 
     Args:
-        source (Source): See :func:`read_source`.
+        source (AnyCheckpoint): See :func:`read_source`.
         folder (str): The folder to make.
-        card (Card): What the model card tells.
-        size (int): Pixels along a side, for the image processor. Defaults to 224.
+        card (ModelCard): What the model card tells.
+        size (int): ExportedPixels along a side, for the image processor. Defaults to 224.
 
     Returns:
         str: What was written and found.
@@ -166,10 +166,10 @@ def export_hugging_face(source: Source, folder: str, card: Card, size: int = 224
     Raises:
         ValueError: If the folder is in use, transformers is absent or computes something else, or there is no GRN.
     """
-    need('transformers', 'huggingface_hub')
+    require('transformers', 'huggingface_hub')
     _need_grn(source)
     model = _hugging_face_model(source)
-    name, images = type(model).__name__, _pictures(source)
+    name, images = type(model).__name__, _images(source)
     with new_folder(folder) as partial:
         model.save_pretrained(partial)
         _save_processor(source, card, size, partial)
@@ -192,7 +192,7 @@ def export_hugging_face(source: Source, folder: str, card: Card, size: int = 224
     return f'{folder}: {name}; {report}'
 
 
-def _hugging_face_model(source: Source) -> nn.Module:
+def _hugging_face_model(source: AnyCheckpoint) -> nn.Module:
     from transformers import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model
 
     layout = layout_variant('huggingface', source.weights)
@@ -217,7 +217,7 @@ def _hugging_face_model(source: Source) -> nn.Module:
     return model
 
 
-def _save_processor(source: Source, card: Card, size: int, folder: str) -> None:
+def _save_processor(source: AnyCheckpoint, card: ModelCard, size: int, folder: str) -> None:
     """Write the image processor's file; there is none for images with other channels than three."""
     if source.in_channels == 3:
         from transformers import ConvNextImageProcessor
@@ -227,13 +227,13 @@ def _save_processor(source: Source, card: Card, size: int, folder: str) -> None:
         processor.save_pretrained(folder)
 
 
-def export_timm(source: Source, target: str, card: Card) -> str:
+def export_timm(source: AnyCheckpoint, target: str, card: ModelCard) -> str:
     """Write a file for ``timm.create_model(..., checkpoint_path=...)``, and its model card as ``.md`` beside it.
 
     Args:
-        source (Source): See :func:`read_source`.
+        source (AnyCheckpoint): See :func:`read_source`.
         target (str): The ``.safetensors`` file to write.
-        card (Card): What the model card tells.
+        card (ModelCard): What the model card tells.
 
     Returns:
         str: What was written and found.
@@ -241,7 +241,7 @@ def export_timm(source: Source, target: str, card: Card) -> str:
     Raises:
         ValueError: If timm is absent or computes something else, or there is no GRN.
     """
-    need('timm', 'huggingface_hub')
+    require('timm', 'huggingface_hub')
     from timm import create_model
 
     _need_grn(source)
@@ -252,7 +252,7 @@ def export_timm(source: Source, target: str, card: Card) -> str:
         arguments.update(depths=source.arch['depths'], dims=source.arch['channels'])
     if source.in_channels != 3:
         arguments['in_chans'] = source.in_channels
-    images = _pictures(source)
+    images = _images(source)
     with replacing_files(target) as partial:
         write_atomically({}, source.convert(layout), partial)
         model = create_model(name, checkpoint_path=partial, **arguments).eval()
@@ -272,13 +272,13 @@ def export_timm(source: Source, target: str, card: Card) -> str:
     return f'{target}: {name}; {report}'
 
 
-def export_safetensors(source: Source, folder: str, card: Card) -> str:
+def export_safetensors(source: AnyCheckpoint, folder: str, card: ModelCard) -> str:
     """Write ``model.safetensors`` in the canonical layout, the whole model if the file has that layout, and a card.
 
     Args:
-        source (Source): See :func:`read_source`.
+        source (AnyCheckpoint): See :func:`read_source`.
         folder (str): The folder to make.
-        card (Card): What the model card tells.
+        card (ModelCard): What the model card tells.
 
     Returns:
         str: What was written and found.
@@ -286,11 +286,11 @@ def export_safetensors(source: Source, folder: str, card: Card) -> str:
     Raises:
         ValueError: If the folder is in use.
     """
-    need('safetensors', 'huggingface_hub')
-    is_ours = detect_dialect(source.state_dict) == 'canonical'
+    require('safetensors', 'huggingface_hub')
+    is_ours = detect_layout(source.state_dict) == 'canonical'
     weights = source.state_dict if is_ours else source.classifier or source.weights
     weights = {
-        name: whole(value)
+        name: compact(value)
         for name, value in weights.items()
         if isinstance(value, Tensor) and not name.startswith('data_preprocessor.')
     }
@@ -313,7 +313,7 @@ def export_safetensors(source: Source, folder: str, card: Card) -> str:
     return f'{folder}: {len(weights)} weights, read back with the same bits'
 
 
-def _need_grn(source: Source) -> None:
+def _need_grn(source: AnyCheckpoint) -> None:
     if not any(name.endswith('.grn.gamma') for name in source.weights):
         raise UserError(
             'these weights have no GRN, and the ConvNeXt V2 of timm and transformers has: '
@@ -321,5 +321,5 @@ def _need_grn(source: Source) -> None:
         )
 
 
-def _pictures(source: Source) -> Tensor:
+def _images(source: AnyCheckpoint) -> Tensor:
     return torch.randn(2, source.in_channels, 64, 96, generator=torch.Generator().manual_seed(0))

@@ -4,36 +4,36 @@ from typing import NamedTuple
 
 from ..checkpoint import LICENCE
 from ..utils.config import IMAGENET
-from .graphs import Pixels
+from .graphs import ExportedPixels
 
 TASKS = {True: 'image-classification', False: 'image-feature-extraction'}  # by whether there is a classifier
 
 
-class Card(NamedTuple):
+class ModelCard(NamedTuple):
     """User-supplied metadata of a model.
 
     Args:
         license (str): An identifier such as ``'cc-by-nc-4.0'``.
         config (str, optional): Name of the config that trained it. Defaults to None.
         metrics (dict): Values by name, as text. Defaults to none.
-        pixels (Pixels): What images must be. Defaults to RGB with ImageNet's mean and standard deviation.
+        pixels (ExportedPixels): What images must be. Defaults to RGB with ImageNet's mean and standard deviation.
     """
 
     license: str
     config: str | None = None
     metrics: dict[str, str] = {}
-    pixels: Pixels = Pixels('RGB', IMAGENET.mean, IMAGENET.std)
+    pixels: ExportedPixels = ExportedPixels('RGB', IMAGENET.mean, IMAGENET.std)
 
 
 def write_card(
-    path: str, title: str, card: Card, library: str, facts: dict[str, str], usage: str, is_classifier: bool
+    path: str, title: str, card: ModelCard, library: str, facts: dict[str, str], usage: str, is_classifier: bool
 ) -> None:
     """Write a model card.
 
     Args:
         path (str): The file.
         title (str): Its heading.
-        card (Card): User-supplied metadata.
+        card (ModelCard): User-supplied metadata.
         library (str): That loads the weights.
         facts (dict): Rows of the first table, which the card's are added to.
         usage (str): Python that loads the weights.
@@ -51,7 +51,7 @@ def write_card(
     mean, std = (', '.join(f'{value:g}' for value in values) for values in numbers)
     facts = {
         **facts,
-        'pictures': f'{order}, mean {mean}, standard deviation {std} of 0 to 255',
+        'images': f'{order}, mean {mean}, standard deviation {std} of 0 to 255',
         'trained by': card.config or 'unspecified',
     }
     parts = [f'# {title}', 'ConvNeXt V2 (arXiv 2301.00808), exported by mmconvnextv2.', _table('', '', facts)]

@@ -22,7 +22,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2}  # of the largest value o
 Runner = Callable[[Tensor], Sequence[Tensor]]
 
 
-def need(*packages: str) -> None:
+def require(*packages: str) -> None:
     """Raise ``ValueError`` that says how to get packages that are absent."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
@@ -43,7 +43,7 @@ def export_onnx(exported: Exported, target: str, size: tuple[int, int]) -> list[
     Raises:
         ValueError: If a package is absent, the model cannot be exported, or outputs differ too much.
     """
-    need('onnx', 'onnxruntime', 'onnxscript')
+    require('onnx', 'onnxruntime', 'onnxscript')
     with replacing_files(target) as partial, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program = _traced(

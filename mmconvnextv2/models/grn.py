@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..ops.reductions import hide, statistics_dtype
+from ..ops.reductions import fill_masked, statistics_dtype
 
 
 class ResponseNorm(nn.Module):
@@ -42,7 +42,7 @@ class GlobalResponseNorm(ResponseNorm):
 
         Norms of half precision are computed in float32: squares overflow in float16.
         """
-        features = hide(sites.to(statistics_dtype(sites.dtype)), site_mask)
+        features = fill_masked(sites.to(statistics_dtype(sites.dtype)), site_mask)
         norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)  # G(X), (B, 1, C)
         response = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)  # N(G(X)), (B, 1, C)
         scale = (1 + self.gamma * response).to(sites.dtype)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.grn import AGGREGATIONS, NORMALIZATIONS, response_scale
-from ..ops.reductions import hide, mean_over_sites, statistics_dtype
+from ..ops.reductions import fill_masked, mean_over_sites, statistics_dtype
 from ..utils.errors import UserError
 from .grn import GlobalResponseNorm, ResponseNorm
 from .layers import LayerNorm
@@ -183,7 +183,10 @@ class CBAM(ResponseNorm):
 
     def forward(self, sites: Tensor, site_mask: Tensor | None, depthwise: Callable) -> Tensor:
         """Gate ``sites`` (B, N, C); ``depthwise`` as in :class:`ResponseNorm`."""
-        mean, highest = mean_over_sites(sites, site_mask), hide(sites, site_mask, -torch.inf).amax(1, keepdim=True)
+        mean, highest = (
+            mean_over_sites(sites, site_mask),
+            fill_masked(sites, site_mask, -torch.inf).amax(1, keepdim=True),
+        )
         sites = sites * (self.mlp(mean) + self.mlp(highest)).sigmoid()
         pooled = torch.stack([sites.mean(-1), sites.amax(-1)], dim=-1)  # (B, N, 2)
         return sites * depthwise(pooled, self.spatial).sum(-1, keepdim=True).sigmoid()

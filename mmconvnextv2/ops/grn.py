@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import in_blocks
-from .reductions import hide, mean_over_sites, statistics_dtype
+from .reductions import fill_masked, mean_over_sites, statistics_dtype
 
 AGGREGATIONS = {  # sites (B, N, C), zero where they do not count, and which count, to responses (B, 1, C)
     'L2': lambda values, site_mask: torch.linalg.vector_norm(values, dim=1, keepdim=True),
@@ -49,7 +49,7 @@ def response_scale(
         Tensor: The scale, in float32 for half-precision input: (B, 1, C); (B, 1, 1) for ``'1/sum'``, and N in place of
         1 for the aggregation ``'none'``.
     """
-    values = hide(sites.to(statistics_dtype(sites.dtype)), site_mask)
+    values = fill_masked(sites.to(statistics_dtype(sites.dtype)), site_mask)
     return NORMALIZATIONS[normalization](AGGREGATIONS[aggregation](values, site_mask), eps)
 
 
@@ -63,7 +63,7 @@ def channel_norm(features: Tensor, site_mask: Tensor | None) -> Tensor:
         num_sites = max(SQUARES * num_sites // max(features.numel(), 1), 1)
     for start in range(0, max(features.shape[1], 1), max(num_sites, 1)):
         part = slice(start, start + num_sites)
-        sites = hide(features[:, part], None if site_mask is None else site_mask[:, part])
+        sites = fill_masked(features[:, part], None if site_mask is None else site_mask[:, part])
         total = total + sites.to(statistics_dtype(sites.dtype)).square().sum(1, keepdim=True)
     return total.sqrt()
 

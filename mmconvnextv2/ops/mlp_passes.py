@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from .grn import add_product, channel_norm
-from .reductions import hide, statistics_dtype
+from .reductions import fill_masked, statistics_dtype
 
 
 class Hidden:
@@ -49,7 +49,7 @@ class Hidden:
         """
         if scale is not None:
             grad = grad.mul_(scale)
-        grad = add_product(grad, hide(self.activation(), self.site_mask), factor)
+        grad = add_product(grad, fill_masked(self.activation(), self.site_mask), factor)
         torch.ops.aten.gelu_backward.grad_input(grad, self.h, grad_input=grad)
         return grad, grad.sum((0, 1))
 

@@ -9,7 +9,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def hide(sites: Tensor, site_mask: Tensor | None, value: float = 0.0) -> Tensor:
+def fill_masked(sites: Tensor, site_mask: Tensor | None, value: float = 0.0) -> Tensor:
     """Return sites (B, N, C) with ``value`` where ``site_mask`` (B, N, 1) is False; None counts all."""
     return sites if site_mask is None else torch.where(site_mask, sites, sites.new_full((), value))
 
@@ -18,5 +18,5 @@ def mean_over_sites(sites: Tensor, site_mask: Tensor | None = None) -> Tensor:
     """Average sites that count, summed in float32 at least: (B, N, C) to (B, 1, C) in the input's dtype."""
     if site_mask is None:
         return sites.mean(1, keepdim=True)
-    total = hide(sites, site_mask).sum(1, keepdim=True, dtype=statistics_dtype(sites.dtype))
+    total = fill_masked(sites, site_mask).sum(1, keepdim=True, dtype=statistics_dtype(sites.dtype))
     return (total / site_mask.sum(1, keepdim=True)).to(sites.dtype)

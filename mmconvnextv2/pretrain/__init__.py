@@ -2,20 +2,23 @@
 
 from ..engine.fsdp2 import FSDP2Strategy
 from ..engine.layer_decay import LayerDecayOptimWrapperConstructor
+from ..utils.moved import moved_names
 from .ablation_decoders import FCMAETransformerDecoder, FCMAEUNetDecoder
 from .dataset import UnlabelledImages
 from .decoder import FCMAEDecoder, FCMAEHead
 from .fcmae import FCMAE
 from .loop import ResumableTrainLoop
-from .masking import DrawVisibleCells
-from .multichannel import FCMAEDataPreprocessor, LoadPicture
+from .masking import FCMAEMaskGenerator
+from .multichannel import FCMAEDataPreprocessor, LoadMultiChannelImage
 from .probe import ProbeHook
 from .reconstruction import ReconstructionHook
-from .sampler import DrawSampler
+from .sampler import DeterministicSampler
+
+__getattr__ = moved_names(__name__)
 
 __all__ = [
-    'DrawSampler',
-    'DrawVisibleCells',
+    'DeterministicSampler',
+    'FCMAEMaskGenerator',
     'FCMAE',
     'FCMAEDataPreprocessor',
     'FCMAEDecoder',
@@ -24,7 +27,7 @@ __all__ = [
     'FCMAEUNetDecoder',
     'FSDP2Strategy',
     'LayerDecayOptimWrapperConstructor',
-    'LoadPicture',
+    'LoadMultiChannelImage',
     'ProbeHook',
     'ReconstructionHook',
     'ResumableTrainLoop',

@@ -16,7 +16,7 @@ from ..models.execution import CELL, get_execution
 from ..models.layers import LayerNorm
 from ..ops.grid import Grid, map_to_sites, sites_to_map
 from ..utils.errors import UserError
-from .decoder import INIT_CFG, fill_hidden, last_map
+from .decoder import INIT_CFG, insert_mask_tokens, last_map
 
 LEVELS = 4  # strides 32, 16, 8, 4, those of the encoder's stages
 
@@ -102,7 +102,9 @@ class FCMAEUNetDecoder(BaseModule):
 
     def _read(self, level: int, features: Tensor, visible_cells: Tensor) -> Tensor:
         """Turn the encoder's map of a scale into sites of the decoder's width, the mask token at hidden cells."""
-        return fill_hidden(self.projections[level](features), visible_cells, self.mask_tokens[level], CELL >> level)
+        return insert_mask_tokens(
+            self.projections[level](features), visible_cells, self.mask_tokens[level], CELL >> level
+        )
 
     def _decode(self, level: int, sites: Tensor, grid: Grid) -> Tensor:
         """Run the blocks of a scale."""
@@ -182,7 +184,7 @@ class FCMAETransformerDecoder(BaseModule):
         """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
         features = last_map(features)
         grid = Grid(*features.shape[-2:], stride=CELL)
-        sites = fill_hidden(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
+        sites = insert_mask_tokens(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
         sites = sites + sincos_positions(grid.height, grid.width, sites.shape[-1], sites)
         for block in self.blocks:
             sites = block(sites)

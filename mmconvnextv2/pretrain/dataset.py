@@ -14,7 +14,7 @@ from mmpretrain.registry import DATASETS
 
 from ..datasets.image_files import EXTENSIONS
 from ..utils.errors import RunError, UserError
-from .sampler import Draw, seeded
+from .sampler import SampleKey, seeded
 
 
 @DATASETS.register_module()
@@ -25,11 +25,11 @@ class UnlabelledImages(CustomDataset):
 
     Args:
         data_root (str): The folder; formats may be mixed, folders nested.
-        pipeline (Sequence): Transforms, ``DrawVisibleCells`` and ``PackInputs`` last.
+        pipeline (Sequence): Transforms, ``FCMAEMaskGenerator`` and ``PackInputs`` last.
         max_corrupt_share (float): Share of unreadable files, in [0, 1), above which the run stops. Defaults to 0.01;
             one file is always forgiven.
-        extensions (Sequence[str]): Endings, in any case, of the files to read; ``'.npy'`` is for ``LoadPicture``.
-            Defaults to those of the usual image formats.
+        extensions (Sequence[str]): File extensions to read, case-insensitive; ``'.npy'`` needs
+            ``LoadMultiChannelImage``. Defaults to the usual image formats.
         kwargs: See mmpretrain's ``CustomDataset``.
 
     Raises:
@@ -55,11 +55,11 @@ class UnlabelledImages(CustomDataset):
             super().full_init()
             self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 
-    def __getitem__(self, draw: int | Draw) -> dict:
-        draw = draw if isinstance(draw, Draw) else Draw(0, 0, draw)
+    def __getitem__(self, key: int | SampleKey) -> dict:
+        key = key if isinstance(key, SampleKey) else SampleKey(0, 0, key)
         for step in range(len(self)):
-            index = (draw.index + step) % len(self)
-            with seeded(*draw):
+            index = (key.index + step) % len(self)
+            with seeded(*key):
                 try:
                     return self.prepare_data(index)
                 except (OSError, AssertionError, SyntaxError, cv2.error) as error:

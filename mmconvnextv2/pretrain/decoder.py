@@ -23,7 +23,7 @@ from ..ops.reductions import statistics_dtype
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)
 
 
-def fill_hidden(features: Tensor, visible_cells: Tensor, mask_token: Tensor, stride: int = CELL) -> Tensor:
+def insert_mask_tokens(features: Tensor, visible_cells: Tensor, mask_token: Tensor, stride: int = CELL) -> Tensor:
     """Turn a map (B, D, h, w) into sites (B, h * w, D) that hold ``mask_token`` (D, ) at hidden cells.
 
     Hidden features are selected away, never multiplied by zero: not even a NaN passes.
@@ -70,7 +70,7 @@ class FCMAEDecoder(BaseModule):
         """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
         features = last_map(features)
         grid = Grid(*features.shape[-2:], stride=CELL)
-        sites = fill_hidden(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
+        sites = insert_mask_tokens(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
         dense = get_execution('dense', masking=False)
         for block in self.blocks:
             sites = block(sites, grid, dense)
@@ -96,18 +96,18 @@ class FCMAEHead(BaseModule):
         self.stride = stride
         self.pred = nn.Linear(in_channels, stride * stride * image_channels)
 
-    def forward(self, decoded: Tensor, hidden_cells: Tensor) -> Tensor:
+    def forward(self, decoded: Tensor, masked_cells: Tensor) -> Tensor:
         """Predict a decoded map (B, D, H / s, W / s) at hidden cells (B, M): (B, M, 32 * 32 * C), pixels in raster
         order, channels last."""
         patch = CELL // self.stride
-        pixels = self.pred(gather(decoded, hidden_cells, patch))  # (B, M * p * p, s * s * C)
-        pixels = pixels.reshape(*hidden_cells.shape, patch, patch, self.stride, self.stride, -1)
+        pixels = self.pred(gather(decoded, masked_cells, patch))  # (B, M * p * p, s * s * C)
+        pixels = pixels.reshape(*masked_cells.shape, patch, patch, self.stride, self.stride, -1)
         return pixels.transpose(3, 4).flatten(2)  # (B, M, p, s, p, s, C), flat
 
-    def target(self, images: Tensor, hidden_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def target(self, images: Tensor, masked_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the target (B, M, 32 * 32 * C) of hidden cells with the mean and the deviation (B, M, 1) it was
         normalised by."""
-        cells = gather(images, hidden_cells, CELL).reshape(*hidden_cells.shape, -1)
+        cells = gather(images, masked_cells, CELL).reshape(*masked_cells.shape, -1)
         cells = cells.to(statistics_dtype(cells.dtype))
         if not self.norm_pix:
             return cells, torch.zeros_like(cells[..., :1]), torch.ones_like(cells[..., :1])
@@ -115,7 +115,7 @@ class FCMAEHead(BaseModule):
         deviation = (variance + 1e-6).sqrt()
         return (cells - mean) / deviation, mean, deviation
 
-    def loss(self, decoded: Tensor, images: Tensor, hidden_cells: Tensor) -> Tensor:
+    def loss(self, decoded: Tensor, images: Tensor, masked_cells: Tensor) -> Tensor:
         """Return the mean squared error over the pixels of hidden cells, a scalar."""
-        target = self.target(images, hidden_cells)[0]
-        return F.mse_loss(self(decoded, hidden_cells).to(target.dtype), target)
+        target = self.target(images, masked_cells)[0]
+        return F.mse_loss(self(decoded, masked_cells).to(target.dtype), target)

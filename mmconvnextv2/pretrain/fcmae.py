@@ -14,7 +14,7 @@ from ..models.execution import CELL, get_execution
 from ..ops.cells import scatter, visible_sites
 from ..ops.grid import Grid
 from ..utils.errors import UserError
-from .masking import hidden_cells_of, stack_visible_cells
+from .masking import masked_cells_of, stack_visible_cells
 
 
 @MODELS.register_module()
@@ -64,7 +64,7 @@ class FCMAE(BaseSelfSupervisor):
         visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
         features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / 32, W / 32)
         decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = 32 but for a UNet
-        return dict(loss=self.head.loss(decoded, inputs, _hidden(visible_cells, inputs)))
+        return dict(loss=self.head.loss(decoded, inputs, _masked_cells(visible_cells, inputs)))
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> dict[str, Tensor]:
@@ -83,12 +83,12 @@ class FCMAE(BaseSelfSupervisor):
         """
         _check_channels(inputs, self.backbone.in_channels)
         height, width = inputs.shape[-2:]
-        hidden_cells = _hidden(visible_cells, inputs)
+        masked_cells = _masked_cells(visible_cells, inputs)
         decoded = self.neck(self.backbone(inputs, visible_cells, self.execution), visible_cells)
-        _, mean, deviation = self.head.target(inputs, hidden_cells)
-        pixels = self.head(decoded, hidden_cells).to(mean.dtype) * deviation + mean  # (B, M, 32 * 32 * C)
+        _, mean, deviation = self.head.target(inputs, masked_cells)
+        pixels = self.head(decoded, masked_cells).to(mean.dtype) * deviation + mean  # (B, M, 32 * 32 * C)
         pixels = pixels.view(len(inputs), -1, inputs.shape[1])  # (B, M * 32 * 32, C)
-        prediction = scatter(pixels, Grid(height, width, stride=1, visible_cells=hidden_cells))
+        prediction = scatter(pixels, Grid(height, width, stride=1, visible_cells=masked_cells))
         shown = visible_sites(visible_cells, height, width, 1).view(-1, 1, height, width)
         return dict(
             original=inputs,
@@ -129,12 +129,12 @@ def _check_channels(images: Tensor, in_channels: int) -> None:
         raise UserError(
             f'the images have {images.shape[1]} channels, but model.backbone has in_channels='
             f'{in_channels}: set it to what the images have, or load them with '
-            f"dict(type='LoadPicture', channels={in_channels}), or color_type='grayscale' of "
+            f"dict(type='LoadMultiChannelImage', channels={in_channels}), or color_type='grayscale' of "
             'LoadImageFromFile for one channel'
         )
 
 
-def _hidden(visible_cells: Tensor, images: Tensor) -> Tensor:
+def _masked_cells(visible_cells: Tensor, images: Tensor) -> Tensor:
     """Return the hidden cells (B, M) of images (B, C, H, W)."""
     height, width = images.shape[-2:]
-    return hidden_cells_of(visible_cells, (height // CELL) * (width // CELL))
+    return masked_cells_of(visible_cells, (height // CELL) * (width // CELL))

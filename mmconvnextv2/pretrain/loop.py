@@ -36,8 +36,8 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
     - With gradient accumulation, partially accumulated gradients are recomputed, since checkpoints do not store them.
 
     The number of processes and workers may change while the number of images per iteration, ``batch_size`` times
-    processes, stays. The sampler must be a ``DrawSampler``, with ``drop_last=True`` for an epoch of the same length
-    whatever the number of processes.
+    processes, stays. The sampler must be a ``DeterministicSampler``, with ``drop_last=True`` if an epoch is to have the
+    same length for any number of processes.
 
     Args:
         runner (Runner): The runner.
@@ -57,7 +57,7 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if not hasattr(self.dataloader.sampler, 'skip'):
             raise UserError(
                 f'train_dataloader.sampler={type(self.dataloader.sampler).__name__} cannot skip images: '
-                "use dict(type='DrawSampler'), or train_cfg.type='EpochBasedTrainLoop'"
+                "use dict(type='DeterministicSampler'), or train_cfg.type='EpochBasedTrainLoop'"
             )
         if not len(self.dataloader):
             raise UserError(
@@ -121,11 +121,11 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         """
         hub, processes = self.runner.message_hub, get_world_size()
         batch = self.dataloader.batch_size * processes
-        before = hub.runtime_info.get('pictures_per_iteration', batch) if self._iter else batch
+        before = hub.runtime_info.get('images_per_iteration', batch) if self._iter else batch
         if before != batch:
             raise UserError(
                 f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
                 f'{batch} images per iteration, but the run to resume has {before}: set it to '
                 f'{before / processes:g}, or start anew from its weights with load_from'
             )
-        hub.update_info('pictures_per_iteration', batch)
+        hub.update_info('images_per_iteration', batch)

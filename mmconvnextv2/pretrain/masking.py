@@ -1,4 +1,4 @@
-"""Random masking of 32x32-pixel cells, drawn on the CPU with the picture (arXiv 2301.00808, section 3.1).
+"""Random masking of 32x32-pixel cells, drawn on the CPU with the image (arXiv 2301.00808, section 3.1).
 
 A mask is a list of visible cells: their number is a shape, so nothing waits for the GPU. mmpretrain's heads use the
 opposite convention (1 = removed); nothing here passes such a mask on.
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..models.execution import CELL
 from ..utils.errors import UserError
+from ..utils.moved import register_renamed
 
 
 def num_visible(num_cells: int, mask_ratio: float) -> int:
@@ -39,7 +40,7 @@ def _workable_ratios(num_cells: int) -> str:
     return f'choose {low} (hides one cell) to {high} (shows one cell), or larger images'
 
 
-def hidden_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
+def masked_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
     """Return the cells that are not visible, ascending: (B, K) to (B, num_cells - K); no synchronisation."""
     flags = torch.zeros(len(visible_cells), num_cells, dtype=torch.int8, device=visible_cells.device)
     flags = flags.scatter(1, visible_cells, 1)  # 1 = visible
@@ -48,7 +49,7 @@ def hidden_cells_of(visible_cells: Tensor, num_cells: int) -> Tensor:
 
 
 @TRANSFORMS.register_module()
-class DrawVisibleCells(BaseTransform):
+class FCMAEMaskGenerator(BaseTransform):
     """Draw the visible cells of an image.
 
     Required key: ``img`` (H, W, channels). Added key: ``visible_cells``, int64 array (K, ), ascending raster indices of
@@ -73,7 +74,7 @@ class DrawVisibleCells(BaseTransform):
         if height % CELL or width % CELL:
             raise UserError(
                 f'the pipeline gives images of {height}x{width} pixels: FCMAE needs multiples of '
-                f"{CELL}; change the size of the crop in front of 'DrawVisibleCells'"
+                f"{CELL}; change the size of the crop in front of 'FCMAEMaskGenerator'"
             )
         num_cells = (height // CELL) * (width // CELL)
         try:
@@ -88,6 +89,9 @@ class DrawVisibleCells(BaseTransform):
         return f'{type(self).__name__}(mask_ratio={self.mask_ratio})'
 
 
+register_renamed(TRANSFORMS, 'DrawVisibleCells', FCMAEMaskGenerator)
+
+
 def stack_visible_cells(data_samples: Sequence, device: torch.device) -> Tensor:
     """Collect ``visible_cells`` of a batch: long (B, K) on ``device``.
 
@@ -97,7 +101,7 @@ def stack_visible_cells(data_samples: Sequence, device: torch.device) -> Tensor:
     cells: list[np.ndarray] = [sample.metainfo.get('visible_cells') for sample in data_samples]
     if any(one is None for one in cells):
         raise UserError(
-            "a data sample has no 'visible_cells': put dict(type='DrawVisibleCells') in front of "
+            "a data sample has no 'visible_cells': put dict(type='FCMAEMaskGenerator') in front of "
             "'PackInputs', and 'visible_cells' in its meta_keys"
         )
     if len({len(one) for one in cells}) != 1:

@@ -17,12 +17,13 @@ from mmpretrain.registry import MODELS, TRANSFORMS
 from PIL import Image
 
 from ..utils.errors import FileError, UserError
+from ..utils.moved import register_renamed
 
 TIFF = (b'II*\0', b'MM\0*')  # how such files begin
 
 
 @TRANSFORMS.register_module()
-class LoadPicture(BaseTransform):
+class LoadMultiChannelImage(BaseTransform):
     """Read an image of a given number of channels, as float32.
 
     Images are read as they are stored (grey, colour, colour with alpha; 8 or 16 bits; orientation tags are
@@ -39,7 +40,7 @@ class LoadPicture(BaseTransform):
             backbone=dict(in_channels=5),
             data_preprocessor=dict(mean=[110.] * 5, std=[60.] * 5, to_rgb=False))
         train_pipeline = [
-            dict(type='LoadPicture', channels=5),
+            dict(type='LoadMultiChannelImage', channels=5),
             dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), interpolation='bicubic'),
             *_base_.train_pipeline[2:]
         ]
@@ -54,7 +55,7 @@ class LoadPicture(BaseTransform):
 
     def __init__(self, channels: int) -> None:
         if channels < 1:
-            raise UserError(f'channels={channels} of LoadPicture: expected 1 or more')
+            raise UserError(f'channels={channels} of LoadMultiChannelImage: expected 1 or more')
         self.channels = channels
 
     def transform(self, results: dict) -> dict:
@@ -66,11 +67,11 @@ class LoadPicture(BaseTransform):
         """
         path = str(results['img_path'])
         content = fileio.get(path)
-        pixels = read_array(content, path) if path.lower().endswith('.npy') else read_picture(content, path)
+        pixels = read_array(content, path) if path.lower().endswith('.npy') else decode_image(content, path)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         if pixels.ndim != 3 or pixels.shape[2] != self.channels:
             raise UserError(
-                f'{path} has shape {pixels.shape} (height, width, channels), but LoadPicture has channels='
+                f'{path} has shape {pixels.shape} (height, width, channels), but LoadMultiChannelImage has channels='
                 f'{self.channels}: set it, model.backbone.in_channels and the lengths of '
                 'model.data_preprocessor.mean and std to what the images have, or take this file out'
             )
@@ -85,7 +86,10 @@ class LoadPicture(BaseTransform):
         return f'{type(self).__name__}(channels={self.channels})'
 
 
-def read_picture(content: bytes, path: str) -> np.ndarray:
+register_renamed(TRANSFORMS, 'LoadPicture', LoadMultiChannelImage)
+
+
+def decode_image(content: bytes, path: str) -> np.ndarray:
     """Decode an image's bytes: (H, W), (H, W, 3) in BGR or (H, W, 4) in RGBA order.
 
     Raises:
@@ -163,7 +167,7 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
             raise UserError(
                 f'the data_preprocessor has {self.mean.numel()} values in mean and std, but the images '
                 f'have {images.shape[1]} channels: give as many, or load images with as many '
-                "(dict(type='LoadPicture', channels=...))"
+                "(dict(type='LoadMultiChannelImage', channels=...))"
             )
         images = images.flip(1) if self.to_rgb and images.shape[1] == 3 else images
         images = images.float()

@@ -14,7 +14,7 @@ from .masking import stack_visible_cells
 COLUMNS = ('original', 'masked', 'reconstruction', 'pasted')
 
 
-def picture_grid(pictures: dict, mean: Tensor | None = None, std: Tensor | None = None) -> np.ndarray:
+def image_grid(reconstructed: dict, mean: Tensor | None = None, std: Tensor | None = None) -> np.ndarray:
     """Lay ``FCMAE.reconstruct``'s images out as one RGB image, a row an image and the columns of ``COLUMNS``.
 
     Images with other than three channels show their first channel.
@@ -29,7 +29,7 @@ def picture_grid(pictures: dict, mean: Tensor | None = None, std: Tensor | None 
     """
     columns = []
     for name in COLUMNS:
-        pixels = pictures[name].float()
+        pixels = reconstructed[name].float()
         if std is not None:
             pixels = pixels * std + mean
         if pixels.shape[1] != 3:
@@ -39,14 +39,14 @@ def picture_grid(pictures: dict, mean: Tensor | None = None, std: Tensor | None 
     return grid.round().clamp(0, 255).byte().cpu().numpy()
 
 
-def draw_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
+def render_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
     """Return the image grid of a batch as the data loader gives it (``inputs``, ``data_samples``)."""
     preprocessor = model.data_preprocessor
     data = preprocessor(dict(batch), False)
     cells = stack_visible_cells(data['data_samples'], data['inputs'].device)
     with evaluating(model):
-        pictures = model.reconstruct(data['inputs'], cells)
-    return picture_grid(pictures, getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None))
+        reconstructed = model.reconstruct(data['inputs'], cells)
+    return image_grid(reconstructed, getattr(preprocessor, 'mean', None), getattr(preprocessor, 'std', None))
 
 
 @HOOKS.register_module()
@@ -75,5 +75,5 @@ class ReconstructionHook(Hook):
     def after_train_epoch(self, runner) -> None:
         """Draw when the interval has passed, and after the last epoch."""
         if self.every_n_epochs(runner, self.interval) or runner.epoch + 1 == runner.max_epochs:
-            picture = draw_reconstructions(unwrapped(runner.model), self._batch)
-            runner.visualizer.add_image('reconstruction', picture, step=runner.epoch + 1)
+            image = render_reconstructions(unwrapped(runner.model), self._batch)
+            runner.visualizer.add_image('reconstruction', image, step=runner.epoch + 1)

@@ -1,4 +1,4 @@
-"""DrawSampler: the same draws for the same seed, whatever the number of processes and workers."""
+"""DeterministicSampler: the same draws for the same seed, whatever the number of processes and workers."""
 
 import random
 from collections.abc import Iterator
@@ -11,8 +11,10 @@ from mmengine.dist import get_dist_info, sync_random_seed
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
+from ..utils.moved import register_renamed
 
-class Draw(NamedTuple):
+
+class SampleKey(NamedTuple):
     """Which random draw of which image a sampler asks for."""
 
     seed: int
@@ -37,7 +39,7 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 @DATA_SAMPLERS.register_module()
-class DrawSampler(Sampler):
+class DeterministicSampler(Sampler):
     """Each epoch, every image once in an order drawn from (seed, epoch), dealt to the ranks in turn.
 
     Args:
@@ -63,13 +65,13 @@ class DrawSampler(Sampler):
         self.epoch = 0
         self.skip = 0
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SampleKey]:
         order = np.arange(self.size)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
         order = np.resize(order, len(self) * self.world_size)  # the first images again, so that ranks are even
         own = order[self.rank :: self.world_size][self.skip :]
-        return iter([Draw(self.seed, self.epoch, int(index)) for index in own])
+        return iter([SampleKey(self.seed, self.epoch, int(index)) for index in own])
 
     def __len__(self) -> int:
         return self.size // self.world_size if self.drop_last else -(-self.size // self.world_size)
@@ -77,3 +79,6 @@ class DrawSampler(Sampler):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next order; mmengine's loops call it."""
         self.epoch = epoch
+
+
+register_renamed(DATA_SAMPLERS, 'DrawSampler', DeterministicSampler)

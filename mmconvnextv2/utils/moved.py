@@ -6,11 +6,14 @@ One finder behind all others in ``sys.meta_path``, so that no file has to stay w
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
+
+from mmengine.registry import Registry
 
 PACKAGE = __name__.partition('.')[0]
 REMOVED_IN = '0.4'
@@ -75,13 +78,17 @@ MOVED = {
     'versions': 'utils.compat',
 }
 PACKAGES = ('execution',)
-# Functions of these that have another name now
+# Names that a module of 0.1 had and that have another name or place now, as MODULE.NAME -> MODULE.NAME
 RENAMED = {
-    'launch.load_config': 'load_run_config',  # from parsed arguments; load_config takes a path
-}
-# Names that a package of 0.1 exported, and that it does not hold any more
-EXPORTED = {
-    'checkpoint': {'MatchingWeightsHook': 'engine.hooks', 'skip_initial_weights_on_resume': 'engine.hooks'},
+    'checkpoint.DIALECTS': 'checkpoint.LAYOUTS',
+    'checkpoint.MatchingWeightsHook': 'engine.hooks.MatchingWeightsHook',
+    'checkpoint.detect_dialect': 'checkpoint.detect_layout',
+    'checkpoint.skip_initial_weights_on_resume': 'engine.hooks.skip_initial_weights_on_resume',
+    'checkpoint.unwrap': 'checkpoint.extract_state_dict',
+    'launch.load_config': 'commands.arguments.load_run_config',  # of parsed arguments; load_config takes a path
+    'pretrain.DrawSampler': 'pretrain.DeterministicSampler',
+    'pretrain.DrawVisibleCells': 'pretrain.FCMAEMaskGenerator',
+    'pretrain.LoadPicture': 'pretrain.LoadMultiChannelImage',
 }
 
 
@@ -91,10 +98,12 @@ class MovedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') and name != '__all__':
             raise AttributeError(name)
-        new = RENAMED.get(f'{self.__name__}.{name}'.partition('.')[2], name)
+        renamed = RENAMED.get(f'{self.__name__}.{name}'.partition('.')[2])
+        if renamed is not None:
+            return _import_name(renamed)
         for place in _places(self.__name__):
-            if hasattr(import_module(place), new):
-                return getattr(import_module(place), new)
+            if hasattr(import_module(place), name):
+                return getattr(import_module(place), name)
         raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
 
 
@@ -140,6 +149,11 @@ def register_moved() -> None:
         sys.meta_path.append(MovedFinder())
 
 
+def _import_name(dotted: str) -> Any:
+    module, _, name = dotted.rpartition('.')
+    return getattr(import_module(f'{PACKAGE}.{module}'), name)
+
+
 def moved_names(module: str) -> Callable[[str], Any]:
     """Return a ``__getattr__`` for a package that lost modules or names.
 
@@ -151,9 +165,53 @@ def moved_names(module: str) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if f'{prefix}{name}' in MOVED:
             return import_module(f'{module}.{name}')
-        place = EXPORTED.get(prefix.rstrip('.'), {}).get(name)
-        if place is None:
+        renamed = RENAMED.get(f'{prefix}{name}')
+        if renamed is None:
             raise AttributeError(f'module {module!r} has no attribute {name!r}')
-        return getattr(import_module(f'{PACKAGE}.{place}'), name)
+        _warn_of_name(f'{module}.{name}', f'{PACKAGE}.{renamed}')
+        return _import_name(renamed)
 
     return get
+
+
+def register_renamed(registry: Registry, old: str, cls: type) -> None:
+    """Let configs go on to name a type as 0.1 did; building it warns.
+
+    Args:
+        registry (Registry): Where the type is registered.
+        old (str): The type's name in 0.1.
+        cls (type): What has another name now.
+    """
+
+    @wraps(cls, updated=())
+    def build(*args: Any, **kwargs: Any) -> Any:
+        _warn_of_name(f'type={old!r}', f'type={cls.__name__!r}')
+        return cls(*args, **kwargs)
+
+    registry.register_module(name=old, module=build)
+
+
+def renamed_argument(old: str, new: str) -> Callable[[Callable], Callable]:
+    """Decorate a function so that it takes a keyword of 0.1, too, and warns.
+
+    Args:
+        old (str): The keyword in 0.1.
+        new (str): The keyword now.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if old in kwargs:
+                _warn_of_name(f'{function.__name__}({old}=...)', f'{function.__name__}({new}=...)')
+                kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+@cache
+def _warn_of_name(old: str, new: str) -> None:
+    warnings.warn(f'{old} is now {new}; the old name goes with {REMOVED_IN}', FutureWarning, stacklevel=3)

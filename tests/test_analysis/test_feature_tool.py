@@ -18,7 +18,7 @@ from mmconvnextv2.analysis.measures import cosine_distance
 from mmconvnextv2.analysis.models import load_subject
 from mmconvnextv2.checkpoint import from_canonical
 from mmconvnextv2.commands.features import parse_args
-from mmconvnextv2.datasets.labelled_folder import Pictures, choose_labelled, choose_pictures
+from mmconvnextv2.datasets.labelled_folder import LabelledImages, choose_images, choose_labelled
 from mmconvnextv2.utils.config import IMAGENET
 
 ROOT = Path(__file__).parents[2]
@@ -214,12 +214,12 @@ def test_other_norms_need_their_config(place):
         load_subject('any', str(place / 'se.pth'))
 
 
-def test_choice_of_pictures(place):
+def test_choice_of_images(place):
     """Images are drawn by the seed, without doubles, in order of name, and per class."""
-    every = choose_pictures([str(place / 'pictures')], 10)
-    assert len(every) == 6 and choose_pictures([str(place / 'pictures')], 6) == every
-    drawn = choose_pictures([str(place / 'pictures')], 3, seed=1)
-    assert drawn == choose_pictures([str(place / 'pictures')], 3, seed=1) == sorted(set(drawn)) and len(drawn) == 3
+    every = choose_images([str(place / 'pictures')], 10)
+    assert len(every) == 6 and choose_images([str(place / 'pictures')], 6) == every
+    drawn = choose_images([str(place / 'pictures')], 3, seed=1)
+    assert drawn == choose_images([str(place / 'pictures')], 3, seed=1) == sorted(set(drawn)) and len(drawn) == 3
     files, labels, classes = choose_labelled(str(place / 'pictures'), per_class=2)
     assert classes == ['a', 'b'] and labels == [0, 0, 1, 1]
     assert [Path(file).parent.name for file in files] == ['a', 'a', 'b', 'b']
@@ -274,7 +274,7 @@ def test_broken_files_are_named(place, tmp_path):
     """A file that is not an image, a folder without classes and a foreign table are refused by name."""
     (tmp_path / 'broken.png').write_bytes(b'no image')
     with pytest.raises(ValueError, match='broken.png cannot be read as an image'):
-        Pictures([str(tmp_path / 'broken.png')])[0]
+        LabelledImages([str(tmp_path / 'broken.png')])[0]
     with pytest.raises(ValueError, match='holds 0 folders: expected one folder per class'):
         choose_labelled(str(tmp_path))
     table = tmp_path / 'table.csv'

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mmconvnextv2.analysis.measures import ClassSelectivity, Moments, cosine_distance, count_dead_and_saturated
+from mmconvnextv2.analysis.measures import ClassSelectivity, RunningStats, cosine_distance, count_dead_and_saturated
 
 
 def features_of(*channels):
@@ -14,7 +14,7 @@ def features_of(*channels):
 
 
 def distance_by_loops(features):
-    """The formula over all C * C pairs of channels of one picture (N, C)."""
+    """The formula over all C * C pairs of channels of one image (N, C)."""
     channels, total = features.numpy().T, 0.0
     for one in channels:
         for other in channels:
@@ -58,7 +58,7 @@ def test_distance_equals_loops(dtype, tolerance):
     features = torch.randn(3, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 200
     features = features.where(torch.arange(12) % 5 != 0, features.abs() + 300)
     features[0, :, :2], features[2] = 0, features[2].abs()
-    expected = [distance_by_loops(picture) for picture in features.to(dtype).double()]
+    expected = [distance_by_loops(image) for image in features.to(dtype).double()]
     ours = cosine_distance(features.to(dtype))
     assert ours.dtype == torch.float64 and len(set(ours.tolist())) == 3
     assert ours.tolist() == pytest.approx(expected, abs=tolerance)
@@ -73,12 +73,12 @@ def test_distance_does_not_see_strength():
 
 def test_moments_of_a_stream():
     """Mean and deviation do not depend on how a stream is cut into batches, and blocks do not mix."""
-    moments, values = Moments(), torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
+    stats, values = RunningStats(), torch.tensor([1.0, 2.0, 4.0, 9.0], dtype=torch.float64)
     for batch in values.split(3):
-        moments.add(0, batch)
-        moments.add(1, -batch)
-    assert moments.mean_and_deviation(0) == pytest.approx((4.0, math.sqrt((9 + 4 + 0 + 25) / 4)))
-    assert moments.mean_and_deviation(1)[0] == -4
+        stats.add(0, batch)
+        stats.add(1, -batch)
+    assert stats.mean_and_deviation(0) == pytest.approx((4.0, math.sqrt((9 + 4 + 0 + 25) / 4)))
+    assert stats.mean_and_deviation(1)[0] == -4
 
 
 def test_dead_and_saturated_channels():

@@ -14,12 +14,12 @@ from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import (
+    extract_state_dict,
     from_canonical,
     pretraining_from_canonical,
     pretraining_to_canonical,
     read_arch,
     to_canonical,
-    unwrap,
 )
 from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file
 from mmconvnextv2.checkpoint.load import load_file
@@ -82,7 +82,7 @@ def test_files_and_check(tmp_path, layout, suffix):
     report = convert_file(source, target, layout)
     assert '1 dropped\n    head.bias' in report
     if layout != 'timm':  # the narrow model's linears become convolutions
-        found = to_canonical(unwrap(load_file(target)))
+        found = to_canonical(extract_state_dict(load_file(target)))
         assert all(torch.equal(found[name], value) for name, value in weights.items())
     assert check_conversion(source, target).startswith(target)
 
@@ -207,7 +207,7 @@ def test_norms_of_a_detector_go_where_there_is_a_place(tmp_path):
         target = str(tmp_path / f'{layout}.pth')
         lines = convert_file(source, target, layout).partition(f'{2 * len(dropped)} dropped')[2].split()
         assert lines == [f'backbone.norm{stage}.{leaf}' for stage in dropped for leaf in ('weight', 'bias')]
-        found = to_canonical(unwrap(load_file(target)))
+        found = to_canonical(extract_state_dict(load_file(target)))
         assert set(weights) - set(found) == {line[len('backbone.') :] for line in lines}
         assert 'same bits' in check_conversion(source, target)
 
@@ -222,6 +222,6 @@ def test_safetensors_hold_whole_tensors(tmp_path):
     for suffix in ('safetensors', 'pth'):
         target = str(tmp_path / f'target.{suffix}')
         convert_file(source, target, 'official-dense')
-        found = to_canonical(unwrap(load_file(target)))
+        found = to_canonical(extract_state_dict(load_file(target)))
         assert all(torch.equal(found[name], value) for name, value in weights.items())
         assert os.path.getsize(target) < 1 << 20 < os.path.getsize(source)

@@ -13,12 +13,12 @@ from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import (
-    DIALECTS,
+    LAYOUTS,
     ConvNeXtV2Pretrained,
+    extract_state_dict,
     from_canonical,
     load_backbone,
     skip_initial_weights_on_resume,
-    unwrap,
 )
 from mmconvnextv2.checkpoint.convert import convert_file
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
@@ -42,13 +42,13 @@ def assert_holds(model, weights):
     assert all(torch.equal(found[name], value) for name, value in weights.items())
 
 
-@pytest.mark.parametrize('dialect', ['canonical', *DIALECTS])
+@pytest.mark.parametrize('layout', ['canonical', *LAYOUTS])
 @pytest.mark.parametrize('kind', SCOPES)
-def test_loaded_last_and_bit_for_bit(tmp_path, kind, dialect):
+def test_loaded_last_and_bit_for_bit(tmp_path, kind, layout):
     """After init_weights of a whole model with an initializer of its own for all layers, the backbone holds the bits of
     a file of any layout, and output norms that the file does not have are ones and zeros."""
     weights = make(out_norm=False).state_dict()
-    torch.save(from_canonical(weights, dialect), tmp_path / 'weights.pth')
+    torch.save(from_canonical(weights, layout), tmp_path / 'weights.pth')
     model = build(kind, init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
     model.init_cfg = dict(type='Constant', layer=['Conv2d', 'Linear'], val=0.5)
     model.init_weights()
@@ -84,8 +84,8 @@ def test_moving_averages_of_the_official_code_and_timm(tmp_path, place, average)
     """Beside each other, as those write them, the default is the trained weights; a file with the average alone, or one
     behind ``module.``, gives the average."""
     raw, ema = make().state_dict(), make().state_dict()
-    path, dialect = str(tmp_path / 'both.pth'), 'official-dense' if place == 'model' else 'timm'
-    foreign = {name: from_canonical(weights, dialect) for name, weights in (('raw', raw), ('ema', ema))}
+    path, layout = str(tmp_path / 'both.pth'), 'official-dense' if place == 'model' else 'timm'
+    foreign = {name: from_canonical(weights, layout) for name, weights in (('raw', raw), ('ema', ema))}
     torch.save(
         {
             place: foreign['raw'],
@@ -111,7 +111,7 @@ def test_moving_averages_of_the_official_code_and_timm(tmp_path, place, average)
     with pytest.raises(ValueError, match="weights='ema': the file holds no moving average"):
         load_backbone(model, path, 'ema')
     with pytest.raises(ValueError, match="weights='best' is unknown"):
-        unwrap({}, 'best')
+        extract_state_dict({}, 'best')
 
 
 @pytest.mark.parametrize('kind', SCOPES)
@@ -152,19 +152,19 @@ def capture(function, *arguments):
     return lines
 
 
-@pytest.mark.parametrize('dialect', ['official-dense', 'official-sparse', 'timm', 'canonical'])
-def test_one_line_tells_what_was_loaded(tmp_path, dialect):
+@pytest.mark.parametrize('layout', ['official-dense', 'official-sparse', 'timm', 'canonical'])
+def test_one_line_tells_what_was_loaded(tmp_path, layout):
     """One line names the layout, counts what was loaded, and names what is new and what was dropped; the licence of the
     official weights stands in it for official files and no others."""
-    source, path = make(out_norm=dialect != 'official-sparse'), str(tmp_path / 'file.pth')
-    weights = from_canonical(source.state_dict(), dialect)
-    head = {'official-sparse': 'mask_token', 'timm': 'head.fc.bias', 'official-dense': 'head.bias'}.get(dialect)
+    source, path = make(out_norm=layout != 'official-sparse'), str(tmp_path / 'file.pth')
+    weights = from_canonical(source.state_dict(), layout)
+    head = {'official-sparse': 'mask_token', 'timm': 'head.fc.bias', 'official-dense': 'head.bias'}.get(layout)
     torch.save({**weights, **({head: torch.ones(3)} if head else {})}, path)
     (line,) = capture(load_backbone, ConvNeXtV2(NARROW, out_indices=(0, 3)), path)
-    fresh, loaded = (4, 66) if dialect == 'official-sparse' else (2, 68)
-    assert f'{path}: {dialect} layout, {loaded} weights loaded, {fresh} newly initialised (norm0.weight' in line
+    fresh, loaded = (4, 66) if layout == 'official-sparse' else (2, 68)
+    assert f'{path}: {layout} layout, {loaded} weights loaded, {fresh} newly initialised (norm0.weight' in line
     assert f'{int(bool(head))} dropped ({head or "none"})' in line
-    assert ('CC BY-NC' in line) == dialect.startswith('official') and 'stem' not in line
+    assert ('CC BY-NC' in line) == layout.startswith('official') and 'stem' not in line
 
 
 def test_log_of_an_adapted_stem_and_of_dropped_norms(tmp_path):

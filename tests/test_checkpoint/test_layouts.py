@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
-from mmconvnextv2.checkpoint import DIALECTS, detect_dialect, from_canonical, to_canonical
+from mmconvnextv2.checkpoint import LAYOUTS, detect_layout, from_canonical, to_canonical
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
@@ -25,12 +25,12 @@ def make(**kwargs):
     return model
 
 
-@pytest.mark.parametrize('dialect', DIALECTS)
-def test_round_trip(dialect):
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_round_trip(layout):
     """Canonical to a layout and back gives the same bits, and the layout is recognised."""
-    weights = make(out_norm=dialect != 'official-sparse').state_dict()
-    foreign = from_canonical(weights, dialect)
-    assert detect_dialect(foreign) == dialect
+    weights = make(out_norm=layout != 'official-sparse').state_dict()
+    foreign = from_canonical(weights, layout)
+    assert detect_layout(foreign) == layout
     back = to_canonical(foreign)
     assert set(back) == set(weights) and all(torch.equal(back[key], weights[key]) for key in weights)
 
@@ -142,16 +142,16 @@ def test_two_layouts_in_a_file_are_refused(one, other):
 def test_foreign_files_are_named():
     """A file of another architecture is refused with its keys, and the layouts that are known."""
     with pytest.raises(ValueError, match=r'timm, huggingface\): the file holds 3 keys, layer1.0.weight'):
-        detect_dialect({'layer1.0.weight': 1, 'layer1.0.bias': 2, 'fc.weight': 3})
+        detect_layout({'layer1.0.weight': 1, 'layer1.0.bias': 2, 'fc.weight': 3})
     with pytest.raises(ValueError, match='the file holds 0 keys'):
-        detect_dialect({})
+        detect_layout({})
 
 
-@pytest.mark.parametrize('dialect', DIALECTS)
-def test_odd_values_are_refused(dialect):
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_odd_values_are_refused(layout):
     """A weight that is not a tensor, one of another rank, and one that stands in the file twice, raise."""
-    weights = from_canonical(make(out_norm=False).state_dict(), dialect)
-    reshaped = {'official-sparse': 'kernel', 'timm-conv': 'mlp.fc1.weight'}.get(dialect, 'fc1.weight')
+    weights = from_canonical(make(out_norm=False).state_dict(), layout)
+    reshaped = {'official-sparse': 'kernel', 'timm-conv': 'mlp.fc1.weight'}.get(layout, 'fc1.weight')
     name = next((name for name in weights if name.endswith(reshaped)), next(iter(weights)))
     for value in ('text', 3, torch.zeros(()), torch.zeros(2, 3, 5), None):
         with pytest.raises(ValueError, match='not tensors|of a wrong shape'):

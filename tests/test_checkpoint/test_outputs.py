@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
-from mmconvnextv2.checkpoint import from_canonical, load_backbone, read_backbone, to_canonical, unwrap
+from mmconvnextv2.checkpoint import extract_state_dict, from_canonical, load_backbone, read_backbone, to_canonical
 from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file
 from mmconvnextv2.checkpoint.cross_check import Outputs, run
 from mmconvnextv2.checkpoint.layouts import CLASSIFIERS
@@ -359,7 +359,7 @@ def test_whole_classifiers_keep_their_scores(tmp_path, layout):
         return
     with torch.no_grad():
         expected = head(expect(model, images)[1])
-    foreign = unwrap(load_file(target))
+    foreign = extract_state_dict(load_file(target))
     layout = 'timm-conv' if layout == 'timm' else layout  # what a narrow model becomes
     torch.testing.assert_close(classify(layout, foreign, images), expected, rtol=1e-5, atol=1e-5)
 

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.checkpoint import DIALECTS, from_canonical, skip_initial_weights_on_resume, to_canonical
+from mmconvnextv2.checkpoint import LAYOUTS, from_canonical, skip_initial_weights_on_resume, to_canonical
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
@@ -22,9 +22,9 @@ def make(**kwargs):
     return model
 
 
-def save(path, dialect='official-dense', **kwargs):
+def save(path, layout='official-dense', **kwargs):
     weights = make(out_norm=False, **kwargs).state_dict()
-    torch.save(dict(model=from_canonical(weights, dialect)), path)
+    torch.save(dict(model=from_canonical(weights, layout)), path)
     return weights
 
 
@@ -43,18 +43,18 @@ class Regressor(BaseModel):
             )
         )
 
-    def forward(self, pictures, mode='loss'):
-        return dict(loss=self.backbone(pictures)[0].square().mean())
+    def forward(self, images, mode='loss'):
+        return dict(loss=self.backbone(images)[0].square().mean())
 
 
 def run(path, work_dir, epochs, **kwargs):
     model = Regressor(path)
-    pictures = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    pictures = [dict(pictures=picture) for picture in pictures]
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    images = [dict(images=image) for image in images]
     runner = Runner(
         model,
         str(work_dir),
-        train_dataloader=torch.utils.data.DataLoader(pictures, batch_size=2),
+        train_dataloader=torch.utils.data.DataLoader(images, batch_size=2),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         cfg=kwargs,
         experiment_name=f'run{work_dir.name}{epochs}',
@@ -93,10 +93,10 @@ def test_canonical_weights_are_found_inside_models(prefix):
     assert set(found) == set(weights) and all(torch.equal(found[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize('dialect', ['canonical', *DIALECTS])
-def test_partial_files_raise(dialect):
+@pytest.mark.parametrize('layout', ['canonical', *LAYOUTS])
+def test_partial_files_raise(layout):
     """One weight less, one more, or one of another shape raises with its canonical name, in every layout."""
-    weights = from_canonical(make(out_norm=False).state_dict(), dialect)
+    weights = from_canonical(make(out_norm=False).state_dict(), layout)
     name = next(
         key
         for key in weights

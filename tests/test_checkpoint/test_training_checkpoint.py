@@ -191,11 +191,11 @@ def loss_of(ours, step, weights=None):
     from mmpretrain.structures import DataSample
 
     generator = torch.Generator().manual_seed(step)
-    pictures = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
+    images = torch.randn(2, 3, 64, 64, generator=generator, dtype=torch.float64)
     samples = [DataSample(metainfo=dict(visible_cells=torch.tensor(cells))) for cells in ([0, 3], [1, 2])]
     if weights is None:
-        return ours.loss(pictures, samples)['loss']
-    return torch.func.functional_call(ours, weights, (pictures, samples), dict(mode='loss'))['loss']
+        return ours.loss(images, samples)['loss']
+    return torch.func.functional_call(ours, weights, (images, samples), dict(mode='loss'))['loss']
 
 
 def train_official(official, ours, optimizer, steps):
@@ -282,10 +282,10 @@ def test_moments_survive_the_round_trip_bit_for_bit(config, tmp_path):
 def write_run_config(folder, epochs=2):
     """The shipped config for image folders with a narrow model, as a file; three iterations per epoch."""
     generator = np.random.default_rng(0)
-    (folder / 'pictures').mkdir()
+    (folder / 'images').mkdir()
     for number in range(7):
         pixels = generator.integers(0, 255, (8, 9, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((90, 80), Image.BICUBIC).save(folder / 'pictures' / f'{number}.png')
+        Image.fromarray(pixels).resize((90, 80), Image.BICUBIC).save(folder / 'images' / f'{number}.png')
     cfg = Config.fromfile('configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py')
     cfg.merge_from_dict(
         {
@@ -294,7 +294,7 @@ def write_run_config(folder, epochs=2):
             'train_dataloader.num_workers': 0,
             'train_dataloader.persistent_workers': False,
             'train_dataloader.pin_memory': False,
-            'train_dataloader.dataset.data_root': str(folder / 'pictures'),
+            'train_dataloader.dataset.data_root': str(folder / 'images'),
             'train_dataloader.dataset.pipeline.1.scale': 64,
             'model.neck.channels': WIDTH,
             'default_hooks.checkpoint': dict(interval=1, by_epoch=True, max_keep_ckpts=-1),

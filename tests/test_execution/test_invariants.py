@@ -189,7 +189,7 @@ def test_refuses_bad_arguments(make_backbone, images, arguments, message):
         make_backbone()(images, **arguments)
 
 
-def test_refuses_pictures_off_the_cell_grid(make_backbone):
+def test_refuses_images_off_the_cell_grid(make_backbone):
     """A masked image whose sides are not multiples of 32 is refused with its size."""
     with pytest.raises(ValueError, match='64x80'):
         make_backbone()(torch.zeros(2, 3, 64, 80, dtype=torch.float64), CELLS)

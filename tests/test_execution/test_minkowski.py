@@ -179,9 +179,9 @@ def test_fcmae_trains_a_step():
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
         samples = [DataSample(metainfo=dict(visible_cells=np.array(cells))) for cells in SHAPES['mixed'][1]]
-        pictures = torch.randint(0, 256, (2, 3, 64, 128), generator=torch.Generator().manual_seed(4)).double()
+        images = torch.randint(0, 256, (2, 3, 64, 128), generator=torch.Generator().manual_seed(4)).double()
         before = [parameter.detach().clone() for parameter in model.parameters()]
-        data = dict(inputs=pictures, data_samples=samples)
+        data = dict(inputs=images, data_samples=samples)
         loss = model.train_step(data, build_optim_wrapper(model, cfg.optim_wrapper))['loss']
         assert all((new != old).any() for new, old in zip(model.parameters(), before))
         return [loss, *model.parameters()]

@@ -41,7 +41,7 @@ def test_calls_with_ties(operators):
     generator = torch.Generator().manual_seed(0)
     for trial in range(200):
         count = int(torch.randint(1, 90, (1,), generator=generator))
-        boxes, scores = operators.draw_boxes(count, trial), torch.rand(count, generator=generator)
+        boxes, scores = operators.random_boxes(count, trial), torch.rand(count, generator=generator)
         if trial % 2:
             boxes, scores = (boxes / 50).round() * 50, (scores * 8).round() / 8
         how = dict(iou_threshold=(0.5, 0.25, 0.0, 1.0)[trial % 4], offset=trial // 2 % 2)

@@ -29,7 +29,7 @@ def served(monkeypatch):
     torch.manual_seed(0)
 
 
-def draw_boxes(count, seed, size=60.0):
+def random_boxes(count, seed, size=60.0):
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=generator) * size
     return torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * size / 2], dim=1)
@@ -87,7 +87,7 @@ def slow_soft_nms(boxes, scores, threshold, sigma, least, method, offset):
 def test_soft_nms_is_the_slow_one(method, offset, case):
     """Boxes, order and scores of Soft-NMS are bitwise those of a loop over a list, with ties and degenerate boxes."""
     count = {'one': 1, 'large': 300}.get(case, 70)
-    boxes, scores = draw_boxes(count, 1), torch.rand(count, generator=torch.Generator().manual_seed(2))
+    boxes, scores = random_boxes(count, 1), torch.rand(count, generator=torch.Generator().manual_seed(2))
     threshold, least = (0.0 if case == 'threshold 0' else 0.3), (0.0 if case == 'least 0' else 0.05)
     if case == 'tied':
         boxes, scores = (boxes / 10).round() * 10, (scores * 5).round() / 5
@@ -117,7 +117,7 @@ def test_soft_nms_is_the_slow_one(method, offset, case):
 @pytest.mark.parametrize('offset', [0, 1])
 def test_nms_keeps_what_a_loop_keeps(threshold, offset):
     """NMS is a loop from the best box down, whose overlaps are compared in float32."""
-    boxes, scores = draw_boxes(150, 3).round(), torch.rand(150)
+    boxes, scores = random_boxes(150, 3).round(), torch.rand(150)
     left, kept = scores.sort(descending=True)[1].tolist(), []
     while left:
         kept.append(left.pop(0))
@@ -142,7 +142,7 @@ def test_nms_of_odd_input():
     """No boxes give none, half-precision and mixed dtypes give what float32 gives, a NaN goes first and suppresses."""
     none, index = mmcv_ops.nms(torch.empty(0, 4), torch.empty(0), 0.5)
     assert none.shape == (0, 5) and index.shape == (0,) and index.dtype == torch.long
-    boxes, scores = draw_boxes(80, 4).half().float(), torch.rand(80)
+    boxes, scores = random_boxes(80, 4).half().float(), torch.rand(80)
     expected = mmcv_ops.nms(boxes, scores, 0.4)[1]
     for dtype in (torch.float16, torch.float64):
         assert torch.equal(mmcv_ops.nms(boxes.to(dtype), scores, 0.4)[1], expected)
@@ -152,7 +152,7 @@ def test_nms_of_odd_input():
 
 def test_batched_nms_in_parts():
     """Above ``split_thr`` each class is suppressed by itself, with the same result."""
-    boxes, scores, classes = draw_boxes(200, 5), torch.rand(200), torch.randint(4, (200,))
+    boxes, scores, classes = random_boxes(200, 5), torch.rand(200), torch.randint(4, (200,))
     whole = mmcv_ops.batched_nms(boxes, scores, classes, dict(type='nms', iou_threshold=0.5))
     parts = mmcv_ops.batched_nms(boxes, scores, classes, dict(type='nms', iou_threshold=0.5, split_thr=10))
     assert len(whole[1]) < 200 and torch.equal(whole[1], parts[1]) and torch.equal(whole[0], parts[0])

@@ -16,8 +16,8 @@ from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 from mmconvnextv2.pretrain import FCMAE
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
-NUM_PICTURES, BATCH, EPOCHS = 14, 4, 2
-ITERATIONS = EPOCHS * (NUM_PICTURES // BATCH)
+NUM_IMAGES, BATCH, EPOCHS = 14, 4, 2
+ITERATIONS = EPOCHS * (NUM_IMAGES // BATCH)
 
 
 @MODELS.register_module(force=True)
@@ -32,10 +32,10 @@ class DoubleFCMAE(FCMAE):
         return super().loss(inputs.double(), data_samples)
 
 
-def draw_pictures(folder, num_pictures=NUM_PICTURES):
+def write_images(folder, num_images=NUM_IMAGES):
     generator = np.random.default_rng(0)
     os.makedirs(folder, exist_ok=True)
-    for number in range(num_pictures):
+    for number in range(num_images):
         pixels = generator.integers(0, 255, (8, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((90, 80), Image.BICUBIC).save(f'{folder}/{number:02}.png')
     return str(folder)

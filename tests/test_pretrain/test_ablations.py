@@ -12,7 +12,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
-from mmconvnextv2.pretrain import FCMAE, DrawVisibleCells
+from mmconvnextv2.pretrain import FCMAE, FCMAEMaskGenerator
 from mmconvnextv2.pretrain.ablation_decoders import sincos_positions
 from mmconvnextv2.pretrain.masking import num_visible
 
@@ -89,7 +89,7 @@ def test_leaf_differs_in_what_it_says(leaf):
         model = MODELS.build(cfg.model)
     assert model.backbone.channels == ARCHS['base']['channels'] and model.backbone.depths == ARCHS['base']['depths']
     assert model.backbone.stages[3][0].grn is None and model.backbone.stages[3][0].gamma is not None
-    ratio = [step.mask_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'DrawVisibleCells']
+    ratio = [step.mask_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'FCMAEMaskGenerator']
     kind, unet = type(model.neck).__name__, hasattr(model.neck, 'projections')
     found = {
         'type': kind,
@@ -127,9 +127,9 @@ def test_narrow_leaf_trains_a_step(leaf):
     model = MODELS.build(cfg.model)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
-    ratio = [step.mask_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'DrawVisibleCells'][0]
+    ratio = [step.mask_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'FCMAEMaskGenerator'][0]
     samples = [
-        DataSample(metainfo=DrawVisibleCells(ratio).transform(dict(img=np.zeros((128, 96, 3))))) for _ in range(2)
+        DataSample(metainfo=FCMAEMaskGenerator(ratio).transform(dict(img=np.zeros((128, 96, 3))))) for _ in range(2)
     ]
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -215,7 +215,7 @@ def test_reconstruction_stands_where_the_prediction_belongs(decoder):
     """The reconstruction of a cell is its predicted pixels times its deviation plus its mean, zero at visible cells."""
     model, images = make_model(decoder), make_images()
     visible = torch.from_numpy(VISIBLE)
-    pictures = model.reconstruct(images, visible)
+    reconstructed = model.reconstruct(images, visible)
     with torch.no_grad():
         decoded = model.neck(model.backbone(images, visible, 'packed'), visible)
         predicted = model.head(decoded, HIDDEN).view(2, 4, 32, 32, 3)
@@ -230,8 +230,8 @@ def test_reconstruction_stands_where_the_prediction_belongs(decoder):
             )
             deviation = (images[where].var() + 1e-6).sqrt()
             expected[where] = predicted[image, number].permute(2, 0, 1) * deviation + images[where].mean()
-    torch.testing.assert_close(pictures['reconstruction'], expected, rtol=1e-12, atol=1e-12)
-    assert torch.equal(pictures['pasted'], torch.where(shown_pixels(), images, pictures['reconstruction']))
+    torch.testing.assert_close(reconstructed['reconstruction'], expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(reconstructed['pasted'], torch.where(shown_pixels(), images, reconstructed['reconstruction']))
 
 
 def test_transformer_positions_are_those_of_the_formula():
@@ -290,9 +290,9 @@ def test_ratio_grid_shows_the_right_number_of_cells(ratio, counts):
         image = dict(img=np.zeros((height, width, 1)))
         if count is None:
             with pytest.raises(ValueError, match=rf'{height}x{width} pixels.*hides every cell of 4.*0.25 .*0.75'):
-                DrawVisibleCells(ratio).transform(image)
+                FCMAEMaskGenerator(ratio).transform(image)
         else:
-            cells = DrawVisibleCells(ratio).transform(image)['visible_cells']
+            cells = FCMAEMaskGenerator(ratio).transform(image)['visible_cells']
             assert len(set(cells.tolist())) == count and cells.max() < height * width // 1024
 
 
@@ -302,9 +302,9 @@ def test_ratio_grid_shows_the_right_number_of_cells(ratio, counts):
 )
 def test_ratios_that_the_error_names_work(height, width, low, high):
     """The error names the image's size, the ratio that hides one cell and the one that shows one, as printed."""
-    picture, num_cells = dict(img=np.zeros((height, width, 1))), height * width // 1024
+    image, num_cells = dict(img=np.zeros((height, width, 1))), height * width // 1024
     with pytest.raises(ValueError, match=rf'images of {height}x{width} pixels.*{low} \(.*{high} \('):
-        DrawVisibleCells(0.999).transform(picture)
+        FCMAEMaskGenerator(0.999).transform(image)
     assert num_visible(num_cells, float(low)) == num_cells - 1
     assert num_visible(num_cells, float(high)) == 1
 
@@ -312,4 +312,4 @@ def test_ratios_that_the_error_names_work(height, width, low, high):
 def test_one_cell_cannot_be_masked():
     """An image of one cell has no workable ratio; the error asks for larger images."""
     with pytest.raises(ValueError, match='images of 32x32 pixels.*larger images'):
-        DrawVisibleCells(0.5).transform(dict(img=np.zeros((32, 32, 3))))
+        FCMAEMaskGenerator(0.5).transform(dict(img=np.zeros((32, 32, 3))))

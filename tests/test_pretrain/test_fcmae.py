@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmconvnextv2.pretrain import FCMAE, DrawSampler, DrawVisibleCells, UnlabelledImages
-from mmconvnextv2.pretrain.masking import hidden_cells_of, num_visible
+from mmconvnextv2.pretrain import FCMAE, DeterministicSampler, FCMAEMaskGenerator, UnlabelledImages
+from mmconvnextv2.pretrain.masking import masked_cells_of, num_visible
 
 NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 CELLS = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
@@ -76,18 +76,18 @@ def test_executions_give_one_loss_and_one_gradient():
 def test_reconstruction_keeps_visible_pixels():
     """In the pasted image visible cells are the original's bits, and the prediction fills the others alone."""
     images = make_images()
-    pictures = make_model().reconstruct(images, torch.from_numpy(CELLS))
+    reconstructed = make_model().reconstruct(images, torch.from_numpy(CELLS))
     shown = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
     shown[0, :, :32, :32] = shown[0, :, :32, 64:] = shown[1, :, :32, 32:64] = shown[1, :, 32:, 64:] = True
-    assert torch.equal(pictures['pasted'] * shown, images * shown)
-    assert torch.equal(pictures['masked'], images * shown)
-    assert not (pictures['reconstruction'] * shown).any()
-    assert ((pictures['pasted'] - images).abs() * ~shown).sum() > 0
+    assert torch.equal(reconstructed['pasted'] * shown, images * shown)
+    assert torch.equal(reconstructed['masked'], images * shown)
+    assert not (reconstructed['reconstruction'] * shown).any()
+    assert ((reconstructed['pasted'] - images).abs() * ~shown).sum() > 0
 
 
 def test_hidden_cells_complement_visible_ones():
     """Hidden cells are exactly the others, ascending."""
-    assert hidden_cells_of(torch.from_numpy(CELLS), 6).tolist() == [[1, 3, 4, 5], [0, 2, 3, 4]]
+    assert masked_cells_of(torch.from_numpy(CELLS), 6).tolist() == [[1, 3, 4, 5], [0, 2, 3, 4]]
 
 
 def test_counts_of_visible_cells():
@@ -97,17 +97,17 @@ def test_counts_of_visible_cells():
         with pytest.raises(ValueError, match=f'mask_ratio={ratio}'):
             num_visible(49, ratio)
     with pytest.raises(ValueError, match='100x64'):
-        DrawVisibleCells().transform(dict(img=np.zeros((100, 64, 3))))
+        FCMAEMaskGenerator().transform(dict(img=np.zeros((100, 64, 3))))
 
 
 @pytest.fixture
 def folder(tmp_path):
     generator = np.random.default_rng(0)
     for number in range(6):
-        (tmp_path / 'pictures' / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'images' / str(number % 2)).mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 255, (80, 90, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / 'pictures' / str(number % 2) / f'{number}.png')
-    return tmp_path / 'pictures'
+        Image.fromarray(pixels).save(tmp_path / 'images' / str(number % 2) / f'{number}.png')
+    return tmp_path / 'images'
 
 
 def make_pipeline():
@@ -115,7 +115,7 @@ def make_pipeline():
         dict(type='LoadImageFromFile'),
         dict(type='RandomResizedCrop', scale=64),
         dict(type='RandomFlip', prob=0.5),
-        dict(type='DrawVisibleCells'),
+        dict(type='FCMAEMaskGenerator'),
         dict(type='PackInputs', meta_keys=('img_path', 'visible_cells')),
     ]
 
@@ -124,7 +124,7 @@ def make_pipeline():
 def test_draws_depend_on_seed_epoch_and_index_alone(folder, num_workers):
     """Crops, flips and masks are the same with any number of workers and global state, and differ between epochs."""
     dataset = UnlabelledImages(str(folder), make_pipeline())
-    sampler = DrawSampler(dataset, seed=7)
+    sampler = DeterministicSampler(dataset, seed=7)
     epochs = []
     for epoch in (0, 0, 1):
         torch.manual_seed(len(epochs))
@@ -142,7 +142,7 @@ def test_draws_depend_on_seed_epoch_and_index_alone(folder, num_workers):
 
 
 def _draws(dataset, seed, epoch):
-    sampler = DrawSampler(dataset, seed=seed)
+    sampler = DeterministicSampler(dataset, seed=seed)
     sampler.set_epoch(epoch)
     return list(sampler)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from fcmae_runs import BATCH, assert_same, draw_pictures, in_processes, make_config, read, resume, train
+from fcmae_runs import BATCH, assert_same, in_processes, make_config, read, resume, train, write_images
 from mmengine.config import Config
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -16,13 +16,13 @@ from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 
 DOUBLE = {'model.type': 'DoubleFCMAE', 'optim_wrapper.clip_grad': dict(max_norm=0.05)}
 FSDP = {'runner_type': 'FlexibleRunner', 'strategy': dict(type='FSDP2Strategy')}
-PICTURES = {'custom_hooks': [dict(type='ReconstructionHook', num_images=2)]}
+IMAGES = {'custom_hooks': [dict(type='ReconstructionHook', num_images=2)]}
 HALF = BATCH // 2
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp('pictures'))
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('images'))
 
 
 def assert_sharded(runner):
@@ -38,23 +38,23 @@ def assert_sharded(runner):
             assert isinstance(tensor, DTensor) and tensor.to_local().numel() * 2 == tensor.numel()
 
 
-def train_in_two(pictures, folder):
-    train(make_config(pictures, folder / 'ddp', HALF, **DOUBLE))
-    assert_sharded(train(make_config(pictures, folder / 'fsdp', HALF, **DOUBLE, **FSDP, **PICTURES)))
-    resume(make_config(pictures, folder / 'fsdp_from_ddp', HALF, **DOUBLE, **FSDP), folder / 'ddp' / 'iter_2.pth')
-    resume(make_config(pictures, folder / 'ddp_from_fsdp', HALF, **DOUBLE), folder / 'fsdp' / 'iter_4.pth')
+def train_in_two(images, folder):
+    train(make_config(images, folder / 'ddp', HALF, **DOUBLE))
+    assert_sharded(train(make_config(images, folder / 'fsdp', HALF, **DOUBLE, **FSDP, **IMAGES)))
+    resume(make_config(images, folder / 'fsdp_from_ddp', HALF, **DOUBLE, **FSDP), folder / 'ddp' / 'iter_2.pth')
+    resume(make_config(images, folder / 'ddp_from_fsdp', HALF, **DOUBLE), folder / 'fsdp' / 'iter_4.pth')
     fp16 = {'optim_wrapper.type': 'FP16OptimWrapper', 'optim_wrapper.loss_scale': dict(init_scale=2.0**127)}
-    resume(make_config(pictures, folder / 'fp16', HALF, **FSDP, **fp16), folder / 'fsdp' / 'iter_4.pth')
+    resume(make_config(images, folder / 'fp16', HALF, **FSDP, **fp16), folder / 'fsdp' / 'iter_4.pth')
 
 
 @pytest.mark.slow
-def test_sharded_run_is_the_replicated_run(pictures, tmp_path):
+def test_sharded_run_is_the_replicated_run(images, tmp_path):
     """Two processes with shards end in the weights, moments and schedules of two with replicas and of one process, to
     1e-6 in float64 with clipped gradients, and each kind resumes the other's checkpoints; images are drawn on the
     way. In float16 an overflow on any process skips the step of all."""
-    in_processes(train_in_two, pictures, tmp_path, folder=tmp_path)
-    train(make_config(pictures, tmp_path / 'one', **DOUBLE))
-    resume(make_config(pictures, tmp_path / 'one_from_fsdp', **DOUBLE), tmp_path / 'fsdp' / 'iter_1.pth')
+    in_processes(train_in_two, images, tmp_path, folder=tmp_path)
+    train(make_config(images, tmp_path / 'one', **DOUBLE))
+    resume(make_config(images, tmp_path / 'one_from_fsdp', **DOUBLE), tmp_path / 'fsdp' / 'iter_1.pth')
     wanted = read(tmp_path / 'one')
     for run in ('ddp', 'fsdp', 'fsdp_from_ddp', 'ddp_from_fsdp', 'one_from_fsdp'):
         assert_same(read(tmp_path / run), wanted, tolerance=1e-6)
@@ -68,10 +68,10 @@ def test_sharded_run_is_the_replicated_run(pictures, tmp_path):
     )
 
 
-def test_one_process_is_refused(pictures, tmp_path):
+def test_one_process_is_refused(images, tmp_path):
     """Without a launcher the error says how to start, and how to do without shards."""
     with pytest.raises(ValueError, match='FSDP2Strategy.*there is one: start with tools/dist_train.sh, or'):
-        train(make_config(pictures, tmp_path, **FSDP))
+        train(make_config(images, tmp_path, **FSDP))
 
 
 def test_huge_has_a_sharded_recipe():
@@ -84,13 +84,13 @@ def test_huge_has_a_sharded_recipe():
 
 
 @pytest.mark.slow
-def test_train_and_convert_tools(pictures, tmp_path):
+def test_train_and_convert_tools(images, tmp_path):
     """tools/train.py trains the sharded recipe in two processes, and tools/convert_checkpoint.py reads the file as it
     reads any other: the backbone's weights are those of the checkpoint."""
     options = {
         'model.backbone.arch': 'atto',
         'model.neck.channels': 12,
-        'train_dataloader.dataset.data_root': pictures,
+        'train_dataloader.dataset.data_root': images,
         'train_dataloader.dataset.pipeline.1.scale': 64,
         'train_dataloader.batch_size': HALF,
         'train_dataloader.num_workers': 0,

@@ -12,7 +12,7 @@ from mmconvnextv2.models.convnext_v2 import set_kernels
 from mmconvnextv2.models.execution import mask_to_visible_cells
 from mmconvnextv2.ops.matmul import HAS_INNER_PRODUCT
 from mmconvnextv2.pretrain import FCMAE
-from mmconvnextv2.pretrain.masking import hidden_cells_of
+from mmconvnextv2.pretrain.masking import masked_cells_of
 
 CHANNELS, DEPTHS, WIDTH = (4, 6, 8, 10), (1, 1, 2, 1), 12
 BATCH, CELLS, VISIBLE = 2, 6, 2  # of 2 x 3 cells
@@ -98,7 +98,7 @@ class Step(nn.Module):
 
     def forward(self, images, visible_cells):
         decoded = self.model.neck(self.model.backbone(images, visible_cells, self.model.execution), visible_cells)
-        return self.model.head.loss(decoded, images, hidden_cells_of(visible_cells, CELLS))
+        return self.model.head.loss(decoded, images, masked_cells_of(visible_cells, CELLS))
 
 
 def make_step(**kwargs):

@@ -10,7 +10,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmconvnextv2 import GRN, ConvNeXtV2Block, FP16OptimWrapper
-from mmconvnextv2.datasets.synthetic.scenes import draw_scene
+from mmconvnextv2.datasets.synthetic.scenes import render_scene
 from mmconvnextv2.models.execution import get_execution
 from mmconvnextv2.models.response_norms import response_scale
 from mmconvnextv2.ops.grid import Grid
@@ -44,7 +44,7 @@ def make_model(execution='packed', std=None):
 def make_batch(count=4):
     """Embedded scenes of 64 x 96 pixels, normalised, two of six cells visible."""
     generator = np.random.default_rng(0)
-    scenes = [draw_scene(0, 0, index, 96).image[:64] for index in range(count)]
+    scenes = [render_scene(0, 0, index, 96).image[:64] for index in range(count)]
     images = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).double()
     samples = [DataSample(metainfo=dict(visible_cells=np.sort(generator.permutation(6)[:2]))) for _ in scenes]
     return (images - images.mean()) / images.std(), samples

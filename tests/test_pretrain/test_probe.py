@@ -288,7 +288,7 @@ def share_features(rank, folder):
 
 
 @pytest.mark.slow
-def test_processes_share_the_pictures(tmp_path):
+def test_processes_share_the_images(tmp_path):
     """Two processes, with an odd number of images, each get the features of one process, in order."""
     write_classes(tmp_path / 'labelled', (8, 3))
     part = labelled_split(str(tmp_path / 'labelled'), default_pipeline(SIZE), 0.3)[0]

@@ -9,10 +9,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from fcmae_runs import BATCH, ITERATIONS, assert_same, draw_pictures, in_processes, make_config, read, resume, train
+from fcmae_runs import BATCH, ITERATIONS, assert_same, in_processes, make_config, read, resume, train, write_images
 from PIL import Image
 
-from mmconvnextv2.pretrain import DrawSampler, UnlabelledImages
+from mmconvnextv2.pretrain import DeterministicSampler, UnlabelledImages
 
 EPOCHS = 3
 EVERYTHING = {
@@ -27,11 +27,11 @@ DOUBLE = {'model.type': 'DoubleFCMAE'}
 @pytest.fixture
 def folder(tmp_path):
     generator = np.random.default_rng(0)
-    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'images').mkdir()
     for number in range(24):
         pixels = generator.integers(0, 255, (70, 80, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / 'pictures' / f'{number:02}.png')
-    return tmp_path / 'pictures'
+        Image.fromarray(pixels).save(tmp_path / 'images' / f'{number:02}.png')
+    return tmp_path / 'images'
 
 
 def start(folder, work_dir, num_workers, *arguments):
@@ -103,23 +103,23 @@ def test_killed_and_resumed_is_bitwise_the_quiet_run(folder, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp('pictures'))
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('images'))
 
 
 @pytest.fixture(scope='module')
-def quiet(pictures, tmp_path_factory):
+def quiet(images, tmp_path_factory):
     """An uninterrupted run with a loss scaler, an EMA and drop path, and its checkpoint after each iteration."""
     folder = tmp_path_factory.mktemp('quiet')
-    train(make_config(pictures, folder, **EVERYTHING))
+    train(make_config(images, folder, **EVERYTHING))
     return folder
 
 
 @pytest.mark.parametrize('iteration', range(1, ITERATIONS))
-def test_resumed_after_any_iteration_is_bitwise_the_quiet_run(pictures, quiet, tmp_path, iteration):
+def test_resumed_after_any_iteration_is_bitwise_the_quiet_run(images, quiet, tmp_path, iteration):
     """From the checkpoint of any iteration, in the middle of an epoch or at its end and with another number of
     workers, a new run ends in the same bits: weights, moments, schedulers, EMA and loss scaler; DropPath draws too."""
-    resume(make_config(pictures, tmp_path, num_workers=iteration % 2, **EVERYTHING), quiet / f'iter_{iteration}.pth')
+    resume(make_config(images, tmp_path, num_workers=iteration % 2, **EVERYTHING), quiet / f'iter_{iteration}.pth')
     wanted = read(quiet)
     assert_same(read(tmp_path), wanted)
     assert {'ema_state_dict', 'param_schedulers'} < set(wanted) and wanted['optimizer']['loss_scaler']['scale'] > 65536
@@ -127,76 +127,76 @@ def test_resumed_after_any_iteration_is_bitwise_the_quiet_run(pictures, quiet, t
     assert not any(torch.equal(first[name], value) for name, value in wanted['state_dict'].items() if 'bias' in name)
 
 
-def test_checkpoints_of_epochs_resume_too(pictures, quiet, tmp_path):
+def test_checkpoints_of_epochs_resume_too(images, quiet, tmp_path):
     """A checkpoint that mmengine writes at an epoch's end leads to the bits of the run with one per iteration."""
     options = {**EVERYTHING, 'default_hooks.checkpoint.by_epoch': True}
-    train(make_config(pictures, tmp_path, **options))
-    resume(make_config(pictures, tmp_path / 'again', **EVERYTHING), tmp_path / 'epoch_1.pth')
+    train(make_config(images, tmp_path, **options))
+    resume(make_config(images, tmp_path / 'again', **EVERYTHING), tmp_path / 'epoch_1.pth')
     assert_same(read(tmp_path / 'again'), read(quiet))
 
 
 @pytest.mark.parametrize('iteration', (1, 3, 5))
-def test_gradients_between_updates_are_found_again(pictures, tmp_path, iteration):
+def test_gradients_between_updates_are_found_again(images, tmp_path, iteration):
     """With two iterations an update, a run that is killed between them, once across the end of an epoch, goes on with
     the gradients of the first."""
     options = {**EVERYTHING, 'optim_wrapper.accumulative_counts': 2, 'default_hooks.checkpoint.interval': iteration}
-    train(make_config(pictures, tmp_path / 'quiet', **options))
+    train(make_config(images, tmp_path / 'quiet', **options))
     options['default_hooks.checkpoint.interval'] = 1
-    resume(make_config(pictures, tmp_path / 'again', **options), tmp_path / 'quiet' / f'iter_{iteration}.pth')
+    resume(make_config(images, tmp_path / 'again', **options), tmp_path / 'quiet' / f'iter_{iteration}.pth')
     assert_same(read(tmp_path / 'again'), read(tmp_path / 'quiet'))
 
 
-def test_a_seed_that_was_drawn_is_kept(pictures, tmp_path):
+def test_a_seed_that_was_drawn_is_kept(images, tmp_path):
     """A run without a seed in its config resumes with the order, crops and masks of the seed that it once drew."""
     options = {**EVERYTHING, 'randomness': dict(seed=None)}
-    train(make_config(pictures, tmp_path / 'quiet', **options))
-    resume(make_config(pictures, tmp_path / 'again', **options), tmp_path / 'quiet' / 'iter_2.pth')
+    train(make_config(images, tmp_path / 'quiet', **options))
+    resume(make_config(images, tmp_path / 'again', **options), tmp_path / 'quiet' / 'iter_2.pth')
     assert_same(read(tmp_path / 'again'), read(tmp_path / 'quiet'))
 
 
-def test_seen_pictures_are_not_read_again(pictures, quiet, tmp_path, monkeypatch):
+def test_seen_images_are_not_read_again(images, quiet, tmp_path, monkeypatch):
     """A resumed run reads the images behind the checkpoint alone, in the order of the quiet run."""
     asked = []
     original = UnlabelledImages.__getitem__
     monkeypatch.setattr(UnlabelledImages, '__getitem__', lambda self, draw: asked.append(draw) or original(self, draw))
-    resume(make_config(pictures, tmp_path, **EVERYTHING), quiet / 'iter_2.pth')
+    resume(make_config(images, tmp_path, **EVERYTHING), quiet / 'iter_2.pth')
     wanted = []
     for epoch in range(2):
-        sampler = DrawSampler(range(14), seed=0, drop_last=True)
+        sampler = DeterministicSampler(range(14), seed=0, drop_last=True)
         sampler.set_epoch(epoch)
         wanted += list(sampler)[: 3 * BATCH]
     assert asked == wanted[2 * BATCH :]
 
 
-def test_another_batch_is_refused(pictures, quiet, tmp_path):
+def test_another_batch_is_refused(images, quiet, tmp_path):
     """A resumed run with another number of images an iteration is refused with both numbers and the way out."""
     with pytest.raises(ValueError, match='batch_size=2 in 1 processes makes 2 images .* has 4: set it to 4, or .*lo'):
-        resume(make_config(pictures, tmp_path, batch=2, **EVERYTHING), quiet / 'iter_2.pth')
+        resume(make_config(images, tmp_path, batch=2, **EVERYTHING), quiet / 'iter_2.pth')
 
 
-def test_loaders_that_cannot_resume_are_refused(pictures, tmp_path):
+def test_loaders_that_cannot_resume_are_refused(images, tmp_path):
     """A sampler that cannot skip, and a batch larger than the data set, are refused before the first step."""
-    with pytest.raises(ValueError, match="DefaultSampler cannot skip images: use dict.type='DrawSampler'."):
-        cfg = make_config(pictures, tmp_path)
+    with pytest.raises(ValueError, match="DefaultSampler cannot skip images: use dict.type='DeterministicSampler'."):
+        cfg = make_config(images, tmp_path)
         cfg.train_dataloader.sampler = dict(type='DefaultSampler', shuffle=True)
         train(cfg)
     with pytest.raises(ValueError, match='batch_size=15 is more than the 14 images'):
-        train(make_config(pictures, tmp_path, batch=15))
+        train(make_config(images, tmp_path, batch=15))
 
 
-def train_in_two(pictures, folder, checkpoint):
+def train_in_two(images, folder, checkpoint):
     """Two quiet runs of half the batch, the second one from a checkpoint of a single process."""
-    train(make_config(pictures, folder / 'two', batch=BATCH // 2, **DOUBLE))
-    resume(make_config(pictures, folder / 'two_from_one', batch=BATCH // 2, **DOUBLE), checkpoint)
+    train(make_config(images, folder / 'two', batch=BATCH // 2, **DOUBLE))
+    resume(make_config(images, folder / 'two_from_one', batch=BATCH // 2, **DOUBLE), checkpoint)
 
 
 @pytest.mark.slow
-def test_resumed_with_other_processes_is_the_quiet_run(pictures, tmp_path):
+def test_resumed_with_other_processes_is_the_quiet_run(images, tmp_path):
     """Two processes with half the batch, from the start or from a checkpoint of one process in mid-epoch, and one
     process from a checkpoint of the two, all end in the weights of one process to 1e-6, in float64."""
-    train(make_config(pictures, tmp_path / 'one', **DOUBLE))
-    in_processes(train_in_two, pictures, tmp_path, tmp_path / 'one' / 'iter_2.pth', folder=tmp_path)
-    resume(make_config(pictures, tmp_path / 'one_from_two', **DOUBLE), tmp_path / 'two' / 'iter_4.pth')
+    train(make_config(images, tmp_path / 'one', **DOUBLE))
+    in_processes(train_in_two, images, tmp_path, tmp_path / 'one' / 'iter_2.pth', folder=tmp_path)
+    resume(make_config(images, tmp_path / 'one_from_two', **DOUBLE), tmp_path / 'two' / 'iter_4.pth')
     wanted = read(tmp_path / 'one')
     for run in ('two', 'two_from_one', 'one_from_two'):
         assert_same(read(tmp_path / run), wanted, tolerance=1e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from fcmae_runs import BATCH, assert_same, draw_pictures, in_processes, make_config, read, train
+from fcmae_runs import BATCH, assert_same, in_processes, make_config, read, train, write_images
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
@@ -27,25 +27,25 @@ def cost(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def read_batches(pictures, folder, batch):
+def read_batches(images, folder, batch):
     """Return, a batch of an epoch, the image numbers and the visible cells that this process gets."""
-    cfg = make_config(pictures, folder, batch)
+    cfg = make_config(images, folder, batch)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     return [[(one.sample_idx, tuple(one.visible_cells)) for one in content['data_samples']] for content in loader]
 
 
-def write_batches(pictures, folder, batch):
-    torch.save(read_batches(pictures, folder, batch), folder / f'{dist.get_rank()}.pth')
+def write_batches(images, folder, batch):
+    torch.save(read_batches(images, folder, batch), folder / f'{dist.get_rank()}.pth')
 
 
 @pytest.mark.slow
 def test_processes_share_each_batch(tmp_path):
     """Two processes with half the batch each read, step by step, halves of the batch of one process: the same images
     with the same masks, none twice, and each process as many steps."""
-    pictures = draw_pictures(tmp_path / 'pictures', 3 * BATCH + 1)
-    wanted = read_batches(pictures, tmp_path, BATCH)
-    in_processes(write_batches, pictures, tmp_path, BATCH // 2, folder=tmp_path)
+    images = write_images(tmp_path / 'images', 3 * BATCH + 1)
+    wanted = read_batches(images, tmp_path, BATCH)
+    in_processes(write_batches, images, tmp_path, BATCH // 2, folder=tmp_path)
     shares = [torch.load(tmp_path / f'{rank}.pth', weights_only=False) for rank in range(2)]
     assert len(wanted) == 3 and [len(share) for share in shares] == [3, 3]
     for whole, *halves in zip(wanted, *shares):
@@ -56,20 +56,20 @@ def test_processes_share_each_batch(tmp_path):
 DOUBLE = {'model.type': 'DoubleFCMAE', 'param_scheduler': None}
 
 
-def train_saving_memory(pictures, folder):
+def train_saving_memory(images, folder):
     options = {**DOUBLE, 'model.backbone.with_cp': True, 'optim_wrapper.accumulative_counts': 2}
-    train(make_config(pictures, folder / 'ddp', BATCH // 4, **options))
+    train(make_config(images, folder / 'ddp', BATCH // 4, **options))
     options.update(runner_type='FlexibleRunner', strategy=dict(type='FSDP2Strategy'))
-    train(make_config(pictures, folder / 'fsdp', BATCH // 4, **options))
+    train(make_config(images, folder / 'fsdp', BATCH // 4, **options))
 
 
 @pytest.mark.slow
 def test_all_that_saves_memory_together(tmp_path):
     """Two processes that recompute blocks and accumulate two quarters of the batch, replicated or sharded, end in the
     weights and moments of one process that does none of it, to 1e-9 in float64."""
-    pictures = draw_pictures(tmp_path / 'pictures', 2 * BATCH)
-    in_processes(train_saving_memory, pictures, tmp_path, folder=tmp_path)
-    train(make_config(pictures, tmp_path / 'one', **DOUBLE))
+    images = write_images(tmp_path / 'images', 2 * BATCH)
+    in_processes(train_saving_memory, images, tmp_path, folder=tmp_path)
+    train(make_config(images, tmp_path / 'one', **DOUBLE))
 
     def updated(name, iteration):
         content = read(tmp_path / name, iteration)
@@ -103,10 +103,10 @@ def test_bytes_kept_are_those_of_a_real_step(cost):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     arch = dict(depths=DEPTHS, channels=WIDTHS)
-    model, pictures = cost.build('atto', arch=arch), cost.draw_batch(2)
+    model, images = cost.build('atto', arch=arch), cost.random_batch(2)
     for bf16 in (False, True):
         with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
-            wanted = saved_bytes(lambda: model.loss(*pictures)['loss'], model)
+            wanted = saved_bytes(lambda: model.loss(*images)['loss'], model)
         with FakeTensorMode(allow_non_fake_inputs=True):
             found = cost.count_kept(cost.build('atto', arch=arch), 2, bf16)
         assert found == pytest.approx(wanted, rel=0.01)

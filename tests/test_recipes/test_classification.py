@@ -101,7 +101,7 @@ def test_published_settings(name):
 
 
 @pytest.mark.parametrize('name', [*PUBLISHED, *PROBES])
-def test_pictures(name):
+def test_image_files(name):
     """Training crops have the recipe's size with RandAugment (9, 0.5) and random erasing 0.25; test images are centre
     crops of 7/8 of a 256-pixel edge at 224, and warped whole from 384 on. A probe crops and flips alone."""
     cfg, size = load(name), int(name.rsplit('-', 1)[1])

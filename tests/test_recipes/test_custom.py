@@ -34,9 +34,9 @@ def own(tmp_path_factory):
         for kind in ('images', 'labels'):
             (root / kind / split).mkdir(parents=True)
         for path in (root / 'made' / 'ade' / 'images' / made_split).glob('*.png'):
-            picture = Image.open(path).convert('RGB')
-            picture.save(root / 'images' / split / f'{path.stem}.jpg')
-            bands = np.concatenate([np.asarray(picture), np.asarray(picture)[..., :2]], axis=2)
+            image = Image.open(path).convert('RGB')
+            image.save(root / 'images' / split / f'{path.stem}.jpg')
+            bands = np.concatenate([np.asarray(image), np.asarray(image)[..., :2]], axis=2)
             np.save(root / 'images' / split / f'{path.stem}.npy', bands)
         for path in (root / 'made' / 'ade' / 'annotations' / made_split).glob('*.png'):
             labels = np.asarray(Image.open(path)) % 4  # 0 to 2 are classes

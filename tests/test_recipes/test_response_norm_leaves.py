@@ -13,7 +13,7 @@ from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.models.convnext_v2 import ARCHS
-from mmconvnextv2.pretrain import DrawVisibleCells
+from mmconvnextv2.pretrain import FCMAEMaskGenerator
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 RECIPE = CONFIGS / 'fcmae' / 'fcmae_convnextv2-base_64xb64-800e_in1k.py'
@@ -92,7 +92,7 @@ def test_narrow_row_trains_a_step(row):
     model = MODELS.build(cfg.model).double().train()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
-    cells = DrawVisibleCells(0.6)
+    cells = FCMAEMaskGenerator(0.6)
     samples = [DataSample(metainfo=cells.transform(dict(img=np.zeros((64, 96, 3))))) for _ in range(2)]
     model.loss(torch.randn(2, 3, 64, 96, dtype=torch.float64), samples)['loss'].backward()
     for name, parameter in model.named_parameters():

@@ -17,6 +17,7 @@ import torch
 from make_data import draw_data
 from make_release import describe, sums_of_weights
 
+from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.test import parse_test_args
 from mmconvnextv2.commands.test import test as run_test
@@ -121,8 +122,30 @@ def test_moved_names_warn_once():
     )
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     places = 'mmconvnextv2.models.response_norms and mmconvnextv2.ops.grn and mmconvnextv2.models.grn'
-    expected = f"['mmconvnextv2.response_norms is now {places}; the old name goes with 0.4']\n"
-    assert run.stdout == expected, run.stderr
+    hook = 'mmconvnextv2.checkpoint.MatchingWeightsHook is now mmconvnextv2.engine.hooks.MatchingWeightsHook'
+    said = [f'mmconvnextv2.response_norms is now {places}', hook]
+    assert run.stdout == f'{[f"{one}; the old name goes with 0.4" for one in said]}\n', run.stderr
+
+
+def test_renamed_types_and_arguments_warn():
+    """Configs and calls that use a name of 0.1 get what has the new name, and one warning."""
+    import mmconvnextv2.pretrain as pretrain
+    from mmconvnextv2.checkpoint import from_canonical
+    from mmconvnextv2.utils.moved import _warn_of_name
+
+    _warn_of_name.cache_clear()
+    transforms = import_module('mmpretrain.registry').TRANSFORMS
+    with pytest.warns(FutureWarning, match="type='DrawVisibleCells' is now type='FCMAEMaskGenerator'"):
+        assert type(transforms.build(dict(type='DrawVisibleCells', mask_ratio=0.6))) is pretrain.FCMAEMaskGenerator
+    with pytest.warns(FutureWarning, match="type='LoadPicture'"):
+        assert type(transforms.build(dict(type='LoadPicture', channels=5))) is pretrain.LoadMultiChannelImage
+    weights = ConvNeXtV2('atto').state_dict()
+    with pytest.warns(FutureWarning, match=r'from_canonical\(dialect=...\) is now from_canonical\(layout=...\)'):
+        old = from_canonical(weights, dialect='timm-conv')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        transforms.build(dict(type='DrawVisibleCells', mask_ratio=0.6))  # said once
+        assert old.keys() == from_canonical(weights, 'timm-conv').keys()
 
 
 def test_old_load_config_takes_parsed_arguments():

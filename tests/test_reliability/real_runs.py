@@ -19,8 +19,8 @@ from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.runner import build_runner
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'
-PICTURES, BATCH = 12, 4
-PER_EPOCH = PICTURES // BATCH
+IMAGES, BATCH = 12, 4
+PER_EPOCH = IMAGES // BATCH
 
 
 @TRANSFORMS.register_module(force=True)
@@ -39,15 +39,15 @@ class Dawdle:
         return results
 
 
-def draw_pictures(folder):
+def write_images(folder):
     generator = np.random.default_rng(0)
     Path(folder).mkdir(parents=True)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         Image.fromarray(generator.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(f'{folder}/{number:02}.png')
     return str(folder)
 
 
-def make_config(pictures, work_dir, epochs=4, dawdle=None, **options):
+def make_config(images, work_dir, epochs=4, dawdle=None, **options):
     """The shipped folder config with a narrow model and a checkpoint after each iteration."""
     cfg = Config.fromfile(str(CONFIG), format_python_code=False)
     cfg.merge_from_dict(
@@ -55,7 +55,7 @@ def make_config(pictures, work_dir, epochs=4, dawdle=None, **options):
             'work_dir': str(work_dir),
             'train_cfg.max_epochs': epochs,
             'train_dataloader.batch_size': BATCH,
-            'train_dataloader.dataset.data_root': pictures,
+            'train_dataloader.dataset.data_root': images,
             'train_dataloader.dataset.pipeline.1.scale': 64,
             'train_dataloader.num_workers': 0,
             'train_dataloader.persistent_workers': False,

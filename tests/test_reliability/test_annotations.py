@@ -111,7 +111,7 @@ def test_odd_instances(tmp_path, changes, num_used, num_ignored):
     assert len(pseudo_collate([dataset[0]])['inputs']) == 1
 
 
-def test_pictures_without_annotations(tmp_path):
+def test_images_without_annotations(tmp_path):
     """An image without annotations is left out, one with crowds alone stays; a file that leaves none, or nothing but
     crowds, is refused."""
     assert len(load(tmp_path, content(annotation(1)))) == 1
@@ -171,7 +171,7 @@ def evaluate(folder, whole, classes, found, metric=('bbox', 'segm')):
     evaluator = CheckedCocoMetric(str(folder / 'val.json'), metric=list(metric))
     evaluator.dataset_meta = dict(classes=classes)
     for image in (1, 2):
-        here = [(name, box) for name, picture, box in found if picture == image]
+        here = [(name, box) for name, found_in, box in found if found_in == image]
         masks = torch.zeros(len(here), 32, 48, dtype=torch.bool)
         for mask, (_, box) in zip(masks, here):
             mask[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
@@ -306,7 +306,7 @@ def labels(folder, pixels, **options):
     loader = LoadCheckedLabels(num_classes=10, **options)
     results = dict(
         seg_map_path=str(folder / 'labels.png'),
-        img_path='picture.jpg',
+        img_path='image.jpg',
         img_shape=(4, 6),
         seg_fields=[],
         reduce_zero_label=options.get('reduce_zero_label', False),
@@ -331,7 +331,7 @@ def test_labels_are_those_of_mmseg(tmp_path, reduces):
     [
         (np.full((4, 6), 11, np.uint8), r'labels \[11\] at 24 pixels: expected 0 to 9'),
         (np.full((4, 6), 300, np.uint16), r'labels \[300\] at 24 pixels'),
-        (np.zeros((6, 4), np.uint8), r'\(6, 4\) rows and columns, its image picture.jpg has \(4, 6\)'),
+        (np.zeros((6, 4), np.uint8), r'\(6, 4\) rows and columns, its image image.jpg has \(4, 6\)'),
         (np.zeros((4, 6, 3), np.uint8), r'shape \(4, 6, 3\): expected one channel'),
     ],
     ids=['out of range', '16 bits', 'turned', 'colour'],
@@ -351,7 +351,7 @@ def test_bad_labels_are_refused(tmp_path, pixels, said):
         (1, (60, 40), 'has 60 x 40 pixels, the file gives 48 x 32'),
     ],
 )
-def test_sizes_of_other_pictures_are_refused(tmp_path, orientation, size, said):
+def test_sizes_of_other_images_are_refused(tmp_path, orientation, size, said):
     """Sizes in the file that belong to the image before its EXIF rotation, or to another one, are named; those after
     rotation are right."""
     load(tmp_path, content(annotation(1)))

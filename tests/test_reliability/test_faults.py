@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from real_runs import PER_EPOCH, assert_same_weights, draw_pictures, last, make_config, start, train, wait_for
+from real_runs import PER_EPOCH, assert_same_weights, last, make_config, start, train, wait_for, write_images
 
 from mmconvnextv2 import FiniteLossHook, PreemptionHook
 from mmconvnextv2.checkpoint.load import load_file
@@ -18,15 +18,15 @@ from mmconvnextv2.engine.hooks.checkpoint import PART, AtomicBackend, VerifiedCh
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp('data') / 'pictures')
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('data') / 'images')
 
 
 @pytest.fixture(scope='module')
-def quiet(pictures, tmp_path_factory):
+def quiet(images, tmp_path_factory):
     """The last checkpoint of an undisturbed run."""
     folder = tmp_path_factory.mktemp('quiet')
-    train(make_config(pictures, folder))
+    train(make_config(images, folder))
     return last(folder)
 
 
@@ -47,12 +47,12 @@ def test_kill_while_writing_leaves_the_file_before(tmp_path):
     assert path.read_bytes() == b'after' and sorted(tmp_path.iterdir()) == [path, tmp_path / 'log']
 
 
-def test_killed_runs_resume_to_the_quiet_weights(pictures, quiet, tmp_path):
+def test_killed_runs_resume_to_the_quiet_weights(images, quiet, tmp_path):
     """A run that is killed by SIGKILL at several moments always has a loadable last checkpoint, never more files than
     it should keep and one, and ends with the bits of the quiet run."""
     for number in range(4):
         process = start(
-            train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.01)), number > 0, log=tmp_path / 'log'
+            train, make_config(images, tmp_path, dawdle=dict(seconds=0.01)), number > 0, log=tmp_path / 'log'
         )
         begun = number * 2 + 2
         wait_for(lambda: any(tmp_path.glob(f'iter_{begun}.pth*')), process)
@@ -60,7 +60,7 @@ def test_killed_runs_resume_to_the_quiet_weights(pictures, quiet, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert begun - 1 <= last(tmp_path)['meta']['iter'] <= begun + 2
-    train(make_config(pictures, tmp_path), True)
+    train(make_config(images, tmp_path), True)
     assert_same_weights(last(tmp_path), quiet)
     assert len(list(tmp_path.glob('*.pth'))) == 2 and not list(tmp_path.glob(f'*{PART}'))
 
@@ -71,19 +71,19 @@ def train_until_a_removal(cfg):
     train(cfg)
 
 
-def test_file_that_a_killed_run_had_yet_to_remove(pictures, quiet, tmp_path):
+def test_file_that_a_killed_run_had_yet_to_remove(images, quiet, tmp_path):
     """A run killed between the newest checkpoint and the removal of the oldest leaves no file behind when resumed."""
-    process = start(train_until_a_removal, make_config(pictures, tmp_path), log=tmp_path / 'log')
+    process = start(train_until_a_removal, make_config(images, tmp_path), log=tmp_path / 'log')
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert {path.name for path in tmp_path.glob('*.pth')} == {'iter_1.pth', 'iter_2.pth', 'iter_3.pth'}
-    train(make_config(pictures, tmp_path), True)
+    train(make_config(images, tmp_path), True)
     assert {path.name for path in tmp_path.glob('*.pth')} == {'iter_11.pth', 'iter_12.pth'}
     assert_same_weights(last(tmp_path), quiet)
 
 
 @pytest.mark.parametrize('workers', (0, 2))
-def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
+def test_sigterm_saves_and_ends(images, quiet, tmp_path, workers):
     """SIGTERM to every process of the run, workers too, saves within two seconds and ends with status 143 and one line;
     the resumed run ends with the bits of the quiet one."""
     options = {
@@ -91,7 +91,7 @@ def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
         'train_dataloader.persistent_workers': workers > 0,
         'default_hooks.checkpoint.interval': 100,
     }
-    process = start(train, make_config(pictures, tmp_path, dawdle=dict(seconds=0.05), **options), log=tmp_path / 'log')
+    process = start(train, make_config(images, tmp_path, dawdle=dict(seconds=0.05), **options), log=tmp_path / 'log')
     wait_for(lambda: any(tmp_path.rglob('scalars.json')) or 'Checkpoints will' in read(tmp_path), process)
     time.sleep(0.5)
     begin = time.monotonic()
@@ -101,7 +101,7 @@ def test_sigterm_saves_and_ends(pictures, quiet, tmp_path, workers):
     assert time.monotonic() - begin < 10
     assert 'interrupted.pth after iteration' in read(tmp_path) and 'Traceback' not in read(tmp_path)
     assert 0 < last(tmp_path)['meta']['iter'] < 4 * PER_EPOCH
-    process = start(train, make_config(pictures, tmp_path, **options), True, log=tmp_path / 'log')
+    process = start(train, make_config(images, tmp_path, **options), True, log=tmp_path / 'log')
     process.join(60)  # ends by itself, its persistent workers too
     assert process.exitcode == 0, read(tmp_path)
     assert_same_weights(last(tmp_path), quiet)
@@ -133,19 +133,19 @@ def small_disk(folder, kind, size):
 
 
 @pytest.mark.parametrize('kind', ('file system', 'limit'))
-def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(pictures, tmp_path, kind):
+def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(images, tmp_path, kind):
     """When the disk is full the run ends with one line, and what last_checkpoint points to can be loaded."""
     whole = tmp_path / 'whole'
-    train(make_config(pictures, whole, epochs=2))
+    train(make_config(images, whole, epochs=2))
     size = max(path.stat().st_size for path in whole.glob('*.pth'))
     with small_disk(tmp_path / 'disk', kind, int(size * (2.5 if kind == 'file system' else 0.9))):
         if kind == 'limit':
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            train(make_config(pictures, tmp_path / 'disk', epochs=2))
+            train(make_config(images, tmp_path / 'disk', epochs=2))
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(size * 0.9), resource.RLIM_INFINITY))
         with pytest.raises(SystemExit) as stop:
             train(
-                make_config(pictures, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),
+                make_config(images, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),
                 kind == 'limit',
             )
         assert stop.value.code.startswith('error: cannot write') and 'make room' in stop.value.code
@@ -153,23 +153,23 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(pictures, tmp_path,
         assert last(tmp_path / 'disk')['state_dict'] and not list((tmp_path / 'disk').glob(f'*{PART}'))
 
 
-def test_killed_worker_is_one_line(pictures, tmp_path):
+def test_killed_worker_is_one_line(images, tmp_path):
     """A data loader's worker that is killed ends the run with one line, and the last checkpoint can be loaded."""
     options = {'train_dataloader.num_workers': 1}
     with pytest.raises(SystemExit, match='a process that reads data died.*num_workers.*--resume'):
-        train(make_config(pictures, tmp_path, dawdle=dict(kill_at='05.png', seconds=0.1), **options))
+        train(make_config(images, tmp_path, dawdle=dict(kill_at='05.png', seconds=0.1), **options))
 
 
-def test_not_a_number_stops_and_names_the_pictures(pictures, tmp_path):
+def test_not_a_number_stops_and_names_the_images(images, tmp_path):
     """An image of NaN stops the run with its name before anything of it is saved."""
     with pytest.raises(SystemExit, match='stopped at iteration.*loss nan .*05.png.*max_skips'):
-        train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png')))
+        train(make_config(images, tmp_path, dawdle=dict(poison='05.png')))
     if (tmp_path / 'last_checkpoint').exists():
         assert all(value.isfinite().all() for value in last(tmp_path)['state_dict'].values())
 
 
 @pytest.mark.parametrize('fused', [True, False])
-def test_skipped_updates_change_nothing(pictures, tmp_path, fused):
+def test_skipped_updates_change_nothing(images, tmp_path, fused):
     """With ``max_skips`` the weights and moments after a bad update are, bit for bit, those before it, and one bad
     update more than allowed stops the run, a resumed one too."""
     options = {
@@ -178,7 +178,7 @@ def test_skipped_updates_change_nothing(pictures, tmp_path, fused):
         'optim_wrapper.optimizer.fused': fused,
     }
     with pytest.raises(SystemExit, match='stopped at iteration'):
-        train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png'), **options))
+        train(make_config(images, tmp_path, dawdle=dict(poison='05.png'), **options))
     checkpoints = [
         load_file(str(path)) for path in sorted(tmp_path.glob('iter_*.pth'), key=lambda path: int(path.stem[5:]))
     ]
@@ -193,16 +193,16 @@ def test_skipped_updates_change_nothing(pictures, tmp_path, fused):
     skips = [one['message_hub']['runtime_info'].get('num_skipped_updates', 0) for one in checkpoints]
     assert equal == [before != after for before, after in zip(skips, skips[1:])] and skips[-1] == 2
     with pytest.raises(SystemExit, match='stopped at iteration'):
-        train(make_config(pictures, tmp_path, dawdle=dict(poison='05.png'), **options), True)
+        train(make_config(images, tmp_path, dawdle=dict(poison='05.png'), **options), True)
 
 
-def train_in_two(rank, pictures, work_dir, meeting, seconds):
+def train_in_two(rank, images, work_dir, meeting, seconds):
     """Train in one of two processes, each of which takes its own seconds an image."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{meeting}', rank=rank, world_size=2, timeout=timedelta(seconds=3)
     )
-    cfg = make_config(pictures, work_dir, dawdle=dict(seconds=seconds), **OPTIONS_OF_TWO)
+    cfg = make_config(images, work_dir, dawdle=dict(seconds=seconds), **OPTIONS_OF_TWO)
     cfg.merge_from_dict(
         dict(
             launcher='pytorch',
@@ -212,13 +212,13 @@ def train_in_two(rank, pictures, work_dir, meeting, seconds):
     train(cfg)
 
 
-def test_hung_process_is_noticed(pictures, tmp_path):
+def test_hung_process_is_noticed(images, tmp_path):
     """When one process hangs, the other ends within the group's time limit and says so in one line."""
     processes = [
         start(
             train_in_two,
             rank,
-            pictures,
+            images,
             tmp_path / 'work',
             tmp_path / 'meeting',
             rank * 600.0,
@@ -233,10 +233,10 @@ def test_hung_process_is_noticed(pictures, tmp_path):
     assert 'error: process 0 waited in vain for another one' in said and 'env_cfg.dist_cfg.timeout' in said
 
 
-def test_sigterm_to_one_of_two_ends_both(pictures, tmp_path):
+def test_sigterm_to_one_of_two_ends_both(images, tmp_path):
     """SIGTERM to one process of two makes both end with status 143 at the same iteration, and saves once."""
     processes = [
-        start(train_in_two, rank, pictures, tmp_path / 'work', tmp_path / 'meeting', 0.05, log=tmp_path / f'log{rank}')
+        start(train_in_two, rank, images, tmp_path / 'work', tmp_path / 'meeting', 0.05, log=tmp_path / f'log{rank}')
         for rank in (0, 1)
     ]
     wait_for(lambda: any((tmp_path / 'work').glob('iter_*.pth')), processes[1])

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.checkpoint import DIALECTS, detect_dialect, from_canonical, to_canonical
-from mmconvnextv2.pretrain import DrawVisibleCells
-from mmconvnextv2.pretrain.masking import hidden_cells_of, num_visible
+from mmconvnextv2.checkpoint import LAYOUTS, detect_layout, from_canonical, to_canonical
+from mmconvnextv2.pretrain import FCMAEMaskGenerator
+from mmconvnextv2.pretrain.masking import masked_cells_of, num_visible
 
 pytest.importorskip('hypothesis')
 from hypothesis import assume, given, settings  # noqa: E402
@@ -38,22 +38,22 @@ def test_masks_hide_their_share(rows, columns, ratio, seed):
     np.random.seed(seed)
     if not 0 < expected < cells:
         with pytest.raises(ValueError, match='mask_ratio'):
-            DrawVisibleCells(ratio).transform(results)
+            FCMAEMaskGenerator(ratio).transform(results)
         return
-    visible = DrawVisibleCells(ratio).transform(results)['visible_cells']
+    visible = FCMAEMaskGenerator(ratio).transform(results)['visible_cells']
     assert len(visible) == expected == num_visible(cells, ratio) and (np.diff(visible) > 0).all()
-    hidden = hidden_cells_of(torch.from_numpy(visible)[None], cells)[0].tolist()
+    hidden = masked_cells_of(torch.from_numpy(visible)[None], cells)[0].tolist()
     assert hidden == sorted(set(range(cells)) - set(visible.tolist()))
 
 
 @settings(max_examples=25, deadline=None)
-@given(archs, st.sampled_from(sorted(DIALECTS)), st.integers(0, 99))
-def test_conversion_there_and_back_is_the_same(arch, dialect, seed):
+@given(archs, st.sampled_from(sorted(LAYOUTS)), st.integers(0, 99))
+def test_conversion_there_and_back_is_the_same(arch, layout, seed):
     """Any backbone's weights, written in any layout, are recognised as that layout and come back bit for bit."""
     weights = random_backbone(arch, seed, out_indices=(3,), out_norm=False).state_dict()
-    written = from_canonical(weights, dialect)
-    expected = 'huggingface' if dialect == 'huggingface-backbone' else dialect  # the two differ in norms alone
-    assert detect_dialect(written) == expected
+    written = from_canonical(weights, layout)
+    expected = 'huggingface' if layout == 'huggingface-backbone' else layout  # the two differ in norms alone
+    assert detect_layout(written) == expected
     returned = to_canonical(written)
     assert returned.keys() == weights.keys()
     assert all(torch.equal(returned[name], value) for name, value in weights.items())

@@ -6,34 +6,32 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from real_runs import BATCH, PICTURES, draw_pictures, last, make_config, train
+from real_runs import BATCH, IMAGES, last, make_config, train, write_images
 
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.runner import build_runner
 
-PER_EPOCH = PICTURES // BATCH
+PER_EPOCH = IMAGES // BATCH
 
 
 @pytest.fixture(scope='module')
-def pictures(tmp_path_factory):
-    return draw_pictures(tmp_path_factory.mktemp('data') / 'pictures')
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('data') / 'images')
 
 
 @pytest.fixture(scope='module')
-def half(pictures, tmp_path_factory):
+def half(images, tmp_path_factory):
     """The checkpoint after two of four epochs."""
     folder = tmp_path_factory.mktemp('half')
     train(
-        make_config(
-            pictures, folder, epochs=4, **{'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.by_epoch': True}
-        )
+        make_config(images, folder, epochs=4, **{'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.by_epoch': True})
     )
     return (folder / 'last_checkpoint').read_text()
 
 
-def go_on(half, folder, pictures, epochs=4, **options):
+def go_on(half, folder, images, epochs=4, **options):
     """Resume a checkpoint under another config; return the runner and what it logged."""
-    cfg = make_config(pictures, folder, epochs=epochs, load_from=half, resume=True, **options)
+    cfg = make_config(images, folder, epochs=epochs, load_from=half, resume=True, **options)
     runners = []
     run_tool(
         lambda args: runners.append(build_runner(cfg, whole=True)) or runners[0].train(),
@@ -52,11 +50,11 @@ def rates(folder):
 LOG = {'default_hooks.logger.interval': 1}
 
 
-def test_nothing_changed_says_nothing(pictures, half, tmp_path):
+def test_nothing_changed_says_nothing(images, half, tmp_path):
     """A run that goes on under its own config logs no change, and keeps the schedule of the checkpoint."""
-    _, text = go_on(half, tmp_path, pictures, epochs=4)
+    _, text = go_on(half, tmp_path, images, epochs=4)
     assert 'end: 2 epochs -> 4 epochs' in text and 'learning rate:' not in text and last(tmp_path)['meta']['iter'] == 12
-    _, text = go_on((tmp_path / 'last_checkpoint').read_text(), tmp_path / 'again', pictures, epochs=4)
+    _, text = go_on((tmp_path / 'last_checkpoint').read_text(), tmp_path / 'again', images, epochs=4)
     assert 'changed since' not in text and 'nothing is left to train' in text
 
 
@@ -69,27 +67,27 @@ def test_nothing_changed_says_nothing(pictures, half, tmp_path):
     ],
     ids=['rate', 'schedule', 'rate, as 0.1 wrote it'],
 )
-def test_a_changed_rate_is_honoured(pictures, half, tmp_path, options, facts):
+def test_a_changed_rate_is_honoured(images, half, tmp_path, options, facts):
     """The rates after resuming are those that an undisturbed run of the changed config has at the same iterations."""
     if not facts:
         content = torch.load(half, weights_only=False)
         del content['message_hub']['runtime_info']['training_facts']
         half = str(tmp_path / 'old.pth')
         torch.save(content, half)
-    train(make_config(pictures, tmp_path / 'fresh', epochs=4, **options, **LOG))
-    _, text = go_on(half, tmp_path / 'on', pictures, **options, **LOG)
+    train(make_config(images, tmp_path / 'fresh', epochs=4, **options, **LOG))
+    _, text = go_on(half, tmp_path / 'on', images, **options, **LOG)
     fresh, resumed = rates(tmp_path / 'fresh'), rates(tmp_path / 'on')
     assert sorted(resumed) == list(range(7, 13))
     np.testing.assert_allclose([resumed[step] for step in resumed], [fresh[step] for step in resumed], rtol=1e-6)
     assert 'changed since the checkpoint, and honoured' in text
 
 
-def test_a_changed_weight_decay_is_honoured(pictures, half, tmp_path):
+def test_a_changed_weight_decay_is_honoured(images, half, tmp_path):
     """Weight decay and betas are the config's after resuming, and the table says from what to what."""
     runner, text = go_on(
         half,
         tmp_path,
-        pictures,
+        images,
         **{'optim_wrapper.optimizer.weight_decay': 0.3, 'optim_wrapper.optimizer.betas': (0.8, 0.9)},
     )
     groups = runner.optim_wrapper.optimizer.param_groups
@@ -97,13 +95,13 @@ def test_a_changed_weight_decay_is_honoured(pictures, half, tmp_path):
     assert 'weight decay: 0.05 -> 0.3' in text and 'betas: ' in text
 
 
-@pytest.mark.parametrize('num_pictures', [8, 20])
+@pytest.mark.parametrize('num_images', [8, 20])
 @pytest.mark.parametrize('facts', [True, False], ids=['noted', 'as 0.1 wrote it'])
-def test_another_number_of_images_goes_on_by_epochs(half, pictures, tmp_path, num_pictures, facts):
+def test_another_number_of_images_goes_on_by_epochs(half, images, tmp_path, num_images, facts):
     """After two of four epochs, fewer or more images train two whole epochs more."""
-    folder = tmp_path / 'pictures'
+    folder = tmp_path / 'images'
     folder.mkdir()
-    for number in range(num_pictures):
+    for number in range(num_images):
         Image.new('RGB', (64, 64), (number * 9, 90, 90)).save(folder / f'{number:02}.png')
     if not facts:
         content = torch.load(half, weights_only=False)
@@ -111,17 +109,17 @@ def test_another_number_of_images_goes_on_by_epochs(half, pictures, tmp_path, nu
         half = str(tmp_path / 'old.pth')
         torch.save(content, half)
     runner, text = go_on(half, tmp_path / 'on', str(folder), **LOG)
-    length = num_pictures // BATCH
+    length = num_images // BATCH
     assert runner.iter == 4 * length and sorted(rates(tmp_path / 'on')) == list(range(2 * length + 1, 4 * length + 1))
     assert 'iterations in an epoch: 3' in text and f'-> {length}' in text
 
 
-def test_another_number_of_images_in_the_middle_is_refused(pictures, half, tmp_path):
+def test_another_number_of_images_in_the_middle_is_refused(images, half, tmp_path):
     """In the middle of an epoch, another number of images ends in one line with what to do."""
     content = torch.load(half, weights_only=False)
     content['meta'].update(iter=7)
     torch.save(content, tmp_path / 'middle.pth')
-    folder = tmp_path / 'pictures'
+    folder = tmp_path / 'images'
     folder.mkdir()
     for number in range(8):
         Image.new('RGB', (64, 64)).save(folder / f'{number}.png')
@@ -146,13 +144,13 @@ def forge_moments(state):
         (lambda state: state['param_groups'][0]['params'].pop(), 'of other sizes than'),
     ],
 )
-def test_moments_that_do_not_fit(pictures, half, tmp_path, change, said):
+def test_moments_that_do_not_fit(images, half, tmp_path, change, said):
     """Moments of another shape, which a fused optimizer would write beyond, and other groups end in one line."""
     content = torch.load(half, weights_only=False)
     change(content['optimizer'])
     torch.save(content, tmp_path / 'forged.pth')
     with pytest.raises(SystemExit, match=said):
-        go_on(str(tmp_path / 'forged.pth'), tmp_path / 'on', pictures)
+        go_on(str(tmp_path / 'forged.pth'), tmp_path / 'on', images)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +165,8 @@ def test_moments_that_do_not_fit(pictures, half, tmp_path, change, said):
         (dict(meta={}), 'holds weights and no training'),
     ],
 )
-def test_misshapen_checkpoints(pictures, half, tmp_path, change, said):
+def test_misshapen_checkpoints(images, half, tmp_path, change, said):
     """Parts of another form than mmengine writes end in one line that names the part."""
     torch.save({**torch.load(half, weights_only=False), **change}, tmp_path / 'forged.pth')
     with pytest.raises(SystemExit, match=said):
-        go_on(str(tmp_path / 'forged.pth'), tmp_path / 'on', pictures)
+        go_on(str(tmp_path / 'forged.pth'), tmp_path / 'on', images)

@@ -5,7 +5,7 @@ from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS, DefaultScope
 from mmpretrain.registry import DATASETS, MODELS, TRANSFORMS
 
-from mmconvnextv2.commands.run_tool import explain_fault, run_tool, stated_mistake
+from mmconvnextv2.commands.run_tool import explain_fault, run_tool, user_message
 from mmconvnextv2.pretrain import FCMAEHead, UnlabelledImages
 from mmconvnextv2.utils.suggestions import check_overrides, list_arguments
 
@@ -24,11 +24,11 @@ def said(build):
         (MODELS, dict(type='ConvNeXtV2', arch='atto', drop_path=0.1), "'drop_path', did you mean 'drop_path_rate'"),
         (MODELS, dict(type='FCMAEHead', norm_pixel=True), "'norm_pixel', did you mean 'norm_pix'"),
         (MODELS, dict(type='FCMAEDecoder', channel=4), "'channel', did you mean 'channels'"),
-        (TRANSFORMS, dict(type='DrawVisibleCells', maskratio=0.6), "'maskratio', did you mean 'mask_ratio'"),
-        (TRANSFORMS, dict(type='LoadPicture', channel=3), "'channel', did you mean 'channels'"),
+        (TRANSFORMS, dict(type='FCMAEMaskGenerator', maskratio=0.6), "'maskratio', did you mean 'mask_ratio'"),
+        (TRANSFORMS, dict(type='LoadMultiChannelImage', channel=3), "'channel', did you mean 'channels'"),
         (DATASETS, dict(type='UnlabelledImages', data_root='x', lazy=True), "'lazy', did you mean 'lazy_init'"),
         (MODELS, dict(type='ConvNextV2'), "'ConvNextV2' is not registered as model, did you mean 'ConvNeXtV2'"),
-        (TRANSFORMS, dict(type='DrawVisibleCell'), "did you mean 'DrawVisibleCells'"),
+        (TRANSFORMS, dict(type='FCMAEMaskGenerater'), "did you mean 'FCMAEMaskGenerator'"),
         (OPTIM_WRAPPERS, dict(type='BF16OptimWraper'), "did you mean 'BF16OptimWrapper'"),
     ],
 )
@@ -61,4 +61,4 @@ def test_other_errors_stay_errors():
         RuntimeError('shapes cannot be multiplied'),
         AssertionError('x'),
     ):
-        assert stated_mistake(error) is None and explain_fault(error) is None
+        assert user_message(error) is None and explain_fault(error) is None

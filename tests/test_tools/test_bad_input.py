@@ -99,12 +99,12 @@ def test_bugs_of_own_hooks_keep_their_traceback(tools, tmp_path, monkeypatch):
 @pytest.mark.parametrize('task', TASKS)
 def test_missing_data(tools, tmp_path, task):
     """A data folder that is not there is named with its config key before anything starts."""
-    option = 'train_dataloader.dataset.data_root=/nowhere/pictures'
+    option = 'train_dataloader.dataset.data_root=/nowhere/images'
     refused(
         lambda: tools.train(task, tmp_path, option),
         tmp_path,
         'train_dataloader.dataset.data_root',
-        '/nowhere/pictures',
+        '/nowhere/images',
         '--cfg-options',
     )
 

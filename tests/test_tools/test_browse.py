@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmconvnextv2.commands.browse import browse, parse_args, picture_of
+from mmconvnextv2.commands.browse import browse, parse_args, to_displayable
 from mmconvnextv2.commands.run_tool import run_tool
 
 HIDDEN = (114, 114, 114)
@@ -22,10 +22,10 @@ def source(folder, number=0):
 
 def test_masked_sample(tools, tmp_path):
     """An FCMAE sample stands beside itself with six cells of ten in grey and the others unchanged."""
-    for picture in draw(
+    for image in draw(
         tools.configs['fcmae'], tmp_path, *tools.options('fcmae'), 'train_dataloader.dataset.pipeline.1.scale=160'
     ):
-        plain, masked = picture[:, :160], picture[:, 160:]
+        plain, masked = image[:, :160], image[:, 160:]
         cells = [
             (plain[y : y + 32, x : x + 32], masked[y : y + 32, x : x + 32])
             for y in range(0, 160, 32)
@@ -90,9 +90,9 @@ def test_other_channels_show_the_first(channels, dtype):
     inputs = np.random.default_rng(0).integers(0, 200, (channels, 4, 6)).astype(dtype)
     if dtype == np.float32:
         inputs[0, 0, 0] = 1020.0
-    picture = picture_of(inputs, is_bgr=True)
+    image = to_displayable(inputs, is_bgr=True)
     wanted = inputs[0] if dtype == np.uint8 else inputs[0] / 4
-    assert (picture == wanted.astype(np.uint8)[..., None]).all()
+    assert (image == wanted.astype(np.uint8)[..., None]).all()
 
 
 def test_mistakes_end_in_one_line(tools, tmp_path):

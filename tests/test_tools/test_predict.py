@@ -108,9 +108,9 @@ def test_video_frames_are_predicted_one_by_one(tools, trained, tmp_path):
         writer.write(cv2.imread(str(source)))
     writer.release()
     frames = run_predict(tools, trained, 'upernet', tmp_path / 'film', film)['predictions']
-    pictures = run_predict(tools, trained, 'upernet', tmp_path / 'pictures', *sources)['predictions']
+    images = run_predict(tools, trained, 'upernet', tmp_path / 'images', *sources)['predictions']
     assert [frame['frame'] for frame in frames] == [0, 1]
-    assert [frame['classes'] for frame in frames] == [picture['classes'] for picture in pictures]
+    assert [frame['classes'] for frame in frames] == [image['classes'] for image in images]
     assert mmcv.VideoReader(str(tmp_path / 'film' / 'drawn' / 'film.mp4')).frame_cnt == 2
 
 
@@ -143,7 +143,7 @@ def predict_all(tools, trained, task, out, *inputs, options=()):
     return ended, json.loads(done.read_text())['predictions'] if done.exists() else None
 
 
-def test_bad_pictures_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
+def test_bad_images_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
     """Files that are not images, have no bytes or end early get an entry with an error, the others are predicted, and
     the command ends with one line and another status than 0."""
     (tmp_path / 'in').mkdir()
@@ -160,8 +160,8 @@ def test_bad_pictures_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
 def test_stopped_predictions_go_on(tools, trained, tmp_path, monkeypatch):
     """A run that is stopped, or killed in the middle of a line, loses nothing: called again it predicts the rest alone,
     and the file is that of a run in one go; other settings begin anew."""
-    pictures = sorted((tools.data / VAL['upernet']).glob('*.png'))
-    whole = predict_all(tools, trained, 'upernet', tmp_path / 'whole', *pictures)[1]
+    images = sorted((tools.data / VAL['upernet']).glob('*.png'))
+    whole = predict_all(tools, trained, 'upernet', tmp_path / 'whole', *images)[1]
     seen, call = [], Predictor.__call__
 
     def stop_at_the_second(self, results):
@@ -171,16 +171,16 @@ def test_stopped_predictions_go_on(tools, trained, tmp_path, monkeypatch):
         return call(self, results)
 
     monkeypatch.setattr(Predictor, '__call__', stop_at_the_second)
-    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *pictures)
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *images)
     assert 'the same command goes on' in ended and found is None
     with open(tmp_path / 'out' / 'predictions.jsonl', 'a') as file:
         file.write('{"file": "torn')
-    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *pictures)
-    assert ended is None and seen == [str(pictures[0]), str(pictures[1]), str(pictures[1])]
+    ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *images)
+    assert ended is None and seen == [str(images[0]), str(images[1]), str(images[1])]
     assert found == whole
     seen[:] = [None] * 2
-    (tmp_path / 'out' / 'predictions.jsonl').write_text(f'{{"run": {{}}}}\n{{"done": "{pictures[0]}"}}\n')
-    assert predict_all(tools, trained, 'upernet', tmp_path / 'out', *pictures)[1] == whole and len(seen) == 4
+    (tmp_path / 'out' / 'predictions.jsonl').write_text(f'{{"run": {{}}}}\n{{"done": "{images[0]}"}}\n')
+    assert predict_all(tools, trained, 'upernet', tmp_path / 'out', *images)[1] == whole and len(seen) == 4
 
 
 def test_cut_video_is_said(tools, trained, tmp_path):
@@ -211,7 +211,10 @@ def build_model(cfg):
 
 @pytest.mark.parametrize(
     'load, channels',
-    [(dict(type='LoadImageFromFile', color_type='grayscale'), 1), (dict(type='mmpretrain.LoadPicture', channels=5), 5)],
+    [
+        (dict(type='LoadImageFromFile', color_type='grayscale'), 1),
+        (dict(type='mmpretrain.LoadMultiChannelImage', channels=5), 5),
+    ],
 )
 def test_other_channels_follow_the_test_pipeline(tools, tmp_path, load, channels):
     """A model of grey images or of arrays with five bands, whose loader stands in test_dataloader alone, predicts
@@ -291,10 +294,10 @@ def test_command_line(tools):
 def test_inferencers_take_our_configs(tools, trained, tmp_path, task):
     """mmdet's and mmseg's inferencers, given our config and checkpoint, predict what tools/predict.py does."""
     allow_mmengine_checkpoints()
-    picture = str(next((tools.data / VAL[task]).glob('*.png')))
+    image = str(next((tools.data / VAL[task]).glob('*.png')))
     config = Config.fromfile(tools.configs[task])
     config.merge_from_dict({'model.backbone.init_cfg': None})
-    [ours] = run_predict(tools, trained, task, tmp_path, picture)['predictions']
+    [ours] = run_predict(tools, trained, task, tmp_path, image)['predictions']
     checkpoint = str(tools.last(trained(task), task))
     if task == 'mask-rcnn':
         from mmdet.apis import DetInferencer
@@ -302,10 +305,10 @@ def test_inferencers_take_our_configs(tools, trained, tmp_path, task):
         config.model.test_cfg.rcnn.score_thr = 0.0
         for loader in ('train', 'val', 'test'):
             config[f'{loader}_dataloader'].dataset.data_root = str(tools.data / 'coco')
-        theirs = DetInferencer(config, checkpoint, device='cpu', show_progress=False)(picture)['predictions'][0]
+        theirs = DetInferencer(config, checkpoint, device='cpu', show_progress=False)(image)['predictions'][0]
         np.testing.assert_allclose(theirs['scores'], [one['score'] for one in ours['instances']], rtol=1e-5)
         return
     from mmseg.apis import MMSegInferencer
 
-    theirs = MMSegInferencer(config, checkpoint, device='cpu')(picture)['predictions']
+    theirs = MMSegInferencer(config, checkpoint, device='cpu')(image)['predictions']
     np.testing.assert_array_equal(theirs, mmcv.imread(tmp_path / ours['labels'], flag='unchanged'))

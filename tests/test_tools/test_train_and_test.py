@@ -52,8 +52,8 @@ def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
     assert [metrics[key] for key in METRICS[task]] == [trained_metrics[key] for key in METRICS[task]]
     with open(out, 'rb') as file:
         assert len(pickle.load(file)) == 2
-    pictures = [np.asarray(Image.open(path)) for path in shown.rglob('*.png')]
-    assert len(pictures) == 2 and all(picture.std() > 10 for picture in pictures)
+    images = [np.asarray(Image.open(path)) for path in shown.rglob('*.png')]
+    assert len(images) == 2 and all(image.std() > 10 for image in images)
 
 
 def test_tta_merges_the_mirror_image(tools, trained, tmp_path):

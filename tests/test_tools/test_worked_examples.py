@@ -98,12 +98,12 @@ def random_checkpoint(config, path):
             torch.nn.init.zeros_(layer.bias)
     if cfg.default_scope == 'mmseg':  # normalised by what it sees, or one class wins everywhere
         bands = next(layer.in_channels for layer in model.modules() if isinstance(layer, torch.nn.Conv2d))
-        pictures = F.interpolate(torch.randn(4, bands, 6, 6, generator=generator), size=96, mode='bilinear')
+        images = F.interpolate(torch.randn(4, bands, 6, 6, generator=generator), size=96, mode='bilinear')
         for norm in (layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)):
             norm.momentum = None
         with torch.no_grad():
             model.train()
-            model.decode_head(model.extract_feat(pictures))
+            model.decode_head(model.extract_feat(images))
     classes = cfg.get('classes') or cfg.metainfo.classes
     torch.save(
         dict(
@@ -141,14 +141,14 @@ def evaluate(config, checkpoint, folder, *arguments):
     return {Path(one['img_path']).stem: one for one in pickle.loads(Path(f'{folder}.pkl').read_bytes())}
 
 
-def predict_all(config, checkpoint, pictures, out):
+def predict_all(config, checkpoint, images, out):
     run_tool(
         predict,
         parse_args(
             [
                 str(config),
                 checkpoint,
-                str(pictures),
+                str(images),
                 '--out',
                 str(out),
                 '--device',
@@ -169,19 +169,19 @@ def test_segmentation(drawn, tmp_path, example):
     base = 'quickstart/upernet' if example == 'quickstart' else f'custom/{example}'
     text = f"_base_ = '{ROOT}/configs/{base}.py'\n{SEGMENTOR}"
     if example == 'quickstart':
-        pictures = drawn / 'ade/images/validation'
+        images = drawn / 'ade/images/validation'
         for split in ('train', 'val', 'test'):
             text += f"{split}_dataloader = dict(num_workers=0, dataset=dict(data_root='{drawn}/ade'))\n"
     else:
         own_segmentation(drawn, tmp_path / 'own', bands=example.startswith('upernet_five'))
-        pictures = tmp_path / 'own' / 'images' / 'val'
+        images = tmp_path / 'own' / 'images' / 'val'
         for split in ('train', 'val', 'test'):
             text += f"{split}_dataloader = dict(num_workers=0, dataset=dict(data_root='{tmp_path}/own'))\n"
     config = tmp_path / 'mine.py'
     config.write_text(text)
     checkpoint = random_checkpoint(config, tmp_path / 'a.pth')
     tested = evaluate(config, checkpoint, tmp_path / 'tested')
-    predicted = predict_all(config, checkpoint, pictures, tmp_path / 'predicted')
+    predicted = predict_all(config, checkpoint, images, tmp_path / 'predicted')
     assert len(predicted) == len(tested) == 3
     for one in predicted:
         labels = mmcv.imread(str(tmp_path / 'predicted' / one['labels']), 'unchanged')

@@ -126,7 +126,7 @@ def _visible_masks(objects: list[Placement]) -> list[np.ndarray]:
     return masks[::-1]
 
 
-def _draw_objects(generator: np.random.Generator, size: int) -> list[Placement]:
+def _place_objects(generator: np.random.Generator, size: int) -> list[Placement]:
     """Place two to five objects, back to front, and leave out those that hardly show."""
     objects = [_place(generator, size) for _ in range(generator.integers(2, 6))]
     shown = [mask.sum() for mask in _visible_masks(objects)]
@@ -138,7 +138,7 @@ def _draw_objects(generator: np.random.Generator, size: int) -> list[Placement]:
     ]
 
 
-def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
+def render_scene(seed: int, split: int, index: int, size: int) -> Scene:
     """Draw one scene.
 
     Args:
@@ -152,7 +152,7 @@ def draw_scene(seed: int, split: int, index: int, size: int) -> Scene:
     """
     generator = np.random.default_rng((seed, split, index))
     ground = int(generator.integers(len(GROUNDS)))
-    objects = _draw_objects(generator, size)
+    objects = _place_objects(generator, size)
     image = _ground_colour(generator, _ground_texture(generator, ground, size))
     labels = np.full((size, size), 1 + ground, np.uint8)
     masks = _visible_masks(objects)

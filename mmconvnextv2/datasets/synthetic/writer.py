@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ...utils.errors import UserError
-from .scenes import OBJECTS, SPLITS, draw_scene
+from .scenes import OBJECTS, SPLITS, render_scene
 
 ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
 DRAWING = 3  # counts changes of the scenes, so that a folder drawn by an earlier version is not taken for this one
@@ -99,7 +99,7 @@ def _write(root: str, spec: EmbeddedSpec) -> None:
     os.makedirs(folder)
     os.makedirs(os.path.join(root, 'coco', 'annotations'))
     for index in range(spec.unlabelled):
-        scene = draw_scene(spec.seed, SPLITS.index('unlabelled'), index, spec.size)
+        scene = render_scene(spec.seed, SPLITS.index('unlabelled'), index, spec.size)
         Image.fromarray(scene.image).save(os.path.join(folder, f'{index:06}.png'))
     for split in ADE_FOLDERS:
         _write_labelled(root, split, spec)
@@ -118,7 +118,7 @@ def _write_labelled(root: str, split: str, spec: EmbeddedSpec) -> None:
         os.makedirs(folder)
     images, annotations = [], []
     for index in range(getattr(spec, split)):
-        scene = draw_scene(spec.seed, SPLITS.index(split), index, spec.size)
+        scene = render_scene(spec.seed, SPLITS.index(split), index, spec.size)
         name = f'{index:06}.png'
         for folder, pixels in zip(folders, (scene.image, scene.image, scene.labels)):
             Image.fromarray(pixels).save(os.path.join(folder, name))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...ops.cells import visible_sites
 from ...ops.grid import Grid
-from ...ops.reductions import hide
+from ...ops.reductions import fill_masked
 from .dense import Dense
 
 
@@ -27,15 +27,15 @@ class Masked(Dense):
         return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
-        return super().depthwise(hide(sites, grid.site_mask), grid, conv, norm)
+        return super().depthwise(fill_masked(sites, grid.site_mask), grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
-        sites, grid = super().downsample(hide(sites, grid.site_mask), grid, conv)
+        sites, grid = super().downsample(fill_masked(sites, grid.site_mask), grid, conv)
         site_mask = visible_sites(grid.visible_cells, grid.height, grid.width, grid.stride)
         return sites, replace(grid, site_mask=site_mask)
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        return super().leave(hide(sites, grid.site_mask), grid)
+        return super().leave(fill_masked(sites, grid.site_mask), grid)
 
 
 class Leaky(Dense):

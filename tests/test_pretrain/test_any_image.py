@@ -17,8 +17,15 @@ from mmpretrain.structures import DataSample
 from PIL import Image
 from torch import nn
 
-from mmconvnextv2.pretrain import FCMAE, DrawSampler, FCMAEDataPreprocessor, FCMAEDecoder, LoadPicture, UnlabelledImages
-from mmconvnextv2.pretrain.reconstruction import draw_reconstructions
+from mmconvnextv2.pretrain import (
+    FCMAE,
+    DeterministicSampler,
+    FCMAEDataPreprocessor,
+    FCMAEDecoder,
+    LoadMultiChannelImage,
+    UnlabelledImages,
+)
+from mmconvnextv2.pretrain.reconstruction import render_reconstructions
 
 FCMAE_CONFIGS = Path(__file__).parents[2] / 'configs' / 'fcmae'
 NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
@@ -43,7 +50,7 @@ def make_pixels(*shape, dtype=np.uint8):
 
 
 def load(path, channels):
-    return LoadPicture(channels).transform(dict(img_path=str(path)))['img']
+    return LoadMultiChannelImage(channels).transform(dict(img_path=str(path)))['img']
 
 
 def write_tiff(path, pixels):
@@ -128,22 +135,22 @@ def test_reconstruction_of_any_channels(channels):
     shown = model.reconstruct(images, visible)['masked'] != 0
     assert shown.sum() == 2 * 2 * 1024 * channels
     model.head.forward = lambda decoded, cells: model.head.target(images, cells)[0]
-    pictures = model.reconstruct(images, visible)
-    torch.testing.assert_close(pictures['pasted'], images, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(pictures['reconstruction'], images * ~shown, rtol=1e-12, atol=1e-12)
+    reconstructed = model.reconstruct(images, visible)
+    torch.testing.assert_close(reconstructed['pasted'], images, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reconstructed['reconstruction'], images * ~shown, rtol=1e-12, atol=1e-12)
     assert torch.equal(model.head.target(images, hidden)[0], model.head(None, hidden))
 
 
-def test_stored_pictures_are_read_as_they_are(tmp_path):
+def test_stored_images_are_read_as_they_are(tmp_path):
     """Grey, colour and alpha of 8 and 16 bits come with their values on the scale 0 to 255, in the order of the file
     but for three channels, which come reversed."""
     for channels in (1, 3, 4):
         pixels = make_pixels(9, 7, channels)
         for ending in ('png', 'tif', *(['webp'] if channels > 1 else ['bmp', 'pgm'])):
             options = dict(lossless=True, exact=True) if ending == 'webp' else {}
-            Image.fromarray(pixels.squeeze()).save(tmp_path / f'picture.{ending}', **options)
+            Image.fromarray(pixels.squeeze()).save(tmp_path / f'image.{ending}', **options)
             expected = pixels[..., ::-1] if channels == 3 else pixels
-            assert np.array_equal(load(tmp_path / f'picture.{ending}', channels), expected), (channels, ending)
+            assert np.array_equal(load(tmp_path / f'image.{ending}', channels), expected), (channels, ending)
     deep = make_pixels(9, 7, 4, dtype=np.uint16)
     for channels in (1, 3, 4):
         order = [2, 1, 0, 3][:channels] if channels > 1 else [0]  # OpenCV writes BGR and BGRA
@@ -172,14 +179,14 @@ def test_other_channels_are_refused(tmp_path):
     """A file with other channels than the model's stops the run with its name and what to set; it is not skipped as
     if it were corrupt."""
     Image.fromarray(make_pixels(70, 80, 3)).save(tmp_path / 'colour.png')
-    pipeline = [dict(type='LoadPicture', channels=4), dict(type='PackInputs')]
+    pipeline = [dict(type='LoadMultiChannelImage', channels=4), dict(type='PackInputs')]
     with pytest.raises(ValueError, match=r'colour.png has shape \(70, 80, 3\).*channels=4.*in_channels.*mean and std'):
         UnlabelledImages(str(tmp_path), pipeline)[0]
     np.save(tmp_path / 'deep.npy', np.zeros((2, 3, 4, 5)))
     with pytest.raises(ValueError, match=r'deep.npy has shape \(2, 3, 4, 5\)'):
         load(tmp_path / 'deep.npy', 5)
-    with pytest.raises(ValueError, match='channels=0 of LoadPicture'):
-        LoadPicture(0)
+    with pytest.raises(ValueError, match='channels=0 of LoadMultiChannelImage'):
+        LoadMultiChannelImage(0)
 
 
 def test_damaged_files_count_as_corrupt(tmp_path):
@@ -200,7 +207,7 @@ def test_damaged_files_count_as_corrupt(tmp_path):
     for path in damaged:
         with pytest.raises(OSError, match=path.name):
             load(path, 5)
-    pipeline = [dict(type='LoadPicture', channels=5), dict(type='PackInputs')]
+    pipeline = [dict(type='LoadMultiChannelImage', channels=5), dict(type='PackInputs')]
     dataset = UnlabelledImages(str(tmp_path), pipeline, max_corrupt_share=0.95, extensions=('.npy', '.png', '.tif'))
     assert len(dataset) == len(damaged) + 1
     assert all(dataset[index]['data_samples'].img_path.endswith('whole.npy') for index in range(len(dataset)))
@@ -216,15 +223,19 @@ def test_folder_tree_of_mixed_formats(tmp_path):
         path = tmp_path / '/'.join('deep' for _ in range(number % 4)) / f'{number}.{ending}'
         path.parent.mkdir(parents=True, exist_ok=True)
         lossy = ending.lower() in ('jpg', 'jpeg')
-        picture = np.full_like(pixels, 40 + number) if lossy else pixels // (number + 1)
-        Image.fromarray(picture).save(path, **(dict(lossless=True) if ending.lower() == 'webp' else {}))
+        image = np.full_like(pixels, 40 + number) if lossy else pixels // (number + 1)
+        Image.fromarray(image).save(path, **(dict(lossless=True) if ending.lower() == 'webp' else {}))
         names.append(path)
     Image.fromarray(pixels[..., 0]).save(tmp_path / 'grey.png')
     Image.fromarray(pixels).quantize(16).save(tmp_path / 'palette.png')
     (tmp_path / 'notes.txt').write_text('no image')
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='DrawVisibleCells'), dict(type='PackInputs', meta_keys=KEYS)]
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='FCMAEMaskGenerator'),
+        dict(type='PackInputs', meta_keys=KEYS),
+    ]
     dataset = UnlabelledImages(str(tmp_path), pipeline)
-    sampler = DrawSampler(dataset, seed=0)
+    sampler = DeterministicSampler(dataset, seed=0)
     found = {Path(sample['data_samples'].img_path): sample['inputs'] for sample in map(dataset.__getitem__, sampler)}
     assert set(found) == {*names, tmp_path / 'grey.png', tmp_path / 'palette.png'}
     for number, path in enumerate(names):
@@ -296,8 +307,8 @@ def run(cfg, folder, tmp_path, size):
 
 
 def test_documented_config_trains_on_five_channels(tmp_path):
-    """The config in ``LoadPicture``'s documentation trains on arrays of five channels, not square, and draws them."""
-    example = LoadPicture.__doc__.split('five channels::')[1].split('Args:')[0]
+    """The config in ``LoadMultiChannelImage``'s documentation trains on arrays of five channels, not square."""
+    example = LoadMultiChannelImage.__doc__.split('five channels::')[1].split('Args:')[0]
     text = textwrap.dedent(example).replace("'./", f"'{FCMAE_CONFIGS}/")
     (tmp_path / 'config.py').write_text(text)
     (tmp_path / 'arrays').mkdir()
@@ -310,17 +321,17 @@ def test_documented_config_trains_on_five_channels(tmp_path):
         pipeline = Compose(runner.cfg.train_dataloader.dataset.pipeline)
     batch = default_collate([pipeline(dict(img_path=str(tmp_path / 'arrays' / '0.npy')))])
     assert tuple(batch['inputs'].shape) == (1, 5, 96, 64)
-    drawn, expected = draw_reconstructions(runner.model, batch), batch['inputs'][0, 0].round().clamp(0, 255)
+    drawn, expected = render_reconstructions(runner.model, batch), batch['inputs'][0, 0].round().clamp(0, 255)
     assert np.array_equal(drawn[:, :64, 0], expected.byte().numpy())
 
 
-def test_grey_pictures_of_the_shipped_pipeline(tmp_path):
+def test_grey_images_of_the_shipped_pipeline(tmp_path):
     """With ``color_type='grayscale'`` and one channel the shipped recipe trains on images of any format, at a size
     that is not square, with finite loss; colour images come as their luminance."""
-    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'images').mkdir()
     for number, ending in enumerate(('png', 'jpg', 'bmp', 'webp')):
         shape = (70, 80, 3) if number % 2 else (70, 80)
-        Image.fromarray(make_pixels(*shape)).save(tmp_path / 'pictures' / f'{number}.{ending}')
+        Image.fromarray(make_pixels(*shape)).save(tmp_path / 'images' / f'{number}.{ending}')
     cfg = Config.fromfile(str(FCMAE_CONFIGS / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'))
     cfg.merge_from_dict(
         {
@@ -330,6 +341,6 @@ def test_grey_pictures_of_the_shipped_pipeline(tmp_path):
             'train_dataloader.dataset.pipeline.0.color_type': 'grayscale',
         }
     )
-    runner = run(cfg, tmp_path / 'pictures', tmp_path, (64, 96))
+    runner = run(cfg, tmp_path / 'images', tmp_path, (64, 96))
     assert runner.model.backbone.downsample_layers[0][0].in_channels == 1
     assert np.isfinite(runner.message_hub.get_scalar('train/loss').current())

@@ -13,7 +13,7 @@ from torch import nn
 
 import mmconvnextv2.pretrain.sampler as data
 from mmconvnextv2.models.convnext_v2 import ARCHS
-from mmconvnextv2.pretrain import FCMAE, DrawSampler, DrawVisibleCells
+from mmconvnextv2.pretrain import FCMAE, DeterministicSampler, FCMAEMaskGenerator
 from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'fcmae'
@@ -68,7 +68,7 @@ def test_target_without_normalisation_is_the_pixels():
 def test_published_ratio_shows_19_of_49():
     """At 224 pixels and ratio 0.6 a draw shows 19 different cells, ascending, and each cell about as often."""
     np.random.seed(0)
-    draws = [DrawVisibleCells(0.6).transform(dict(img=np.zeros((224, 224, 3))))['visible_cells'] for _ in range(2000)]
+    draws = [FCMAEMaskGenerator(0.6).transform(dict(img=np.zeros((224, 224, 3))))['visible_cells'] for _ in range(2000)]
     assert all(len(draw) == 19 and (np.diff(draw) > 0).all() for draw in draws)
     share = np.bincount(np.concatenate(draws), minlength=49) / len(draws)
     assert abs(share - 19 / 49).max() < 5 * np.sqrt(19 / 49 * 30 / 49 / len(draws))
@@ -78,7 +78,7 @@ def test_published_ratio_shows_19_of_49():
 def test_impossible_ratio_is_refused(ratio):
     """A share outside (0, 1) is refused before any image is read."""
     with pytest.raises(ValueError, match=rf'mask_ratio={ratio}: expected a share of hidden cells in \(0, 1\)'):
-        DrawVisibleCells(ratio)
+        FCMAEMaskGenerator(ratio)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_every_ratio_in_the_error_works(num_cells):
 
 def test_samples_without_or_with_uneven_cells_are_refused():
     """A batch whose samples lack cells, or show different numbers, is refused with what to do."""
-    with pytest.raises(ValueError, match='DrawVisibleCells'):
+    with pytest.raises(ValueError, match='FCMAEMaskGenerator'):
         stack_visible_cells([DataSample()], torch.device('cpu'))
     with pytest.raises(ValueError, match=r'show \[1, 2\] cells'):
         stack_visible_cells(make_samples([np.array([0]), np.array([0, 1])]), torch.device('cpu'))
@@ -118,13 +118,13 @@ def test_execution_that_cannot_mask_is_refused(execution, message):
 
 
 @pytest.mark.parametrize('size, ranks', [(12, 3), (13, 4), (2, 5)])
-def test_ranks_share_every_picture(monkeypatch, size, ranks):
+def test_ranks_share_every_image(monkeypatch, size, ranks):
     """Over all ranks an epoch visits each image once, but for as few repeats as make ranks even; dealing the
     one-process order out in turn gives each rank's."""
 
     def draws(rank, world_size, epoch):
         monkeypatch.setattr(data, 'get_dist_info', lambda: (rank, world_size))
-        sampler = DrawSampler(range(size), seed=3)
+        sampler = DeterministicSampler(range(size), seed=3)
         sampler.set_epoch(epoch)
         assert len(list(sampler)) == len(sampler)
         return list(sampler)

@@ -8,12 +8,12 @@ from mmengine.logging import MMLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from mmconvnextv2.pretrain import DrawSampler, UnlabelledImages
+from mmconvnextv2.pretrain import DeterministicSampler, UnlabelledImages
 
 PIPELINE = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=64),
-    dict(type='DrawVisibleCells'),
+    dict(type='FCMAEMaskGenerator'),
     dict(type='PackInputs', meta_keys=('img_path', 'visible_cells')),
 ]
 
@@ -31,19 +31,21 @@ def folder(tmp_path):
 
 
 def read(dataset, num_workers):
-    loader = DataLoader(dataset, batch_size=None, sampler=DrawSampler(dataset, seed=0), num_workers=num_workers)
+    loader = DataLoader(
+        dataset, batch_size=None, sampler=DeterministicSampler(dataset, seed=0), num_workers=num_workers
+    )
     return [sample['data_samples'].img_path for sample in loader]
 
 
 @pytest.mark.parametrize('num_workers', (0, 2))
-def test_corrupt_picture_is_skipped(folder, num_workers):
+def test_corrupt_image_is_skipped(folder, num_workers):
     """The next image takes the place of the corrupt one, and an epoch keeps its length."""
     paths = read(UnlabelledImages(str(folder), PIPELINE), num_workers)
     assert len(paths) == 10 and len(set(paths)) == 9
     assert not any(path.endswith('4.jpg') for path in paths)
 
 
-def test_corrupt_picture_is_named(folder):
+def test_corrupt_image_is_named(folder):
     """The log names the file and counts it, once."""
     dataset, said = UnlabelledImages(str(folder), PIPELINE), []
     handler = logging.Handler()
@@ -56,7 +58,7 @@ def test_corrupt_picture_is_named(folder):
     assert len(said) == 1 and '4.jpg' in said[0] and '1 unreadable of 10' in said[0]
 
 
-def test_too_many_corrupt_pictures_stop_the_run(folder):
+def test_too_many_corrupt_images_stop_the_run(folder):
     """Above the set share the run stops and names the files; a bad share is refused."""
     (folder / 'deep' / '0' / '3.png').write_bytes(b'')
     (folder / 'deep' / '2' / '8.bmp').write_bytes(b'BM')

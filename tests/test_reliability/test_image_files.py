@@ -24,9 +24,9 @@ TURNED = Image.Exif()
 TURNED[0x112] = 6  # to be shown turned by 90 degrees
 
 
-def encode(picture, form, **options):
+def encode(image, form, **options):
     stream = io.BytesIO()
-    picture.save(stream, form, **options)
+    image.save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -85,7 +85,7 @@ def load(folder):
 
 
 @pytest.mark.parametrize('name', READ)
-def test_odd_pictures_are_read(tmp_path, name):
+def test_odd_images_are_read(tmp_path, name):
     """Depths, channels, animations and wrong endings are read as 8-bit colour: alpha is dropped, the first frame is
     taken, 16 bits are divided by 257 within one step, and the content, not the ending, says what it is."""
     content, expected = READ[name]
@@ -101,15 +101,15 @@ def test_turned_and_cmyk_photographs_are_read(tmp_path):
     from PIL import ImageOps
 
     smooth = COLOUR.resize((9, 8)).resize((80, 70), Image.BICUBIC)
-    for name, picture, options in (('turned.jpg', smooth, dict(exif=TURNED)), ('cmyk.jpg', smooth.convert('CMYK'), {})):
-        (tmp_path / name).write_bytes(encode(picture, 'JPEG', quality=95, **options))
+    for name, image, options in (('turned.jpg', smooth, dict(exif=TURNED)), ('cmyk.jpg', smooth.convert('CMYK'), {})):
+        (tmp_path / name).write_bytes(encode(image, 'JPEG', quality=95, **options))
         expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / name)).convert('RGB')).astype(int)
         read = load(tmp_path)[0][name]
         assert read.shape == expected.shape and abs(read - expected).mean() < 3, name
 
 
 @pytest.mark.parametrize('name', SKIPPED)
-def test_damaged_pictures_are_skipped(tmp_path, name):
+def test_damaged_images_are_skipped(tmp_path, name):
     """Cut, empty, foreign and impossibly huge files are counted, and another image takes their place."""
     (tmp_path / name).write_bytes(SKIPPED[name])
     read, dataset = load(tmp_path)
