@@ -139,7 +139,7 @@ def test_renamed_types_and_arguments_warn():
         assert type(transforms.build(dict(type='DrawVisibleCells', mask_ratio=0.6))) is pretrain.FCMAEMaskGenerator
     with pytest.warns(FutureWarning, match="type='LoadPicture'"):
         assert type(transforms.build(dict(type='LoadPicture', channels=5))) is pretrain.LoadMultiChannelImage
-    weights = ConvNeXtV2('atto').state_dict()
+    weights = ConvNeXtV2('atto', out_indices=(3,)).state_dict()
     with pytest.warns(FutureWarning, match=r'from_canonical\(dialect=...\) is now from_canonical\(layout=...\)'):
         old = from_canonical(weights, dialect='timm-conv')
     with warnings.catch_warnings():
