@@ -14,7 +14,7 @@ from torchvision.datasets.folder import default_loader
 
 import mmconvnextv2.pretrain  # noqa: F401, registers the data set
 
-CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
+CONFIG = 'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
 MOST = 256  # images a round
 
 

@@ -140,7 +140,7 @@ def test_names_of_configs_are_unique():
 RECIPES = (
     'mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py',
     'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py',
-    'fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py',
+    'fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py',
     'quickstart/upernet.py',
     'classification/convnextv2-a_fcmae-ft_in1k-224.py',
 )

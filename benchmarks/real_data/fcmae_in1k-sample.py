@@ -1,5 +1,5 @@
 # FCMAE-Atto at 224 on a folder of images, three epochs.
-_base_ = '../../configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
+_base_ = '../../configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
 num_epochs = 3
 train_dataloader = dict(batch_size=16, num_workers=1, pin_memory=False)
 optim_wrapper = dict(optimizer=dict(lr=1e-3))

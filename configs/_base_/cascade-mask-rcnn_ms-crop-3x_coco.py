@@ -1,7 +1,7 @@
 # Cascade Mask R-CNN as ConvNeXt V1 trains it: 4conv1fc SyncBN heads, GIoU, multi-scale crop, 8 GPUs x 2 images.
 _base_ = [
-    './sizes.py', 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/default_runtime.py', './coco_schedule.py'
+    './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py', 'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
@@ -60,7 +60,4 @@ val_evaluator = dict(type='CheckedCocoMetric')
 test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))
 auto_scale_lr = dict(base_batch_size=16)
-default_hooks = dict(
-    checkpoint=dict(type='VerifiedCheckpointHook'),
-    preemption=dict(type='PreemptionHook'),
-    finite_loss=dict(type='FiniteLossHook'))
+default_hooks = _base_.run_hooks

@@ -1,5 +1,6 @@
 # FCMAE pretraining, effective batch 4096 (arXiv 2301.00808, Table 8; the released weights trained 1600 epochs).
 # Leaves set the size and num_epochs; an image folder of your own goes into train_dataloader.dataset.data_root.
+_base_ = './runtime.py'
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['mmconvnextv2.pretrain'], allow_failed_imports=False)
 
@@ -16,13 +17,12 @@ model = dict(
     neck=dict(type='FCMAEDecoder', channels=512, depth=1),
     head=dict(type='FCMAEHead', norm_pix=True))
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='FCMAEMaskGenerator', mask_ratio=0.6),
-    dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'visible_cells')),
-]
+load = dict(type='LoadImageFromFile')
+crop = dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic')
+flip = dict(type='RandomFlip', prob=0.5)
+mask = dict(type='FCMAEMaskGenerator', mask_ratio=0.6)
+pack = dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'visible_cells'))
+train_pipeline = [load, crop, flip, mask, pack]
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=8,
@@ -42,20 +42,20 @@ auto_scale_lr = dict(base_batch_size=base_batch)
 
 num_epochs = 800
 train_cfg = dict(type='ResumableTrainLoop', max_epochs=num_epochs)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=warmup_epochs, end=num_epochs, eta_min=0.,
-         convert_to_iter_based=True),
-]
+warmup = dict(
+    type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=warmup_epochs, convert_to_iter_based=True)
+cosine = dict(
+    type='CosineAnnealingLR', by_epoch=True, begin=warmup_epochs, end=num_epochs, eta_min=0.,
+    convert_to_iter_based=True)
+param_scheduler = [warmup, cosine]
 
 default_hooks = dict(
+    _base_.run_hooks,
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='VerifiedCheckpointHook', interval=10, max_keep_ckpts=3),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    preemption=dict(type='PreemptionHook'),
-    finite_loss=dict(type='FiniteLossHook'))
+    sampler_seed=dict(type='DistSamplerSeedHook'))
 custom_hooks = [dict(type='ReconstructionHook', interval=10)]
 env_cfg = dict(mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl', timeout=1800))
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])

@@ -1,7 +1,7 @@
 # ImageNet-1K fine-tuning of FCMAE weights at batch 1024, 8 GPUs x 128 images (arXiv 2301.00808, tables 9 to 11).
 # What the tables leave open is that of the official fine-tuning code: random erasing 0.25, crops of 8 to 100 %, flips,
 # bicubic, whole batches only, warm-up from 0, cosine down to 1e-6 times the scale of the layer.
-_base_ = ['./sizes.py', 'mmpretrain::_base_/default_runtime.py']
+_base_ = ['./sizes.py', './runtime.py', 'mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['mmconvnextv2'], allow_failed_imports=False)
 num_classes = 1000
 mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -30,29 +30,26 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=0.9, decay_type='layer_wise'))
 auto_scale_lr = dict(enable=False, base_batch_size=1024)
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
-default_hooks = dict(
-    checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3),
-    preemption=dict(type='PreemptionHook'),
-    finite_loss=dict(type='FiniteLossHook'))
+default_hooks = dict(_base_.run_hooks, checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3))
 
 # RandAugment (9, 0.5): two operations of strength 9 +- 0.5 out of 10. Fills are BGR, as images are read.
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0), backend='pillow', interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5),
-    dict(
-        type='RandAugment', policies='timm_increasing', num_policies=2, total_level=10, magnitude_level=9,
-        magnitude_std=0.5, hparams=dict(pad_val=[round(x) for x in mean[::-1]], interpolation='bicubic')),
-    dict(
-        type='RandomErasing', erase_prob=0.25, mode='rand', min_area_ratio=0.02, max_area_ratio=1 / 3,
-        fill_color=mean[::-1], fill_std=std[::-1]),
-    dict(type='PackInputs'),
-]
+load = dict(type='LoadImageFromFile')
+crop = dict(
+    type='RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0), backend='pillow', interpolation='bicubic')
+flip = dict(type='RandomFlip', prob=0.5)
+augment = dict(
+    type='RandAugment', policies='timm_increasing', num_policies=2, total_level=10, magnitude_level=9,
+    magnitude_std=0.5, hparams=dict(pad_val=[round(x) for x in mean[::-1]], interpolation='bicubic'))
+erase = dict(
+    type='RandomErasing', erase_prob=0.25, mode='rand', min_area_ratio=0.02, max_area_ratio=1 / 3,
+    fill_color=mean[::-1], fill_std=std[::-1])
+pack = dict(type='PackInputs')
+train_pipeline = [load, crop, flip, augment, erase, pack]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
-    dict(type='PackInputs'),
+    pack,
 ]
 train_dataloader = dict(
     batch_size=128,

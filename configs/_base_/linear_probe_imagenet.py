@@ -8,7 +8,7 @@ model = dict(
     head=dict(
         loss=dict(_delete_=True, type='CrossEntropyLoss'),
         init_cfg=dict(_delete_=True, type='Normal', layer='Linear', std=0.01)))
-train_pipeline = _base_.train_pipeline[:3] + _base_.train_pipeline[-1:]
+train_pipeline = [_base_.load, _base_.crop, _base_.flip, _base_.pack]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 epochs, warmup = 90, 10
 optim_wrapper = dict(

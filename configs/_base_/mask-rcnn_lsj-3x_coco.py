@@ -1,7 +1,7 @@
 # Mask R-CNN, large-scale jitter to 1024, soft-NMS on the RoI head alone, 8 GPUs x 4 images.
 _base_ = [
-    './sizes.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/coco_instance.py',
-    'mmdet::_base_/default_runtime.py', './coco_schedule.py'
+    './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_instance.py', 'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
@@ -21,26 +21,18 @@ model = dict(
     roi_head=dict(
         bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'), mask_roi_extractor=dict(type='FP32SingleRoIExtractor')),
     test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms', iou_threshold=0.5))))
-train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=_base_.backend_args),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
-    dict(
-        type='RandomCrop',
-        crop_type='absolute_range',
-        crop_size=image_size,
-        recompute_bbox=True,
-        allow_negative_crop=True),
-    dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2)),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
-]
+load = dict(type='LoadImageFromFile', backend_args=_base_.backend_args)
+annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+jitter = dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True)
+crop = dict(
+    type='RandomCrop', crop_type='absolute_range', crop_size=image_size, recompute_bbox=True, allow_negative_crop=True)
+filtered = dict(type='FilterAnnotations', min_gt_bbox_wh=(1e-2, 1e-2))
+flip = dict(type='RandomFlip', prob=0.5)
+pack = dict(type='PackDetInputs')
+train_pipeline = [load, annotations, jitter, crop, filtered, flip, pack]
 train_dataloader = dict(batch_size=4, num_workers=4, dataset=dict(type='CheckedCocoDataset', pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='CheckedCocoMetric')
 test_evaluator = val_evaluator
-default_hooks = dict(
-    checkpoint=dict(type='VerifiedCheckpointHook'),
-    preemption=dict(type='PreemptionHook'),
-    finite_loss=dict(type='FiniteLossHook'))
+default_hooks = _base_.run_hooks

@@ -1,6 +1,6 @@
 # UperNet, 160k iterations at batch 16 (arXiv 2301.00808, appendix A.4); warmup and slide test as ConvNeXt V1.
 _base_ = [
-    './sizes.py', 'mmseg::_base_/models/upernet_convnext.py', 'mmseg::_base_/datasets/ade20k.py',
+    './sizes.py', './runtime.py', 'mmseg::_base_/models/upernet_convnext.py', 'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py'
 ]
 custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.datasets.segmentation'], allow_failed_imports=False)
@@ -31,26 +31,22 @@ param_scheduler = [
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 labels = dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True)
-train_pipeline = [_base_.train_pipeline[0], labels, *_base_.train_pipeline[2:]]
-test_pipeline = [
-    labels if step['type'] == 'LoadAnnotations' else step for step in _base_.test_pipeline]
+load = dict(type='LoadImageFromFile')
+resize = dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True)
+crop = dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75)
+flip = dict(type='RandomFlip', prob=0.5)
+colour = dict(type='PhotoMetricDistortion')
+pack = dict(type='PackSegInputs')
+test_resize = dict(type='Resize', scale=(2048, 512), keep_ratio=True)
+train_pipeline = [load, labels, resize, crop, flip, colour, pack]
+test_pipeline = [load, test_resize, labels, pack]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 # The paper's multi-scale test: five ratios of 2048x512, each with its mirror image.
 tta_ratios = [0.75, 0.875, 1.0, 1.125, 1.25]
-tta_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=None),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in tta_ratios],
-            [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)],
-            [labels],
-            [dict(type='PackSegInputs')],
-        ])
-]
-default_hooks = dict(
-    checkpoint=dict(type='VerifiedCheckpointHook'),
-    preemption=dict(type='PreemptionHook'),
-    finite_loss=dict(type='FiniteLossHook'))
+tta_resizes = [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in tta_ratios]
+tta_flips = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)]
+tta_load = dict(type='LoadImageFromFile', backend_args=None)
+tta_pipeline = [tta_load, dict(type='TestTimeAug', transforms=[tta_resizes, tta_flips, [labels], [pack]])]
+default_hooks = _base_.run_hooks

@@ -1,5 +1,5 @@
 # Batch norm of the hidden features, over the visible sites of a process's batch. Published: 80.5 top-1 against 84.6
 # (arXiv 2301.00808, table 2d).
-_base_ = '../fcmae/fcmae_convnextv2-base_64xb64-800e_in1k.py'
+_base_ = '../fcmae/fcmae_convnextv2-b_64xb64-800e_in1k.py'
 response_norm = dict(type='BN')
 model = dict(backbone=dict(response_norm=response_norm), neck=dict(response_norm=response_norm))

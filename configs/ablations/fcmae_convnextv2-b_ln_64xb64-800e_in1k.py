@@ -1,4 +1,4 @@
 # LayerNorm of the hidden features. Published: 83.8 top-1 against 84.6 (arXiv 2301.00808, table 2d).
-_base_ = '../fcmae/fcmae_convnextv2-base_64xb64-800e_in1k.py'
+_base_ = '../fcmae/fcmae_convnextv2-b_64xb64-800e_in1k.py'
 response_norm = dict(type='LN')
 model = dict(backbone=dict(response_norm=response_norm), neck=dict(response_norm=response_norm))

@@ -8,7 +8,8 @@ model = dict(
     data_preprocessor=dict(mean=[110.] * channels, std=[60.] * channels, bgr_to_rgb=False),
     backbone=dict(in_channels=channels))
 load = dict(type='mmpretrain.LoadMultiChannelImage', channels=channels)
-plain = [step for step in _base_.train_pipeline[1:] if step['type'] != 'PhotoMetricDistortion']
-train_dataloader = dict(dataset=dict(img_suffix='.npy', pipeline=[load, *plain]))
-val_dataloader = dict(dataset=dict(img_suffix='.npy', pipeline=[load, *_base_.test_pipeline[1:]]))
+train_pipeline = [load, _base_.own_labels, _base_.resize, _base_.crop, _base_.flip, _base_.pack]
+test_pipeline = [load, _base_.test_resize, _base_.own_labels, _base_.pack]
+train_dataloader = dict(dataset=dict(img_suffix='.npy', pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(img_suffix='.npy', pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,4 +1,2 @@
-# ConvNeXt V2-Huge, FCMAE, 800 epochs, effective batch 4096, weights and optimizer states sharded over all GPUs.
-_base_ = './fcmae_convnextv2-huge_64xb64-800e_in1k.py'
-runner_type = 'FlexibleRunner'
-strategy = dict(type='FSDP2Strategy')
+# The name of 0.1, until 0.4.
+_base_ = './fcmae_convnextv2-h_fsdp_64xb64-800e_in1k.py'

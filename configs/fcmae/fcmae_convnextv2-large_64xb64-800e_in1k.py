@@ -1,6 +1,2 @@
-# ConvNeXt V2-Large, FCMAE, 800 epochs, effective batch 4096.
-_base_ = '../_base_/fcmae.py'
-model = dict(backbone=dict(arch='large'))
-num_epochs = 800
-train_cfg = dict(max_epochs=num_epochs)
-param_scheduler = [_base_.param_scheduler[0], {**_base_.param_scheduler[1], 'end': num_epochs}]
+# The name of 0.1, until 0.4.
+_base_ = './fcmae_convnextv2-l_64xb64-800e_in1k.py'

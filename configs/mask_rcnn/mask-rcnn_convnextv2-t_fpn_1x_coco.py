@@ -2,13 +2,11 @@ _base_ = './mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'
 # Published: none. Twelve epochs at one scale, the common first try; starts from fine-tuned weights.
 model = dict(
     data_preprocessor=dict(batch_augments=None), backbone=dict(init_cfg=dict(checkpoint=_base_.sizes.tiny.im1k)))
-train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=None),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
-]
+resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
+test_pack = dict(
+    type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+train_pipeline = [_base_.load, _base_.annotations, resize, _base_.flip, _base_.pack]
+test_pipeline = [_base_.load, resize, _base_.annotations, test_pack]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 train_cfg = dict(max_epochs=12)
 param_scheduler = [

@@ -1,16 +1,13 @@
 # FCMAE on the embedded data set: small images, a short schedule, fp32.
-_base_ = '../fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
+_base_ = '../fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
 num_epochs = 12
-load, crop, *rest = _base_.train_pipeline
-pipeline = [load, {**crop, 'scale': 128}, *rest]
+crop = dict(_base_.crop, scale=128)
+pipeline = [_base_.load, crop, _base_.flip, _base_.mask, _base_.pack]
 train_dataloader = dict(
     batch_size=32, num_workers=1, pin_memory=False,
     dataset=dict(data_root='work_dirs/quickstart/data/unlabelled', pipeline=pipeline))
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
 train_cfg = dict(max_epochs=num_epochs)
-param_scheduler = [
-    {**_base_.param_scheduler[0], 'end': 2},
-    {**_base_.param_scheduler[1], 'begin': 2, 'end': num_epochs},
-]
+param_scheduler = [dict(_base_.warmup, end=2), dict(_base_.cosine, begin=2, end=num_epochs)]
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=num_epochs))
 custom_hooks = [dict(type='ReconstructionHook', interval=4)]

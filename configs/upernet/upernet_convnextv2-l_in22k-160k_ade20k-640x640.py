@@ -6,14 +6,13 @@ model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(init_cfg=dict(checkpoint=_base_.sizes.large.im22k_384)),
     test_cfg=dict(crop_size=crop_size, stride=(426, 426)))
-train_pipeline = _base_.train_pipeline
-train_pipeline[2].update(scale=(2560, 640))
-train_pipeline[3].update(crop_size=crop_size)
-test_pipeline = _base_.test_pipeline
-test_pipeline[1].update(scale=(2560, 640))
-tta_pipeline = _base_.tta_pipeline
-for resize, ratio in zip(tta_pipeline[1]['transforms'][0], _base_.tta_ratios):
-    resize.update(scale=(int(2560 * ratio), int(640 * ratio)))
+resize = dict(_base_.resize, scale=(2560, 640))
+crop = dict(_base_.crop, crop_size=crop_size)
+train_pipeline = [_base_.load, _base_.labels, resize, crop, _base_.flip, _base_.colour, _base_.pack]
+test_pipeline = [_base_.load, dict(_base_.test_resize, scale=(2560, 640)), _base_.labels, _base_.pack]
+tta_resizes = [dict(type='Resize', scale=(int(2560 * r), int(640 * r)), keep_ratio=True) for r in _base_.tta_ratios]
+tta_steps = [tta_resizes, _base_.tta_flips, [_base_.labels], [_base_.pack]]
+tta_pipeline = [_base_.tta_load, dict(type='TestTimeAug', transforms=tta_steps)]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

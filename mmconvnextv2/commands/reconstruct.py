@@ -22,7 +22,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/reconstruct.py``."""
     parser = ArgumentParser(
         description='Write original | masked | reconstruction | pasted for images, from an FCMAE checkpoint.',
-        epilog='Example: python tools/reconstruct.py configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py '
+        epilog='Example: python tools/reconstruct.py configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py '
         'epoch_800.pth a.jpg',
     )
     parser.add_argument('config', help='FCMAE config')

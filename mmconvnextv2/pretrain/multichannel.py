@@ -35,7 +35,7 @@ class LoadMultiChannelImage(BaseTransform):
     Required key: ``img_path``. Added keys: ``img`` (H, W, channels), ``img_shape``, ``ori_shape``. Resize it with
     ``backend='cv2'``: Pillow resizes 8-bit images only. Images of five channels::
 
-        _base_ = './fcmae_convnextv2-atto_1xb64-800e_folder.py'
+        _base_ = './fcmae_convnextv2-a_1xb64-800e_folder.py'
         model = dict(
             backbone=dict(in_channels=5),
             data_preprocessor=dict(mean=[110.] * 5, std=[60.] * 5, to_rgb=False))

@@ -286,7 +286,7 @@ def write_run_config(folder, epochs=2):
     for number in range(7):
         pixels = generator.integers(0, 255, (8, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((90, 80), Image.BICUBIC).save(folder / 'images' / f'{number}.png')
-    cfg = Config.fromfile('configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py')
+    cfg = Config.fromfile('configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py')
     cfg.merge_from_dict(
         {
             'train_cfg.max_epochs': epochs,

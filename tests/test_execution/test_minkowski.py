@@ -170,7 +170,7 @@ def test_fcmae_trains_a_step():
     from mmpretrain.structures import DataSample
 
     def step(execution):
-        cfg = Config.fromfile('configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py')
+        cfg = Config.fromfile('configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py')
         cfg.merge_from_dict({'model.execution': execution, 'model.neck.channels': 12})
         cfg.model.backbone.arch = NARROW
         cfg.optim_wrapper.pop('type')

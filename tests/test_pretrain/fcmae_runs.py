@@ -15,7 +15,7 @@ from PIL import Image
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 from mmconvnextv2.pretrain import FCMAE
 
-CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
+CONFIG = 'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
 NUM_IMAGES, BATCH, EPOCHS = 14, 4, 2
 ITERATIONS = EPOCHS * (NUM_IMAGES // BATCH)
 

@@ -112,7 +112,7 @@ def test_leaf_differs_in_what_it_says(leaf):
     pipeline = [
         {**step, 'mask_ratio': 0.6} if 'mask_ratio' in step else step for step in cfg.train_dataloader.dataset.pipeline
     ]
-    recipe = Config.fromfile(str(CONFIGS / 'fcmae' / 'fcmae_convnextv2-base_64xb64-800e_in1k.py'))
+    recipe = Config.fromfile(str(CONFIGS / 'fcmae' / 'fcmae_convnextv2-b_64xb64-800e_in1k.py'))
     assert pipeline == recipe.train_dataloader.dataset.pipeline and cfg.optim_wrapper == recipe.optim_wrapper
 
 

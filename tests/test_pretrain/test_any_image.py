@@ -332,7 +332,7 @@ def test_grey_images_of_the_shipped_pipeline(tmp_path):
     for number, ending in enumerate(('png', 'jpg', 'bmp', 'webp')):
         shape = (70, 80, 3) if number % 2 else (70, 80)
         Image.fromarray(make_pixels(*shape)).save(tmp_path / 'images' / f'{number}.{ending}')
-    cfg = Config.fromfile(str(FCMAE_CONFIGS / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'))
+    cfg = Config.fromfile(str(FCMAE_CONFIGS / 'fcmae_convnextv2-a_1xb64-800e_folder.py'))
     cfg.merge_from_dict(
         {
             'model.backbone.in_channels': 1,

@@ -15,7 +15,7 @@ from mmconvnextv2.pretrain.masking import masked_cells_of, num_visible
 
 NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 CELLS = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
-CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
+CONFIG = 'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
 
 
 def make_model(execution='packed', in_channels=3):

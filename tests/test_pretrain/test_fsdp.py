@@ -77,7 +77,7 @@ def test_one_process_is_refused(images, tmp_path):
 def test_huge_has_a_sharded_recipe():
     """The sharded recipe of the huge model is the plain one, with the strategy."""
     plain, sharded = (
-        Config.fromfile(f'configs/fcmae/fcmae_convnextv2-huge_{name}64xb64-800e_in1k.py').to_dict()
+        Config.fromfile(f'configs/fcmae/fcmae_convnextv2-h_{name}64xb64-800e_in1k.py').to_dict()
         for name in ('', 'fsdp_')
     )
     assert {key: sharded.pop(key) for key in FSDP} == FSDP and sharded == plain
@@ -104,7 +104,7 @@ def test_train_and_convert_tools(images, tmp_path):
         '--standalone',
         '--nproc-per-node=2',
         'tools/train.py',
-        'configs/fcmae/fcmae_convnextv2-huge_fsdp_64xb64-800e_in1k.py',
+        'configs/fcmae/fcmae_convnextv2-h_fsdp_64xb64-800e_in1k.py',
         '--launcher',
         'pytorch',
         '--work-dir',

@@ -56,7 +56,7 @@ def start(folder, work_dir, num_workers, *arguments):
     command = [
         sys.executable,
         'tools/train.py',
-        'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py',
+        'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py',
         '--work-dir',
         str(work_dir),
         *arguments,

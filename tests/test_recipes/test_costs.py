@@ -92,4 +92,4 @@ def test_command():
 def test_pretraining_is_refused():
     """An algorithm without inference is named."""
     with pytest.raises(ValueError, match='FCMAE has no inference'):
-        costs_of('fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py', 224, 224)
+        costs_of('fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py', 224, 224)

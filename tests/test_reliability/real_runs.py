@@ -18,7 +18,7 @@ from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.runner import build_runner
 
-CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'
+CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-a_1xb64-800e_folder.py'
 IMAGES, BATCH = 12, 4
 PER_EPOCH = IMAGES // BATCH
 
