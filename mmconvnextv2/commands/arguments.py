@@ -39,6 +39,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--skip-data-checks', action='store_true', help='start without reading annotations and labels')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed')
+    parser.add_argument('--verbose', action='store_true', help='print all that is logged: config, hooks, environment')
     add_config_options(parser)
 
 
@@ -80,6 +81,8 @@ def load_run_config(args: Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
+    if args.verbose:
+        cfg.verbose = True
     name = os.path.splitext(os.path.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     return cfg

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_rank, is_distributed
 
+from ..engine.console import quiet_warnings
 from ..utils.errors import UserError
 from ..utils.suggestions import explain_build
 
@@ -33,6 +34,8 @@ def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
     Errors that this package raises on purpose, and files that cannot be opened, are the user's to mend;
     ``--traceback`` shows where they were found.
     """
+    if not getattr(args, 'verbose', False):
+        quiet_warnings()
     try:
         tool(args)
     except Exception as error:

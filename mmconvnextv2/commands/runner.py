@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from datetime import timedelta
 
 import torch
@@ -14,7 +13,6 @@ from mmengine.runner import Runner
 from ..checkpoint.load import allow_mmengine_checkpoints
 from ..engine.hooks import MatchingWeightsHook, ResumeHook
 from ..engine.runner import NamingRunner
-from ..mmcv_operators import serving_operators
 
 
 def revert_sync_batch_norm(cfg: Config) -> None:
@@ -81,6 +79,4 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else NamingRunner.from_cfg(cfg)
     runner.register_hook(MatchingWeightsHook(whole=whole), priority='LOWEST')
     runner.register_hook(ResumeHook(), priority='LOWEST')
-    if 'mmcv._ext' in sys.modules:
-        runner.logger.info(f'operators of mmcv: {serving_operators()}')
     return runner

@@ -5,16 +5,19 @@ before a long start.
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 from mmengine.config import Config
-from torch.utils.data import DataLoader, IterableDataset
 
-from ..checkpoint import skip_initial_weights_on_resume
 from ..engine.folder_lock import lock_folder
+from ..engine.hooks import skip_initial_weights_on_resume
+from ..engine.schedule import fit_schedule
 from ..utils.errors import UserError
 from .arguments import add_run_arguments, check_checkpoint, load_run_config
 from .data_checks import check_data
+from .plan import make_plan
 from .runner import build_runner
 from .train_flags import add_train_options, apply_train_options
 
@@ -29,6 +32,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--resume', nargs='?', const='auto', help='a checkpoint, or nothing for the latest of work-dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--plan', action='store_true', help='print what the run would do, and end')
     add_train_options(parser)
     add_run_arguments(parser)
     return parser.parse_args(argv)
@@ -66,19 +70,24 @@ def train(args: Namespace) -> None:
     check_data(
         cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train',), read_files=not args.skip_data_checks
     )
+    scaled = fit_schedule(cfg)
+    with _work_folder(cfg, only_plan=args.plan):
+        runner = build_runner(cfg, whole=bool(cfg.get('resume')))
+        plan = make_plan(runner, [scaled] if scaled else [])
+        runner.logger.info(plan)
+        if args.plan:
+            return
+        skip_initial_weights_on_resume(runner)
+        runner.train()
+
+
+@contextmanager
+def _work_folder(cfg: Config, only_plan: bool) -> Iterator[None]:
+    """Lock the work folder; a run that is only planned gets a temporary one."""
+    if only_plan:
+        with TemporaryDirectory() as cfg.work_dir:
+            yield
+        return
     if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
         lock_folder(cfg.work_dir)
-    runner = build_runner(cfg, whole=bool(cfg.get('resume')))
-    _check_length(runner.train_loop.dataloader)
-    skip_initial_weights_on_resume(runner)
-    runner.train()
-
-
-def _check_length(loader: DataLoader) -> None:
-    """Refuse an epoch without a whole batch, of which mmengine's schedules ask for a positive length."""
-    if not isinstance(loader.dataset, IterableDataset) and not len(loader):
-        raise UserError(
-            f'train_dataloader: {len(loader.dataset)} images make no whole batch of {loader.batch_size} '
-            'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
-            'fewer'
-        )
+    yield

@@ -3,10 +3,12 @@
 from typing import Any
 
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..utils.errors import UserError, place_of, raised_in_library
+from .console import quiet_console
 from .pipelines import name_files
 
 EXPLAINED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -48,6 +50,13 @@ class NamingRunner(Runner):
 
     Errors raised by code of the user's own, or of this package, pass as they are.
     """
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build the logger; see ``Runner``. ``verbose=True`` in the config shows on the console all that is logged."""
+        logger = super().build_logger(*args, **kwargs)
+        if not self.cfg.get('verbose'):
+            quiet_console(logger)
+        return logger
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:

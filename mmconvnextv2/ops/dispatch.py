@@ -180,3 +180,18 @@ def is_exported() -> bool:
 @torch.compiler.assume_constant_result  # torch.compile would take the answer to be yes
 def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
+
+
+def describe_kernels(device: str, kernels: str | None = None) -> str:
+    """Return in words which implementation serves a block's operations on a device, as the plan of a run prints it.
+
+    Args:
+        device (str): ``'cpu'`` or ``'cuda'``.
+        kernels (str, optional): The backbone's ``kernels``. Defaults to None, the environment's.
+    """
+    setting = kernels or _default.kernels
+    if setting == 'layers':
+        return 'layer by layer'
+    if setting == 'auto' and HAS_TRITON and (device == 'cuda' or INTERPRETED):
+        return 'fused, Triton kernels'
+    return 'fused, torch operations'

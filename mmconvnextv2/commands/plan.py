@@ -1,0 +1,177 @@
+"""The plan of a training run: what it will do, in a few lines before it starts, and whether that can work."""
+
+import sys
+from typing import NamedTuple
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+
+from ..engine.model_state import unwrapped
+from ..engine.runner import NamingRunner
+from ..engine.schedule import run_length, settle_iterations, warmup_iterations
+from ..mmcv_operators import serving_operators
+from ..ops.dispatch import describe_kernels
+from ..utils.errors import UserError
+
+LEAST_LR = 1e-5  # for AdamW; a rate scaled below it by --auto-scale-lr does next to nothing in a short run
+MOST_DISK = 20e9  # bytes of checkpoints
+LONG_WARMUP = 1 / 3  # of the run
+
+
+class Plan(NamedTuple):
+    """What a run will do, and what cannot work in it.
+
+    Attributes:
+        lines (tuple): Lines of text.
+        warnings (tuple): One line per doubt.
+    """
+
+    lines: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f'    {line}' for line in self.lines] + [f'    WARNING: {line}' for line in self.warnings]
+        return '\n'.join(['plan', *lines])
+
+
+def make_plan(runner: Runner, notes: list[str]) -> Plan:
+    """Settle the schedule of a run that is about to start, and describe the run.
+
+    Args:
+        runner (Runner): A runner whose training has not started; its data loader is built, and its ``param_schedulers``
+            are settled for the number of iterations.
+        notes (list[str]): What was changed in the config, for the plan.
+
+    Raises:
+        ValueError: If an epoch has no batch.
+    """
+    loop, cfg = runner.train_loop, runner.cfg
+    loader = loop.dataloader
+    if type(runner) is NamingRunner:  # others shard the model first
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    if not hasattr(loader.dataset, '__len__'):
+        return Plan(('data of unknown length', *notes), ())
+    per_epoch, images, world = len(loader), len(loader.dataset), get_world_size()
+    if not per_epoch:
+        raise UserError(
+            f'train_dataloader: {images} images make no whole batch of {loader.batch_size} '
+            'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
+            'fewer'
+        )
+    unit, length = run_length(cfg)
+    max_iters = length * per_epoch if unit == 'epochs' else length
+    if cfg.get('fit_schedule', True):
+        notes = notes + [note for note in [settle_iterations(runner.param_schedulers, per_epoch, max_iters)] if note]
+    accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    batch, warnings = loader.batch_size * world * accumulated, []
+    parts = (
+        f'batch {loader.batch_size}' + f' x {world} processes' * (world > 1) + f' x {accumulated}' * (accumulated > 1)
+    )
+    lines = [
+        f'data         {images:,} images, {parts} = {batch} images per step, {per_epoch:,} iterations per epoch',
+        f'length       {_length(unit, length, per_epoch)}, {_evaluations(runner, unit, length)}',
+    ]
+    lines += _rates(runner, batch, accumulated, per_epoch, max_iters, warnings)
+    lines.append(f'checkpoints  {_checkpoints(runner, unit, length, warnings)}')
+    lines.append(f'device       {_device(runner)}')
+    if images < batch:
+        warnings.append(f'{images} images are fewer than one step of {batch}: set train_dataloader.batch_size to fewer')
+    return Plan((*lines, *(f'changed      {note}' for note in notes)), tuple(warnings))
+
+
+def _length(unit: str, length: int, per_epoch: int) -> str:
+    if unit == 'epochs':
+        return f'{length} epochs = {length * per_epoch:,} iterations'
+    return f'{length:,} iterations = {length / per_epoch:.1f} epochs'
+
+
+def _evaluations(runner: Runner, unit: str, length: int) -> str:
+    interval = runner.cfg.train_cfg.get('val_interval', 1 if unit == 'epochs' else 1000)
+    if runner.cfg.get('val_cfg') is None:
+        return 'no evaluation'
+    return f'{length // interval} evaluations, one per {interval} {unit}'
+
+
+def _rates(
+    runner: Runner, batch: int, accumulated: int, per_epoch: int, max_iters: int, warnings: list[str]
+) -> list[str]:
+    wrapper = runner.optim_wrapper
+    if not isinstance(wrapper, OptimWrapper):
+        return []
+    groups, scaling = wrapper.optimizer.param_groups, runner.cfg.get('auto_scale_lr') or {}
+    factor = batch / accumulated / scaling['base_batch_size'] if scaling.get('enable') else 1.0
+    rates = sorted(group['lr'] * factor for group in groups)
+    warmup = warmup_iterations(runner.param_schedulers, per_epoch)
+    text = f'peak {rates[-1]:.2g} (head)'
+    if rates[0] < rates[-1]:
+        text += f' to {rates[0]:.2g} (stem)'
+    base = scaling.get('base_batch_size')
+    if factor != 1:
+        text += f', scaled by {factor:.3g} from batch {base / accumulated:g}'
+    elif base and not 1 / 4 <= batch / base <= 4:
+        warnings.append(
+            f'lr is for batches of {base:g} images, this run takes {batch} per step: add --auto-scale-lr or set '
+            'optim_wrapper.optimizer.lr'
+        )
+    if rates[-1] < LEAST_LR and factor < 1:
+        warnings.append(
+            f'--auto-scale-lr leaves a peak lr of {rates[-1]:.2g}: raise optim_wrapper.optimizer.lr or the batch'
+        )
+    if warmup >= LONG_WARMUP * max_iters:
+        warnings.append(
+            f'the warm-up takes {warmup:,} of {max_iters:,} iterations: train longer, or shorten it in param_scheduler'
+        )
+    share = f' ({warmup / max_iters:.0%} of the run)' if warmup else ''
+    kinds = ', '.join(dict.fromkeys(_kind(one) for one in _after_warmup(runner.param_schedulers))) or 'constant'
+    return [
+        f'lr           {text}, {type(wrapper.optimizer).__name__}, warm-up {warmup:,} iterations{share}, then {kinds}'
+    ]
+
+
+def _after_warmup(param_scheduler) -> list[dict]:
+    given = param_scheduler if isinstance(param_scheduler, (list, tuple)) else [param_scheduler]
+    return [one for one in given if isinstance(one, dict) and one.get('type') not in ('LinearLR', 'ConstantLR', None)]
+
+
+def _kind(scheduler: dict) -> str:
+    name = scheduler['type'].removesuffix('LR').removesuffix('Annealing').lower()
+    if 'milestones' in scheduler:
+        unit = 'epochs' if scheduler.get('by_epoch', True) else 'iterations'
+        return f'x {scheduler.get("gamma", 0.1):g} at {" and ".join(map(str, scheduler["milestones"]))} {unit}'
+    return name
+
+
+def _checkpoints(runner: Runner, unit: str, length: int, warnings: list[str]) -> str:
+    hook = (runner.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    interval, most = hook.get('interval', 1), hook.get('max_keep_ckpts', -1)
+    written = max(1, length // interval) if interval > 0 else 0
+    kept = min(written, most) if most and most > 0 else written
+    kept += bool(hook.get('save_best'))
+    model = unwrapped(runner.model)
+    trained = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
+    frozen = sum(one.numel() * one.element_size() for one in model.parameters() if not one.requires_grad)
+    states = 2 if hook.get('save_optimizer', True) else 0  # AdamW's two moments
+    size = trained * (1 + states) + frozen
+    if kept * size > MOST_DISK:
+        warnings.append(
+            f'checkpoints take {kept * size / 1e9:.0f} GB: set default_hooks.checkpoint.max_keep_ckpts to fewer, '
+            'or a longer default_hooks.checkpoint.interval'
+        )
+    return f'{kept} kept of {written}, {size / 1e6:,.0f} MB each, {kept * size / 1e9:.1f} GB'
+
+
+def _device(runner: Runner) -> str:
+    model = unwrapped(runner.model)
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
+    precision = {'BF16OptimWrapper': 'bfloat16', 'FP16OptimWrapper': 'float16', 'AmpOptimWrapper': 'autocast'}
+    wrapper = type(runner.optim_wrapper).__name__
+    return f'{name}, {precision.get(wrapper, "float32")}, {_implementations(model, device)}'
+
+
+def _implementations(model: torch.nn.Module, device: torch.device) -> str:
+    kernels = describe_kernels(device.type, getattr(getattr(model, 'backbone', None), 'kernels', None))
+    operators = f', operators of mmcv: {serving_operators()}' if 'mmcv._ext' in sys.modules else ''
+    return f'blocks: {kernels}{operators}'

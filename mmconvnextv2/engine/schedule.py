@@ -1,0 +1,177 @@
+"""Schedules that follow the length of a run: overriding ``train_cfg.max_epochs`` or ``max_iters`` shortens a recipe.
+
+MMEngine takes the begin and end of each scheduler as written, so a recipe of 800 epochs that runs for 10 never leaves
+its warm-up. Here the schedulers are scaled with the run. A run whose schedulers already end with it is left unchanged.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config
+
+from ..utils.errors import UserError
+
+POINTS = (
+    'begin',
+    'end',
+    'T_max',
+    'total_steps',
+    'step_size',
+    'period',
+)  # keys of schedulers that count epochs or steps
+WARMUPS = ('ConstantLR', 'LinearLR')
+MAX_WARMUP_SHARE = 0.1  # of the run, for warm-ups counted in iterations in a run counted in epochs
+
+
+def run_length(cfg: Config) -> tuple[str, int] | None:
+    """Return the unit (``'epochs'`` or ``'iterations'``) and the length of a config's run, None without training."""
+    loop = cfg.get('train_cfg') or {}
+    for key, unit in (('max_epochs', 'epochs'), ('max_iters', 'iterations')):
+        if loop.get(key) is not None:
+            if not isinstance(loop[key], int) or loop[key] < 1:
+                raise UserError(f'train_cfg.{key}={loop[key]!r}: expected a whole number of at least 1')
+            return unit, loop[key]
+    return None
+
+
+def schedulers_of(cfg: Config) -> list[dict]:
+    """Return the config's learning rate schedulers, those of all optimizers in one list."""
+    return list(_flatten(cfg.get('param_scheduler')))
+
+
+def _flatten(node: Any) -> Iterator[dict]:
+    if isinstance(node, dict) and 'type' in node:
+        yield node
+    elif isinstance(node, (dict, list, tuple)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _flatten(child)
+
+
+def scheduled_length(schedulers: list[dict], unit: str) -> int | None:
+    """Return the length that schedulers were written for: the last ``end`` after the warm-up, in the unit of the run.
+
+    None if there is nothing but a warm-up, or if a scheduler has no end and so follows the run already.
+    """
+    main = [one for one in schedulers if _counts(one, unit) and one['type'] not in WARMUPS]
+    ends = [one.get('end', 0) for one in main]
+    return max(ends) if ends and all(0 < end < 1e9 for end in ends) else None
+
+
+def _counts(scheduler: dict, unit: str) -> bool:
+    return scheduler.get('by_epoch', True) == (unit == 'epochs')
+
+
+def fit_schedule(cfg: Config) -> str | None:
+    """Scale a config's schedulers to the length of its run, in place.
+
+    A recipe whose schedulers end at epoch 800 and whose ``train_cfg.max_epochs`` is 10 gets 10 / 800 of every begin,
+    end and milestone. Intervals of evaluation and checkpoints that would never be reached shrink alike.
+    ``fit_schedule=False`` in the config turns this off.
+
+    Args:
+        cfg (Config): The config; its ``param_scheduler``, ``train_cfg`` and hooks are modified.
+
+    Returns:
+        str, optional: What was scaled, for the log; None if nothing was.
+
+    Raises:
+        ValueError: If ``max_epochs`` or ``max_iters`` is not a whole number of at least 1.
+    """
+    length = run_length(cfg)
+    if length is None or not cfg.get('fit_schedule', True):
+        return None
+    unit, new = length
+    schedulers = schedulers_of(cfg)
+    old = scheduled_length(schedulers, unit)
+    if old is None or old == new:
+        return None
+    for scheduler in schedulers:
+        _scale(scheduler, new / old)
+    _shrink_intervals(cfg, unit, old, new)
+    return f'the schedule of {old} {unit} was scaled to {new} {unit} (fit_schedule=False leaves it as written)'
+
+
+def _scale(scheduler: dict, factor: float) -> None:
+    by_epoch = scheduler.get('by_epoch', True)
+
+    def scaled(value: float) -> float:
+        if by_epoch:
+            return round(value * factor, 6)
+        return max(round(value * factor), min(int(value), 1))
+
+    for key in POINTS:
+        if isinstance(scheduler.get(key), (int, float)) and scheduler[key] < 1e9:
+            scheduler[key] = scaled(scheduler[key])
+    if 'milestones' in scheduler:
+        scheduler['milestones'] = [scaled(one) for one in scheduler['milestones']]
+    values = [scheduler[key] for key in POINTS if key in scheduler] + list(scheduler.get('milestones', ()))
+    if any(value != int(value) for value in values):
+        scheduler['convert_to_iter_based'] = True  # parts of epochs
+    elif by_epoch:
+        for key in POINTS:
+            if key in scheduler:
+                scheduler[key] = int(scheduler[key])
+        if 'milestones' in scheduler:
+            scheduler['milestones'] = [int(one) for one in scheduler['milestones']]
+
+
+def _shrink_intervals(cfg: Config, unit: str, old: int, new: int) -> None:
+    """Shrink the intervals that a shorter run would never reach."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    owners = [(cfg.train_cfg, 'val_interval')]
+    for hook in hooks:
+        if isinstance(hook, dict):
+            by_epoch = hook.get('by_epoch', unit == 'epochs')
+            if by_epoch == (unit == 'epochs') and hook.get('type') != 'LoggerHook':
+                owners += [(hook, 'interval'), (hook, 'switch_epoch')]
+    for owner, key in owners:
+        if isinstance(owner.get(key), int) and owner[key] > new:
+            owner[key] = max(1, round(owner[key] * new / old))
+
+
+def settle_iterations(param_scheduler: Any, iterations_per_epoch: int, max_iters: int) -> str | None:
+    """Settle what depends on the length of an epoch, in place: parts of epochs, and warm-ups longer than the run.
+
+    Detection recipes warm up for 500 or 1000 iterations, 1 % of their schedule on COCO; 32 images in batches of 2 make
+    192 iterations in 12 epochs. A warm-up that is counted in iterations in a run that is counted in epochs is cut to a
+    tenth of the run.
+
+    Args:
+        param_scheduler: The ``param_scheduler`` of a config.
+        iterations_per_epoch (int): Batches per epoch.
+        max_iters (int): Iterations of the run.
+
+    Returns:
+        str, optional: What was cut, for the log; None if nothing was.
+    """
+    schedulers = list(_flatten(param_scheduler))
+    counts_epochs = any(one.get('by_epoch', True) for one in schedulers)
+    for scheduler in schedulers:
+        if scheduler.get('convert_to_iter_based') and 'milestones' in scheduler:  # mmengine does not round these
+            del scheduler['convert_to_iter_based']
+            scheduler['by_epoch'] = False
+            scheduler['milestones'] = [round(one * iterations_per_epoch) for one in scheduler['milestones']]
+            for key in POINTS:
+                if key in scheduler:
+                    scheduler[key] = round(scheduler[key] * iterations_per_epoch)
+    most = max(1, int(max_iters * MAX_WARMUP_SHARE))
+    for scheduler in schedulers:
+        warmup = scheduler.get('type') in WARMUPS and not scheduler.get('by_epoch', True)
+        if counts_epochs and warmup and not scheduler.get('begin', 0) and most < scheduler.get('end', 0) < 1e9:
+            old, scheduler['end'] = scheduler['end'], most
+            for later in schedulers:
+                if not later.get('by_epoch', True) and later.get('begin') == old:
+                    later['begin'] = most
+            return f'the warm-up of {old} iterations was cut to {most}, a tenth of the run'
+    return None
+
+
+def warmup_iterations(param_scheduler: Any, iterations_per_epoch: int) -> int:
+    """Return the iterations for which schedulers that begin with the run raise the learning rate."""
+    ends = [0]
+    for scheduler in _flatten(param_scheduler):
+        rises = scheduler.get('type') in WARMUPS and scheduler.get('start_factor', scheduler.get('factor', 1)) < 1
+        if rises and not scheduler.get('begin', 0) and scheduler.get('end', 0) < 1e9:
+            by_epoch = scheduler.get('by_epoch', True)
+            ends.append(int(scheduler.get('end', 0) * (iterations_per_epoch if by_epoch else 1)))
+    return max(ends)
