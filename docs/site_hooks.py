@@ -1,7 +1,7 @@
-"""Lets one relative link work in the repository and on the site.
+"""MkDocs hooks that make the repository's relative links work on the site.
 
-The pages are written for the repository: ``../configs/README.md``. On the site, whose root is this folder, every file
-of the repository that a page links to is a page or image too, at its own path; code is shown as code.
+Pages link as in the repository: ``../configs/README.md``. The root of the site is this folder, so every repository file
+that a page links to is added to the site as a page or image at its own path. Code files become pages with a code block.
 """
 
 import os
@@ -14,16 +14,16 @@ from mkdocs.structure.pages import Page
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DOCS = 'docs/'
-LINK = re.compile(r'(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)')  # what stands in [text](here#heading)
+LINK = re.compile(r'(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)')  # the path in [text](path#heading)
 FENCE = re.compile(r'(^```.*?^```)', re.MULTILINE | re.DOTALL)
-ROLE = re.compile(r':(?:class|func|meth|attr|mod):(?=<code>)')  # of the docstrings' cross-references
+ROLE = re.compile(r':(?:class|func|meth|attr|mod):(?=<code>)')  # cross-reference roles in docstrings
 IMAGES = ('.png', '.jpg', '.svg')
-HOME = 'README.md'  # the site has a home of its own, index.md
-REPOSITORY_PATHS: dict[str, str] = {}  # by the path on the site, of what is added here
+HOME = 'README.md'  # index.md is the site's home page
+REPOSITORY_PATHS: dict[str, str] = {}  # path on the site to path in the repository, for added files
 
 
 def site_path(path: str) -> str:
-    """Return the site's source path of a file of the repository."""
+    """Return the site's source path of a repository file."""
     if path.startswith(DOCS):
         return path[len(DOCS) :]
     if path == HOME:
@@ -32,18 +32,18 @@ def site_path(path: str) -> str:
 
 
 def repository_path(src_uri: str) -> str:
-    """Return the path in the repository of a file of the site."""
+    """Return the repository path of a file on the site."""
     return REPOSITORY_PATHS.get(src_uri, DOCS + src_uri)
 
 
 def prose(markdown: str) -> Iterator[tuple[bool, str]]:
-    """Yield pieces of a page, and whether each is prose rather than a fenced block."""
+    """Yield whether each piece of a page is prose (not a fenced block), and the piece."""
     for number, piece in enumerate(FENCE.split(markdown)):
         yield number % 2 == 0, piece
 
 
 def linked(path: str) -> set[str]:
-    """Return the files of the repository that a Markdown file links to."""
+    """Return the repository files that a Markdown file links to."""
     with open(os.path.join(ROOT, path)) as file:
         pieces = [piece for is_prose, piece in prose(file.read()) if is_prose]
     return {
@@ -52,7 +52,7 @@ def linked(path: str) -> set[str]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what the pages link to, and what that links to."""
+    """Add the repository files that pages link to, directly or through other pages."""
     waiting = [DOCS + file.src_uri for file in files.documentation_pages()]
     seen = set(waiting)
     while waiting:
@@ -67,7 +67,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def generated(path: str, config: MkDocsConfig) -> File:
-    """Make the site's file for one of the repository."""
+    """Make the site's file for a repository file."""
     source = os.path.join(ROOT, path)
     if path.endswith(('.md', *IMAGES)):
         return File.generated(config, site_path(path), abs_src_path=source)
@@ -81,7 +81,7 @@ def generated(path: str, config: MkDocsConfig) -> File:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links of the repository into links of the site."""
+    """Turn repository links into site links."""
     here = repository_path(page.file.src_uri)
 
     def turn(match: 're.Match') -> str:
@@ -92,5 +92,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Take the roles off cross-references in docstrings."""
+    """Remove the roles of cross-references in docstrings."""
     return ROLE.sub('', html)
