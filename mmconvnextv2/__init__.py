@@ -4,6 +4,10 @@ Importing the package registers the backbone with mmengine, and torchvision's op
 compiled ones. It needs torch and mmengine only.
 """
 
+import warnings
+
+warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # which mmengine and mmcv import
+
 # isort: off
 from .version import __version__
 from .utils.compat import check_versions
