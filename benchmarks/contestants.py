@@ -171,8 +171,8 @@ def _dense(model, images, bf16):
 
 def downstream(config, batch, side, device, backbone='ours'):
     """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn images."""
-    from mmconvnextv2.commands.arguments import load_config
     from mmconvnextv2.commands.runner import revert_sync_batch_norm
+    from mmconvnextv2.utils.config import load_config
 
     cfg = load_config(config)
     revert_sync_batch_norm(cfg)

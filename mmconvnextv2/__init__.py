@@ -5,6 +5,8 @@ compiled ones. It needs torch and mmengine only.
 """
 
 import warnings
+from importlib import import_module
+from typing import Any
 
 warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # which mmengine and mmcv import
 
@@ -20,6 +22,7 @@ register()  # before anything imports mmcv.ops
 
 # isort: on
 from .checkpoint import ConvNeXtV2Pretrained
+from .checkpoint.build import create_backbone
 from .engine import BF16OptimWrapper, FP16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .engine.hooks import (
     BestScoreStoppingHook,
@@ -32,7 +35,16 @@ from .models import ARCHS, GRN, ConvNeXtV2, ConvNeXtV2Block
 from .utils.config import read_config, register_names
 from .utils.moved import moved_names, register_moved
 
-__getattr__ = moved_names(__name__)
+_moved = moved_names(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs more than torch and mmengine when it is used."""
+    if name in ('Model', 'load'):
+        return getattr(import_module('.inference', __name__), name)
+    return _moved(name)
+
+
 register_moved()
 register_names()
 
@@ -44,6 +56,8 @@ __all__ = [
     'ConvNeXtV2',
     'ConvNeXtV2Block',
     'ConvNeXtV2Pretrained',
+    'create_backbone',
+    'load',
     'FP16OptimWrapper',
     'FiniteLossHook',
     'GRN',

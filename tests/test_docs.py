@@ -19,8 +19,8 @@ from mmengine.registry import MODELS, DefaultScope
 from pages import BLOCK, commands_in, expand, not_printed
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.commands.arguments import load_config
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
+from mmconvnextv2.utils.config import load_config
 from mmconvnextv2.utils.suggestions import check_overrides
 
 ROOT = Path(__file__).parents[1]

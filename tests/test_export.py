@@ -10,11 +10,11 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmconvnextv2.checkpoint import check_weights
 from mmconvnextv2.checkpoint.load import load_file
-from mmconvnextv2.commands.arguments import import_scope
 from mmconvnextv2.commands.export import parse_args
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.export.graphs import BackboneGraph, CellAverage, Exported
 from mmconvnextv2.export.runtimes import export_program, require
+from mmconvnextv2.utils.config import import_scope
 
 needs_onnx = pytest.mark.skipif(
     not find_spec('onnxruntime') or not find_spec('onnxscript'),

@@ -20,6 +20,7 @@ SHELVES = [
     'pretrain',
     'analysis',
     'export',
+    'inference',
     'commands',
 ]
 

@@ -139,7 +139,7 @@ def test_plan_of_pretraining(embedded, capsys):
     said = plan_of(embedded, config, capsys, root, 'train_dataloader.batch_size=4', 'train_cfg.max_epochs=10')
     assert '12 images, batch 4 = 4 images per step, 3 iterations per epoch' in said
     assert '10 epochs = 30 iterations' in said
-    assert 'warm-up 1 iterations' in said, said
+    assert 'warm-up 2 iterations' in said, said
     assert 'peak 3.7e-05' in said, said
     assert 'lr is for batches of 64 images, this run takes 4 per step: add --auto-scale-lr' in said
     assert '800 epochs was scaled to 10 epochs' in said and len(said.strip().splitlines()) <= 9

@@ -31,7 +31,9 @@ GRN_CHANGES = {  # asked for by ``grn``; each is told with what it costs in the 
 }
 
 
-def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: str | None = None) -> None:
+def load_backbone(
+    model: nn.Module, path: str, weights: str = 'default', grn: str | None = None, log: bool = True
+) -> None:
     """Load a backbone from a file of any layout; strict, nothing is loaded unless everything fits.
 
     Args:
@@ -41,6 +43,7 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: st
             :func:`extract_state_dict`. Defaults to ``'default'``.
         grn (str, optional): ``'drop'`` loads weights with GRN into a model without, ``'add'`` weights without into a
             model whose GRN starts as the identity; the log warns. Defaults to None: both must agree.
+        log (bool): Log what was loaded in one line. Defaults to True.
 
     Raises:
         ValueError: If a weight other than an output norm is missing, left over or of a wrong shape, or there is nothing
@@ -65,12 +68,13 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: st
         )
     model.load_state_dict({key: found.weights[key] for key in wanted if key in found.weights}, strict=False)
     dropped = [key for key in dropped if key in found.weights]
-    print_log(
-        f'{path}: {_tell(found, wanted, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
-        f'{_licence(path, found.layout)}',
-        logger='current',
-        level=logging.WARNING if grn else logging.INFO,
-    )
+    if log:
+        print_log(
+            f'{path}: {_tell(found, wanted, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
+            f'{_licence(path, found.layout)}',
+            logger='current',
+            level=logging.WARNING if grn else logging.INFO,
+        )
 
 
 def _changed_grn(change: str | None, loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

@@ -2,19 +2,12 @@
 
 import os
 from argparse import ArgumentParser, Namespace
-from copy import deepcopy
-from importlib import import_module
-from typing import Any
 
 from mmengine.config import Config, DictAction
 
-from ..utils.config import read_config
+from ..utils.config import load_config
 from ..utils.errors import UserError
-from ..utils.suggestions import check_overrides
-from .data_checks import settle_data
 
-MISFITS = (AttributeError, IndexError, KeyError, TypeError)  # what mmengine raises for overrides
-OURS = dict(mmdet=('datasets.coco', 'models.fp32_detection'), mmseg=('datasets.segmentation',))
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
     mmpretrain=dict(type='VisualizationHook'),
@@ -43,39 +36,6 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     add_config_options(parser)
 
 
-def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config, apply overrides, settle its data and import the package of its ``default_scope``.
-
-    Args:
-        path (str): The config file.
-        options (dict, optional): Overrides by dotted key, as ``--cfg-options``. Defaults to None.
-
-    Raises:
-        ValueError: If the file does not exist, an override names no key, or ``default_scope`` is not installed.
-    """
-    cfg = read_config(path)
-    check_overrides(cfg, options)
-    _merge(cfg, {key: whole_path(value) for key, value in (options or {}).items()})
-    settle_data(cfg)
-    import_scope(cfg)
-    return cfg
-
-
-def _merge(cfg: Config, options: dict[str, Any]) -> None:
-    try:
-        cfg.merge_from_dict(options)
-    except MISFITS as error:
-        for key, value in options.items():  # which of them, by itself
-            try:
-                deepcopy(cfg).merge_from_dict({key: value})
-            except MISFITS:
-                raise UserError(
-                    f'--cfg-options {key}={value} does not fit the config ({error}): a dotted key leads '
-                    'through dicts, and through lists of dicts by number'
-                ) from error
-        raise
-
-
 def load_run_config(args: Namespace) -> Config:
     """Read the config of a run, its launcher and work folder set from the arguments; see :func:`load_config`."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -86,31 +46,6 @@ def load_run_config(args: Namespace) -> Config:
     name = os.path.splitext(os.path.basename(args.config))[0]
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or os.path.join('work_dirs', name)
     return cfg
-
-
-def whole_path(value: object) -> object:
-    """Return a path with commas, which ``--cfg-options`` takes for a list, as it was; any other value as it is."""
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        joined = ','.join(value)
-        return joined if os.path.exists(joined) else value
-    return value
-
-
-def import_scope(cfg: Config) -> None:
-    """Import the package of ``default_scope`` so that its classes are registered.
-
-    Raises:
-        ValueError: If the scope is unknown or not installed.
-    """
-    scope = cfg.get('default_scope')
-    if scope not in VISUALIZATION_HOOKS:
-        raise UserError(f'default_scope={scope!r} is unknown; allowed are {sorted(VISUALIZATION_HOOKS)}.')
-    try:
-        import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-        for name in OURS.get(scope, ()):  # even where the user's config replaces custom_imports
-            import_module(f'mmconvnextv2.{name}')
-    except ModuleNotFoundError as error:
-        raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
 
 
 def check_checkpoint(path: str | None, argument: str) -> None:

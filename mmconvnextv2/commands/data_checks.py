@@ -11,8 +11,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from ..utils.config import inner_datasets
 from ..utils.errors import UserError
-from .label_checks import check_labels, inner_datasets
+from .label_checks import check_labels
 
 FOLDER_DATASETS = ('CustomDataset', 'ImageNet')  # which number the folders that they find
 SPLITS = ('train', 'val', 'test')
@@ -30,20 +31,6 @@ def _dataset_paths(dataset: dict) -> Iterator[tuple[str, str]]:
     for key, folder in prefix.items() if isinstance(prefix, dict) else [('', prefix)]:
         if isinstance(folder, str):
             yield f'data_prefix.{key}'.rstrip('.'), os.path.join(root, folder)
-
-
-def settle_data(cfg: Config) -> None:
-    """Read the config's data as it was meant: one class given as text is one class, and a loader without workers keeps
-    none."""
-    for split in SPLITS:
-        loader = cfg.get(f'{split}_dataloader') or {}
-        if not loader.get('num_workers', 1):
-            loader['persistent_workers'] = False
-            loader.pop('prefetch_factor', None)
-        for dataset in inner_datasets(loader.get('dataset') or {}):
-            metainfo = dataset.get('metainfo') or {}
-            if isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
-                metainfo['classes'] = (metainfo['classes'],)
 
 
 def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> None:

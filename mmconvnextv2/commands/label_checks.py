@@ -1,7 +1,7 @@
 """A look at the first labels of a segmentation data set before training: what they hold, and what they lack."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 
 import numpy as np
@@ -10,26 +10,11 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 
 from ..engine.pipelines import name_files
+from ..utils.config import inner_datasets, reads_annotations
 from ..utils.errors import UserError
 
 MOST = 20  # images a split
-LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 IGNORED = 255
-
-
-def inner_datasets(dataset: dict) -> Iterator[dict]:
-    """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
-    inner = dataset.get('dataset', dataset.get('datasets'))
-    if inner is None:
-        yield dataset
-        return
-    for child in inner if isinstance(inner, (list, tuple)) else [inner]:
-        yield from inner_datasets(child)
-
-
-def reads_annotations(step: dict) -> bool:
-    """Whether a step of a pipeline reads boxes, masks or labels."""
-    return step['type'].rpartition('.')[2] in LOADERS
 
 
 def check_labels(cfg: Config, splits: Sequence[str]) -> None:

@@ -54,10 +54,11 @@ def make_plan(runner: Runner, notes: list[str]) -> Plan:
     if not hasattr(loader.dataset, '__len__'):
         return Plan(('data of unknown length', *notes), ())
     per_epoch, images, world = len(loader), len(loader.dataset), get_world_size()
+    size = loader.batch_size or loader.batch_sampler.batch_size  # of its own sampler, as MMDetection's
     if not per_epoch:
         raise UserError(
-            f'train_dataloader: {images} images make no whole batch of {loader.batch_size} '
-            'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
+            f'train_dataloader: {images} images make no whole batch of {size} '
+            'in each process, and the last, smaller one is dropped: set train_datasize to '
             'fewer'
         )
     unit, length = run_length(cfg)
@@ -65,10 +66,8 @@ def make_plan(runner: Runner, notes: list[str]) -> Plan:
     if cfg.get('fit_schedule', True):
         notes = notes + [note for note in [settle_iterations(runner.param_schedulers, per_epoch, max_iters)] if note]
     accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    batch, warnings = loader.batch_size * world * accumulated, []
-    parts = (
-        f'batch {loader.batch_size}' + f' x {world} processes' * (world > 1) + f' x {accumulated}' * (accumulated > 1)
-    )
+    batch, warnings = size * world * accumulated, []
+    parts = f'batch {size}' + f' x {world} processes' * (world > 1) + f' x {accumulated}' * (accumulated > 1)
     lines = [
         f'data         {images:,} images, {parts} = {batch} images per step, {per_epoch:,} iterations per epoch',
         f'length       {_length(unit, length, per_epoch)}, {_evaluations(runner, unit, length)}',
@@ -77,7 +76,7 @@ def make_plan(runner: Runner, notes: list[str]) -> Plan:
     lines.append(f'checkpoints  {_checkpoints(runner, unit, length, warnings)}')
     lines.append(f'device       {_device(runner)}')
     if images < batch:
-        warnings.append(f'{images} images are fewer than one step of {batch}: set train_dataloader.batch_size to fewer')
+        warnings.append(f'{images} images are fewer than one step of {batch}: set train_datasize to fewer')
     return Plan((*lines, *(f'changed      {note}' for note in notes)), tuple(warnings))
 
 

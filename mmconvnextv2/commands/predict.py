@@ -18,18 +18,17 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import ProgressBar
 
-from ..checkpoint import check_weights
-from ..checkpoint.load import allow_mmengine_checkpoints, load_file
 from ..datasets.image_files import EXTENSIONS, list_images
+from ..inference import load
+from ..inference.images import as_bgr
 from ..utils.atomic import replacing
+from ..utils.config import steps_of_test
 from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config
-from .label_checks import inner_datasets, reads_annotations
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 
@@ -108,68 +107,32 @@ class Predictor:
             )
         if not 0 <= score_threshold <= 1:
             raise UserError(f'score_threshold={score_threshold}: expected 0 to 1.')
-        weights = load_file(checkpoint)
-        if not {'dataset_meta', 'CLASSES'} & set(weights.get('meta', {})):
-            raise UserError(f'the checkpoint {checkpoint} holds no class names; give one that tools/train.py wrote.')
         self.score_threshold = score_threshold
-        allow_mmengine_checkpoints()
-        apis = import_module(f'{self.scope}.apis')
-        start = apis.init_detector if self.scope == 'mmdet' else apis.init_model
-        self.model = start(cfg, checkpoint, device=device)
-        check_weights(self.model, weights, checkpoint)
-        steps = steps_of_test(cfg)
-        if not steps:
-            raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
+        self.model = load(cfg, checkpoint, device)
         with DefaultScope.overwrite_default_scope(self.scope):
-            self.load, self.transform = Compose(steps[:1]), Compose(steps[1:])
             self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'predictions'})
-        self.is_grey = str(steps[0].get('color_type', 'color')).startswith('gray')
         if self.scope == 'mmdet':
-            self.visualizer.dataset_meta = self.model.dataset_meta
+            self.visualizer.dataset_meta = self.model.module.dataset_meta
         else:
-            meta = self.model.dataset_meta
-            self.visualizer.set_dataset_meta(classes=meta['classes'], palette=meta.get('palette'))
+            self.visualizer.set_dataset_meta(classes=self.model.classes, palette=self.model.palette)
 
     @property
     def classes(self) -> list[str]:
         """Class names by label."""
-        return list(self.model.dataset_meta['classes'])
+        return list(self.model.classes)
 
     def read(self, path: str) -> dict:
-        """Read an image file as the config's test pipeline does; returns the pipeline's dict with ``img``.
+        """Read an image file as the config's test pipeline does; see :meth:`~mmconvnextv2.inference.Model.read`."""
+        return self.model.read(path)
 
-        Raises:
-            UserError: If the file is not there, has no bytes or is not an image.
+    def __call__(self, image: dict | np.ndarray) -> Any:
+        """Predict for what :meth:`read` gave, or for an image, uint8 (H, W, 3), blue first.
+
+        Returns:
+            DetDataSample | SegDataSample: The prediction, without the objects below the threshold.
         """
-        if not os.path.isfile(path):
-            raise UserError('it is no longer there')
-        if not os.path.getsize(path):
-            raise UserError('it has no bytes')
-        try:
-            results = self.load(dict(img_path=path, img_id=0))
-        except UserError:
-            raise
-        except Exception as error:  # of whatever decodes it
-            raise UserError('it cannot be read as an image') from error
-        if results is None or results.get('img') is None:
-            raise UserError('it cannot be read as an image')
-        return results
-
-    def take(self, image_bgr: np.ndarray) -> dict:
-        """Give a frame, uint8 (H, W, 3), blue first, the form of :meth:`read`."""
-        if self.is_grey:
-            image_bgr = mmcv.bgr2gray(image_bgr)
-        size = image_bgr.shape[:2]
-        return dict(img=image_bgr, img_path=None, img_id=0, img_shape=size, ori_shape=size)
-
-    def __call__(self, results: dict | np.ndarray) -> Any:
-        """Predict for what :meth:`read` or :meth:`take` gave, or for an image, uint8 (H, W, 3), blue first; returns a
-        ``DetDataSample`` or ``SegDataSample``."""
-        results = self.take(results) if isinstance(results, np.ndarray) else results
-        data = self.transform(results)
-        with torch.no_grad():
-            (sample,) = self.model.test_step(dict(inputs=[data['inputs']], data_samples=[data['data_samples']]))
-        sample = sample.cpu()
+        image = self.model.read(image, 'bgr') if isinstance(image, np.ndarray) else image
+        (sample,) = self.model.forward([image])
         if self.scope == 'mmdet':
             sample.pred_instances = sample.pred_instances[sample.pred_instances.scores >= self.score_threshold]
         return sample
@@ -203,36 +166,18 @@ class Predictor:
         return dict(instances=instances)
 
 
-def steps_of_test(cfg: Config) -> list[dict]:
-    """Return the pipeline of ``test_dataloader``, which ``tools/test.py`` follows, without steps that read labels."""
-    dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
-    return [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
-
-
-def to_bgr(image: np.ndarray) -> np.ndarray:
-    """Return an image of any depth and number of channels, (H, W) or (H, W, C), as uint8 (H, W, 3) to draw on: one
-    channel as grey, the first three of more."""
-    image = image[..., None] if image.ndim == 2 else image
-    image = image[..., :3] if image.shape[2] > 2 else image[..., [0, 0, 0]]
-    if image.dtype != np.uint8:
-        image = image.astype(np.float32)
-        low, high = float(image.min()), float(image.max())
-        if low < 0 or high > 255:
-            image = (image - low) * (255 / max(high - low, 1e-12))
-    return np.ascontiguousarray(image.astype(np.uint8))
-
-
 def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterator[dict[str, Any]]:
     """Predict for one image file, write its drawing and labels and yield its description; one that cannot be read or
     is too small for the model is described by an ``error``."""
     try:
         results = predictor.read(source.path)
-        image = to_bgr(results['img'].copy())
+        image = as_bgr(results['img'].copy())
         sample = predictor(results)
     except torch.cuda.OutOfMemoryError:
         raise
     except (UserError, RuntimeError, ValueError, AssertionError, cv2.error) as error:
         text = ' '.join(str(error).split()) or type(error).__name__
+        text = f'it{text.removeprefix(source.path)}' if text.startswith(f'{source.path} ') else text
         if not isinstance(error, UserError):
             text = f'the model cannot take this image ({text[:300]})'
         print_log(f'skipped {source.path}: {text}', 'current', logging.WARNING)

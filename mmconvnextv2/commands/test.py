@@ -9,10 +9,10 @@ from importlib import import_module
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
+from ..utils.config import inner_datasets, reads_annotations
 from ..utils.errors import UserError
 from .arguments import VISUALIZATION_HOOKS, add_run_arguments, check_checkpoint, load_run_config
 from .data_checks import check_data
-from .label_checks import inner_datasets, reads_annotations
 from .runner import build_runner
 
 

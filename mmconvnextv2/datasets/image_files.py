@@ -1,7 +1,7 @@
 """Which files are images, and their pixels as training reads them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import mmcv
@@ -58,3 +58,33 @@ def read_rgb(path: str) -> np.ndarray:
     if image is None:
         raise UserError(f'{path} cannot be read as an image: replace it, or take it out')
     return image
+
+
+def read_image(load: Callable[[dict], dict | None] | None, path: str) -> dict:
+    """Read an image file by the first step of a pipeline.
+
+    Args:
+        load (Callable, optional): The step, such as a ``LoadImageFromFile``.
+        path (str): The file.
+
+    Returns:
+        dict: The pipeline's dict, with ``img``.
+
+    Raises:
+        ValueError: If the file is not there, has no bytes or is not an image.
+    """
+    if load is None:
+        raise UserError(f'{path}: the first step of test_dataloader.dataset.pipeline does not read files: give arrays')
+    if not os.path.isfile(path):
+        raise MissingFileError(f'{path} is not there')
+    if not os.path.getsize(path):
+        raise UserError(f'{path} has no bytes')
+    try:
+        results = load(dict(img_path=path, img_id=0))
+    except UserError:
+        raise
+    except Exception as error:  # of whatever decodes it
+        raise UserError(f'{path} cannot be read as an image') from error
+    if results is None or results.get('img') is None:
+        raise UserError(f'{path} cannot be read as an image')
+    return results

@@ -104,8 +104,7 @@ def _scale(scheduler: dict, factor: float) -> None:
             scheduler[key] = scaled(scheduler[key])
     if 'milestones' in scheduler:
         scheduler['milestones'] = [scaled(one) for one in scheduler['milestones']]
-    values = [scheduler[key] for key in POINTS if key in scheduler] + list(scheduler.get('milestones', ()))
-    if any(value != int(value) for value in values):
+    if any(value != int(value) for value in _points(scheduler)):
         scheduler['convert_to_iter_based'] = True  # parts of epochs
     elif by_epoch:
         for key in POINTS:
@@ -113,6 +112,31 @@ def _scale(scheduler: dict, factor: float) -> None:
                 scheduler[key] = int(scheduler[key])
         if 'milestones' in scheduler:
             scheduler['milestones'] = [int(one) for one in scheduler['milestones']]
+    if not by_epoch:
+        _keep_order(scheduler)
+
+
+def _points(scheduler: dict) -> list[float]:
+    return [scheduler[key] for key in POINTS if key in scheduler] + list(scheduler.get('milestones', ()))
+
+
+def _to_iterations(scheduler: dict, iterations_per_epoch: int) -> None:
+    """Count a scheduler with parts of epochs in iterations, rounded; MMEngine rounds down, milestones not at all."""
+    scheduler.pop('convert_to_iter_based', None)
+    scheduler['by_epoch'] = False
+    for key in POINTS:
+        if key in scheduler:
+            scheduler[key] = round(scheduler[key] * iterations_per_epoch)
+    if 'milestones' in scheduler:
+        scheduler['milestones'] = [round(one * iterations_per_epoch) for one in scheduler['milestones']]
+    _keep_order(scheduler)
+
+
+def _keep_order(scheduler: dict) -> None:
+    """Give a scheduler of a very short run the one step that MMEngine asks of it."""
+    if 'end' in scheduler and scheduler['end'] <= scheduler.get('begin', 0):
+        scheduler['end'] = max(scheduler['end'], 1)
+        scheduler['begin'] = scheduler['end'] - 1
 
 
 def _shrink_intervals(cfg: Config, unit: str, old: int, new: int) -> None:
@@ -147,13 +171,8 @@ def settle_iterations(param_scheduler: Any, iterations_per_epoch: int, max_iters
     schedulers = list(_flatten(param_scheduler))
     counts_epochs = any(one.get('by_epoch', True) for one in schedulers)
     for scheduler in schedulers:
-        if scheduler.get('convert_to_iter_based') and 'milestones' in scheduler:  # mmengine does not round these
-            del scheduler['convert_to_iter_based']
-            scheduler['by_epoch'] = False
-            scheduler['milestones'] = [round(one * iterations_per_epoch) for one in scheduler['milestones']]
-            for key in POINTS:
-                if key in scheduler:
-                    scheduler[key] = round(scheduler[key] * iterations_per_epoch)
+        if any(value != int(value) for value in _points(scheduler)):
+            _to_iterations(scheduler, iterations_per_epoch)
     most = max(1, int(max_iters * MAX_WARMUP_SHARE))
     for scheduler in schedulers:
         warmup = scheduler.get('type') in WARMUPS and not scheduler.get('by_epoch', True)

@@ -6,17 +6,26 @@ are written for MMDetection, MMSegmentation or MMPretrain, and say so in ``defau
 """
 
 import os
+from collections.abc import Iterator
+from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 
 from .compat import FORKS, installed_version
 from .errors import MissingFileError, UserError
+from .suggestions import check_overrides
 
 TOOLS = Path(__file__).parents[1] / '.mim' / 'tools'  # the files of tools/, also in an installed package
 SCOPE = __name__.partition('.')[0]
+SCOPES = ('mmdet', 'mmpretrain', 'mmseg')
+SPLITS = ('train', 'val', 'test')
+MISFITS = (AttributeError, IndexError, KeyError, TypeError)  # what mmengine raises for overrides
+OURS = dict(mmdet=('datasets.coco', 'models.fp32_detection'), mmseg=('datasets.segmentation',))
+LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 
 
 def register_names() -> None:
@@ -87,3 +96,101 @@ def _drop_scope(node) -> None:
     if isinstance(node, (list, tuple)):
         for child in node:
             _drop_scope(child)
+
+
+def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
+    """Read a config, apply overrides, settle its data and import the package of its ``default_scope``.
+
+    Args:
+        path (str): The config file.
+        options (dict, optional): Overrides by dotted key, as ``--cfg-options``. Defaults to None.
+
+    Raises:
+        ValueError: If the file does not exist, an override names no key, or ``default_scope`` is not installed.
+    """
+    cfg = read_config(path)
+    check_overrides(cfg, options)
+    _merge(cfg, {key: whole_path(value) for key, value in (options or {}).items()})
+    settle_data(cfg)
+    import_scope(cfg)
+    return cfg
+
+
+def _merge(cfg: Config, options: dict[str, Any]) -> None:
+    try:
+        cfg.merge_from_dict(options)
+    except MISFITS as error:
+        for key, value in options.items():  # which of them, by itself
+            try:
+                deepcopy(cfg).merge_from_dict({key: value})
+            except MISFITS:
+                raise UserError(
+                    f'--cfg-options {key}={value} does not fit the config ({error}): a dotted key leads '
+                    'through dicts, and through lists of dicts by number'
+                ) from error
+        raise
+
+
+def settle_data(cfg: Config) -> None:
+    """Read the config's data as it was meant: one class given as text is one class, and a loader without workers keeps
+    none."""
+    for split in SPLITS:
+        loader = cfg.get(f'{split}_dataloader') or {}
+        if not loader.get('num_workers', 1):
+            loader['persistent_workers'] = False
+            loader.pop('prefetch_factor', None)
+        for dataset in inner_datasets(loader.get('dataset') or {}):
+            metainfo = dataset.get('metainfo') or {}
+            if isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
+                metainfo['classes'] = (metainfo['classes'],)
+
+
+def import_scope(cfg: Config) -> None:
+    """Import the package of ``default_scope`` so that its classes are registered.
+
+    Raises:
+        ValueError: If the scope is unknown or not installed.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise UserError(f'default_scope={scope!r} is unknown; allowed are {sorted(SCOPES)}.')
+    try:
+        import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
+        for name in OURS.get(scope, ()):  # even where the user's config replaces custom_imports
+            import_module(f'mmconvnextv2.{name}')
+    except ModuleNotFoundError as error:
+        raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
+
+
+def whole_path(value: object) -> object:
+    """Return a path with commas, which ``--cfg-options`` takes for a list, as it was; any other value as it is."""
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        joined = ','.join(value)
+        return joined if os.path.exists(joined) else value
+    return value
+
+
+def inner_datasets(dataset: dict) -> Iterator[dict]:
+    """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
+    inner = dataset.get('dataset', dataset.get('datasets'))
+    if inner is None:
+        yield dataset
+        return
+    for child in inner if isinstance(inner, (list, tuple)) else [inner]:
+        yield from inner_datasets(child)
+
+
+def reads_annotations(step: dict) -> bool:
+    """Whether a step of a pipeline reads boxes, masks or labels."""
+    return step['type'].rpartition('.')[2] in LOADERS
+
+
+def steps_of_test(cfg: Config) -> list[dict]:
+    """Return the pipeline of ``test_dataloader``, which ``tools/test.py`` follows, without steps that read labels."""
+    dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
+    return [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
+
+
+def reads_files(step: dict) -> bool:
+    """Whether a step of a pipeline reads an image file."""
+    return step['type'].rpartition('.')[2].startswith('Load')

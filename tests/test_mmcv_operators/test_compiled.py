@@ -65,7 +65,7 @@ def test_mask_rcnn(operators):
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
 
-    from mmconvnextv2.commands.arguments import import_scope
+    from mmconvnextv2.utils.config import import_scope
 
     root = Path(__file__).parents[2]
     cfg = Config.fromfile(str(root / 'configs/mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py'))

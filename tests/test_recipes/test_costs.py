@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmconvnextv2.commands.arguments import import_scope
 from mmconvnextv2.commands.flops import build_on_meta, count_costs, multiply_adds, total
+from mmconvnextv2.utils.config import import_scope
 
 ROOT = Path(__file__).parents[2]
 MASK_RCNN = 'mask_rcnn/mask-rcnn_convnextv2-{}_fpn_lsj-3x_coco.py'

@@ -8,8 +8,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmconvnextv2.commands.arguments import import_scope
 from mmconvnextv2.models.convnext_v2 import ARCHS
+from mmconvnextv2.utils.config import import_scope
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 TASKS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')

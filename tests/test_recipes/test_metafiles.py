@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mmconvnextv2.commands.arguments import load_config
 from mmconvnextv2.commands.flops import build_on_meta, count_parameters
+from mmconvnextv2.utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
 NO_RECIPES = {'_base_', 'custom', 'quickstart'}  # parts, worked examples and the embedded demonstration

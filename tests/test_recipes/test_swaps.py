@@ -12,7 +12,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.commands.arguments import import_scope
+from mmconvnextv2.utils.config import import_scope
 
 ROOT = Path(__file__).parents[2]
 SWAPS = sorted(Path(path) for path in glob(str(ROOT / 'configs' / 'swaps' / '*.py')))

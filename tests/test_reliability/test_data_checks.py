@@ -11,14 +11,12 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from PIL import Image
 
-from mmconvnextv2.commands.arguments import import_scope, load_config
-from mmconvnextv2.commands.data_checks import check_data, settle_data
-from mmconvnextv2.commands.label_checks import reads_annotations
+from mmconvnextv2.commands.data_checks import check_data
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.test import apply_tta
 from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
-from mmconvnextv2.utils.config import read_config
+from mmconvnextv2.utils.config import import_scope, load_config, read_config, reads_annotations, settle_data
 
 NAMES = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 

@@ -16,10 +16,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
-from mmconvnextv2.commands.arguments import import_scope
-from mmconvnextv2.commands.predict import Predictor, list_sources, parse_args, predict, to_bgr
+from mmconvnextv2.commands.predict import Predictor, list_sources, parse_args, predict
 from mmconvnextv2.commands.run_tool import run_tool
-from mmconvnextv2.utils.config import read_config
+from mmconvnextv2.inference.images import as_bgr
+from mmconvnextv2.utils.config import import_scope, read_config
 
 ROOT = Path(__file__).parents[2]
 VAL = {'mask-rcnn': 'coco/val2017', 'upernet': 'ade/images/validation'}
@@ -245,7 +245,7 @@ def test_other_channels_follow_the_test_pipeline(tools, tmp_path, load, channels
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     expected = model.test_step(dict(inputs=[image], data_samples=[sample.clone()]))[0].pred_sem_seg.data
     assert torch.equal(sample.pred_sem_seg.data, expected)
-    assert predictor.draw(to_bgr(results['img']), sample).shape == (64, 64, 3)
+    assert predictor.draw(as_bgr(results['img']), sample).shape == (64, 64, 3)
     if channels == 1:
         frame = predictor(np.repeat(pixels, 3, 2))
         assert torch.equal(frame.pred_sem_seg.data, expected)

@@ -18,8 +18,8 @@ from PIL import Image
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical
 from mmconvnextv2.checkpoint.load import load_file
-from mmconvnextv2.commands.arguments import load_config
 from mmconvnextv2.commands.test import parse_test_args
+from mmconvnextv2.utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
 METRICS = {'mask-rcnn': ('coco/bbox_mAP', 'coco/segm_mAP'), 'upernet': ('mIoU',)}

@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS, DefaultScope
 
-from mmconvnextv2.commands.arguments import import_scope
 from mmconvnextv2.commands.predict import parse_args, predict
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.test import parse_test_args
 from mmconvnextv2.commands.test import test as run_test
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
-from mmconvnextv2.utils.config import read_config
+from mmconvnextv2.utils.config import import_scope, read_config
 
 ROOT = Path(__file__).parents[2]
 NARROW = """

@@ -1,0 +1,200 @@
+"""A trained detector, segmentor or classifier as a Python object: load it, give it images, get arrays."""
+
+import threading
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from ..checkpoint import check_weights, extract_state_dict
+from ..checkpoint.load import load_file
+from ..datasets.image_files import read_image
+from ..utils.config import import_scope, load_config, reads_files, steps_of_test
+from ..utils.errors import UserError
+from .images import to_pipeline_image
+from .results import Classification, Detections, Segmentation
+
+Result = Detections | Segmentation | Classification
+
+
+def load(
+    config: str | Config,
+    checkpoint: str,
+    device: str | torch.device | None = None,
+    options: dict[str, Any] | None = None,
+) -> 'Model':
+    """Load a trained model.
+
+    Args:
+        config (str | Config): Config file of a detector, segmentor or classifier.
+        checkpoint (str): Path or URL of a checkpoint that it trained. It is read by an unpickler that builds data only,
+            and the process's settings of torch stay as they are.
+        device (str | torch.device, optional): Where the model runs. Defaults to None, the first GPU or else the CPU.
+        options (dict, optional): Overrides of the config by dotted key. Defaults to None.
+
+    Returns:
+        Model: The model, in evaluation mode.
+
+    Raises:
+        ValueError: If the config or the checkpoint cannot be read, or they are of different models.
+
+    Examples:
+        >>> import mmconvnextv2
+        >>> model = mmconvnextv2.load('upernet.py', 'iter_400.pth')
+        >>> model.predict('street.jpg').labels.shape
+        (375, 500)
+    """
+    cfg = load_config(config, options) if isinstance(config, str) else config
+    import_scope(cfg)
+    content = load_file(checkpoint)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = _build(cfg)
+    model = revert_sync_batchnorm(model)
+    check_weights(model, content, str(checkpoint))
+    model.load_state_dict(extract_state_dict(content), strict=False)  # checked above, buffers may be fewer
+    model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
+    return Model(model, cfg, content.get('meta') or {}, str(checkpoint))
+
+
+def _build(cfg: Config) -> nn.Module:
+    given = cfg.model.copy()
+    if 'data_preprocessor' in cfg and 'data_preprocessor' not in given:  # as MMPretrain's configs have it
+        given['data_preprocessor'] = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
+    model = MODELS.build(given)
+    for module in model.modules():  # nothing is downloaded
+        if getattr(module, 'init_cfg', None):
+            module.init_cfg = None
+    return model
+
+
+class Model:
+    """A trained model; :func:`load` makes it.
+
+    Calls from several threads wait for each other.
+
+    Attributes:
+        classes (tuple[str, ...]): Class names by label.
+        palette (list, optional): Colours of the classes, RGB, 0 to 255, where the data set has them.
+        module (nn.Module): The model of MMDetection, MMSegmentation or MMPretrain itself.
+        config (Config): Its config.
+    """
+
+    def __init__(self, module: nn.Module, config: Config, meta: dict, source: str) -> None:
+        self.module, self.config = module, config
+        names = _class_names(meta, config)
+        if not names:
+            raise UserError(f'the checkpoint {source} holds no class names; give one that tools/train.py wrote.')
+        self.classes = tuple(names)
+        known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
+        self.palette = known.get('palette')
+        module.dataset_meta = dict(known, classes=self.classes)
+        steps = steps_of_test(config)
+        if not steps:
+            raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
+        self.channels = _channels_of(config, steps[0])
+        with DefaultScope.overwrite_default_scope(config.default_scope):
+            self._loader = Compose(steps[:1]) if reads_files(steps[0]) else None
+            self._transform = Compose(steps[1:] if self._loader else steps)
+        self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.module.parameters()).device
+
+    def predict(
+        self, images: Any, batch_size: int = 1, channel_order: str = 'rgb', score_threshold: float = 0.0
+    ) -> Result | list[Result]:
+        """Predict for one image or a list of images.
+
+        Args:
+            images: A path, a Pillow image or an array, or a list of them. Arrays are uint8 or uint16 (H, W), (H, W, 3)
+                or (H, W, 4); see :func:`~mmconvnextv2.inference.images.to_pipeline_image`.
+            batch_size (int): Images per forward pass; of several sizes, the model's preprocessor pads them to the
+                largest. Defaults to 1.
+            channel_order (str): Order of the colour channels of arrays, ``'rgb'`` or ``'bgr'``. Defaults to ``'rgb'``.
+            score_threshold (float): Detections below are left out, 0 to 1. Defaults to 0.
+
+        Returns:
+            Detections | Segmentation | Classification: One for one image, a list for a list.
+
+        Raises:
+            ValueError: If an image cannot be read; the message names it.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f'batch_size={batch_size!r}: expected a whole number of at least 1')
+        if not 0 <= score_threshold <= 1:
+            raise UserError(f'score_threshold={score_threshold}: expected 0 to 1')
+        many = isinstance(images, Sequence) and not isinstance(images, str)
+        given = list(images) if many else [images]
+        found: list[Result] = []
+        for start in range(0, len(given), batch_size):
+            samples = self.forward([self.read(one, channel_order) for one in given[start : start + batch_size]])
+            found += [to_result(sample, score_threshold) for sample in samples]
+        return found if many else found[0]
+
+    __call__ = predict
+
+    def read(self, image: Any, channel_order: str = 'rgb') -> dict:
+        """Return an image in the form in which a test pipeline has it after its first step, with ``img``.
+
+        Raises:
+            ValueError: If it cannot be read.
+        """
+        if isinstance(image, str) or hasattr(image, '__fspath__'):
+            return read_image(self._loader, str(image))
+        pixels = to_pipeline_image(image, self.channels, channel_order)
+        return dict(img=pixels, img_path=None, img_id=0, img_shape=pixels.shape[:2], ori_shape=pixels.shape[:2])
+
+    def forward(self, images: list[dict]) -> list[Any]:
+        """Return the data samples of MMDetection, MMSegmentation or MMPretrain for what :meth:`read` gave."""
+        data = pseudo_collate([self._transform(dict(one)) for one in images])
+        with self._lock, torch.inference_mode(), _scope(self.config.default_scope):
+            return [sample.cpu() for sample in self.module.test_step(data)]
+
+
+@contextmanager
+def _scope(name: str):
+    with DefaultScope.overwrite_default_scope(name):
+        yield
+
+
+def to_result(sample: Any, score_threshold: float = 0.0) -> Result:
+    """Return a data sample's prediction as arrays.
+
+    Args:
+        sample: A ``DetDataSample``, ``SegDataSample`` or MMPretrain ``DataSample`` on the CPU.
+        score_threshold (float): Detections below are left out. Defaults to 0.
+    """
+    if 'pred_instances' in sample:
+        found = sample.pred_instances
+        found = found[found.scores >= score_threshold]
+        found = found[found.scores.argsort(descending=True, stable=True)]
+        masks = found.masks.numpy().astype(bool) if 'masks' in found else None
+        boxes = found.bboxes.tensor if hasattr(found.bboxes, 'tensor') else found.bboxes
+        return Detections(boxes.float().numpy(), found.scores.float().numpy(), found.labels.long().numpy(), masks)
+    if 'pred_sem_seg' in sample:
+        return Segmentation(sample.pred_sem_seg.data[0].long().numpy())
+    return Classification(int(sample.pred_label.item()), sample.pred_score.float().numpy())
+
+
+def _class_names(meta: dict, config: Config) -> Sequence[str]:
+    """Return the class names that a checkpoint or else its config holds."""
+    known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
+    found = known.get('classes') or meta.get('CLASSES')
+    if found is None:
+        dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
+        found = (dataset.get('metainfo') or {}).get('classes')
+    return (found,) if isinstance(found, str) else tuple(found or ())
+
+
+def _channels_of(config: Config, loader: dict) -> int:
+    if str(loader.get('color_type', 'color')).startswith('gray'):
+        return 1
+    return int(loader.get('channels', config.model.backbone.get('in_channels', 3)))
