@@ -31,7 +31,7 @@ def scatter(sites: Tensor, grid: Grid) -> Tensor:
     """Lay packed sites (B, K * p * p, C) out as a map (B, C, H, W), zero at masked sites, channels-last."""
     patch, batch, channels = grid.patch, len(sites), sites.shape[-1]
     rows, columns = grid.height // patch, grid.width // patch
-    index = grid.visible_cells
+    index = grid.cells
     features = sites.new_zeros(batch, rows, patch, columns, patch, channels)
     cells = sites.view(batch, index.shape[1], patch, patch, channels)
     where = (image_index(index), index // columns, index % columns)

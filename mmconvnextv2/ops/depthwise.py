@@ -29,6 +29,7 @@ def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None
     """
     chosen = choose_depthwise(sites, grid, conv, norm)
     if chosen == 'triton+norm':
+        assert isinstance(norm, nn.LayerNorm)  # choose_depthwise has looked
         return depthwise_norm_sites(sites, conv, norm, grid)
     if chosen == 'triton':
         convolved = depthwise_sites(sites, conv, grid)
@@ -37,7 +38,7 @@ def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None
     elif chosen == 'cpu':
         convolved = map_to_sites(depthwise_map(sites_to_map(sites, grid), conv.weight, conv.bias))
     elif grid.is_packed:
-        convolved = gather(conv(scatter(sites, grid)), grid.visible_cells, grid.patch)
+        convolved = gather(conv(scatter(sites, grid)), grid.cells, grid.patch)
     else:
         convolved = map_to_sites(conv(sites_to_map(sites, grid)))
     return convolved if norm is None else norm(convolved)

@@ -72,12 +72,13 @@ def _backward_of_maps(
     sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool, wants_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of sites (B, N, C) and weight that are wanted, of one map each for sites and ``grad``."""
-    grad_map, grad_sites, grad_weight = scatter_nograd(grad, grid), None, None
+    grad_map = scatter_nograd(grad, grid)
+    grad_sites = grad_weight = None
     if wants_sites:
         grad_sites = gather_nograd(input_gradient(grad_map, weight), grid)
     if wants_weight:
-        maps = (one.permute(0, 2, 3, 1) for one in (scatter_nograd(sites, grid), grad_map))
-        grad_weight = weight_gradient(*maps, weight.shape[-1])
+        sites_map = scatter_nograd(sites, grid)
+        grad_weight = weight_gradient(sites_map.permute(0, 2, 3, 1), grad_map.permute(0, 2, 3, 1), weight.shape[-1])
     return grad_sites, grad_weight
 
 
@@ -85,7 +86,8 @@ def _backward_of_windows(
     sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool, wants_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the same of windows around cells."""
-    side, grad_sites, grad_weight = weight.shape[-1], None, None
+    side = weight.shape[-1]
+    grad_sites = grad_weight = None
     if wants_sites:
         grad_sites = _convolve(grad, flip_kernel(weight), None, grid)
     if wants_weight:

@@ -146,9 +146,10 @@ def site_depthwise_norm(
     """Return convolved sites, those normalised, and mean and rstd (B, N); all but the second empty unless kept."""
     from .kernels import depthwise
 
-    return depthwise.convolve(
+    convolved, normed, mean, rstd = depthwise.convolve(
         sites, weight, bias, (height, width, patch, cells, slots), norm=(norm_weight, norm_bias, eps), keep=keep
     )
+    return convolved, normed, mean, rstd
 
 
 @site_depthwise_norm.register_fake

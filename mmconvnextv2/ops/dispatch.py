@@ -102,8 +102,10 @@ def choose_depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module
 def fuse_mlp(grid: Grid, expand: nn.Module, norm: nn.Module | None, project: nn.Module) -> bool:
     """Whether linear, GELU, GRN and linear run as one operation: stock layers, the published GRN, no hooks, no
     export."""
-    stock = type(expand) is type(project) is nn.Linear and getattr(norm, 'is_published', False)
-    return _setting(grid) != 'layers' and stock and not any(map(has_hooks, (expand, norm, project)))
+    if _setting(grid) == 'layers' or norm is None or not getattr(norm, 'is_published', False):
+        return False
+    stock = type(expand) is type(project) is nn.Linear
+    return stock and not any(map(has_hooks, (expand, norm, project)))
 
 
 def is_stock_depthwise(conv: nn.Conv2d) -> bool:
@@ -125,8 +127,9 @@ def is_stock_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def _is_stock_norm(norm: nn.Module, channels: int) -> bool:
-    stock = type(norm).forward is nn.LayerNorm.forward and norm.bias is not None
-    return stock and norm.normalized_shape == (channels,) and not has_hooks(norm)
+    if not isinstance(norm, nn.LayerNorm) or type(norm).forward is not nn.LayerNorm.forward:
+        return False
+    return norm.bias is not None and norm.normalized_shape == (channels,) and not has_hooks(norm)
 
 
 def use_matmul(conv: nn.Conv2d) -> bool:

@@ -5,10 +5,14 @@ along them, C channels.
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CELL = 32  # pixels along one side of a masking cell, the stride of the last stage
 
@@ -89,7 +93,13 @@ class Grid:
         """Whether sites are those of visible cells alone, in the order of cells; else they are a whole map's."""
         return self.visible_cells is not None and self.site_mask is None
 
-    def halved(self, site_mask: Tensor | None = None) -> 'Grid':
+    @property
+    def cells(self) -> Tensor:
+        """Visible cells of a masked grid, (B, K)."""
+        assert self.visible_cells is not None, 'the grid has no visible cells'
+        return self.visible_cells
+
+    def halved(self, site_mask: Tensor | None = None) -> 'Self':
         """Return the next stage's grid."""
         return replace(
             self,
@@ -100,13 +110,13 @@ class Grid:
             packed_index=None,
         )
 
-    def with_packed_index(self) -> 'Grid':
+    def with_packed_index(self) -> 'Self':
         """Return the grid with its ``packed_index``."""
         return self if self.packed_index else replace(self, packed_index=self.index())
 
     def index(self) -> PackedIndex:
         """Return ``packed_index``, computed if it is not there."""
-        return self.packed_index or PackedIndex(self.visible_cells, self.height, self.width, self.patch)
+        return self.packed_index or PackedIndex(self.cells, self.height, self.width, self.patch)
 
     def kernel_arguments(self) -> tuple[int, int, int, Tensor | None, Tensor | None]:
         """Return what Triton kernels are told of the sites: height, width, patch (0: a whole map), cells and slots."""
@@ -114,8 +124,8 @@ class Grid:
             return self.height, self.width, 0, None, None
         slots = self.cell_slots
         if slots is None:
-            slots = cell_slots(self.visible_cells, (self.height // self.patch) * (self.width // self.patch))
-        return self.height, self.width, self.patch, self.visible_cells.contiguous(), slots
+            slots = cell_slots(self.cells, (self.height // self.patch) * (self.width // self.patch))
+        return self.height, self.width, self.patch, self.cells.contiguous(), slots
 
 
 def cell_slots(visible_cells: Tensor, num_cells: int) -> Tensor:

@@ -58,13 +58,15 @@ def channel_norm(features: Tensor, site_mask: Tensor | None) -> Tensor:
 
     On the CPU squares of few sites at a time stay in the caches; torch's own norm takes several times longer.
     """
-    num_sites, total = features.shape[1], 0
+    num_sites = features.shape[1]
+    total: Tensor | int = 0
     if in_blocks(features):
         num_sites = max(SQUARES * num_sites // max(features.numel(), 1), 1)
     for start in range(0, max(features.shape[1], 1), max(num_sites, 1)):
         part = slice(start, start + num_sites)
         sites = fill_masked(features[:, part], None if site_mask is None else site_mask[:, part])
         total = total + sites.to(statistics_dtype(sites.dtype)).square().sum(1, keepdim=True)
+    assert isinstance(total, Tensor)  # there is one part at least, empty if there is no site
     return total.sqrt()
 
 

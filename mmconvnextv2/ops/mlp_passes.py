@@ -5,8 +5,6 @@ several, and compute the activation anew where that saves one. Letters: h (B, N,
 scale (B, 1, D), f the factor (B, 1, D) of ``grn.scale_backward``.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +19,7 @@ class Hidden:
 
     def __init__(self, h: Tensor, site_mask: Tensor | None) -> None:
         self.h, self.site_mask = h, site_mask
-        self._activation = None
+        self._activation: Tensor | None = None
 
     def activation(self) -> Tensor:
         """Return a, computed once."""
@@ -54,7 +52,7 @@ class Hidden:
         return grad, grad.sum((0, 1))
 
 
-def join_norms(norms: Sequence[Tensor]) -> Tensor:
+def join_norms(norms: list[Tensor]) -> Tensor:
     """Return the norms (B, 1, D) of features of which some norms are those of a part each."""
     return norms[0] if len(norms) == 1 else torch.cat(norms, 1).square().sum(1, keepdim=True).sqrt()
 

@@ -21,6 +21,7 @@ G / (mean_D G + eps) GRN's response, s = 1 + gamma * n its scale, y (B, N, C) th
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,16 +62,18 @@ def response_mlp(
         Tensor: (B, N, C).
     """
     if fuse_mlp(grid, expand, norm, project):
+        assert isinstance(expand, nn.Linear) and isinstance(project, nn.Linear)
+        grn = cast(Any, norm)  # models.response_norms.GRN, which this shelf cannot import
         return fused_response_mlp(
             sites,
             expand.weight,
             expand.bias,
-            norm.gamma,
-            norm.beta,
+            grn.gamma,
+            grn.beta,
             project.weight,
             project.bias,
             grid.site_mask,
-            norm.eps,
+            grn.eps,
             use_triton(sites, grid),
         )
     hidden = F.gelu(expand(sites))  # (B, N, D)
@@ -208,6 +211,7 @@ class _Unfolded(_Folded):
         return multiply(grad.flatten(0, 1).t(), scaled.flatten(0, 1)), grad_scale, grad_scaled
 
     def gradient(self, hidden: Hidden, grad: Tensor, kept: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
+        assert kept is not None  # sums returned it
         return hidden.gradient(kept, self.scale, factor)
 
 
@@ -267,6 +271,7 @@ class _ResponseMLP(torch.autograd.Function):
                 of_weight2, of_scale, again = second.sums(hidden, grad[images, part])
                 grad_weight2, grad_scale = _add(grad_weight2, of_weight2), _add(grad_scale, of_scale)
                 kept.append(again)
+            assert grad_scale is not None  # there is at least one part
             of_gamma, factor = scale_backward(grad_scale, norms[images], gamma, ctx.eps)
             grad_gamma = _add(grad_gamma, of_gamma)
             for part, hidden, again in zip(sites, parts, kept):
@@ -274,6 +279,8 @@ class _ResponseMLP(torch.autograd.Function):
                 grad_x[images, part] = multiply(grad_h, weight1)
                 grad_bias1 = _add(grad_bias1, of_bias1)
                 grad_weight1 = _add(grad_weight1, grad_h.flatten(0, 1).t() @ x[images, part].flatten(0, 1))
+        assert grad_weight1 is not None and grad_bias1 is not None  # there is at least one chunk
+        assert grad_gamma is not None and grad_weight2 is not None
         grad_bias2 = grad.sum((0, 1))
         grad_weight2 = grad_weight2.to(x.dtype).addr_(grad_bias2, beta)
         gradients = grad_weight1, grad_bias1, grad_gamma, weight2.t().mv(grad_bias2), grad_weight2, grad_bias2

@@ -252,7 +252,7 @@ def convolve(
             WIDTH=tile[1],
             BLOCK=block,
         )
-    return (output, normed, mean, rstd) if norm else (output,)
+    return (output,) if normed is None else (output, normed, mean, rstd)
 
 
 def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> tuple[Tensor, Tensor]:
