@@ -8,6 +8,7 @@ execution over a whole map or over the visible cells of a masked image.
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from mmengine.model import BaseModule
@@ -61,9 +62,11 @@ class Stem(nn.Sequential):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, 4, stride=4), LayerNorm(channels))
 
-    def forward(self, images: Tensor, visible_cells: Tensor | None, execution: Execution) -> tuple[Tensor, Grid]:
+    def forward(  # type: ignore[override]  # nn.Sequential takes one argument
+        self, images: Tensor, visible_cells: Tensor | None, execution: Execution
+    ) -> tuple[Tensor, Grid]:
         conv, norm = self
-        sites, grid = execution.enter(images, visible_cells, conv)
+        sites, grid = execution.enter(images, visible_cells, cast(nn.Conv2d, conv))
         return norm(sites), grid
 
 
@@ -73,9 +76,11 @@ class Downsample(nn.Sequential):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(LayerNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2))
 
-    def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> tuple[Tensor, Grid]:
+    def forward(  # type: ignore[override]  # nn.Sequential takes one argument
+        self, sites: Tensor, grid: Grid, execution: Execution
+    ) -> tuple[Tensor, Grid]:
         norm, conv = self
-        return execution.downsample(norm(sites), grid, conv)
+        return execution.downsample(norm(sites), grid, cast(nn.Conv2d, conv))
 
 
 class ConvNeXtV2Block(nn.Module):
@@ -153,7 +158,9 @@ def set_kernels(model: nn.Module, kernels: str | None) -> None:
 class Stage(nn.Sequential):
     """Blocks at one resolution."""
 
-    def forward(self, sites: Tensor, grid: Grid, execution: Execution, recompute: bool) -> Tensor:
+    def forward(  # type: ignore[override]  # nn.Sequential takes one argument
+        self, sites: Tensor, grid: Grid, execution: Execution, recompute: bool
+    ) -> Tensor:
         for block in self:
             if recompute and sites.requires_grad:
                 sites = checkpoint(block, sites, grid, execution, use_reentrant=False)
@@ -187,6 +194,8 @@ class ConvNeXtV2(BaseModule):
         init_cfg (dict | list[dict], optional): mmengine initializers; ``dict(type='ConvNeXtV2Pretrained',
             checkpoint=...)`` loads weights of any known layout, after everything else. Defaults to None.
     """
+
+    init_cfg: dict | Sequence[dict] | None  # BaseModule sets it without a type
 
     def __init__(
         self,
@@ -261,17 +270,17 @@ class ConvNeXtV2(BaseModule):
         """
         check_images(images, visible_cells)
         masking = visible_cells is not None
-        execution = get_execution(execution or ('packed' if masking else 'dense'), masking)
+        chosen = get_execution(execution or ('packed' if masking else 'dense'), masking)
         images = images.contiguous(memory_format=torch.channels_last)
         outputs = []
         for stage in range(max(self.out_indices) + 1):
             if stage == 0:
-                sites, grid = self.downsample_layers[0](images, visible_cells, execution)
+                sites, grid = self.downsample_layers[0](images, visible_cells, chosen)
             else:
-                sites, grid = self.downsample_layers[stage](sites, grid, execution)
-            sites = self.stages[stage](sites, grid, execution, self.with_cp and self.training)
+                sites, grid = self.downsample_layers[stage](sites, grid, chosen)
+            sites = self.stages[stage](sites, grid, chosen, self.with_cp and self.training)
             if stage in self.out_indices:
-                outputs.append(self._output(stage, sites, grid, execution))
+                outputs.append(self._output(stage, sites, grid, chosen))
         return tuple(outputs)
 
     def _output(self, stage: int, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:

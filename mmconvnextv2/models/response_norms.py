@@ -7,6 +7,7 @@ without their settings: those here are the defaults of torch and of the competit
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,8 @@ class GRN(GlobalResponseNorm):
         if not residual:
             nn.init.ones_(self.gamma)
         if not affine:
-            self.gamma = self.beta = None
+            self.register_parameter('gamma', None)
+            self.register_parameter('beta', None)
 
     @property
     def is_published(self) -> bool:
@@ -98,7 +100,7 @@ class LocalResponseNorm(ResponseNorm):
         self, num_channels: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
     ) -> None:
         super().__init__()
-        self.settings = dict(size=size, alpha=alpha, beta=beta, k=k)
+        self.settings: dict[str, Any] = dict(size=size, alpha=alpha, beta=beta, k=k)
 
     def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Normalise each of the sites (B, N, C) by itself."""

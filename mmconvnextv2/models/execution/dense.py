@@ -15,7 +15,8 @@ class Dense(Execution):
 
     def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         features = stem(images)
-        return map_to_sites(features), Grid(*features.shape[-2:], stride=4)
+        height, width = features.shape[-2:]
+        return map_to_sites(features), Grid(height, width, stride=4)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         return ops.depthwise(sites, grid, conv, norm)

@@ -22,6 +22,7 @@ class Masked(Dense):
     masks = True
 
     def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+        assert visible_cells is not None  # get_execution has checked
         sites, grid = super().enter(mask_images(images, visible_cells), None, stem)
         site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
         return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
@@ -31,7 +32,7 @@ class Masked(Dense):
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         sites, grid = super().downsample(fill_masked(sites, grid.site_mask), grid, conv)
-        site_mask = visible_sites(grid.visible_cells, grid.height, grid.width, grid.stride)
+        site_mask = visible_sites(grid.cells, grid.height, grid.width, grid.stride)
         return sites, replace(grid, site_mask=site_mask)
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
@@ -48,6 +49,7 @@ class Leaky(Dense):
     masks = True
 
     def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+        assert visible_cells is not None  # get_execution has checked
         return super().enter(mask_images(images, visible_cells), None, stem)
 
 

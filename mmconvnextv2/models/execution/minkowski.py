@@ -30,12 +30,12 @@ def _names_of_old_python() -> Iterator[None]:
     """Offer ``collections.Sequence`` inside the block only: Python 3.10 removed it, MinkowskiEngine imports it."""
     missing = not hasattr(collections, 'Sequence')
     if missing:
-        collections.Sequence = collections.abc.Sequence
+        collections.Sequence = collections.abc.Sequence  # type: ignore[attr-defined]  # the missing name
     try:
         yield
     finally:
         if missing:
-            del collections.Sequence
+            del collections.Sequence  # type: ignore[attr-defined]
 
 
 def import_minkowski_engine() -> ModuleType:
@@ -100,7 +100,7 @@ class SparseGrid(Grid):
 
 def site_coordinates(grid: Grid) -> Tensor:
     """Return (image, row, column) of each visible site in packed order: int32, (B * N, 3), in sites of this stage."""
-    cells, patch = grid.visible_cells, grid.patch
+    cells, patch = grid.cells, grid.patch
     image = torch.arange(len(cells), device=cells.device).view(-1, 1, 1, 1)
     inside = torch.arange(patch, device=cells.device)
     columns = grid.width // patch
@@ -138,10 +138,11 @@ class Minkowski(Packed):
         sites, grid = super().enter(images, visible_cells, stem)
         manager = new_manager(images.device)
         key, _ = manager.insert_and_map(site_coordinates(grid).contiguous(), [1, 1])
-        grid = SparseGrid(**{field.name: getattr(grid, field.name) for field in fields(Grid)})
-        return sites, grid.entered(manager, key)
+        sparse = SparseGrid(**{field.name: getattr(grid, field.name) for field in fields(Grid)})
+        return sites, sparse.entered(manager, key)
 
-    def depthwise(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
+        assert isinstance(grid, SparseGrid)  # enter made it
         engine, rows = import_minkowski_engine(), grid.rows(sites)
         with torch.random.fork_rng(devices=[]):  # the module draws weights that are never used
             layer = engine.MinkowskiChannelwiseConvolution(conv.in_channels, conv.kernel_size[0], dimension=2)
@@ -151,7 +152,8 @@ class Minkowski(Packed):
         sites = grid.sites(output if conv.bias is None else output + conv.bias.to(rows.dtype), sites)
         return sites if norm is None else norm(sites)
 
-    def downsample(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
+        assert isinstance(grid, SparseGrid)  # enter made it
         engine, rows, manager = import_minkowski_engine(), grid.rows(sites), grid.manager
         generator = engine.KernelGenerator(conv.kernel_size[0], conv.stride[0], dimension=2)
         key = manager.stride(grid.key, conv.stride[0])
@@ -159,6 +161,7 @@ class Minkowski(Packed):
         mode = importlib.import_module('MinkowskiEngineBackend._C').ConvolutionMode.DEFAULT
         output = engine.MinkowskiConvolutionFunction.apply(rows, kernel, generator, mode, grid.key, key, manager)
         grid = grid.halved().entered(manager, key)
+        assert conv.bias is not None  # downsampling layers have one
         return grid.sites(output + conv.bias.to(rows.dtype), sites), grid
 
 

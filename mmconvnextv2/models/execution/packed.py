@@ -21,6 +21,7 @@ class Packed(Execution):
     name = 'packed'
 
     def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+        assert visible_cells is not None  # get_execution has checked
         height, width = images.shape[-2:]
         cells = gather(images, visible_cells, CELL).unflatten(1, (-1, CELL, CELL))  # (B, K, 32, 32, Cin)
         cells = cells.flatten(0, 1).permute(0, 3, 1, 2)  # (B * K, Cin, 32, 32)
@@ -44,7 +45,7 @@ class Packed(Execution):
 
 
 def _indexed(grid: Grid) -> Grid:
-    return grid.with_packed_index() if use_packed_index(grid.visible_cells, grid) else grid
+    return grid.with_packed_index() if use_packed_index(grid.cells, grid) else grid
 
 
 def strided_conv_as_matmul(features: Tensor, conv: nn.Conv2d) -> Tensor:
