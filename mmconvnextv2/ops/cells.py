@@ -1,7 +1,7 @@
-"""Visible cells and maps: gather sites from a map, scatter them into one, and the mask of a stage's sites.
+"""Conversion between visible cells and maps: gather sites from a map, scatter them into one, upsample a cell mask.
 
-``gather`` and ``scatter`` are differentiable. The ``_nograd`` ones do the same by rows, several times faster on the
-CPU, for backward passes that are written out. Suffixes as in :mod:`mmconvnextv2.ops.grid`.
+``gather`` and ``scatter`` are differentiable. The ``_nograd`` variants do the same by row indices, several times faster
+on the CPU, and serve the hand-written backward passes. Suffixes as in :mod:`mmconvnextv2.ops.grid`.
 """
 
 import torch
@@ -20,7 +20,7 @@ def visible_sites(visible_cells: Tensor, height: int, width: int, stride: int) -
 
 
 def gather(features_BCHW: Tensor, visible_cells: Tensor, patch: int) -> Tensor:
-    """Take the sites of visible cells from a map (B, C, H, W): (B, K * p * p, C)."""
+    """Gather the sites of visible cells from a map (B, C, H, W): (B, K * p * p, C)."""
     features = features_BCHW.permute(0, 2, 3, 1)
     height, width = features.shape[1:3]
     split = features.unflatten(2, (width // patch, patch)).unflatten(1, (height // patch, patch))
@@ -28,7 +28,7 @@ def gather(features_BCHW: Tensor, visible_cells: Tensor, patch: int) -> Tensor:
 
 
 def scatter(sites: Tensor, grid: Grid) -> Tensor:
-    """Lay packed sites (B, K * p * p, C) out as a map (B, C, H, W), zero at masked sites, channels-last."""
+    """Scatter packed sites (B, K * p * p, C) into a channels-last map (B, C, H, W) that is zero at masked sites."""
     patch, batch, channels = grid.patch, len(sites), sites.shape[-1]
     rows, columns = grid.height // patch, grid.width // patch
     index = grid.cells
@@ -40,12 +40,12 @@ def scatter(sites: Tensor, grid: Grid) -> Tensor:
 
 
 def append_zero_row(sites: Tensor) -> Tensor:
-    """Flatten sites (B, N, C) to rows and append a zero row, which masked places index: (B * N + 1, C)."""
+    """Flatten sites (B, N, C) to rows and append a zero row, which masked positions index: (B * N + 1, C)."""
     return torch.cat([sites.flatten(0, 1), sites.new_zeros(1, sites.shape[-1])])
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """Copy rows of C values by an index of any shape: that shape and C."""
+    """Copy rows of C values by an index of any shape; returns (*index.shape, C)."""
     return rows.index_select(0, index.flatten()).view(*index.shape, -1)
 
 

@@ -1,7 +1,7 @@
-"""Where the sites of a stage are: one frozen object per stage, handed to every call that looks at neighbours.
+"""Geometry of a stage's sites: one frozen ``Grid`` per stage, passed to every operation that reads neighbours.
 
-Suffixes: B images, K visible cells, p sites along a cell's side, h and w cells along the image's sides, H and W sites
-along them, C channels.
+Suffixes: B images, K visible cells per image, p sites along a cell's side, h x w cells and H x W sites per image, C
+channels.
 """
 
 from dataclasses import dataclass, replace
@@ -18,20 +18,20 @@ CELL = 32  # pixels along one side of a masking cell, the stride of the last sta
 
 
 class PackedIndex:
-    """Row numbers between visible sites and the maps of a stage, both flattened to rows of C values.
+    """Row indices that map a stage's visible sites to its maps and back, both flattened to rows of C values.
 
-    The CPU gathers and scatters by them several times faster than by cells. Made once per stage and step.
+    On the CPU, gathering and scattering rows is several times faster than indexing cells. Computed once per stage and
+    step.
 
     Args:
-        visible_cells (Tensor): Long, (B, K).
-        height (int): H.
-        width (int): W.
-        patch (int): p.
+        visible_cells (Tensor): Visible cells, long, (B, K).
+        height (int): Rows H of the stage's map.
+        width (int): Columns W of the stage's map.
+        patch (int): Sites p along a cell's side.
 
     Attributes:
-        map_rows (Tensor): Long, (B * N, ), the row of the maps (B * H * W, C) of each site.
-        site_rows (Tensor): Long, (B, H, W), the row of the sites (B * N, C) of each place of the maps, B * N where it
-            is masked.
+        map_rows (Tensor): Row of each site in the maps (B * H * W, C); long, (B * N, ).
+        site_rows (Tensor): Row of each map position in the sites (B * N, C), B * N where it is masked; long, (B, H, W).
     """
 
     def __init__(self, visible_cells: Tensor, height: int, width: int, patch: int) -> None:
@@ -46,8 +46,10 @@ class PackedIndex:
         self._windows: dict[int, Tensor] = {}
 
     def windows(self, radius: int) -> Tensor:
-        """Return the row of each site within ``radius`` of a visible cell: long, (B * K, p + 2r, p + 2r), B * N marks a
-        missing one. Computed lazily."""
+        """Return the row of each site within ``radius`` of each visible cell, computed lazily.
+
+        Long, (B * K, p + 2r, p + 2r); B * N marks a position that is masked or outside the image.
+        """
         if radius not in self._windows:
             side, cells = self.patch + 2 * radius, self.visible_cells
             columns = self.site_rows.shape[2] // self.patch
@@ -59,19 +61,22 @@ class PackedIndex:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the sites of one stage are.
+    """Geometry of one stage's sites.
 
     Args:
         height (int): Rows of the stage's full map.
         width (int): Columns of the stage's full map.
-        stride (int): Pixels of the image between two sites.
-        visible_cells (Tensor, optional): Long, (B, K), raster indices of each image's visible 32x32-pixel cells in
-            ascending order. None: no masking.
-        site_mask (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
-        kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. None: the default.
-        cell_slots (Tensor, optional): Int32, (B, h * w), the index of each cell among the visible ones, -1 if masked;
-            for Triton kernels, computed once per step.
-        packed_index (PackedIndex, optional): For the CPU, computed once per stage and step.
+        stride (int): Distance between neighbouring sites in image pixels.
+        visible_cells (Tensor, optional): Raster indices of each image's visible 32x32-pixel cells, ascending; long,
+            (B, K). Defaults to None, no masking.
+        site_mask (Tensor, optional): Mask that is True at sites that take part in per-image sums; bool, (B, N, 1).
+            Defaults to None, all sites.
+        kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
+            the process-wide setting.
+        cell_slots (Tensor, optional): Index of each cell among the visible cells, -1 if masked; int32, (B, h * w).
+            Triton kernels read it; computed once per step. Defaults to None.
+        packed_index (PackedIndex, optional): Row indices for the CPU, computed once per stage and step. Defaults to
+            None.
     """
 
     height: int
@@ -90,7 +95,7 @@ class Grid:
 
     @property
     def is_packed(self) -> bool:
-        """Whether sites are those of visible cells alone, in the order of cells; else they are a whole map's."""
+        """Whether there are only the sites of visible cells, cell by cell, rather than those of a whole map."""
         return self.visible_cells is not None and self.site_mask is None
 
     @property
@@ -111,15 +116,15 @@ class Grid:
         )
 
     def with_packed_index(self) -> 'Self':
-        """Return the grid with its ``packed_index``."""
+        """Return the grid with ``packed_index`` set."""
         return self if self.packed_index else replace(self, packed_index=self.index())
 
     def index(self) -> PackedIndex:
-        """Return ``packed_index``, computed if it is not there."""
+        """Return ``packed_index``, computed if it is not set."""
         return self.packed_index or PackedIndex(self.cells, self.height, self.width, self.patch)
 
     def kernel_arguments(self) -> tuple[int, int, int, Tensor | None, Tensor | None]:
-        """Return what Triton kernels are told of the sites: height, width, patch (0: a whole map), cells and slots."""
+        """Return the geometry that Triton kernels take: height, width, patch (0: a whole map), cells and slots."""
         if not self.is_packed:
             return self.height, self.width, 0, None, None
         slots = self.cell_slots
@@ -144,7 +149,7 @@ def cells_of(features_BhpwpC: Tensor, visible_cells: Tensor) -> Tensor:
 
 
 def image_index(visible_cells: Tensor) -> Tensor:
-    """Return the image number of each visible cell, (B, 1), to index beside (B, K)."""
+    """Return the image number of each row of visible cells, (B, 1), which broadcasts against (B, K)."""
     return visible_cells.new_ones(len(visible_cells), 1).cumsum(0) - 1
 
 
