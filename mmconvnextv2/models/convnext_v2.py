@@ -135,7 +135,7 @@ class ConvNeXtV2Block(nn.Module):
 
     @property
     def fused(self) -> bool:
-        """Whether layers may be fused; deprecated in favour of ``kernels``, where ``'layers'`` stands for False."""
+        """Whether layers may be fused; deprecated in favour of ``kernels``, which False sets to ``'layers'``."""
         return self.kernels != 'layers'
 
     @fused.setter
