@@ -16,6 +16,7 @@ def visible_sites(visible_cells: Tensor, height: int, width: int, stride: int) -
     rows, columns = height // patch, width // patch
     mask = torch.zeros(len(visible_cells), rows * columns, dtype=torch.bool, device=visible_cells.device)
     mask = mask.scatter(1, visible_cells, True).view(-1, rows, columns)
+    # Integer repeats: with a tensor of repeats, the output's size would have to be read from the GPU
     return mask.repeat_interleave(patch, 1).repeat_interleave(patch, 2).reshape(len(mask), -1, 1)
 
 
@@ -23,6 +24,7 @@ def gather(features_BCHW: Tensor, visible_cells: Tensor, patch: int) -> Tensor:
     """Gather the sites of visible cells from a map (B, C, H, W): (B, K * p * p, C)."""
     features = features_BCHW.permute(0, 2, 3, 1)
     height, width = features.shape[1:3]
+    # Views up to the indexing in cells_of, so only visible cells are copied
     split = features.unflatten(2, (width // patch, patch)).unflatten(1, (height // patch, patch))
     return cells_of(split, visible_cells).flatten(1, 3)
 
@@ -35,6 +37,7 @@ def scatter(sites: Tensor, grid: Grid) -> Tensor:
     features = sites.new_zeros(batch, rows, patch, columns, patch, channels)
     cells = sites.view(batch, index.shape[1], patch, patch, channels)
     where = (image_index(index), index // columns, index % columns)
+    # In the order (B, h, w, p, p, C) one index writes a whole cell
     features = features.permute(0, 1, 3, 2, 4, 5).index_put(where, cells).permute(0, 1, 3, 2, 4, 5)
     return features.reshape(batch, grid.height, grid.width, channels).permute(0, 3, 1, 2)
 

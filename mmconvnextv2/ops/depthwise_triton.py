@@ -103,7 +103,7 @@ def _backward(ctx, grad: Tensor, sites: Tensor, weight: Tensor) -> tuple[Tensor 
     grad_sites = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:  # stride 1: the gradient is a convolution with the flipped kernel, over the same sites
         grad_sites = site_depthwise(grad, weight, None, *ctx.where, flipped=True)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # one kernel computes both
         grad_weight, grad_bias = site_depthwise_gradients(sites, grad, weight.shape[-1], *ctx.where)
     return grad_sites, grad_weight, grad_bias if ctx.needs_input_grad[2] else None
 

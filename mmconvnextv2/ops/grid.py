@@ -41,6 +41,7 @@ class PackedIndex:
         cells = numbers.view(batch, height // patch, patch, width // patch, patch, 1)
         self.map_rows = cells_of(cells, visible_cells).flatten()
         order = torch.arange(len(self.map_rows), device=visible_cells.device)
+        # Positions that hold no visible site keep B * N, the row of zeros that append_zero_row adds
         site_rows = torch.full_like(numbers, len(self.map_rows)).scatter(0, self.map_rows, order)
         self.site_rows = site_rows.view(batch, height, width)
         self._windows: dict[int, Tensor] = {}
@@ -53,6 +54,7 @@ class PackedIndex:
         if radius not in self._windows:
             side, cells = self.patch + 2 * radius, self.visible_cells
             columns = self.site_rows.shape[2] // self.patch
+            # Neighbours outside of the image are missing, too
             rows = F.pad(self.site_rows, (radius,) * 4, value=len(self.map_rows))
             rows = rows.unfold(1, side, self.patch).unfold(2, side, self.patch)  # (B, h, w, p + 2r, p + 2r)
             self._windows[radius] = rows[image_index(cells), cells // columns, cells % columns].flatten(0, 1)

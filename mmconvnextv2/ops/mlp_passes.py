@@ -57,6 +57,7 @@ class Hidden:
 
 def join_norms(norms: list[Tensor]) -> Tensor:
     """Combine the norms of parts of an image's sites, each (B, 1, D), to those of all sites."""
+    # L2 norms: squares add up over parts
     return norms[0] if len(norms) == 1 else torch.cat(norms, 1).square().sum(1, keepdim=True).sqrt()
 
 
@@ -64,6 +65,7 @@ class KernelHidden(Hidden):
     """The same operations as Triton kernels, which accumulate in float32 and recompute a from h."""
 
     def __init__(self, h: Tensor, site_mask: Tensor | None) -> None:
+        # Kernels compute offsets for contiguous memory
         super().__init__(h.contiguous(), None if site_mask is None else site_mask.contiguous())
 
     def activation(self) -> Tensor:
@@ -72,6 +74,7 @@ class KernelHidden(Hidden):
         return F.gelu(self.h) if activation is None else activation
 
     def norm(self, keep: bool) -> Tensor:
+        # a is stored only for a product that reads it next; fused passes recompute it from h
         activation, norm = gelu_norm(self.h, self.site_mask, keep)
         self._activation = activation if keep else None
         return norm
