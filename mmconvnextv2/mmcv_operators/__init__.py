@@ -1,8 +1,8 @@
 """mmcv's operators (RoIAlign, NMS, deformable convolution and attention, focal loss) from torchvision's wheels.
 
-mmcv's own are C++ and CUDA that its users compile. ``mmcv-lite`` is a pure wheel with the Python half, whose calls
-:mod:`~mmconvnextv2.mmcv_operators.extension` serves; :func:`register` puts it in the place of the missing module.
-Compiled operators are taken where they are.
+mmcv implements them in C++ and CUDA, which its users have to compile. ``mmcv-lite`` is a pure Python wheel that calls
+them but does not contain them; :func:`register` makes :mod:`~mmconvnextv2.mmcv_operators.extension` importable as the
+missing module. Compiled operators are used if they are installed.
 """
 
 from importlib import import_module
@@ -13,11 +13,13 @@ __all__ = ['register', 'serving_operators']
 
 
 def serving_operators() -> str:
-    """Return which operators ``mmcv.ops`` uses: ``'compiled, CPU'``, ``'compiled, CPU and CUDA 13.0'`` or
-    ``'torchvision 0.26.0'``.
+    """Return a description of the operators that ``mmcv.ops`` uses.
+
+    Returns:
+        str: ``'compiled, CPU'``, or for example ``'compiled, CPU and CUDA 13.0'`` or ``'torchvision 0.26.0'``.
 
     Raises:
-        ImportError: If mmcv's compiled module is there and broken, or nothing serves.
+        ImportError: If mmcv's compiled module is installed but broken, or if neither implementation is available.
     """
     extension = import_module('mmcv._ext')
     if extension.get_compiler_version() == 'torchvision':

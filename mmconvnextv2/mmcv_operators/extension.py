@@ -1,19 +1,19 @@
-"""The stand-in for ``mmcv._ext``: mmcv's operators by torchvision's, without anything compiled here.
+"""Replacement for ``mmcv._ext``: mmcv's operators on top of torchvision's, without compiled code.
 
-``mmcv.ops`` calls these functions as it would call its compiled module: it hands them tensors to write results into.
-Signatures are those that the Python files of mmcv 2.0 to 2.2 and onedl-mmcv 2.3 call; what an operator computes is
-written from its definition. Operators that are missing here raise when they are called.
+``mmcv.ops`` calls these functions like those of its compiled module, with tensors to write results into. Signatures are
+those that the Python code of mmcv 2.0 to 2.2 and onedl-mmcv 2.3 uses; the operators are written from their definitions.
+Operators that are not implemented here raise when they are called.
 
-This file imports nothing of the package, so that it can be loaded before the package is.
+This file imports nothing from the package, so it can be loaded before the package.
 
-Where it differs from mmcv's compiled operators:
+Differences from mmcv's compiled operators:
 
-- float16 and bfloat16 are pooled, convolved and compared in float32, on every device;
-- inputs may have any strides, channels-last memory included;
-- two boxes without an area leave each other's score alone in Gaussian soft-NMS, which is not NaN;
-- with ``torch.use_deterministic_algorithms`` gradients on CUDA are deterministic, at more memory and time.
+- float16 and bfloat16 inputs are pooled, convolved and compared in float32, on every device.
+- Inputs may have any strides, including channels-last memory.
+- In Gaussian soft-NMS, two boxes without an area do not change each other's score, instead of making it NaN.
+- With ``torch.use_deterministic_algorithms``, gradients on CUDA are deterministic, at a cost in memory and time.
 
-Legend: B images, C channels, (H, W) a map, K RoIs, (P, Q) bins of a RoI, N boxes, L levels.
+Legend: B images, C channels, (H, W) size of a map, K RoIs, (P, Q) bins of a RoI, N boxes, L levels.
 """
 
 from collections.abc import Callable
@@ -25,19 +25,19 @@ import torchvision  # noqa: F401, registers its operators with torch
 from torch import Tensor
 
 SUPPRESS, LINEAR, GAUSSIAN = range(3)  # mmcv's methods of soft-NMS
-PICKS = 64  # picks of soft-NMS between two looks for ties
-ROIS = 128  # RoIs whose gradients are laid out at once under deterministic algorithms
-BLOCK = 128  # rows of the table of overlaps that are computed at once
+PICKS = 64  # picks of soft-NMS between two checks for ties
+ROIS = 128  # RoIs whose gradients are computed at once under deterministic algorithms
+BLOCK = 128  # rows of the overlap matrix that are computed at once
 
 
 def __getattr__(name: str) -> Callable:
-    """Return, for an operator that torchvision lacks, a function that says so when it is called."""
+    """Return a function that raises when called, for operators that torchvision does not have."""
     if name.startswith('__'):
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
     def missing(*args, **kwargs):
         raise RuntimeError(
-            f'{name} of mmcv.ops needs compiled mmcv; here torchvision serves in its place, which lacks '
+            f'{name} of mmcv.ops needs compiled mmcv; torchvision, which replaces it here, does not have '
             'it. `OPS=compiled make env` compiles mmcv, as does `MMCV_WITH_OPS=1 pip install '
             '--no-build-isolation mmcv==2.1.0`; both need a C++ compiler, and for a GPU the CUDA '
             'toolkit of torch'
@@ -48,23 +48,23 @@ def __getattr__(name: str) -> Callable:
 
 
 def get_compiler_version() -> str:
-    """Return what stands in mmcv's environment report as compiler."""
+    """Return the compiler for mmcv's environment report."""
     return 'torchvision'
 
 
 def get_compiling_cuda_version() -> str:
-    """Return what stands in mmcv's environment report as CUDA version."""
+    """Return the CUDA version for mmcv's environment report."""
     return 'not available'
 
 
 def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
-    """Return the tensors in float64 if one of them is, otherwise in float32."""
+    """Return the tensors in float64 if any of them is in float64, otherwise in float32."""
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return [tensor.to(dtype) for tensor in tensors]
 
 
 def _as_float32(value: float) -> float:
-    """Round as mmcv does, which takes thresholds in float32: an overlap equal to one must compare as equal."""
+    """Round a threshold to float32, as mmcv does, so an overlap equal to the threshold compares as equal."""
     return float(np.float32(value))
 
 
@@ -73,15 +73,17 @@ def _has_private(name: str) -> bool:
 
 
 def _must_be_deterministic(x: Tensor) -> bool:
-    """Whether torchvision's gradients, which are summed in any order on CUDA, are ruled out."""
+    """Return whether torchvision's gradients, whose order of summation varies on CUDA, must not be used."""
     return x.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 
 def _gradients(function: Callable, inputs: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of ``function(*inputs)`` with respect to its inputs by autograd."""
+    """Return the gradients of ``function(*inputs)`` with respect to its inputs, by autograd."""
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in inputs]
-        return torch.autograd.grad(function(*inputs), inputs, grad_output, allow_unused=True)  # a mask may be
+        return torch.autograd.grad(
+            function(*inputs), inputs, grad_output, allow_unused=True
+        )  # without use_mask, the mask is unused
 
 
 # --- RoIAlign: Mask R-CNN, https://arxiv.org/abs/1703.06870, section 3 ---
@@ -104,12 +106,12 @@ def roi_align_forward(
     """Pool maps (B, C, H, W) over RoIs (K, 5) into ``output`` (K, C, P, Q).
 
     Raises:
-        RuntimeError: If ``pool_mode`` is not 1, the average.
+        RuntimeError: If ``pool_mode`` is not 1 (average).
     """
     if pool_mode != 1:
         raise RuntimeError(
-            "RoIAlign(pool_mode='max') needs compiled mmcv; here torchvision serves, which has "
-            "pool_mode='avg' alone. `OPS=compiled make env` compiles mmcv"
+            "RoIAlign(pool_mode='max') needs compiled mmcv; torchvision, which replaces it here, has "
+            "only pool_mode='avg'. `OPS=compiled make env` compiles mmcv"
         )
     maps, boxes = _at_least_float32(input, rois)
     output.copy_(
@@ -142,21 +144,26 @@ def roi_align_backward(
         grad_input.copy_(
             torch.ops.torchvision._roi_align_backward(grad, boxes, *how, *grad_input.shape, sampling_ratio, aligned)
         )
-    else:  # pooling is linear: its gradient is the same at any maps
+    else:  # pooling is linear, so its gradient does not depend on the maps
         maps = torch.zeros_like(grad_input, dtype=grad.dtype)
         pool = torch.ops.torchvision.roi_align
         grad_input.copy_(*_gradients(lambda x: pool(x, boxes, *how, sampling_ratio, aligned), (maps,), grad))
 
 
 def _axis_weights(start: Tensor, end: Tensor, bins: int, size: int, sampling_ratio: int, aligned: bool) -> Tensor:
-    """Return how much each of ``size`` pixels counts in each bin of a RoI's one axis, (K, bins, size).
+    """Return the weight of each of ``size`` pixels in each bin along one axis of a RoI, (K, bins, size).
 
-    RoIAlign averages over a grid of points in a bin and interpolates each bilinearly; both are products of one factor
-    for y and one for x. A point more than a pixel outside of the map counts as zero.
+    RoIAlign averages a grid of bilinearly interpolated points per bin. Grid and interpolation are products of a factor
+    for y and one for x, so each axis has weights of its own. Points more than one pixel outside of the map count as
+    zero.
 
     Args:
-        start (Tensor): Where RoIs begin on the axis, in pixels of the map, (K, ).
-        end (Tensor): Where they end, (K, ).
+        start (Tensor): Start of each RoI on the axis in pixels of the map, (K, ).
+        end (Tensor): End of each RoI on the axis, (K, ).
+        bins (int): Number of bins on the axis.
+        size (int): Size of the map on the axis.
+        sampling_ratio (int): Points per bin on the axis; 0 chooses ceil(length / bins) for each RoI.
+        aligned (bool): Whether RoIs may be shorter than one pixel.
     """
     length = end - start if aligned else (end - start).clamp(min=1)
     points = torch.full_like(length, sampling_ratio) if sampling_ratio > 0 else (length / bins).ceil()
@@ -174,8 +181,10 @@ def _axis_weights(start: Tensor, end: Tensor, bins: int, size: int, sampling_rat
 def _roi_align_gradient(
     grad: Tensor, rois: Tensor, shape: tuple[int, ...], spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """Return the gradient of the maps by matrix products, which are deterministic on CUDA: with weights A of the rows
-    and B of the columns of a RoI, pooling is A f B^T, and the gradient of f is A^T grad B."""
+    """Return the gradient of the maps by matrix products, which are deterministic on CUDA.
+
+    With weights A of the rows and B of the columns of a RoI, pooling is A f B^T, and the gradient of f is A^T grad B.
+    """
     _, channels, height, width = shape
     result = grad.new_zeros(shape)
     x1, y1, x2, y2 = (rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)).unbind(1)
@@ -192,19 +201,21 @@ def _roi_align_gradient(
     return result
 
 
-# --- Sampling at any place, for deterministic gradients of what follows ---
+# --- Sampling at arbitrary positions, for deterministic gradients of the operators below ---
 
 
 def _sample(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Sample maps bilinearly, zero outside; unlike ``grid_sample`` with a gradient that is deterministic on CUDA.
+    """Sample maps bilinearly, with zeros outside.
+
+    Unlike that of ``grid_sample``, the gradient is deterministic on CUDA.
 
     Args:
-        maps (Tensor): (B, C, H, W).
-        y (Tensor): Row of each place in pixels, 0 at the centre of the first, (B, T).
-        x (Tensor): Column of each place, (B, T).
+        maps (Tensor): Maps of shape (B, C, H, W).
+        y (Tensor): Row of each position in pixels, 0 at the centre of the first row, (B, T).
+        x (Tensor): Column of each position, (B, T).
 
     Returns:
-        Tensor: (B, C, T).
+        Tensor: Samples of shape (B, C, T).
     """
     height, width = maps.shape[2:]
     image = torch.arange(len(maps), device=maps.device)[:, None]
@@ -223,14 +234,14 @@ def _sample(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 class _Deform:
-    """Deformable convolution by torchvision, with and without a mask.
+    """Deformable convolution by torchvision, with or without a mask.
 
     Args:
-        stride (tuple[int, int]): Rows, columns; so are padding and dilation.
-        padding (tuple[int, int]): Zeros at each side.
-        dilation (tuple[int, int]): Distance of neighbouring taps.
-        groups (int): Groups of channels in the convolution.
-        offset_groups (int): Groups of input channels that share offsets and mask.
+        stride (tuple[int, int]): Stride in rows and columns; padding and dilation have the same order.
+        padding (tuple[int, int]): Zeros added on each side.
+        dilation (tuple[int, int]): Distance between neighbouring taps.
+        groups (int): Number of channel groups of the convolution.
+        offset_groups (int): Number of groups of input channels that share offsets and mask.
         use_mask (bool): Whether each tap has a factor.
     """
 
@@ -243,7 +254,7 @@ class _Deform:
         return (*self.stride, *self.padding, *self.dilation, self.groups, self.offset_groups, self.use_mask)
 
     def forward(self, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
-        """Convolve (B, C, H, W) with weights (O, C / groups, kh, kw); returns (B, O, H', W')."""
+        """Convolve (B, C, H, W) with a weight (O, C / groups, kh, kw); returns (B, O, H', W')."""
         if _must_be_deterministic(input):
             return self._by_samples(input, weight, offset, mask, bias)
         return torch.ops.torchvision.deform_conv2d(input, weight, offset, mask, bias, *self._how)
@@ -257,7 +268,7 @@ class _Deform:
         return _gradients(self.forward, (input, weight, offset, mask, bias), grad)
 
     def _by_samples(self, input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
-        """The definition: each tap is read where its offset says, then a matrix product."""
+        """Convolve by definition: sample each tap at its offset, then multiply matrices."""
         (batch, channels), (kh, kw), (height, width) = input.shape[:2], weight.shape[2:], offset.shape[2:]
         tap = torch.arange(kh * kw, device=input.device)
         row = torch.arange(height, device=input.device) * self.stride[0] - self.padding[0]
@@ -291,7 +302,7 @@ def _plain(
     deformable_group: int,
     im2col_step: int,
 ) -> tuple[_Deform, Tensor, Tensor]:
-    """Return mmcv's convolution without a mask, and a mask that is not read and a bias of zeros for it."""
+    """Return mmcv's convolution without a mask, and the arguments it ignores: an unused mask and a zero bias."""
     deform = _Deform((dH, dW), (padH, padW), (dilationH, dilationW), group, deformable_group, use_mask=False)
     return deform, weight.new_zeros(len(input), 1), weight.new_zeros(len(weight))
 
@@ -315,8 +326,11 @@ def deform_conv_backward_input(
     columns: Tensor,
     **how,
 ) -> None:
-    """Write the gradients of input and offset, and leave that of the weight in ``columns``, which mmcv hands to
-    :func:`deform_conv_backward_parameters` next: torchvision computes all of them at once."""
+    """Write the gradients of input and offset, and store that of the weight in ``columns``.
+
+    torchvision computes all of them at once, and mmcv passes ``columns`` to :func:`deform_conv_backward_parameters`
+    next.
+    """
     input, weight, offset, grad_output = _at_least_float32(input, weight, offset, grad_output)
     deform, mask, bias = _plain(input, weight, **how)
     for_input, for_weight, for_offset, _, _ = deform.backward(grad_output, input, weight, offset, mask, bias)
@@ -338,7 +352,7 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Add ``scale`` times the gradient of the weight to ``grad_weight`` (O, C / groups, kh, kw)."""
     if columns.shape != grad_weight.shape:
-        weight = torch.zeros_like(grad_weight)  # its gradient does not depend on it
+        weight = torch.zeros_like(grad_weight)  # the weight's gradient does not depend on its value
         deform_conv_backward_input(
             input, offset, grad_output, torch.empty_like(input), torch.empty_like(offset), weight, columns, **how
         )
@@ -415,10 +429,10 @@ def _attend(value: Tensor, locations: Tensor, weights: Tensor, shapes: list[list
     """Return the weighted sum of samples, (B, queries, heads * C).
 
     Args:
-        value (Tensor): Maps of all levels behind each other, (B, sum of H * W, heads, C).
-        locations (Tensor): Places as shares of width and height, (B, queries, heads, L, points, 2), x first.
-        weights (Tensor): (B, queries, heads, L, points).
-        shapes (list[list[int]]): (H, W) per level.
+        value (Tensor): Concatenated maps of all levels, (B, sum of H * W, heads, C).
+        locations (Tensor): Positions as fractions of width and height, x first, (B, queries, heads, L, points, 2).
+        weights (Tensor): Weight of each sample, (B, queries, heads, L, points).
+        shapes (list[list[int]]): Size (H, W) of each level.
     """
     batch, _, heads, channels = value.shape
     queries, points = locations.shape[1], locations.shape[4]
@@ -446,7 +460,7 @@ def ms_deform_attn_forward(
     *,
     im2col_step: int,
 ) -> Tensor:
-    """Return deformable attention, (B, queries, heads * C), see :func:`_attend`."""
+    """Return deformable attention, (B, queries, heads * C); see :func:`_attend`."""
     inputs = _at_least_float32(value, sampling_locations, attention_weights)
     return _attend(*inputs, value_spatial_shapes.tolist()).to(value.dtype)
 
@@ -464,7 +478,7 @@ def ms_deform_attn_backward(
     *,
     im2col_step: int,
 ) -> None:
-    """Write the gradients of value, places and weights."""
+    """Write the gradients of value, sampling locations and attention weights."""
     *inputs, grad = _at_least_float32(value, sampling_locations, attention_weights, grad_output)
     shapes = value_spatial_shapes.tolist()
     gradients = _gradients(lambda *tensors: _attend(*tensors, shapes), tuple(inputs), grad)
@@ -476,7 +490,7 @@ def ms_deform_attn_backward(
 
 
 def _class_weights(target: Tensor, weight: Tensor) -> Tensor:
-    """Return the weight of each row's class, (N, 1); 1 where there are none, and for the background, class C."""
+    """Return the weight of each row's class, (N, 1); 1 if there are no weights, and for the background, class C."""
     if not weight.numel():
         return weight.new_ones(())
     return torch.cat([weight, weight.new_ones(1)])[target][:, None]
@@ -485,7 +499,7 @@ def _class_weights(target: Tensor, weight: Tensor) -> Tensor:
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    """Write the loss of logits (N, C) into ``output``; ``target`` (N, ) holds classes, C for background."""
+    """Write the loss of logits (N, C) into ``output``; ``target`` (N, ) holds classes, C for the background."""
     x, weight = _at_least_float32(input, weight)
     is_class = F.one_hot(target, x.shape[1] + 1)[:, :-1].bool()
     p = x.sigmoid()
@@ -498,7 +512,10 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of each loss by its logit into ``grad_input`` (N, C), from dp/dx = p (1 - p)."""
+    """Write the derivative of each loss with respect to its logit into ``grad_input`` (N, C).
+
+    It follows from dp / dx = p (1 - p).
+    """
     x, weight = _at_least_float32(input, weight)
     is_class = F.one_hot(target, x.shape[1] + 1)[:, :-1].bool()
     p, q = x.sigmoid(), (-x).sigmoid()
@@ -510,7 +527,7 @@ def sigmoid_focal_loss_backward(
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    """Write the loss of each row of probabilities (N, C) into ``output`` (N, ): that of its class."""
+    """Write the loss of each row of probabilities (N, C), that of its class, into ``output`` (N, )."""
     p, weight = _at_least_float32(input, weight)
     p = p.gather(1, target[:, None])  # (N, 1)
     log_p = p.clamp(min=torch.finfo(p.dtype).tiny).log()
@@ -520,7 +537,10 @@ def softmax_focal_loss_forward(
 def softmax_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, *, gamma: float, alpha: float
 ) -> None:
-    """Write the derivative of each loss by its logits into ``grad_input`` (N, C): dp_t / dx_c = p_t (is_t - p_c)."""
+    """Write the derivative of each loss with respect to its logits into ``grad_input`` (N, C).
+
+    It follows from dp_t / dx_c = p_t (is_t - p_c), where is_t is 1 if c = t and otherwise 0.
+    """
     p, weight = _at_least_float32(input, weight)
     p_t = p.gather(1, target[:, None])
     log_p = p_t.clamp(min=torch.finfo(p.dtype).tiny).log()
@@ -533,16 +553,16 @@ def softmax_focal_loss_backward(
 
 
 def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> Tensor:
-    """Return which boxes stay, best first, (M, ).
+    """Return the indices of the boxes that are kept, best first, (M, ).
 
-    A box goes when it overlaps a better one that stays by more than the threshold. Among equal scores the order is that
-    of ``torch.sort``, which mmcv asks for; a NaN is better than any number.
+    A box is removed if its overlap with a better box that is kept exceeds the threshold. Equal scores are ordered as by
+    ``torch.sort``, which mmcv uses. NaN sorts before any number.
 
     Args:
         boxes (Tensor): Corners x1, y1, x2, y2, (N, 4).
-        scores (Tensor): (N, ).
-        iou_threshold (float): Intersection over union, rounded to float32.
-        offset (int): 1 where x2 and y2 are the last pixels inside of a box, 0 where they are its edge.
+        scores (Tensor): Scores, (N, ).
+        iou_threshold (float): Threshold of intersection over union, rounded to float32.
+        offset (int): 1 if x2 and y2 are the last pixels inside of a box, 0 if they are its edge.
     """
     (boxes,) = _at_least_float32(boxes)
     if offset:
@@ -553,7 +573,7 @@ def nms(boxes: Tensor, scores: Tensor, *, iou_threshold: float, offset: int) -> 
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
-    """Return intersection over union of boxes (4, N) with others (4, M), (N, M); NaN for two without an area."""
+    """Return intersection over union of boxes (4, N) with others (4, M), (N, M); NaN if neither box has an area."""
     boxes = boxes[:, :, None]  # (4, N, 1)
     inter = np.minimum(boxes[2], others[2])  # (N, M)
     inter -= np.maximum(boxes[0], others[0])
@@ -573,8 +593,11 @@ def _overlaps(boxes: np.ndarray, others: np.ndarray, offset: int) -> np.ndarray:
 
 
 def nms_match(dets: Tensor, *, iou_threshold: float) -> list[list[int]]:
-    """Return, for each box that stays, best first, its index and those of the boxes that it suppresses: those whose
-    overlap is at least the threshold. ``dets`` is (N, 5), corners and a score, on the CPU."""
+    """Return the index of each box that is kept, best first, followed by those of the boxes it suppresses.
+
+    A box suppresses those whose overlap with it is at least the threshold. ``dets`` (N, 5) holds corners and scores, on
+    the CPU.
+    """
     (dets,) = _at_least_float32(dets)
     boxes = dets[:, :4].t().contiguous().numpy()
     rest = dets[:, 4].sort(0, descending=True)[1].numpy()
@@ -602,19 +625,19 @@ def softnms(
 ) -> Tensor:
     """Lower the scores of boxes that overlap better ones: Soft-NMS, https://arxiv.org/abs/1704.04503, algorithm 1.
 
-    The best box that is left is picked, and the scores of the others decay by their overlap with it; those that fall
-    below ``min_score`` go. Among equal scores mmcv takes the one that comes first in its list, in which a picked box
-    changes places with the first one left, and the last one takes the place of one that goes.
+    The best remaining box is picked, and the scores of the others decay by their overlap with it. Boxes whose score
+    falls below ``min_score`` are removed. Among equal scores, mmcv picks the first in its list. There, a picked box
+    swaps places with the first remaining one, and the last box replaces a removed one.
 
     Args:
-        boxes (Tensor): (N, 4), on the CPU.
-        scores (Tensor): (N, ).
-        dets (Tensor): (N, 5). The first M rows become the picked boxes and their scores.
-        iou_threshold (float): From which overlap on the methods 0 and 1 act.
-        sigma (float): Of method 2.
-        min_score (float): Least score that stays.
-        method (int): What a score is multiplied by: 0 zero, 1 one minus the overlap, 2 exp(-overlap^2 / sigma).
-        offset (int): See :func:`nms`.
+        boxes (Tensor): Corners, (N, 4), on the CPU.
+        scores (Tensor): Scores, (N, ).
+        dets (Tensor): Output of shape (N, 5); the picked boxes and their scores are written to the first M rows.
+        iou_threshold (float): Smallest overlap for which methods 0 and 1 change a score.
+        sigma (float): Sigma of method 2.
+        min_score (float): Smallest score that is kept.
+        method (int): Factor of a score: 0 for zero, 1 for one minus the overlap, 2 for exp(-overlap^2 / sigma).
+        offset (int): Offset as in :func:`nms`.
 
     Returns:
         Tensor: Indices of the picked boxes, (M, ).
@@ -624,7 +647,7 @@ def softnms(
     min_score = values.dtype.type(_as_float32(min_score))
     sizes = corners[2:] - corners[:2] + offset
     is_plain = len(values) > 0 and min_score > 0 and (sizes >= 0).all() and np.isfinite(values).all()
-    order = np.argsort(corners[0], kind='stable')  # by x1: what may overlap lies side by side
+    order = np.argsort(corners[0], kind='stable')  # by x1, so boxes that may overlap are adjacent
     with np.errstate(invalid='ignore', divide='ignore', over='ignore', under='ignore'):
         decays = _decays(corners[:, order], np.float32(iou_threshold), np.float32(sigma), method, offset)
         picked = _pick(decays, values[order], min_score) if is_plain else None
@@ -636,25 +659,25 @@ def softnms(
 
 
 def _decays(boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, offset: int) -> np.ndarray:
-    """Return the factor by which each box, when it is picked, multiplies the score of each other, (N, N).
+    """Return the factor by which each box, when picked, multiplies the score of each other box, (N, N).
 
-    Boxes (4, N) come in ascending order of x1, so that a block of them overlaps none behind the one that begins where
-    its farthest ends; classes that are kept apart by an offset then cost next to nothing.
+    Boxes (4, N) are in ascending order of x1, so a block of boxes overlaps none that starts after its largest x2. Pairs
+    of different classes, which are separated by an offset, therefore cost next to nothing.
     """
     count = boxes.shape[1]
-    has_points = not (boxes[2:] > boxes[:2]).all()  # whose overlap is 0 / 0
+    has_points = not (boxes[2:] > boxes[:2]).all()  # boxes without an area, whose overlap may be 0 / 0
     decays = np.ones((count, count), boxes.dtype)
     for start in range(0, count, BLOCK):
         rows = slice(start, start + BLOCK)
         end = count
-        if iou_threshold > 0 or method == GAUSSIAN:  # otherwise boxes that do not overlap count too
+        if iou_threshold > 0 or method == GAUSSIAN:  # otherwise boxes that do not overlap count, too
             end = max(start + BLOCK, int(np.searchsorted(boxes[0], boxes[2, rows].max() + offset, side='right')))
         decay = _overlaps(boxes[:, rows], boxes[:, start:end], offset)
         if method == GAUSSIAN:
             overlapping = decay > 0
             some = decay[overlapping]
             decay = np.ones_like(decay)
-            decay[overlapping] = np.exp(-(some * some) / sigma, dtype=np.float64)  # rounded once, as C's expf is
+            decay[overlapping] = np.exp(-(some * some) / sigma, dtype=np.float64)  # rounded once, as C's expf does
         else:
             acts = decay >= iou_threshold
             if method == LINEAR:
@@ -667,11 +690,12 @@ def _decays(boxes: np.ndarray, iou_threshold: float, sigma: float, method: int, 
 
 
 def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the picked boxes, best first, and their scores; None where the order of equal scores would matter, or
-    no score reaches ``min_score``.
+    """Return the picked boxes, best first, and their scores.
 
-    A box that no other one touches keeps its score, so that only the rest is picked one by one. A box that has fallen
-    below ``min_score`` stays in the list here: scores only fall, and the loop ends when the best is below.
+    None if the order of equal scores would matter, or if no score reaches ``min_score``.
+
+    A box that no other box affects keeps its score, so only the rest is picked one by one. Boxes below ``min_score``
+    are not removed here: scores only fall, and the loop ends when the best one is below.
     """
     np.fill_diagonal(decays, 1)
     touched = decays.min(1) < 1
@@ -691,10 +715,10 @@ def _pick(decays: np.ndarray, scores: np.ndarray, min_score: float) -> tuple[np.
 def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray, min_score: float) -> tuple[np.ndarray, np.ndarray] | None:
     count = len(scores)
     rows, size = list(decays), min(PICKS, count)
-    history = np.empty((size + 1, count), scores.dtype)  # the scores before each pick
+    history = np.empty((size + 1, count), scores.dtype)  # scores before each pick
     steps = list(history)
     history[0] = scores
-    np.fill_diagonal(decays, 0)  # a picked score becomes zero, which is never the best above min_score
+    np.fill_diagonal(decays, 0)  # a picked score becomes zero, below min_score, so it is not picked again
     picks, values, multiply = [], [scores[:0]], np.multiply
     while len(picks) < count:
         some = []
@@ -718,8 +742,10 @@ def _pick_one_by_one(decays: np.ndarray, scores: np.ndarray, min_score: float) -
 def _pick_in_order(
     decays: np.ndarray, scores: np.ndarray, boxes: np.ndarray, min_score: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Do what :func:`_pick` does for any input, keeping mmcv's list: ``boxes`` (N, ) says which box is at each place.
-    A NaN stays until it comes first."""
+    """Compute :func:`_pick` for any input by maintaining mmcv's list; ``boxes`` (N, ) holds the box at each position.
+
+    A NaN stays in the list until it comes first.
+    """
     scores, boxes = scores[boxes], boxes.copy()
     count, first = len(scores), 0
     while first < count:

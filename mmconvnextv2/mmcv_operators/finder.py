@@ -1,7 +1,7 @@
-"""Finds ``mmcv._ext``, the module of mmcv's compiled operators, where mmcv has none: torchvision's serve in its place.
+"""Finder that provides ``mmcv._ext``, the module of compiled operators, from torchvision if mmcv has not compiled it.
 
-Needs the standard library alone. ``install-operators`` copies this file beside a ``.pth`` file, which runs it at each
-start of Python; nothing but the standard library may be imported here, and nothing printed.
+``install-operators`` copies this file next to a ``.pth`` file that runs it at each start of Python. It must therefore
+import only the standard library, and print nothing.
 """
 
 import os
@@ -15,17 +15,17 @@ CHOICES = ('', 'torchvision', 'compiled')
 
 
 class OperatorsFinder:
-    """Finder of the stand-in for ``mmcv._ext``, see :data:`sys.meta_path`."""
+    """Finder of the replacement for ``mmcv._ext``, an entry of :data:`sys.meta_path`."""
 
     serves = NAME
 
     @staticmethod
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
-        """Return where the stand-in is, or None for any other module.
+        """Return the replacement's spec, or None for any other module.
 
         Raises:
-            ImportError: If the environment variable ``MMCONVNEXTV2_OPERATORS`` has an unknown value, or torchvision
-                is not installed.
+            ImportError: If the environment variable ``MMCONVNEXTV2_OPERATORS`` has an unknown value, or torchvision is
+                not installed.
         """
         if name != NAME:
             return None
@@ -33,7 +33,7 @@ class OperatorsFinder:
         if choice not in CHOICES:
             raise ImportError(
                 f'{SWITCH}={choice!r} is unknown: expected torchvision, compiled, or unset (the compiled '
-                'operators of mmcv where it has them, otherwise those of torchvision)',
+                'operators of mmcv if it has them, otherwise those of torchvision)',
                 name=NAME,
             )
         package = find_spec('mmconvnextv2')
@@ -41,8 +41,8 @@ class OperatorsFinder:
             return None
         if find_spec('torchvision') is None:
             raise ImportError(
-                'mmcv has no compiled operators here, and torchvision, which serves in their place, is '
-                'not installed: pip install torchvision, the version that matches your torch',
+                'mmcv has no compiled operators here, and torchvision, which replaces them, is not '
+                'installed: pip install torchvision, the version that matches your torch',
                 name=NAME,
             )
         folder = next(iter(package.submodule_search_locations))
@@ -50,11 +50,11 @@ class OperatorsFinder:
 
 
 def register() -> None:
-    """Make ``mmcv._ext`` importable where mmcv has no compiled operators.
+    """Make ``mmcv._ext`` importable if mmcv has no compiled operators.
 
-    The finder goes behind all others, so that a compiled extension is taken, even a broken one: that has to fail as it
-    would without this package. With ``MMCONVNEXTV2_OPERATORS=torchvision`` it goes first, for an mmcv that was compiled
-    for the CPU alone beside a GPU. A second call changes nothing.
+    The finder is appended after all others, so a compiled extension takes precedence. That includes a broken one, which
+    must fail as it would without this package. With ``MMCONVNEXTV2_OPERATORS=torchvision`` the finder comes first, for
+    an mmcv that was compiled only for the CPU on a machine with a GPU. A second call changes nothing.
     """
     if any(getattr(finder, 'serves', None) == NAME for finder in sys.meta_path):
         return

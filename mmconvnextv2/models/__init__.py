@@ -1,4 +1,4 @@
-"""What is computed: the backbone of the paper, its norms, and the executions of a forward."""
+"""The ConvNeXt V2 backbone, its response norms, and the executions that run its forward."""
 
 from .convnext_v2 import ARCHS, ConvNeXtV2, ConvNeXtV2Block
 from .response_norms import GRN

@@ -1,13 +1,14 @@
 """ConvNeXt V2 (arXiv 2301.00808), one backbone for pretraining, detection, segmentation and classification.
 
-Parameter names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``. What differs: the block is written over
-sites (B, N, C), and an execution (:mod:`.execution`) decides which sites a forward visits, so that the same weights
-execution over a whole map or over the visible cells of a masked image.
+Parameter names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``. Unlike there, blocks operate on sites
+(B, N, C), and an execution (:mod:`.execution`) decides which sites a forward visits. The same weights therefore run on
+whole maps and on the visible cells of masked images.
 """
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from mmengine.model import BaseModule
@@ -38,10 +39,10 @@ ARCHS = {
 
 
 def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return ``(depths, channels)`` of a named or described architecture.
+    """Return ``(depths, channels)`` of an architecture given by name or as a dict.
 
     Raises:
-        ValueError: If the name is unknown, or a description does not give four depths and four channels.
+        ValueError: If the name is unknown, or the dict does not give four depths and four channels.
     """
     if isinstance(arch, str):
         if arch not in ARCHS:
@@ -56,40 +57,45 @@ def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 class Stem(nn.Sequential):
-    """4x4 patches to sites, then LayerNorm."""
+    """Convolution from 4x4 patches to sites, then LayerNorm."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, 4, stride=4), LayerNorm(channels))
 
-    def forward(self, images: Tensor, visible_cells: Tensor | None, execution: Execution) -> tuple[Tensor, Grid]:
+    def forward(  # type: ignore[override]  # nn.Sequential takes one argument
+        self, images: Tensor, visible_cells: Tensor | None, execution: Execution
+    ) -> tuple[Tensor, Grid]:
         conv, norm = self
-        sites, grid = execution.enter(images, visible_cells, conv)
+        sites, grid = execution.enter(images, visible_cells, cast(nn.Conv2d, conv))
         return norm(sites), grid
 
 
 class Downsample(nn.Sequential):
-    """LayerNorm, then 2x2 sites to one."""
+    """LayerNorm, then a convolution from 2x2 sites to one."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(LayerNorm(in_channels), nn.Conv2d(in_channels, channels, 2, stride=2))
 
-    def forward(self, sites: Tensor, grid: Grid, execution: Execution) -> tuple[Tensor, Grid]:
+    def forward(  # type: ignore[override]  # nn.Sequential takes one argument
+        self, sites: Tensor, grid: Grid, execution: Execution
+    ) -> tuple[Tensor, Grid]:
         norm, conv = self
-        return execution.downsample(norm(sites), grid, conv)
+        return execution.downsample(norm(sites), grid, cast(nn.Conv2d, conv))
 
 
 class ConvNeXtV2Block(nn.Module):
     """Depthwise 7x7, LayerNorm, linear, GELU, GRN, linear, and a residual, over sites (B, N, C).
 
     Args:
-        channels (int): C.
-        drop_path_rate (float): Defaults to 0.
-        response_norm (dict, optional): See :func:`.response_norms.build_response_norm`. Defaults to GRN.
-        layer_scale_init_value (float): LayerScale (ConvNeXt V1) is present when positive. Defaults to 0.
+        channels (int): Number of channels C.
+        drop_path_rate (float): Probability of dropping the branch of an image. Defaults to 0.
+        response_norm (dict, optional): Config of the norm of the hidden features, see
+            :func:`.response_norms.build_response_norm`. Defaults to GRN.
+        layer_scale_init_value (float): Initial value of LayerScale (ConvNeXt V1); 0 leaves it out. Defaults to 0.
 
     Attributes:
-        kernels (str, optional): Which implementations may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
-            what the environment says.
+        kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
+            the environment's setting.
     """
 
     kernels: str | None = None
@@ -129,17 +135,19 @@ class ConvNeXtV2Block(nn.Module):
 
     @property
     def fused(self) -> bool:
-        """Whether layers may run as one operation; the old name of ``kernels``, False is its ``'layers'``."""
+        """Whether layers may be fused; deprecated in favour of ``kernels``, which False sets to ``'layers'``."""
         return self.kernels != 'layers'
 
     @fused.setter
     def fused(self, fused: bool) -> None:
-        warnings.warn("block.fused goes with 0.4: set block.kernels to None or 'layers'", FutureWarning, stacklevel=2)
+        warnings.warn(
+            "block.fused will be removed in 0.4: set block.kernels to None or 'layers'", FutureWarning, stacklevel=2
+        )
         self.kernels = None if fused else 'layers'
 
 
 def set_kernels(model: nn.Module, kernels: str | None) -> None:
-    """Set which implementations the blocks inside a model may run, see :mod:`mmconvnextv2.ops.dispatch`.
+    """Set which implementations a model's blocks may run, see :mod:`mmconvnextv2.ops.dispatch`.
 
     Raises:
         ValueError: If the setting is unknown.
@@ -153,9 +161,11 @@ def set_kernels(model: nn.Module, kernels: str | None) -> None:
 class Stage(nn.Sequential):
     """Blocks at one resolution."""
 
-    def forward(self, sites: Tensor, grid: Grid, execution: Execution, recompute: bool) -> Tensor:
+    def forward(  # type: ignore[override]  # nn.Sequential takes one argument
+        self, sites: Tensor, grid: Grid, execution: Execution, recompute: bool
+    ) -> Tensor:
         for block in self:
-            if recompute and sites.requires_grad:
+            if recompute and sites.requires_grad:  # frozen blocks before the first trained one store nothing to save
                 sites = checkpoint(block, sites, grid, execution, use_reentrant=False)
             else:
                 sites = block(sites, grid, execution)
@@ -164,29 +174,34 @@ class Stage(nn.Sequential):
 
 @MODELS.register_module()
 class ConvNeXtV2(BaseModule):
-    """The backbone.
+    """ConvNeXt V2 backbone.
 
     Args:
-        arch (str | dict): A key of ``ARCHS``, or ``dict(depths=..., channels=...)`` with four numbers each.
+        arch (str | dict): Key of ``ARCHS``, or ``dict(depths=..., channels=...)`` with four numbers each. Defaults to
+            ``'tiny'``.
         in_channels (int): Channels of the images. Defaults to 3.
-        out_indices (Sequence[int]): Stages, 0 to 3, whose maps are returned; negative ones count from the end.
+        out_indices (Sequence[int]): Stages, 0 to 3, whose maps are returned; negative indices count from the end.
             Defaults to (0, 1, 2, 3).
-        drop_path_rate (float): Rate of the last block; it grows linearly from 0. Defaults to 0.
-        frozen_stages (int): The stem with stage 1, and so on, that do not train, 0 to 4. Defaults to 0.
-        with_cp (bool): Recompute each block in the backward pass to save memory. Defaults to False.
-        response_norm (dict, optional): The norm of the hidden features, ``dict(type=..., ...)`` of a key of
-            ``mmconvnextv2.models.response_norms.RESPONSE_NORMS`` and its arguments; None is ConvNeXt V1. It stands in
-            ``stages.S.B.grn`` whatever its type. Defaults to GRN.
-        layer_scale_init_value (float): 1e-6 for ConvNeXt V1, 0 for none. Defaults to 0.
-        out_norm (bool): Put a LayerNorm on each returned map. Defaults to True.
-        gap_before_final_norm (bool): Return norm(mean over sites) of shape (B, C), as ImageNet classifiers use, in
-            place of maps. Defaults to False.
-        kernels (str, optional): Which implementations blocks may run: ``'auto'``, Triton kernels on a GPU; ``'torch'``,
-            fused operations without them; ``'layers'``, layer by layer. Defaults to None, what the environment variable
-            ``MMCONVNEXTV2_KERNELS`` says, or else ``'auto'``.
-        init_cfg (dict | list[dict], optional): mmengine initializers; ``dict(type='ConvNeXtV2Pretrained',
-            checkpoint=...)`` loads weights of any known layout, after everything else. Defaults to None.
+        drop_path_rate (float): Drop path rate of the last block; rates grow linearly from 0. Defaults to 0.
+        frozen_stages (int): Number of stages that do not train, 0 to 4; the stem is frozen with the first. Defaults to
+            0.
+        with_cp (bool): Whether to recompute each block in the backward pass to save memory. Defaults to False.
+        response_norm (dict, optional): Norm of the hidden features, ``dict(type=..., ...)`` with a key of
+            ``mmconvnextv2.models.response_norms.RESPONSE_NORMS`` and its arguments. Its parameters are named
+            ``stages.S.B.grn`` for every type. None gives ConvNeXt V1. Defaults to GRN.
+        layer_scale_init_value (float): Initial value of LayerScale, 1e-6 for ConvNeXt V1; 0 leaves it out. Defaults to
+            0.
+        out_norm (bool): Whether to apply a LayerNorm to each returned map. Defaults to True.
+        gap_before_final_norm (bool): Whether to return norm(mean over sites) of shape (B, C), as ImageNet classifiers
+            do, instead of maps. Defaults to False.
+        kernels (str, optional): Implementations that blocks may run: ``'auto'``, Triton kernels on a GPU; ``'torch'``,
+            fused operations without Triton; ``'layers'``, layer by layer. Defaults to None, the value of the
+            environment variable ``MMCONVNEXTV2_KERNELS``, or ``'auto'`` if it is not set.
+        init_cfg (dict | list[dict], optional): Configs of mmengine initializers. ``dict(type='ConvNeXtV2Pretrained',
+            checkpoint=...)`` loads weights of any known layout, after all other initialization. Defaults to None.
     """
+
+    init_cfg: dict | Sequence[dict] | None  # untyped in BaseModule
 
     def __init__(
         self,
@@ -231,7 +246,7 @@ class ConvNeXtV2(BaseModule):
             )
         if with_cp and any(isinstance(module, nn.BatchNorm1d) for module in self.stages.modules()):
             raise UserError(
-                "with_cp=True with response_norm=dict(type='BN'): computing blocks again would count each "
+                "with_cp=True with response_norm=dict(type='BN'): recomputing blocks would count each "
                 'batch twice in the running statistics; set with_cp=False'
             )
         for stage in self.out_indices if out_norm else ():
@@ -246,38 +261,39 @@ class ConvNeXtV2(BaseModule):
         """Compute feature maps.
 
         Args:
-            images (Tensor): (B, in_channels, H, W), at least 32x32; multiples of 32 when masked.
-            visible_cells (Tensor, optional): Long, (B, K), raster indices of the visible 32x32-pixel cells of each
-                image, ascending. Defaults to None, nothing is masked.
-            execution (str, optional): How to visit sites. Defaults to ``'dense'`` without visible cells, else
-                ``'packed'``.
+            images (Tensor): Images of shape (B, in_channels, H, W), at least 32x32 pixels; with visible cells, H and W
+                are multiples of 32.
+            visible_cells (Tensor, optional): Raster indices of each image's visible 32x32-pixel cells, ascending; long,
+                (B, K). Defaults to None, no masking.
+            execution (str, optional): Key of ``mmconvnextv2.models.execution.EXECUTIONS``. Defaults to ``'packed'``
+                with visible cells, otherwise ``'dense'``.
 
         Returns:
-            tuple[Tensor]: Maps (B, C, H / s, W / s) of strides s = 4, 8, 16, 32, those of ``out_indices``, zero in
-            hidden cells; with ``gap_before_final_norm``, vectors (B, C).
+            tuple[Tensor]: Maps (B, C, H / s, W / s) of the stages in ``out_indices``, with strides s = 4, 8, 16, 32 and
+            zeros in masked cells; with ``gap_before_final_norm``, vectors (B, C).
 
         Raises:
-            ValueError: For images, visible cells or an execution that do not fit.
+            ValueError: If images, visible cells or execution are invalid or do not fit each other.
         """
         check_images(images, visible_cells)
         masking = visible_cells is not None
-        execution = get_execution(execution or ('packed' if masking else 'dense'), masking)
+        chosen = get_execution(execution or ('packed' if masking else 'dense'), masking)
         images = images.contiguous(memory_format=torch.channels_last)
         outputs = []
         for stage in range(max(self.out_indices) + 1):
             if stage == 0:
-                sites, grid = self.downsample_layers[0](images, visible_cells, execution)
+                sites, grid = self.downsample_layers[0](images, visible_cells, chosen)
             else:
-                sites, grid = self.downsample_layers[stage](sites, grid, execution)
-            sites = self.stages[stage](sites, grid, execution, self.with_cp and self.training)
+                sites, grid = self.downsample_layers[stage](sites, grid, chosen)
+            sites = self.stages[stage](sites, grid, chosen, self.with_cp and self.training)
             if stage in self.out_indices:
-                outputs.append(self._output(stage, sites, grid, execution))
+                outputs.append(self._output(stage, sites, grid, chosen))
         return tuple(outputs)
 
     def _output(self, stage: int, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
-        """Apply the output norm, and lay the sites (B, N, C) out as a map or average them.
+        """Apply the output norm, and turn the sites (B, N, C) into a map or their mean.
 
-        Maps leave in NCHW memory: compiled mmcv's RoIAlign reads channels-last memory as if it were NCHW, silently.
+        Maps are contiguous in NCHW: compiled mmcv's RoIAlign silently misreads channels-last memory as NCHW.
         """
         if self.gap_before_final_norm:
             sites = mean_over_sites(sites, grid.site_mask)  # (B, 1, C)
@@ -286,9 +302,9 @@ class ConvNeXtV2(BaseModule):
         return sites.squeeze(1) if self.gap_before_final_norm else execution.leave(sites, grid).contiguous()
 
     def init_weights(self) -> None:
-        """Draw weights (std 0.02, once), then run ``init_cfg``, which may load pretrained weights.
+        """Initialise weights (std 0.02, once), then run ``init_cfg``, which may load pretrained weights.
 
-        The order matters: a drawn weight must never replace a loaded one.
+        In this order, random initialisation cannot overwrite loaded weights.
         """
         given = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
         if not self._is_init:
@@ -297,7 +313,7 @@ class ConvNeXtV2(BaseModule):
         self.init_cfg = given
 
     def train(self, mode: bool = True) -> 'ConvNeXtV2':
-        """Switch to training; frozen stages stay in evaluation mode."""
+        """Set training or evaluation mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         self._freeze()
         return self
@@ -313,8 +329,9 @@ class ConvNeXtV2(BaseModule):
 
         Args:
             param_name (str): Full name of the parameter.
-            prefix (str): What stands before the backbone's own names, such as ``'backbone.'``. Defaults to ''.
-            decay_type (str): See :func:`mmconvnextv2.models.layer_depth.layer_depth`. Defaults to ``'group_wise'``.
+            prefix (str): Prefix of the backbone's parameters in full names, such as ``'backbone.'``. Defaults to ''.
+            decay_type (str): Grouping, see :func:`mmconvnextv2.models.layer_depth.layer_depth`. Defaults to
+                ``'group_wise'``.
 
         Returns:
             tuple[int, int]: Depth of the parameter in [0, n - 1], and n.
@@ -327,7 +344,7 @@ class ConvNeXtV2(BaseModule):
 
 
 def _resolve_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    """Return ``out_indices`` ascending and in 0 to 3, or raise ``ValueError``."""
+    """Return ``out_indices`` in ascending order and in 0 to 3, or raise ``ValueError``."""
     indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
     if not indices or any(not -4 <= index <= 3 for index in indices):
         raise UserError(f'out_indices={out_indices!r}: expected stages in 0 to 3')

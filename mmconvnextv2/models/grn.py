@@ -1,8 +1,8 @@
 """Global Response Normalization (ConvNeXt V2, arXiv 2301.00808, section 3.4 and Algorithm 1).
 
-Two things to know beside the algorithm. The denominator is the *mean* over channels, as in Algorithm 1, where the text
-has their sum: a map whose channels respond alike has the scale 1. And statistics are per image, over the sites that
-count; the official sparse code sums over all visible points of the whole batch.
+Two choices where the sources differ. The denominator is the *mean* over channels, as in Algorithm 1, while the text has
+the sum; if all channels respond equally, the response is 1. Statistics are per image, over the sites that count; the
+official sparse code sums over all visible points of the batch.
 """
 
 from collections.abc import Callable
@@ -14,21 +14,23 @@ from ..ops.reductions import fill_masked, statistics_dtype
 
 
 class ResponseNorm(nn.Module):
-    """The contract of all response norms.
+    """Base class and contract of all response norms.
 
     ``forward(sites, site_mask=None, depthwise=None)`` returns sites of the same shape (B, N, C). Statistics over sites
-    take those where ``site_mask`` (B, N, 1) is True; what is returned at other sites is never read. A norm that looks
-    at neighbours asks ``depthwise(sites, conv)``, the depthwise convolution of the execution, which knows where they
-    are.
+    include only those where ``site_mask`` (B, N, 1) is True; outputs at other sites are never read. A norm that reads
+    neighbours calls ``depthwise(sites, conv)``, the execution's depthwise convolution, since only the execution knows
+    where neighbours are.
     """
 
 
 class GlobalResponseNorm(ResponseNorm):
-    """GRN with its residual, ``gamma * (x * N(G(x))) + beta + x``; the identity at the start, as gamma and beta are 0.
+    """GRN with its residual, ``gamma * (x * N(G(x))) + beta + x``.
+
+    It starts as the identity, since gamma and beta are initialised to 0.
 
     Args:
-        num_channels (int): C.
-        eps (float): Added to the mean over channels. Defaults to 1e-6.
+        num_channels (int): Number of channels C.
+        eps (float): Constant added to the mean over channels. Defaults to 1e-6.
     """
 
     def __init__(self, num_channels: int, eps: float = 1e-6) -> None:
@@ -40,7 +42,7 @@ class GlobalResponseNorm(ResponseNorm):
     def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
         """Normalise sites (B, N, C); ``site_mask`` (B, N, 1) is True where a site takes part in the norm.
 
-        Norms of half precision are computed in float32: squares overflow in float16.
+        For half precision, norms are computed in float32, since squares overflow in float16.
         """
         features = fill_masked(sites.to(statistics_dtype(sites.dtype)), site_mask)
         norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)  # G(X), (B, 1, C)

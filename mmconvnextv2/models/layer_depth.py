@@ -1,8 +1,8 @@
 """Depth of each backbone parameter for layer-wise learning-rate decay (arXiv 2301.00808, appendix A).
 
-The grouping follows the official optimizer code: ``layer_wise`` is its "single", ``group_wise`` its "group", which
-MMDetection, MMSegmentation and ConvNeXt V1 call ``layer_wise`` with 6 or 12 layers. Here the number of groups follows
-from the depths.
+The grouping follows the official optimizer code: ``layer_wise`` is its "single", and ``group_wise`` its "group", which
+MMDetection, MMSegmentation and ConvNeXt V1 call ``layer_wise`` with 6 or 12 layers. Here the number of groups is
+derived from the depths.
 """
 
 import math
@@ -19,19 +19,19 @@ def check_decay_type(decay_type: str) -> None:
     if decay_type not in DECAY_TYPES:
         raise UserError(
             f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step per block) or '
-            '"group_wise" (three blocks of stage 3 a step; what mmdet and mmseg call layer_wise).'
+            '"group_wise" (one step per three blocks of stage 3; mmdet and mmseg call it layer_wise).'
         )
 
 
 def num_decay_layers(depths: Sequence[int], decay_type: str) -> int:
-    """Count the decayed layers before the head.
+    """Return the number of decayed layers before the head.
 
     Args:
-        depths (Sequence[int]): Blocks of each of the four stages.
-        decay_type (str): 'layer_wise' or 'group_wise'.
+        depths (Sequence[int]): Number of blocks in each of the four stages.
+        decay_type (str): ``'layer_wise'`` or ``'group_wise'``.
 
     Returns:
-        int: ``sum(depths)``, or 2 + ceil(depths[2] / 3) + 1 groups (base 12, tiny 6, atto 5).
+        int: ``sum(depths)`` layers, or 2 + ceil(depths[2] / 3) + 1 groups (base 12, tiny 6, atto 5).
     """
     check_decay_type(decay_type)
     if decay_type == 'layer_wise':
@@ -52,18 +52,18 @@ def _group_layer_id(stage: int, block: int, depths: Sequence[int]) -> int:
 
 
 def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise') -> tuple[int, int]:
-    """Say at which depth a backbone parameter stands.
+    """Return the layer id of a backbone parameter, and the number of ids.
 
-    A downsampling layer belongs to the first block of the stage that it opens. The stem has an id of its own, 0, with
-    ``group_wise`` and shares id 1 with the first block with ``layer_wise``, as in the official code.
+    A downsampling layer has the id of the first block of the stage after it. As in the official code, the stem has id 0
+    with ``group_wise``, and shares id 1 with the first block with ``layer_wise``.
 
     Args:
         name (str): Parameter name inside the backbone, e.g. ``stages.2.5.norm.weight``.
-        depths (Sequence[int]): Blocks of each of the four stages.
-        decay_type (str): 'layer_wise' or 'group_wise'. Defaults to 'group_wise'.
+        depths (Sequence[int]): Number of blocks in each of the four stages.
+        decay_type (str): ``'layer_wise'`` or ``'group_wise'``. Defaults to ``'group_wise'``.
 
     Returns:
-        Tuple[int, int]: Layer id, and the number of ids including the head's. The learning rate is scaled by
+        tuple[int, int]: Layer id, and the number of ids including the head's. The learning rate is scaled by
         ``decay_rate ** (num_ids - layer_id - 1)``; output norms and everything after the backbone keep scale 1.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Small layers of ConvNeXt V2 over sites of shape (B, N, C); GRN and its competitors are in ``response_norms.py``."""
+"""Small layers of ConvNeXt V2 over sites (B, N, C); GRN is in ``grn.py``, its competitors in ``response_norms.py``."""
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth that drops a residual branch of whole images, so that hidden sites cannot change the draw.
+    """Stochastic depth with one random decision per image, so the random numbers do not depend on masked sites.
 
     Args:
         drop_prob (float): Probability in [0, 1) that an image's branch is dropped.

@@ -1,12 +1,13 @@
-"""Ablations: what may take the place of GRN on a block's hidden features, in the paper's tables.
+"""Response norms of the paper's ablations: variants of GRN and its competitors on a block's hidden features.
 
-GRN's variants and its competitors, all over sites (B, N, C); the published GRN is in ``grn.py``. Statistics are per
-image, over the sites that count (batch norm's over all such sites of the batch). The paper names the competitors
-without their settings: those here are the defaults of torch and of the competitors' own papers.
+All operate on sites (B, N, C); the published GRN is in ``grn.py``. Statistics are per image over the sites that count,
+except batch norm's, which are over all such sites of the batch. The paper does not give the competitors' settings;
+those here are the defaults of torch and of the competitors' papers.
 """
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +24,14 @@ class GRN(GlobalResponseNorm):
     """:class:`~mmconvnextv2.models.grn.GlobalResponseNorm` with the switches of the paper's ablations (table 2).
 
     Args:
-        num_channels (int): C.
-        eps (float): Added to the mean over channels, or to their variance. Defaults to 1e-6.
-        aggregation (str): ``'L2'``, ``'L1'``, ``'average'``, or ``'none'`` (X * N(X)). Defaults to ``'L2'``.
-        normalization (str): ``'x/sum'``, ``'1/sum'``, ``'standardize'`` (zero mean, unit variance over channels) or
+        num_channels (int): Number of channels C.
+        eps (float): Constant added to the mean over channels, or to their variance. Defaults to 1e-6.
+        aggregation (str): G: ``'L2'``, ``'L1'``, ``'average'``, or ``'none'`` (X * N(X)). Defaults to ``'L2'``.
+        normalization (str): N: ``'x/sum'``, ``'1/sum'``, ``'standardize'`` (zero mean, unit variance over channels) or
             ``'none'`` (X * G(X)). Defaults to ``'x/sum'``.
-        residual (bool): Add x. Then gamma starts at 0 and the norm as the identity; else it starts at 1. Defaults to
-            True.
-        affine (bool): Whether there are gamma and beta. Defaults to True.
+        residual (bool): Whether to add x. If so, gamma is initialised to 0 and the norm is the identity; otherwise
+            gamma is initialised to 1. Defaults to True.
+        affine (bool): Whether there are parameters gamma and beta. Defaults to True.
 
     Raises:
         ValueError: If the aggregation or the normalization is unknown.
@@ -58,16 +59,17 @@ class GRN(GlobalResponseNorm):
         if not residual:
             nn.init.ones_(self.gamma)
         if not affine:
-            self.gamma = self.beta = None
+            self.register_parameter('gamma', None)
+            self.register_parameter('beta', None)
 
     @property
     def is_published(self) -> bool:
-        """Whether this is the paper's final GRN, which ``ops.response_mlp`` computes too."""
+        """Whether this is the paper's final GRN, the only one that ``ops.response_mlp`` fuses."""
         chosen = (self.aggregation, self.normalization, self.residual, self.gamma is not None)
         return type(self) is GRN and chosen == ('L2', 'x/sum', True, True)
 
     def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
-        """Normalise ``sites`` (B, N, C); ``site_mask`` as in :func:`response_scale`."""
+        """Normalise sites (B, N, C); ``site_mask`` is that of :func:`response_scale`."""
         if self.is_published:
             return super().forward(sites, site_mask)
         scale = response_scale(sites, site_mask, self.eps, self.aggregation, self.normalization)
@@ -87,31 +89,31 @@ class LocalResponseNorm(ResponseNorm):
     """LRN of AlexNet over ``size`` neighbouring channels of each site: ``x / (k + alpha * mean(x^2))^beta``.
 
     Args:
-        num_channels (int): C; there are no parameters.
-        size (int): Defaults to 5.
-        alpha (float): Defaults to 1e-4.
-        beta (float): Defaults to 0.75.
-        k (float): Defaults to 1.
+        num_channels (int): Number of channels C, unused: there are no parameters.
+        size (int): Number of neighbouring channels. Defaults to 5.
+        alpha (float): Factor of the mean of squares. Defaults to 1e-4.
+        beta (float): Exponent. Defaults to 0.75.
+        k (float): Constant added to the scaled mean of squares. Defaults to 1.
     """
 
     def __init__(
         self, num_channels: int, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
     ) -> None:
         super().__init__()
-        self.settings = dict(size=size, alpha=alpha, beta=beta, k=k)
+        self.settings: dict[str, Any] = dict(size=size, alpha=alpha, beta=beta, k=k)
 
     def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
-        """Normalise each of the sites (B, N, C) by itself."""
+        """Normalise each site of (B, N, C) separately."""
         channels_first = sites.to(statistics_dtype(sites.dtype)).transpose(1, 2)  # (B, C, N)
         return F.local_response_norm(channels_first, **self.settings).transpose(1, 2).to(sites.dtype)
 
 
 class BatchNorm(ResponseNorm):
-    """Batch norm over the sites that count of all images of the batch, in the running statistics too.
+    """Batch norm over the sites that count in all images of a batch, also for the running statistics.
 
     Args:
-        num_channels (int): C.
-        eps (float): Defaults to 1e-5.
+        num_channels (int): Number of channels C.
+        eps (float): Constant added to the variance. Defaults to 1e-5.
         momentum (float): Weight of a batch in the running statistics. Defaults to 0.1.
     """
 
@@ -121,7 +123,7 @@ class BatchNorm(ResponseNorm):
         self.batch_norm = nn.BatchNorm1d(num_channels, eps, momentum)
 
     def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
-        """Normalise ``sites`` (B, N, C); those that do not count become zero."""
+        """Normalise sites (B, N, C); those outside of the mask become zero."""
         if site_mask is None:
             return self.batch_norm(sites.flatten(0, 1)).view_as(sites)
         rows = (site_mask.squeeze(-1),)
@@ -132,17 +134,17 @@ class ChannelNorm(LayerNorm, ResponseNorm):
     """LayerNorm over the channels of each site.
 
     Args:
-        num_channels (int): C.
-        eps (float): Defaults to 1e-6.
+        num_channels (int): Number of channels C.
+        eps (float): Constant added to the variance. Defaults to 1e-6.
     """
 
     def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
-        """Normalise each of the sites (B, N, C) by itself."""
+        """Normalise each site of (B, N, C) separately."""
         return super().forward(sites)
 
 
 class Bottleneck(nn.Sequential):
-    """The two linears of a channel gate, with ``num_channels / ratio`` channels between them, at least one."""
+    """Two linears of a channel gate, with ``num_channels / ratio`` channels between them, at least one."""
 
     def __init__(self, num_channels: int, ratio: int) -> None:
         narrow = max(num_channels // ratio, 1)
@@ -150,11 +152,12 @@ class Bottleneck(nn.Sequential):
 
 
 class SqueezeExcitation(ResponseNorm):
-    """SE (arXiv 1709.01507): multiply each channel by a gate in (0, 1) that the means of all channels open.
+    """SE (arXiv 1709.01507): a gate in (0, 1) per channel, computed from the means of all channels.
 
     Args:
-        num_channels (int): C.
-        ratio (int): Of the bottleneck. Defaults to 16, which gives the paper's 109 M parameters to base.
+        num_channels (int): Number of channels C.
+        ratio (int): Reduction ratio of the bottleneck. Defaults to 16, with which base has the paper's 109 M
+            parameters.
     """
 
     def __init__(self, num_channels: int, ratio: int = 16) -> None:
@@ -162,17 +165,20 @@ class SqueezeExcitation(ResponseNorm):
         self.mlp = Bottleneck(num_channels, ratio)
 
     def forward(self, sites: Tensor, site_mask: Tensor | None = None, depthwise: Callable | None = None) -> Tensor:
-        """Gate ``sites`` (B, N, C)."""
+        """Gate sites (B, N, C)."""
         return sites * self.mlp(mean_over_sites(sites, site_mask)).sigmoid()
 
 
 class CBAM(ResponseNorm):
-    """CBAM (arXiv 1807.06521): a channel gate from means and maxima over sites, then a gate of each site from the
-    means and maxima over channels in its 7x7 neighbourhood.
+    """CBAM (arXiv 1807.06521): a gate per channel, then a gate per site.
+
+    The channel gate is computed from means and maxima over sites, the site gate from means and maxima over channels in
+    a 7x7 neighbourhood.
 
     Args:
-        num_channels (int): C.
-        ratio (int): Of the bottleneck. Defaults to 16, which gives the paper's 109 M parameters to base.
+        num_channels (int): Number of channels C.
+        ratio (int): Reduction ratio of the bottleneck. Defaults to 16, with which base has the paper's 109 M
+            parameters.
     """
 
     def __init__(self, num_channels: int, ratio: int = 16) -> None:
@@ -182,11 +188,9 @@ class CBAM(ResponseNorm):
         self.spatial = nn.Conv2d(2, 2, 7, padding=3, groups=2, bias=False)
 
     def forward(self, sites: Tensor, site_mask: Tensor | None, depthwise: Callable) -> Tensor:
-        """Gate ``sites`` (B, N, C); ``depthwise`` as in :class:`ResponseNorm`."""
-        mean, highest = (
-            mean_over_sites(sites, site_mask),
-            fill_masked(sites, site_mask, -torch.inf).amax(1, keepdim=True),
-        )
+        """Gate sites (B, N, C); ``depthwise`` is that of :class:`ResponseNorm`."""
+        mean = mean_over_sites(sites, site_mask)
+        highest = fill_masked(sites, site_mask, -torch.inf).amax(1, keepdim=True)
         sites = sites * (self.mlp(mean) + self.mlp(highest)).sigmoid()
         pooled = torch.stack([sites.mean(-1), sites.amax(-1)], dim=-1)  # (B, N, 2)
         return sites * depthwise(pooled, self.spatial).sum(-1, keepdim=True).sigmoid()
@@ -205,10 +209,10 @@ RESPONSE_NORMS = {
 def build_response_norm(config: dict | None, num_channels: int) -> nn.Module | None:
     """Build a response norm from ``dict(type='GRN', ...)``; None gives None.
 
-    A plain dict is used instead of a registry: inside mmpretrain's scope ``GRN`` would resolve to another class.
+    Types are looked up in a plain dict, not a registry: in mmpretrain's scope ``GRN`` would resolve to another class.
 
     Raises:
-        ValueError: If ``type`` is missing or unknown, or does not know an argument.
+        ValueError: If ``type`` is missing or unknown, or does not take one of the arguments.
     """
     if config is None:
         return None

@@ -1,4 +1,4 @@
-"""How it is computed: two front doors, ``depthwise`` and ``response_mlp``; ``dispatch`` decides which code runs."""
+"""Operations of the backbone's blocks, ``depthwise`` and ``response_mlp``; ``dispatch`` chooses implementations."""
 
 from .depthwise import depthwise
 from .dispatch import KERNELS, plain

@@ -1,4 +1,4 @@
-"""The front door of depthwise convolution over sites; ``dispatch.choose_depthwise`` says which code runs."""
+"""Depthwise convolution over sites; ``dispatch.choose_depthwise`` chooses the implementation."""
 
 from torch import Tensor, nn
 
@@ -13,22 +13,23 @@ from .grid import Grid, map_to_sites, sites_to_map
 def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
     """Convolve each channel of sites over its neighbours, and normalise the result site by site.
 
-    Sites of a whole map are read as they are; of packed sites, those of masked cells read as zero.
+    On a packed grid, masked neighbours read as zero. On a whole map all neighbours are read unchanged.
 
     Args:
-        sites (Tensor): (B, N, C), packed or in raster order as the grid says.
-        grid (Grid): Where they are.
-        conv (nn.Conv2d): A depthwise layer that keeps the size.
-        norm (nn.Module, optional): Normalises (B, N, C). Defaults to None.
+        sites (Tensor): Sites of shape (B, N, C), packed or in raster order, as ``grid`` says.
+        grid (Grid): Geometry of the sites.
+        conv (nn.Conv2d): Depthwise layer that keeps the size.
+        norm (nn.Module, optional): Layer that normalises (B, N, C). Defaults to None.
 
     Returns:
-        Tensor: (B, N, C).
+        Tensor: Sites of shape (B, N, C).
 
     Raises:
-        RuntimeError: By torch, when a second derivative is asked for; ``kernels='layers'`` has one.
+        RuntimeError: By torch, if a second derivative is requested; ``kernels='layers'`` supports it.
     """
     chosen = choose_depthwise(sites, grid, conv, norm)
     if chosen == 'triton+norm':
+        assert isinstance(norm, nn.LayerNorm)  # checked by choose_depthwise
         return depthwise_norm_sites(sites, conv, norm, grid)
     if chosen == 'triton':
         convolved = depthwise_sites(sites, conv, grid)
@@ -37,7 +38,7 @@ def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None
     elif chosen == 'cpu':
         convolved = map_to_sites(depthwise_map(sites_to_map(sites, grid), conv.weight, conv.bias))
     elif grid.is_packed:
-        convolved = gather(conv(scatter(sites, grid)), grid.visible_cells, grid.patch)
+        convolved = gather(conv(scatter(sites, grid)), grid.cells, grid.patch)
     else:
         convolved = map_to_sites(conv(sites_to_map(sites, grid)))
     return convolved if norm is None else norm(convolved)

@@ -1,6 +1,8 @@
-"""Depthwise convolution over packed sites on the CPU: in windows around large cells, in maps for small ones.
+"""Depthwise convolution over packed sites on the CPU, in windows around large cells or in maps for small ones.
 
-Keeps visible sites for the backward pass, never a map. Suffixes as in :mod:`mmconvnextv2.ops.grid`.
+With a 7x7 kernel, a cell of 8x8 sites needs a window of 14x14, but one of 4x4 sites already a window of 10x10, so small
+cells would gather mostly border. Only visible sites are kept for the backward pass, never a map. Suffixes as in
+:mod:`mmconvnextv2.ops.grid`.
 """
 
 from collections.abc import Iterator
@@ -26,7 +28,7 @@ from .grid import Grid
 
 
 def depthwise_packed(sites: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
-    """Convolve each channel of packed sites (B, N, C) with a kernel (C, 1, k, k), k odd; (B, N, C)."""
+    """Convolve each channel of packed sites (B, N, C) with a kernel (C, 1, k, k), k odd; returns (B, N, C)."""
     sites, weight, bias = cast_for_autocast(sites, weight, bias)
     with without_autocast(sites.device):
         return _PackedDepthwise.apply(sites, weight, bias, grid)
@@ -43,24 +45,28 @@ class _PackedDepthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         sites, weight = ctx.saved_tensors
-        wants_sites, wants_weight, wants_bias, _ = ctx.needs_input_grad
+        needs_sites, needs_weight, needs_bias, _ = ctx.needs_input_grad
         backward = _backward_of_windows if use_windows(ctx.grid) else _backward_of_maps
-        gradients = backward(sites, weight, grad, ctx.grid, wants_sites, wants_weight)
-        return *gradients, bias_gradient(grad) if wants_bias else None, None
+        gradients = backward(sites, weight, grad, ctx.grid, needs_sites, needs_weight)
+        return *gradients, bias_gradient(grad) if needs_bias else None, None
 
 
 def _convolve(sites: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid) -> Tensor:
     if not use_windows(grid):
         return gather_nograd(depthwise_reference(scatter_nograd(sites, grid), weight, bias), grid)
     cells = sites.new_empty(sites.shape).view(-1, grid.patch, grid.patch, sites.shape[2])  # (B * K, p, p, C)
+    # Windows already hold the border, so the convolution is not padded
     for windows, chunk in _windows(sites, grid, weight.shape[-1] // 2):
         cells[chunk] = F.conv2d(windows.permute(0, 3, 1, 2), weight, bias, groups=len(weight)).permute(0, 2, 3, 1)
     return cells.view(sites.shape)
 
 
 def _windows(sites: Tensor, grid: Grid, radius: int, cells_last: bool = False) -> Iterator[tuple[Tensor, slice]]:
-    """Yield windows of s x s sites, s = p + 2r, around a chunk of the B * K visible cells, zero where there is no site,
-    and the chunk: (n, s, s, C), or (s, s, n, C) with ``cells_last``, and a slice."""
+    """Yield windows around chunks of the B * K visible cells, and each chunk's slice.
+
+    Windows have s x s sites, s = p + 2r, and are zero where there is no visible site: (n, s, s, C), or (s, s, n, C)
+    with ``cells_last``.
+    """
     index, rows = grid.index().windows(radius), append_zero_row(sites)
     count = chunk_size(index.shape[1] ** 2 * sites.shape[2])
     for start in range(0, len(index), count):
@@ -69,26 +75,29 @@ def _windows(sites: Tensor, grid: Grid, radius: int, cells_last: bool = False) -
 
 
 def _backward_of_maps(
-    sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool, wants_weight: bool
+    sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, needs_sites: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of sites (B, N, C) and weight that are wanted, of one map each for sites and ``grad``."""
-    grad_map, grad_sites, grad_weight = scatter_nograd(grad, grid), None, None
-    if wants_sites:
+    """Return the gradients of sites (B, N, C) and weight that are needed, computed in maps of sites and ``grad``."""
+    grad_map = scatter_nograd(grad, grid)
+    grad_sites = grad_weight = None
+    if needs_sites:
         grad_sites = gather_nograd(input_gradient(grad_map, weight), grid)
-    if wants_weight:
-        maps = (one.permute(0, 2, 3, 1) for one in (scatter_nograd(sites, grid), grad_map))
-        grad_weight = weight_gradient(*maps, weight.shape[-1])
+    if needs_weight:
+        sites_map = scatter_nograd(sites, grid)
+        grad_weight = weight_gradient(sites_map.permute(0, 2, 3, 1), grad_map.permute(0, 2, 3, 1), weight.shape[-1])
     return grad_sites, grad_weight
 
 
 def _backward_of_windows(
-    sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, wants_sites: bool, wants_weight: bool
+    sites: Tensor, weight: Tensor, grad: Tensor, grid: Grid, needs_sites: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the same of windows around cells."""
-    side, grad_sites, grad_weight = weight.shape[-1], None, None
-    if wants_sites:
+    """Return the gradients of sites (B, N, C) and weight that are needed, computed in windows around cells."""
+    side = weight.shape[-1]
+    grad_sites = grad_weight = None
+    if needs_sites:
+        # A site's gradient comes from the outputs around it, of which only visible ones exist: the same convolution
         grad_sites = _convolve(grad, flip_kernel(weight), None, grid)
-    if wants_weight:
+    if needs_weight:
         tiles = grad.reshape(-1, grid.patch, grid.patch, grad.shape[2])  # (B * K, p, p, C)
         windows = _windows(sites, grid, side // 2, cells_last=True)
         grad_weight = depthwise_weight_grad(((window, tiles[chunk]) for window, chunk in windows), grad, side, (0, 0))

@@ -1,7 +1,9 @@
 """Depthwise convolution, and LayerNorm of its result, over sites (B, N, C) as Triton kernels.
 
-Sites are those of a whole map in raster order, or of visible cells alone, whose neighbours are found through an index
-of cells: no map is laid out, and none is kept for the backward pass. The executions' own paths are the references.
+Sites are those of a whole map in raster order, or only those of visible cells. Neighbours of the latter are found
+through an index of cells, so no map is built, nor kept for the backward pass. The references are the layers in the
+executions. Kernels are wrapped as custom operators with fake implementations, so torch.compile does not trace into
+them.
 """
 
 from typing import Any
@@ -20,15 +22,15 @@ def depthwise_sites(sites: Tensor, conv: nn.Conv2d, grid: Grid) -> Tensor:
     """Convolve each channel of sites over its neighbours.
 
     Args:
-        sites (Tensor): (B, N, C).
-        conv (nn.Conv2d): A depthwise layer of stride 1 that keeps the size.
-        grid (Grid): Where sites are.
+        sites (Tensor): Sites of shape (B, N, C).
+        conv (nn.Conv2d): Depthwise layer of stride 1 that keeps the size.
+        grid (Grid): Geometry of the sites.
 
     Returns:
-        Tensor: (B, N, C).
+        Tensor: Sites of shape (B, N, C).
 
     Raises:
-        RuntimeError: By torch, when a second derivative is asked for; ``kernels='layers'`` has one.
+        RuntimeError: By torch, if a second derivative is requested; ``kernels='layers'`` supports it.
     """
     sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
     with without_autocast(sites.device):
@@ -38,7 +40,7 @@ def depthwise_sites(sites: Tensor, conv: nn.Conv2d, grid: Grid) -> Tensor:
 def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, grid: Grid) -> Tensor:
     """Apply LayerNorm to :func:`depthwise_sites`, in the same kernel.
 
-    Under autocast the result is in the autocast dtype; LayerNorm's own arithmetic is float32 for half precision.
+    Under autocast the result is in the autocast dtype; LayerNorm computes in float32 for half precision.
     """
     sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
     with without_autocast(sites.device):
@@ -49,7 +51,7 @@ def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, gri
             norm.weight,
             norm.bias,
             norm.eps,
-            torch.is_grad_enabled(),
+            torch.is_grad_enabled(),  # without gradients the kernel need not store what backward reads
             *grid.kernel_arguments(),
         )
 
@@ -91,6 +93,7 @@ class _DepthwiseNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         sites, weight, norm_weight, convolved, mean, rstd = ctx.saved_tensors
+        # Normalised values are not kept: convolved sites, mean and rstd give them again
         grad, *grad_norm = layer_norm_gradients(grad.contiguous(), convolved, mean, rstd, norm_weight)
         return *_backward(ctx, grad, sites, weight), *grad_norm, None, None, *[None] * len(ctx.where)
 
@@ -98,9 +101,9 @@ class _DepthwiseNorm(torch.autograd.Function):
 def _backward(ctx, grad: Tensor, sites: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients of sites (B, N, C), weight (C, 1, k, k) and bias (C, ) that are needed."""
     grad_sites = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:
+    if ctx.needs_input_grad[0]:  # stride 1: the gradient is a convolution with the flipped kernel, over the same sites
         grad_sites = site_depthwise(grad, weight, None, *ctx.where, flipped=True)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # one kernel computes both
         grad_weight, grad_bias = site_depthwise_gradients(sites, grad, weight.shape[-1], *ctx.where)
     return grad_sites, grad_weight, grad_bias if ctx.needs_input_grad[2] else None
 
@@ -117,7 +120,7 @@ def site_depthwise(
     slots: Tensor | None,
     flipped: bool = False,
 ) -> Tensor:
-    """Convolve sites with the kernel or, for the gradient of the input, with the flipped one."""
+    """Convolve sites with the kernel, or with the flipped kernel for the gradient of the input."""
     from .kernels import depthwise
 
     return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, slots), flipped)[0]
@@ -143,12 +146,16 @@ def site_depthwise_norm(
     cells: Tensor | None,
     slots: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return convolved sites, those normalised, and mean and rstd (B, N); all but the second empty unless kept."""
+    """Return the convolved sites, the normalised sites, and mean and rstd (B, N).
+
+    All except the normalised sites are empty unless ``keep`` is set.
+    """
     from .kernels import depthwise
 
-    return depthwise.convolve(
+    convolved, normed, mean, rstd = depthwise.convolve(
         sites, weight, bias, (height, width, patch, cells, slots), norm=(norm_weight, norm_bias, eps), keep=keep
     )
+    return convolved, normed, mean, rstd
 
 
 @site_depthwise_norm.register_fake
@@ -186,7 +193,7 @@ def _(sites, grad, side, height, width, patch, cells, slots):
 def layer_norm_gradients(
     grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the values that were normalised, (B, N, C), of the weight and of the bias, (C, )."""
+    """Return the gradients of the values before LayerNorm, (B, N, C), of its weight and of its bias, (C, )."""
     from .kernels import layer_norm
 
     return layer_norm.gradients(grad, values, mean, rstd, weight)

@@ -1,33 +1,37 @@
-"""Where the sites of a stage are: one frozen object per stage, handed to every call that looks at neighbours.
+"""Geometry of a stage's sites: one frozen ``Grid`` per stage, passed to every operation that reads neighbours.
 
-Suffixes: B images, K visible cells, p sites along a cell's side, h and w cells along the image's sides, H and W sites
-along them, C channels.
+Suffixes: B images, K visible cells per image, p sites along a cell's side, h x w cells and H x W sites per image, C
+channels.
 """
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 CELL = 32  # pixels along one side of a masking cell, the stride of the last stage
 
 
 class PackedIndex:
-    """Row numbers between visible sites and the maps of a stage, both flattened to rows of C values.
+    """Row indices that map a stage's visible sites to its maps and back, both flattened to rows of C values.
 
-    The CPU gathers and scatters by them several times faster than by cells. Made once per stage and step.
+    On the CPU, gathering and scattering rows is several times faster than indexing cells. Computed once per stage and
+    step.
 
     Args:
-        visible_cells (Tensor): Long, (B, K).
-        height (int): H.
-        width (int): W.
-        patch (int): p.
+        visible_cells (Tensor): Visible cells, long, (B, K).
+        height (int): Rows H of the stage's map.
+        width (int): Columns W of the stage's map.
+        patch (int): Sites p along a cell's side.
 
     Attributes:
-        map_rows (Tensor): Long, (B * N, ), the row of the maps (B * H * W, C) of each site.
-        site_rows (Tensor): Long, (B, H, W), the row of the sites (B * N, C) of each place of the maps, B * N where it
-            is masked.
+        map_rows (Tensor): Row of each site in the maps (B * H * W, C); long, (B * N, ).
+        site_rows (Tensor): Row of each map position in the sites (B * N, C), B * N where it is masked; long, (B, H, W).
     """
 
     def __init__(self, visible_cells: Tensor, height: int, width: int, patch: int) -> None:
@@ -37,16 +41,20 @@ class PackedIndex:
         cells = numbers.view(batch, height // patch, patch, width // patch, patch, 1)
         self.map_rows = cells_of(cells, visible_cells).flatten()
         order = torch.arange(len(self.map_rows), device=visible_cells.device)
+        # Positions that hold no visible site keep B * N, the row of zeros that append_zero_row adds
         site_rows = torch.full_like(numbers, len(self.map_rows)).scatter(0, self.map_rows, order)
         self.site_rows = site_rows.view(batch, height, width)
         self._windows: dict[int, Tensor] = {}
 
     def windows(self, radius: int) -> Tensor:
-        """Return the row of each site within ``radius`` of a visible cell: long, (B * K, p + 2r, p + 2r), B * N marks a
-        missing one. Computed lazily."""
+        """Return the row of each site within ``radius`` of each visible cell, computed lazily.
+
+        Long, (B * K, p + 2r, p + 2r); B * N marks a position that is masked or outside the image.
+        """
         if radius not in self._windows:
             side, cells = self.patch + 2 * radius, self.visible_cells
             columns = self.site_rows.shape[2] // self.patch
+            # Neighbours outside of the image are missing, too
             rows = F.pad(self.site_rows, (radius,) * 4, value=len(self.map_rows))
             rows = rows.unfold(1, side, self.patch).unfold(2, side, self.patch)  # (B, h, w, p + 2r, p + 2r)
             self._windows[radius] = rows[image_index(cells), cells // columns, cells % columns].flatten(0, 1)
@@ -55,19 +63,22 @@ class PackedIndex:
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the sites of one stage are.
+    """Geometry of one stage's sites.
 
     Args:
         height (int): Rows of the stage's full map.
         width (int): Columns of the stage's full map.
-        stride (int): Pixels of the image between two sites.
-        visible_cells (Tensor, optional): Long, (B, K), raster indices of each image's visible 32x32-pixel cells in
-            ascending order. None: no masking.
-        site_mask (Tensor, optional): Bool, (B, N, 1), True at sites that take part in per-image sums. None: all do.
-        kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. None: the default.
-        cell_slots (Tensor, optional): Int32, (B, h * w), the index of each cell among the visible ones, -1 if masked;
-            for Triton kernels, computed once per step.
-        packed_index (PackedIndex, optional): For the CPU, computed once per stage and step.
+        stride (int): Distance between neighbouring sites in image pixels.
+        visible_cells (Tensor, optional): Raster indices of each image's visible 32x32-pixel cells, ascending; long,
+            (B, K). Defaults to None, no masking.
+        site_mask (Tensor, optional): Mask that is True at sites that take part in per-image sums; bool, (B, N, 1).
+            Defaults to None, all sites.
+        kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
+            the process-wide setting.
+        cell_slots (Tensor, optional): Index of each cell among the visible cells, -1 if masked; int32, (B, h * w).
+            Triton kernels read it; computed once per step. Defaults to None.
+        packed_index (PackedIndex, optional): Row indices for the CPU, computed once per stage and step. Defaults to
+            None.
     """
 
     height: int
@@ -86,10 +97,16 @@ class Grid:
 
     @property
     def is_packed(self) -> bool:
-        """Whether sites are those of visible cells alone, in the order of cells; else they are a whole map's."""
+        """Whether there are only the sites of visible cells, cell by cell, rather than those of a whole map."""
         return self.visible_cells is not None and self.site_mask is None
 
-    def halved(self, site_mask: Tensor | None = None) -> 'Grid':
+    @property
+    def cells(self) -> Tensor:
+        """Visible cells of a masked grid, (B, K)."""
+        assert self.visible_cells is not None, 'the grid has no visible cells'
+        return self.visible_cells
+
+    def halved(self, site_mask: Tensor | None = None) -> 'Self':
         """Return the next stage's grid."""
         return replace(
             self,
@@ -100,22 +117,22 @@ class Grid:
             packed_index=None,
         )
 
-    def with_packed_index(self) -> 'Grid':
-        """Return the grid with its ``packed_index``."""
+    def with_packed_index(self) -> 'Self':
+        """Return the grid with ``packed_index`` set."""
         return self if self.packed_index else replace(self, packed_index=self.index())
 
     def index(self) -> PackedIndex:
-        """Return ``packed_index``, computed if it is not there."""
-        return self.packed_index or PackedIndex(self.visible_cells, self.height, self.width, self.patch)
+        """Return ``packed_index``, computed if it is not set."""
+        return self.packed_index or PackedIndex(self.cells, self.height, self.width, self.patch)
 
     def kernel_arguments(self) -> tuple[int, int, int, Tensor | None, Tensor | None]:
-        """Return what Triton kernels are told of the sites: height, width, patch (0: a whole map), cells and slots."""
+        """Return the geometry that Triton kernels take: height, width, patch (0: a whole map), cells and slots."""
         if not self.is_packed:
             return self.height, self.width, 0, None, None
         slots = self.cell_slots
         if slots is None:
-            slots = cell_slots(self.visible_cells, (self.height // self.patch) * (self.width // self.patch))
-        return self.height, self.width, self.patch, self.visible_cells.contiguous(), slots
+            slots = cell_slots(self.cells, (self.height // self.patch) * (self.width // self.patch))
+        return self.height, self.width, self.patch, self.cells.contiguous(), slots
 
 
 def cell_slots(visible_cells: Tensor, num_cells: int) -> Tensor:
@@ -134,7 +151,7 @@ def cells_of(features_BhpwpC: Tensor, visible_cells: Tensor) -> Tensor:
 
 
 def image_index(visible_cells: Tensor) -> Tensor:
-    """Return the image number of each visible cell, (B, 1), to index beside (B, K)."""
+    """Return the image number of each row of visible cells, (B, 1), which broadcasts against (B, K)."""
     return visible_cells.new_ones(len(visible_cells), 1).cumsum(0) - 1
 
 

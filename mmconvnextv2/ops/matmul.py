@@ -1,9 +1,9 @@
-"""Matrix products of the response MLP; in float32 on the CPU those of oneDNN.
+"""Matrix products of the response MLP, by oneDNN for float32 on the CPU.
 
-torch multiplies float32 matrices on the CPU by its BLAS, which is MKL in its x86 wheels, and copies a bias over the
-whole product first. oneDNN's inner product, which torch has for models it compiles, is faster where sites are few or a
-weight's transpose is a factor: on two Zen 4 cores a step of FCMAE took 0.82 to 0.96 of its time, one of a dense map
-0.91 to 1. In half precision it gained nothing.
+torch multiplies float32 matrices on the CPU with its BLAS, MKL in the x86 wheels, and first copies the bias over the
+whole product. oneDNN's inner product, which torch ships for compiled models, is faster if there are few sites or a
+factor is a weight's transpose: on two Zen 4 cores, a training step took 0.82 to 0.96 of the time with FCMAE, and 0.91
+to 1 on dense maps. In half precision there was no gain.
 """
 
 import torch
@@ -14,19 +14,19 @@ from .dispatch import HAS_INNER_PRODUCT, use_onednn
 
 
 def multiply(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply matrices without recording a gradient: ``left @ right + bias``.
+    """Return ``left @ right + bias``; not differentiable.
 
     Args:
-        left (Tensor): (M, K), or (B, M, K).
-        right (Tensor): (K, N), or one for each of ``left``, (B, K, N); a transposed view costs no copy.
-        bias (Tensor, optional): Added to each row, (N, ). Defaults to None.
+        left (Tensor): Matrix (M, K), or matrices (B, M, K).
+        right (Tensor): Matrix (K, N), or one per matrix of ``left``, (B, K, N). A transposed view is not copied.
+        bias (Tensor, optional): Vector (N, ) added to each row. Defaults to None.
 
     Returns:
-        Tensor: (M, N), or (B, M, N).
+        Tensor: Product (M, N) or (B, M, N).
     """
     if left.dim() > right.dim():
         return multiply(left.flatten(0, 1), right, bias).unflatten(0, left.shape[:2])
-    if right.dim() == 3 and len(right) == 1:
+    if right.dim() == 3 and len(right) == 1:  # a single image: a batched product could not use oneDNN
         return multiply(left[0], right[0], bias)[None]
     if right.dim() == 2 and use_onednn(left, right):
         return torch.ops.mkldnn._linear_pointwise(left, right.t(), bias, 'none', [], '')

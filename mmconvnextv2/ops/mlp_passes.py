@@ -1,11 +1,9 @@
-"""Passes over the hidden features of a response MLP: the operations of 4C channels between its matrix products.
+"""Passes over the hidden features of a response MLP: the operations on 4C channels between its matrix products.
 
-On the CPU they are torch's operations, each a pass over memory. On CUDA Triton kernels make one pass where those make
-several, and compute the activation anew where that saves one. Letters: h (B, N, D) before GELU, a = gelu(h), s GRN's
-scale (B, 1, D), f the factor (B, 1, D) of ``grn.scale_backward``.
+``Hidden`` uses torch's operations, each a pass over memory. ``KernelHidden`` uses Triton kernels, which fuse several
+passes into one and recompute the activation where that saves a pass. Letters: h (B, N, D) before GELU, a = gelu(h), s
+GRN's scale (B, 1, D), f the factor (B, 1, D) of ``grn.scale_backward``.
 """
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,60 +15,66 @@ from .reductions import fill_masked, statistics_dtype
 
 
 class Hidden:
-    """Hidden features h (B, N, D), and which of their sites count in norms (B, N, 1)."""
+    """Hidden features h (B, N, D) and the mask (B, N, 1) of sites that count in norms, by torch's operations."""
 
     def __init__(self, h: Tensor, site_mask: Tensor | None) -> None:
         self.h, self.site_mask = h, site_mask
-        self._activation = None
+        self._activation: Tensor | None = None
 
     def activation(self) -> Tensor:
-        """Return a, computed once."""
+        """Return a; computed once and cached."""
         if self._activation is None:
             self._activation = F.gelu(self.h)
         return self._activation
 
     def norm(self, keep: bool) -> Tensor:
-        """Return the norms of a, (B, 1, D); ``keep`` tells that :meth:`activation` is asked for next."""
+        """Return the norms of a, (B, 1, D); ``keep`` is whether :meth:`activation` will be called next."""
         return channel_norm(self.activation(), self.site_mask)
 
     def scaled(self, scale: Tensor) -> Tensor:
-        """Return a * s; the last call of a forward, which may overwrite a."""
+        """Return a * s, which may overwrite a: this is the last call of a forward pass."""
         return self.activation().mul_(scale)
 
     def scaled_with_gradient(self, grad: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a * s, and the gradient of s, (B, 1, D), from that of the product."""
+        """Return a * s, and the gradient of s, (B, 1, D), given the gradient of the product."""
+        # In float32 for half precision: the sum runs over all sites of an image
         grad_scale = (grad * self.activation()).sum(1, keepdim=True, dtype=statistics_dtype(grad.dtype))
         return self.activation() * scale, grad_scale
 
     def gradient(self, grad: Tensor, scale: Tensor | None, factor: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of h, gelu'(h) * (grad * s + a * f), a * f at sites that count only, and its sum (D, ).
+        """Return the gradient of h, gelu'(h) * (grad * s + a * f), and its sum (D, ).
 
-        The last call of a backward: ``grad``, the gradient of a * s (of a where ``scale`` is None), is overwritten.
+        a * f counts as 0 at sites outside of the mask. ``grad``, the gradient of a * s (of a if ``scale`` is None), is
+        overwritten. This is the last call of a backward pass.
         """
         if scale is not None:
             grad = grad.mul_(scale)
         grad = add_product(grad, fill_masked(self.activation(), self.site_mask), factor)
+        # The overload with an output argument writes into grad, which saves a tensor of D channels
         torch.ops.aten.gelu_backward.grad_input(grad, self.h, grad_input=grad)
         return grad, grad.sum((0, 1))
 
 
-def join_norms(norms: Sequence[Tensor]) -> Tensor:
-    """Return the norms (B, 1, D) of features of which some norms are those of a part each."""
+def join_norms(norms: list[Tensor]) -> Tensor:
+    """Combine the norms of parts of an image's sites, each (B, 1, D), to those of all sites."""
+    # L2 norms: squares add up over parts
     return norms[0] if len(norms) == 1 else torch.cat(norms, 1).square().sum(1, keepdim=True).sqrt()
 
 
 class KernelHidden(Hidden):
-    """The same through Triton kernels, which keep sums in float32 and compute a themselves."""
+    """The same operations as Triton kernels, which accumulate in float32 and recompute a from h."""
 
     def __init__(self, h: Tensor, site_mask: Tensor | None) -> None:
+        # Kernels compute offsets for contiguous memory
         super().__init__(h.contiguous(), None if site_mask is None else site_mask.contiguous())
 
     def activation(self) -> Tensor:
-        """Return a, and keep it no longer."""
+        """Return a, and drop the cached copy: the caller's product is its only use."""
         activation, self._activation = self._activation, None
         return F.gelu(self.h) if activation is None else activation
 
     def norm(self, keep: bool) -> Tensor:
+        # a is stored only for a product that reads it next; fused passes recompute it from h
         activation, norm = gelu_norm(self.h, self.site_mask, keep)
         self._activation = activation if keep else None
         return norm
@@ -87,7 +91,7 @@ class KernelHidden(Hidden):
 
 @custom_op('mmconvnextv2::gelu_norm', mutates_args=())
 def gelu_norm(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
-    """Return a, empty unless it is to be kept, and its norms (B, 1, D)."""
+    """Return a (empty unless ``keep``) and its norms (B, 1, D)."""
     from .kernels import gelu
 
     return gelu.norm(h, site_mask, keep)
@@ -114,7 +118,7 @@ def _(h: Tensor, scale: Tensor) -> Tensor:
 
 @custom_op('mmconvnextv2::gelu_scaled_with_gradient', mutates_args=())
 def gelu_scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a * s, and the gradient of s, (B, 1, D), from that of the product."""
+    """Return a * s, and the gradient of s, (B, 1, D), given the gradient of the product."""
     from .kernels import gelu
 
     return gelu.scaled_with_gradient(h, scale, grad)
@@ -127,7 +131,7 @@ def _(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 @custom_op('mmconvnextv2::gelu_gradient', mutates_args=('grad',))
 def gelu_gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
-    """Overwrite ``grad`` as :meth:`Hidden.gradient` does, and return the sum (D, )."""
+    """Overwrite ``grad`` with the gradient of h, as :meth:`Hidden.gradient` does, and return its sum (D, )."""
     from .kernels import gelu
 
     return gelu.gradient(h, site_mask, scale, factor, grad)

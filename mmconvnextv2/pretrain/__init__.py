@@ -1,4 +1,4 @@
-"""FCMAE pretraining, an mmpretrain self-supervised algorithm. Importing it needs mmpretrain."""
+"""FCMAE pretraining as a self-supervised algorithm of mmpretrain, which this package requires."""
 
 from ..engine.fsdp2 import FSDP2Strategy
 from ..engine.layer_decay import LayerDecayOptimWrapperConstructor

@@ -1,7 +1,7 @@
-"""The decoders that the paper compares with its ConvNeXt block (arXiv 2301.00808, section 3.1): UNet and Transformer.
+"""Decoders that the paper compares with its ConvNeXt block (arXiv 2301.00808, section 3.1): UNet and Transformer.
 
-The paper publishes their scores, not their settings, which are picks here. Every map of the encoder that they read is
-filled with a mask token at hidden cells, as in the standard decoder, and only hidden cells are predicted.
+The paper publishes their scores but not their settings; those here are our choice. As in the standard decoder, each
+encoder map is filled with a mask token at masked cells, and only masked cells are predicted.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,10 @@ LEVELS = 4  # strides 32, 16, 8, 4, those of the encoder's stages
 
 
 class Upsample(nn.Sequential):
-    """LayerNorm, then one site to 2x2 with half the channels: the mirror of the encoder's downsampling."""
+    """LayerNorm, then a transposed convolution from one site to 2x2 with half the channels.
+
+    It mirrors the encoder's downsampling.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(LayerNorm(channels), nn.ConvTranspose2d(channels, channels // 2, 2, stride=2))
@@ -35,18 +38,18 @@ class Upsample(nn.Sequential):
 
 @MODELS.register_module()
 class FCMAEUNetDecoder(BaseModule):
-    """Climb from stride 32 to stride 4, a ConvNeXt block a scale, with or without skip connections.
+    """UNet decoder from stride 32 to stride 4: ConvNeXt blocks at each scale, with or without skip connections.
 
-    Widths, blocks and the sum that joins a skip connection are picks: D channels at stride 32, half of them at each
-    finer scale.
+    The widths (D channels at stride 32, half as many at each finer scale), the number of blocks and the addition of
+    skip connections are our choice.
 
     Args:
-        in_channels (int | Sequence[int]): Channels of the encoder's last stage, or with skips of all four stages.
-        channels (int): D at stride 32, a multiple of 8. Defaults to 512.
-        depth (int): Blocks at each scale. Defaults to 1.
-        skips (bool): Add the encoder's map of the same scale, which the backbone must return:
+        in_channels (int | Sequence[int]): Channels of the encoder's last stage or, with skips, of all four stages.
+        channels (int): Channels D at stride 32, a multiple of 8. Defaults to 512.
+        depth (int): Number of blocks per scale. Defaults to 1.
+        skips (bool): Whether to add the encoder's map of the same scale. The backbone must return all of them, with
             ``out_indices=(0, 1, 2, 3)``. Defaults to False.
-        response_norm (dict, optional): Of the blocks; None makes them ConvNeXt V1 blocks. Defaults to GRN.
+        response_norm (dict, optional): Response norm of the blocks; None gives ConvNeXt V1 blocks. Defaults to GRN.
 
     Raises:
         ValueError: If ``channels`` is not a multiple of 8.
@@ -77,17 +80,17 @@ class FCMAEUNetDecoder(BaseModule):
         )
 
     def init_weights(self) -> None:
-        """Draw weights and mask tokens with standard deviation 0.02."""
+        """Initialise weights and mask tokens with standard deviation 0.02."""
         super().init_weights()
         for token in self.mask_tokens:
             nn.init.normal_(token, std=0.02)
 
     def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
-        """Decode with visible cells (B, K) to a map (B, D / 8, 8 * h, 8 * w).
+        """Decode encoder features to a map (B, D / 8, 8 * h, 8 * w).
 
         Args:
-            features (Tensor | Sequence[Tensor]): The encoder's last map (B, Cin, h, w), or with skips its four maps.
-            visible_cells (Tensor): Long, (B, K).
+            features (Tensor | Sequence[Tensor]): The encoder's last map (B, Cin, h, w) or, with skips, its four maps.
+            visible_cells (Tensor): Visible cells, long, (B, K).
         """
         maps = list(features)[::-1] if self.skips else [last_map(features)]
         grid = Grid(*maps[0].shape[-2:], stride=CELL)
@@ -101,7 +104,7 @@ class FCMAEUNetDecoder(BaseModule):
         return sites_to_map(sites, grid)
 
     def _read(self, level: int, features: Tensor, visible_cells: Tensor) -> Tensor:
-        """Turn the encoder's map of a scale into sites of the decoder's width, the mask token at hidden cells."""
+        """Project the encoder's map of a scale to sites of the decoder's width, with mask tokens at masked cells."""
         return insert_mask_tokens(
             self.projections[level](features), visible_cells, self.mask_tokens[level], CELL >> level
         )
@@ -115,15 +118,15 @@ class FCMAEUNetDecoder(BaseModule):
 
 
 def sincos_positions(height: int, width: int, channels: int, like: Tensor) -> Tensor:
-    """Return fixed two-dimensional positions (height * width, channels): sine and cosine of the row, then the column.
+    """Return fixed 2D position embeddings (height * width, channels): sine and cosine of the row, then of the column.
 
-    Wavelengths run from 2 pi to 20000 pi sites in a geometric row, as in MAE (arXiv 2111.06377).
+    Wavelengths form a geometric sequence from 2 pi to 20000 pi sites, as in MAE (arXiv 2111.06377).
 
     Args:
-        height (int): Rows.
-        width (int): Columns.
-        channels (int): A multiple of 4.
-        like (Tensor): Gives dtype and device.
+        height (int): Number of rows.
+        width (int): Number of columns.
+        channels (int): Number of channels, a multiple of 4.
+        like (Tensor): Tensor that gives dtype and device.
     """
     kind = dict(dtype=torch.float64, device=like.device)
     rates = 10000.0 ** (-torch.arange(channels // 4, **kind) / (channels // 4))
@@ -134,15 +137,15 @@ def sincos_positions(height: int, width: int, channels: int, like: Tensor) -> Te
 
 @MODELS.register_module()
 class FCMAETransformerDecoder(BaseModule):
-    """Run pre-norm Transformer blocks over all cells, with fixed sine-cosine positions for any image size.
+    """Decoder of pre-norm Transformer blocks over all cells, with fixed sine-cosine positions for any image size.
 
-    Depth, width and heads default to those of MAE's decoder (arXiv 2111.06377), a pick.
+    Depth, width and heads default to those of MAE's decoder (arXiv 2111.06377), which is our choice.
 
     Args:
         in_channels (int): Channels of the encoder's last stage.
-        channels (int): D, a multiple of 4 and of ``num_heads``. Defaults to 512.
+        channels (int): Channels D, a multiple of 4 and of ``num_heads``. Defaults to 512.
         depth (int): Number of blocks. Defaults to 8.
-        num_heads (int): Defaults to 16.
+        num_heads (int): Number of attention heads. Defaults to 16.
 
     Raises:
         ValueError: If ``channels`` is not a multiple of 4 and ``num_heads``.
@@ -176,12 +179,12 @@ class FCMAETransformerDecoder(BaseModule):
         self.norm = LayerNorm(channels)
 
     def init_weights(self) -> None:
-        """Draw weights and the mask token with standard deviation 0.02."""
+        """Initialise weights and the mask token with standard deviation 0.02."""
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
-        """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
+        """Decode the encoder's last map (B, Cin, h, w) to a map (B, D, h, w), given visible cells (B, K)."""
         features = last_map(features)
         grid = Grid(*features.shape[-2:], stride=CELL)
         sites = insert_mask_tokens(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)

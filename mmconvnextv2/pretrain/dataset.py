@@ -1,6 +1,6 @@
-"""Unlabelled images whose crop, flip and mask depend on (seed, epoch, index) alone.
+"""Unlabelled images whose crop, flip and mask depend only on (seed, epoch, index).
 
-A worker's or a rank's random state plays no part, so the number of workers or processes changes nothing.
+Random states of workers and ranks are not used, so results do not depend on the number of workers or processes.
 """
 
 import logging
@@ -19,21 +19,21 @@ from .sampler import SampleKey, seeded
 
 @DATASETS.register_module()
 class UnlabelledImages(CustomDataset):
-    """Every image of a folder tree.
+    """All images of a folder tree.
 
-    A file that cannot be read is named in the log, once a worker, and the next image takes its place.
+    A file that cannot be read is logged once per rank and replaced by the next image.
 
     Args:
-        data_root (str): The folder; formats may be mixed, folders nested.
-        pipeline (Sequence): Transforms, ``FCMAEMaskGenerator`` and ``PackInputs`` last.
-        max_corrupt_share (float): Share of unreadable files, in [0, 1), above which the run stops. Defaults to 0.01;
-            one file is always forgiven.
+        data_root (str): Folder of images, possibly nested and of mixed formats.
+        pipeline (Sequence): Transforms, with ``FCMAEMaskGenerator`` and ``PackInputs`` last.
+        max_corrupt_share (float): Share of unreadable files, in [0, 1), above which the run stops; a single one is
+            always tolerated. Defaults to 0.01.
         extensions (Sequence[str]): File extensions to read, case-insensitive; ``'.npy'`` needs
             ``LoadMultiChannelImage``. Defaults to the usual image formats.
-        kwargs: See mmpretrain's ``CustomDataset``.
+        kwargs: Arguments of mmpretrain's ``CustomDataset``.
 
     Raises:
-        RuntimeError: While training, when more files are unreadable than ``max_corrupt_share`` allows.
+        RuntimeError: During training, if more files are unreadable than ``max_corrupt_share`` allows.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class UnlabelledImages(CustomDataset):
                     return self.prepare_data(index)
                 except (OSError, AssertionError, SyntaxError, cv2.error) as error:
                     self._note_corrupt(index, error)
-        raise RunError(f'none of the {len(self)} images below {self.data_root!r} can be read')
+        raise RunError(f'none of the {len(self)} images in {self.data_root!r} can be read')
 
     def _note_corrupt(self, index: int, error: Exception) -> None:
-        """Log an unreadable file, and stop the run when there are too many."""
+        """Log an unreadable file, and raise if there are too many."""
         if not self._corrupt[index]:
             self._corrupt[index] = True
             print_log(

@@ -1,9 +1,9 @@
 """The light decoder of FCMAE and its loss (arXiv 2301.00808, section 3.1).
 
-Upstream computes the prediction of every cell and masks the loss; here the prediction layer runs on hidden cells only.
-The decoders of the paper's ablation are in ``ablation_decoders.py``; a decoder is a module with ``out_channels``,
-``stride`` (pixels between two sites of its map, 32 or a fraction) and ``forward(features, visible_cells)``.
-Suffixes: B images, M hidden cells, D decoder channels, C image channels, p sites along a cell's side, s the stride.
+Upstream predicts every cell and masks the loss; here the prediction layer runs on masked cells only. The decoders of
+the paper's ablation are in ``ablation_decoders.py``. A decoder is a module with ``out_channels``, ``stride`` (image
+pixels between neighbouring sites of its map, 32 or a divisor) and ``forward(features, visible_cells)``.
+Suffixes: B images, M masked cells, D decoder channels, C image channels, p sites along a cell's side, s the stride.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'
 
 
 def insert_mask_tokens(features: Tensor, visible_cells: Tensor, mask_token: Tensor, stride: int = CELL) -> Tensor:
-    """Turn a map (B, D, h, w) into sites (B, h * w, D) that hold ``mask_token`` (D, ) at hidden cells.
+    """Turn a map (B, D, h, w) into sites (B, h * w, D) with ``mask_token`` (D, ) at masked cells.
 
-    Hidden features are selected away, never multiplied by zero: not even a NaN passes.
+    Masked features are replaced, not multiplied by zero, so not even NaN passes.
     """
     shown = visible_sites(visible_cells, *features.shape[-2:], stride)  # (B, h * w, 1), True = visible
     sites = map_to_sites(features)
@@ -34,19 +34,19 @@ def insert_mask_tokens(features: Tensor, visible_cells: Tensor, mask_token: Tens
 
 
 def last_map(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the encoder's last map of several, or the only one."""
+    """Return the last of the encoder's maps; a single map is returned unchanged."""
     return features if isinstance(features, Tensor) else features[-1]
 
 
 @MODELS.register_module()
 class FCMAEDecoder(BaseModule):
-    """Project encoder features, put the mask token at hidden cells, and run ConvNeXt V2 blocks on the whole map.
+    """Standard decoder: a projection, mask tokens at masked cells, and ConvNeXt V2 blocks on the whole map.
 
     Args:
         in_channels (int): Channels of the encoder's last stage.
-        channels (int): D. Defaults to 512.
+        channels (int): Decoder channels D. Defaults to 512.
         depth (int): Number of blocks. Defaults to 1.
-        response_norm (dict, optional): Of the blocks; None makes them ConvNeXt V1 blocks. Defaults to GRN.
+        response_norm (dict, optional): Response norm of the blocks; None gives ConvNeXt V1 blocks. Defaults to GRN.
     """
 
     skips = False
@@ -62,16 +62,16 @@ class FCMAEDecoder(BaseModule):
         self.blocks = nn.ModuleList(ConvNeXtV2Block(channels, response_norm=response_norm) for _ in range(depth))
 
     def init_weights(self) -> None:
-        """Draw weights and the mask token with standard deviation 0.02."""
+        """Initialise weights and the mask token with standard deviation 0.02."""
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
-        """Decode the encoder's last map (B, Cin, h, w) with visible cells (B, K) to a map (B, D, h, w)."""
+        """Decode the encoder's last map (B, Cin, h, w) to a map (B, D, h, w), given visible cells (B, K)."""
         features = last_map(features)
         grid = Grid(*features.shape[-2:], stride=CELL)
         sites = insert_mask_tokens(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
-        dense = get_execution('dense', masking=False)
+        dense = get_execution('dense', masking=False)  # mask tokens are features like any other
         for block in self.blocks:
             sites = block(sites, grid, dense)
         return sites_to_map(sites, grid)
@@ -79,13 +79,13 @@ class FCMAEDecoder(BaseModule):
 
 @MODELS.register_module()
 class FCMAEHead(BaseModule):
-    """Predict the normalised pixels of hidden cells.
+    """Prediction of the normalised pixels of masked cells.
 
     Args:
-        in_channels (int): D. Defaults to 512.
-        image_channels (int): C. Defaults to 3.
-        norm_pix (bool): Normalise the target by the mean and the unbiased variance of its cell. Defaults to True.
-        stride (int): s of the decoded map; each site predicts s x s pixels. Defaults to 32.
+        in_channels (int): Decoder channels D. Defaults to 512.
+        image_channels (int): Image channels C. Defaults to 3.
+        norm_pix (bool): Whether to normalise targets by the mean and unbiased variance of their cell. Defaults to True.
+        stride (int): Stride s of the decoded map; each site predicts s x s pixels. Defaults to 32.
     """
 
     def __init__(
@@ -97,18 +97,22 @@ class FCMAEHead(BaseModule):
         self.pred = nn.Linear(in_channels, stride * stride * image_channels)
 
     def forward(self, decoded: Tensor, masked_cells: Tensor) -> Tensor:
-        """Predict a decoded map (B, D, H / s, W / s) at hidden cells (B, M): (B, M, 32 * 32 * C), pixels in raster
-        order, channels last."""
+        """Predict the pixels of masked cells (B, M) from a decoded map (B, D, H / s, W / s).
+
+        Returns (B, M, 32 * 32 * C), pixels in raster order, channels last.
+        """
         patch = CELL // self.stride
         pixels = self.pred(gather(decoded, masked_cells, patch))  # (B, M * p * p, s * s * C)
         pixels = pixels.reshape(*masked_cells.shape, patch, patch, self.stride, self.stride, -1)
         return pixels.transpose(3, 4).flatten(2)  # (B, M, p, s, p, s, C), flat
 
     def target(self, images: Tensor, masked_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the target (B, M, 32 * 32 * C) of hidden cells with the mean and the deviation (B, M, 1) it was
-        normalised by."""
+        """Return the target (B, M, 32 * 32 * C) of masked cells, and its mean and deviation (B, M, 1).
+
+        The target is normalised by mean and deviation; with ``norm_pix=False`` they are 0 and 1.
+        """
         cells = gather(images, masked_cells, CELL).reshape(*masked_cells.shape, -1)
-        cells = cells.to(statistics_dtype(cells.dtype))
+        cells = cells.to(statistics_dtype(cells.dtype))  # statistics of 32 * 32 * C values need float32
         if not self.norm_pix:
             return cells, torch.zeros_like(cells[..., :1]), torch.ones_like(cells[..., :1])
         variance, mean = torch.var_mean(cells, dim=-1, keepdim=True)
@@ -116,6 +120,6 @@ class FCMAEHead(BaseModule):
         return (cells - mean) / deviation, mean, deviation
 
     def loss(self, decoded: Tensor, images: Tensor, masked_cells: Tensor) -> Tensor:
-        """Return the mean squared error over the pixels of hidden cells, a scalar."""
+        """Return the mean squared error over the pixels of masked cells, a scalar."""
         target = self.target(images, masked_cells)[0]
         return F.mse_loss(self(decoded, masked_cells).to(target.dtype), target)

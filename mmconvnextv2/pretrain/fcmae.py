@@ -1,7 +1,8 @@
 """FCMAE: fully convolutional masked autoencoder pretraining of ConvNeXt V2 (arXiv 2301.00808, section 3.1).
 
-Against the official code: GRN statistics per image as in the paper, weights drawn once with std 0.02, the size of maps
-from the image and never from occupied coordinates, any number of channels and non-square images.
+Differences from the official code: GRN statistics are per image, as in the paper. Weights are initialised once, with
+std 0.02. The size of maps follows from the image, not from occupied coordinates. Images may have any number of channels
+and need not be square.
 """
 
 import torch
@@ -19,21 +20,23 @@ from .masking import masked_cells_of, stack_visible_cells
 
 @MODELS.register_module()
 class FCMAE(BaseSelfSupervisor):
-    """The algorithm: mask, encode, decode, loss.
+    """FCMAE: mask, encode, decode, loss.
 
     Args:
-        backbone (dict): ``ConvNeXtV2`` with ``out_indices=(3, ), out_norm=False``.
-        neck (dict): ``FCMAEDecoder``, or ``FCMAEUNetDecoder`` or ``FCMAETransformerDecoder``; ``in_channels`` defaults
-            to the backbone's last stage, or to all its stages for a decoder with skip connections.
-        head (dict): ``FCMAEHead``; ``in_channels`` and ``stride`` default to the decoder's, ``image_channels`` to the
-            backbone's.
-        execution (str): How the encoder visits sites: ``'packed'``, ``'masked'`` or another key of
+        backbone (dict): Config of ``ConvNeXtV2`` with ``out_indices=(3, ), out_norm=False``.
+        neck (dict): Config of the decoder: ``FCMAEDecoder``, ``FCMAEUNetDecoder`` or ``FCMAETransformerDecoder``.
+            ``in_channels`` defaults to the channels of the backbone's last stage, or of all its stages for a decoder
+            with skip connections.
+        head (dict): Config of ``FCMAEHead``. ``in_channels`` and ``stride`` default to the decoder's,
+            ``image_channels`` to the backbone's input channels.
+        execution (str): Execution of the encoder: ``'packed'``, ``'masked'`` or another key of
             ``mmconvnextv2.models.execution.EXECUTIONS`` that can mask. Defaults to ``'packed'``.
-        data_preprocessor (dict, optional): Its type defaults to ``FCMAEDataPreprocessor``.
-        init_cfg (dict, optional): Defaults to None.
+        data_preprocessor (dict, optional): Config of the data preprocessor, whose type defaults to
+            ``FCMAEDataPreprocessor``. Defaults to None.
+        init_cfg (dict, optional): Config of mmengine initializers. Defaults to None.
 
     Raises:
-        ValueError: If the execution is unknown or cannot mask, or the preprocessor is for another number of channels.
+        ValueError: If the execution is unknown or cannot mask, or the preprocessor has another number of channels.
     """
 
     def __init__(
@@ -59,27 +62,27 @@ class FCMAE(BaseSelfSupervisor):
         self.execution = execution
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
-        """Compute the loss of images (B, C, H, W) whose samples hold ``visible_cells``."""
+        """Return the loss of images (B, C, H, W) whose data samples hold ``visible_cells``."""
         _check_channels(inputs, self.backbone.in_channels)
         visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
         features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / 32, W / 32)
-        decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = 32 but for a UNet
+        decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = 32 except for a UNet
         return dict(loss=self.head.loss(decoded, inputs, _masked_cells(visible_cells, inputs)))
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> dict[str, Tensor]:
-        """Return images to look at, in the inputs' normalised scale, each of shape (B, C, H, W).
+        """Return reconstructions for visual inspection, on the scale of the normalised inputs.
 
-        Predictions are mapped back with the true mean and deviation of each cell, as the target was.
+        Predictions are denormalised with the true mean and deviation of each cell, those that normalise the target.
 
         Args:
-            inputs (Tensor): Normalised images, (B, C, H, W).
-            visible_cells (Tensor): Long, (B, K).
+            inputs (Tensor): Normalised images of shape (B, C, H, W).
+            visible_cells (Tensor): Visible cells, long, (B, K).
 
         Returns:
-            dict[str, Tensor]: ``original``, ``masked`` (hidden cells zero), ``reconstruction`` (the prediction at
-            hidden cells, and zero at visible ones, for which nothing is predicted) and ``pasted`` (the prediction with
-            the visible cells of the original).
+            dict[str, Tensor]: Images of shape (B, C, H, W): ``original``, ``masked`` (zero in masked cells),
+            ``reconstruction`` (prediction in masked cells, zero in visible cells, which are not predicted) and
+            ``pasted`` (prediction with the visible cells of the original).
         """
         _check_channels(inputs, self.backbone.in_channels)
         height, width = inputs.shape[-2:]
@@ -102,7 +105,7 @@ def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
     """Build the decoder for a backbone.
 
     Raises:
-        ValueError: If it has skip connections and the backbone does not return all its stages.
+        ValueError: If the decoder has skip connections and the backbone does not return all its stages.
     """
     skips = config.get('skips', False)
     if skips and backbone.out_indices != (0, 1, 2, 3):
@@ -114,7 +117,7 @@ def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
 
 
 def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
-    """Raise ``ValueError`` for a mean of another length than the backbone's input."""
+    """Raise ``ValueError`` if the length of the mean does not fit the backbone's input channels."""
     mean = getattr(preprocessor, 'mean', None)
     if mean is not None and mean.numel() not in (1, in_channels):
         raise UserError(
@@ -124,17 +127,17 @@ def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
 
 
 def _check_channels(images: Tensor, in_channels: int) -> None:
-    """Raise ``ValueError`` for images (B, C, H, W) of another number of channels than the backbone's."""
+    """Raise ``ValueError`` if images (B, C, H, W) do not have the backbone's number of channels."""
     if images.ndim == 4 and images.shape[1] != in_channels:
         raise UserError(
             f'the images have {images.shape[1]} channels, but model.backbone has in_channels='
-            f'{in_channels}: set it to what the images have, or load them with '
+            f'{in_channels}: set in_channels to the number of channels of the images, or load them with '
             f"dict(type='LoadMultiChannelImage', channels={in_channels}), or color_type='grayscale' of "
             'LoadImageFromFile for one channel'
         )
 
 
 def _masked_cells(visible_cells: Tensor, images: Tensor) -> Tensor:
-    """Return the hidden cells (B, M) of images (B, C, H, W)."""
+    """Return the masked cells (B, M) of images (B, C, H, W)."""
     height, width = images.shape[-2:]
     return masked_cells_of(visible_cells, (height // CELL) * (width // CELL))

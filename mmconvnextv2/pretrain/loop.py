@@ -1,7 +1,7 @@
-"""A training loop whose interrupted and resumed runs are the uninterrupted one.
+"""Training loop in which an interrupted and resumed run equals an uninterrupted one.
 
-mmengine's ``EpochBasedTrainLoop`` resumes at the start of an epoch only, with random states of a new process. Here the
-place in the epoch and all random states follow from the iteration alone, so that a checkpoint needs to store neither.
+mmengine's ``EpochBasedTrainLoop`` resumes only at the start of an epoch, with the random states of a new process. Here
+the position in the epoch and all random states are derived from the iteration, so checkpoints need to store neither.
 """
 
 import random
@@ -18,7 +18,7 @@ from .sampler import seeded
 
 
 def seed_generators(*numbers: int) -> None:
-    """Seed Python's, numpy's and torch's global generators, those of all GPUs too."""
+    """Seed the global generators of Python, numpy and torch, including those of all GPUs."""
     words = np.random.SeedSequence(numbers).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
@@ -27,27 +27,27 @@ def seed_generators(*numbers: int) -> None:
 
 @LOOPS.register_module()
 class ResumableTrainLoop(EpochBasedTrainLoop):
-    """Train epoch by epoch, and resume after any iteration as if nothing had happened.
+    """Epoch-based training loop that resumes exactly after any iteration.
 
-    - A resumed epoch starts behind the images that it has seen; none of them is read again.
-    - Before each iteration the global generators are seeded by (seed, iteration, rank). What a model draws, such as
-      DropPath, is therefore the same after a resume; with another number of ranks it is another draw of the same
-      distribution. Images and masks do not depend on ranks at all, and FCMAE draws nothing else.
+    - A resumed epoch continues after the images already seen; they are not read again.
+    - Before each iteration, the global generators are seeded with (seed, iteration, rank). A model's random numbers,
+      such as those of drop path, are therefore the same after a resume. With another number of ranks they differ, but
+      have the same distribution. Images and masks do not depend on ranks, and FCMAE samples nothing else.
     - With gradient accumulation, partially accumulated gradients are recomputed, since checkpoints do not store them.
 
-    The number of processes and workers may change while the number of images per iteration, ``batch_size`` times
-    processes, stays. The sampler must be a ``DeterministicSampler``, with ``drop_last=True`` if an epoch is to have the
-    same length for any number of processes.
+    The number of processes and workers may change as long as the number of images per iteration, ``batch_size`` times
+    processes, stays the same. The sampler must be a ``DeterministicSampler``, with ``drop_last=True`` if epochs are to
+    have the same length for any number of processes.
 
     Args:
-        runner (Runner): The runner.
-        dataloader (DataLoader | dict): Of the training images.
-        max_epochs (int): Epochs to train.
-        kwargs: See mmengine's ``EpochBasedTrainLoop``.
+        runner (Runner): Runner that owns the loop.
+        dataloader (DataLoader | dict): Data loader of the training images, or its config.
+        max_epochs (int): Number of epochs.
+        kwargs: Arguments of mmengine's ``EpochBasedTrainLoop``.
 
     Raises:
-        ValueError: If the sampler cannot skip, an epoch has no whole batch, or a resumed run has another number of
-            images per iteration.
+        ValueError: If the sampler cannot skip images, an epoch has no complete batch, or a resumed run has another
+            number of images per iteration.
     """
 
     def __init__(self, runner, dataloader, max_epochs: int, **kwargs) -> None:
@@ -62,20 +62,20 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         if not len(self.dataloader):
             raise UserError(
                 f'train_dataloader.batch_size={self.dataloader.batch_size} is more than the '
-                f'{len(self.dataloader.sampler)} images of a process: choose a smaller one'
+                f'{len(self.dataloader.sampler)} images per process: choose a smaller batch size'
             )
 
     def run(self) -> torch.nn.Module:
-        """Train to the end, from wherever the runner has resumed."""
+        """Train to the last epoch, starting from the iteration that the runner has resumed."""
         self._check_batch()
         if not self._sampler_has_seed:
-            self.dataloader.sampler.seed = self.runner.seed  # of the checkpoint, which may differ from the config's
+            self.dataloader.sampler.seed = self.runner.seed  # the checkpoint's seed, which may differ from the config's
         self._epoch = self._iter // len(self.dataloader)
         self._recompute_gradients()
         return super().run()
 
     def run_epoch(self) -> None:
-        """Train the rest of an epoch."""
+        """Train the remaining iterations of an epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         for index, batch in self._batches(self._epoch, self._iter % len(self.dataloader)):
@@ -84,12 +84,12 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def run_iter(self, idx: int, data_batch: dict) -> None:
-        """Train one iteration with random states of its own."""
+        """Train one iteration, with random states derived from its number."""
         seed_generators(self.runner.seed, self._iter, get_rank())
         super().run_iter(idx, data_batch)
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[int, dict]]:
-        """Yield (index in the epoch, batch) of an epoch from batch ``first`` on; global random states stay."""
+        """Yield (index in the epoch, batch) from batch ``first`` on, without changing global random states."""
         sampler = self.dataloader.sampler
         sampler.set_epoch(epoch)
         sampler.skip = first * self.dataloader.batch_size
@@ -98,23 +98,23 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         yield from enumerate(batches, first)
 
     def _recompute_gradients(self) -> None:
-        """Compute the gradients since the last update anew: they are not part of a checkpoint."""
+        """Recompute the gradients accumulated since the last update, which checkpoints do not store."""
         lost = self._iter % getattr(self.runner.optim_wrapper, '_accumulative_counts', 1)
         if not lost:
             return
-        wanted, iteration = self._iter, self._iter - lost
+        target, iteration = self._iter, self._iter - lost
         self.runner.optim_wrapper._inner_count = iteration
         self.runner.model.train()
-        while iteration < wanted:
+        while iteration < target:
             for _, batch in self._batches(*divmod(iteration, len(self.dataloader))):
                 seed_generators(self.runner.seed, iteration, get_rank())
                 self.runner.model.train_step(batch, optim_wrapper=self.runner.optim_wrapper)
                 iteration += 1
-                if iteration == wanted:
+                if iteration == target:
                     break
 
     def _check_batch(self) -> None:
-        """Compare the images per iteration with the checkpoint's, and note them for the next one.
+        """Compare the images per iteration with the checkpoint's, and record them for the next checkpoint.
 
         Raises:
             ValueError: If they differ.
@@ -126,6 +126,6 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
             raise UserError(
                 f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '
                 f'{batch} images per iteration, but the run to resume has {before}: set it to '
-                f'{before / processes:g}, or start anew from its weights with load_from'
+                f'{before / processes:g}, or start a new run from its weights with load_from'
             )
         hub.update_info('images_per_iteration', batch)

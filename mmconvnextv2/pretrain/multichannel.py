@@ -1,7 +1,7 @@
-"""Images with any number of channels and any depth: how they are read, and how they are normalised.
+"""Loading and normalisation of images with any number of channels and any bit depth.
 
-mmcv's loaders stop at four 8-bit channels, and the preprocessors of mmengine and mmpretrain at three. Both remain
-usable; these take their place where images have other channels.
+mmcv's loaders support up to four 8-bit channels, and the preprocessors of mmengine and mmpretrain up to three channels.
+They remain usable for such images; the classes here replace them for others.
 """
 
 import io
@@ -19,21 +19,21 @@ from PIL import Image
 from ..utils.errors import FileError, UserError
 from ..utils.moved import register_renamed
 
-TIFF = (b'II*\0', b'MM\0*')  # how such files begin
+TIFF = (b'II*\0', b'MM\0*')  # magic numbers
 
 
 @TRANSFORMS.register_module()
 class LoadMultiChannelImage(BaseTransform):
     """Read an image of a given number of channels, as float32.
 
-    Images are read as they are stored (grey, colour, colour with alpha; 8 or 16 bits; orientation tags are
-    not applied), files named ``*.npy`` as arrays (height, width) or (height, width, channels). Values of 16-bit
-    images and ``uint16`` arrays are divided by 257, so that 8 and 16 bits share the scale 0 to 255; other arrays keep
-    their values. Three channels come in reversed order, as mmcv's loaders give them and ``to_rgb=True`` expects; any
-    other number in the order of the file, RGBA included.
+    Images are read as stored: grey, colour or colour with alpha, 8 or 16 bits, without applying orientation tags. Files
+    named ``*.npy`` are read as arrays (height, width) or (height, width, channels). Values of 16-bit images and
+    ``uint16`` arrays are divided by 257, so 8 and 16 bits share the scale 0 to 255; other arrays keep their values.
+    Three channels are returned in reversed order, as by mmcv's loaders and as ``to_rgb=True`` expects. Other numbers of
+    channels, RGBA included, keep the order of the file.
 
-    Required key: ``img_path``. Added keys: ``img`` (H, W, channels), ``img_shape``, ``ori_shape``. Resize it with
-    ``backend='cv2'``: Pillow resizes 8-bit images only. Images of five channels::
+    Required key: ``img_path``. Added keys: ``img`` (H, W, channels), ``img_shape``, ``ori_shape``. Resize ``img`` with
+    ``backend='cv2'``, since Pillow only resizes 8-bit images. An example with five channels::
 
         _base_ = './fcmae_convnextv2-a_1xb64-800e_folder.py'
         model = dict(
@@ -47,7 +47,7 @@ class LoadMultiChannelImage(BaseTransform):
         train_dataloader = dict(dataset=dict(pipeline=train_pipeline, extensions=('.npy', )))
 
     Args:
-        channels (int): What every image must have.
+        channels (int): Number of channels of every image.
 
     Raises:
         ValueError: If ``channels`` is not positive.
@@ -59,11 +59,11 @@ class LoadMultiChannelImage(BaseTransform):
         self.channels = channels
 
     def transform(self, results: dict) -> dict:
-        """Add the pixels.
+        """Read the image and add it to the results.
 
         Raises:
             OSError: If the file cannot be read, or holds values that are not finite.
-            ValueError: If it has another number of channels.
+            ValueError: If the image has another number of channels.
         """
         path = str(results['img_path'])
         content = fileio.get(path)
@@ -72,8 +72,8 @@ class LoadMultiChannelImage(BaseTransform):
         if pixels.ndim != 3 or pixels.shape[2] != self.channels:
             raise UserError(
                 f'{path} has shape {pixels.shape} (height, width, channels), but LoadMultiChannelImage has channels='
-                f'{self.channels}: set it, model.backbone.in_channels and the lengths of '
-                'model.data_preprocessor.mean and std to what the images have, or take this file out'
+                f'{self.channels}: set channels, model.backbone.in_channels and the lengths of '
+                'model.data_preprocessor.mean and std to the number of channels of the images, or remove this file'
             )
         scale = 257 if pixels.dtype == np.uint16 else 1
         results['img'] = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(scale)
@@ -90,27 +90,27 @@ register_renamed(TRANSFORMS, 'LoadPicture', LoadMultiChannelImage)
 
 
 def decode_image(content: bytes, path: str) -> np.ndarray:
-    """Decode an image's bytes: (H, W), (H, W, 3) in BGR or (H, W, 4) in RGBA order.
+    """Decode an image file's content to (H, W), (H, W, 3) in BGR order, or (H, W, 4) in RGBA order.
 
     Raises:
-        OSError: If OpenCV cannot decode them.
+        OSError: If OpenCV cannot decode it.
     """
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise FileError(f'{path} cannot be decoded: {error}') from error
     if pixels is None:
-        raise FileError(f'{path} cannot be decoded; more than four channels are read from .npy files')
+        raise FileError(f'{path} cannot be decoded; store images with more than four channels as .npy files')
     if content[:4] in TIFF and pixels.shape[2:] == (4,) and pixels.dtype == np.uint8:
-        return np.asarray(Image.open(io.BytesIO(content)))  # OpenCV multiplies colours of such files by alpha
+        return np.asarray(Image.open(io.BytesIO(content)))  # OpenCV premultiplies the colours by alpha
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA) if pixels.ndim == 3 and pixels.shape[2] == 4 else pixels
 
 
 def read_array(content: bytes, path: str) -> np.ndarray:
-    """Decode an ``.npy`` file of real numbers; three channels, last, come in reversed order.
+    """Decode an ``.npy`` file of real numbers; if there are three channels (last), their order is reversed.
 
     Raises:
-        OSError: If it is damaged, or holds anything but real numbers.
+        OSError: If the file is damaged, or holds values other than real numbers.
     """
     try:
         pixels = np.load(io.BytesIO(content), allow_pickle=False)
@@ -123,17 +123,19 @@ def read_array(content: bytes, path: str) -> np.ndarray:
 
 @MODELS.register_module()
 class FCMAEDataPreprocessor(BaseDataPreprocessor):
-    """Normalise images (B, C, H, W) of any number of channels.
+    """Data preprocessor that normalises images (B, C, H, W) with any number of channels.
 
     Args:
-        mean (Sequence[float], optional): One value, or one per channel in the order after ``to_rgb``. Defaults to None,
-            as is ``std``: no normalisation.
-        std (Sequence[float], optional): As many values as ``mean``, positive. Defaults to None.
-        to_rgb (bool): Reverse three channels, which mmcv loads as BGR; other numbers stay. Defaults to False.
-        non_blocking (bool): Whether the copy to the device may overlap. Defaults to False.
+        mean (Sequence[float], optional): Mean to subtract, one value or one per channel in the order after ``to_rgb``.
+            Defaults to None, no normalisation; ``std`` must then be None, too.
+        std (Sequence[float], optional): Standard deviation to divide by, positive, as many values as ``mean``. Defaults
+            to None.
+        to_rgb (bool): Whether to reverse the order of three channels, which mmcv loads as BGR. Other numbers of
+            channels keep their order. Defaults to False.
+        non_blocking (bool): Whether the copy to the device may be asynchronous. Defaults to False.
 
     Raises:
-        ValueError: If ``mean`` and ``std`` do not go together.
+        ValueError: If ``mean`` and ``std`` have different lengths, only one is given, or ``std`` is not positive.
     """
 
     def __init__(
@@ -146,8 +148,8 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         super().__init__(non_blocking)
         if (mean is None) != (std is None) or (mean is not None and (len(mean) != len(std) or min(std) <= 0)):
             raise UserError(
-                f'mean={mean} and std={std} of the data_preprocessor: expected as many of one as of the '
-                'other, and positive deviations'
+                f'mean={mean} and std={std} of the data_preprocessor: expected the same number of '
+                'values in both, and positive deviations'
             )
         self.to_rgb = to_rgb
         self.normalises = mean is not None
@@ -156,10 +158,10 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
             self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """Return the batch with normalised ``inputs``, on the model's device.
+        """Return the batch on the model's device, with normalised ``inputs``.
 
         Raises:
-            ValueError: If the images have another number of channels than ``mean``.
+            ValueError: If the number of channels of the images does not fit ``mean``.
         """
         data = self.cast_data(data)
         images = data['inputs']

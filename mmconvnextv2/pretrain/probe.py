@@ -1,8 +1,8 @@
-"""How well frozen features tell classes apart while FCMAE pretrains: a k-nearest-neighbour vote and a linear probe.
+"""Evaluation of frozen features during FCMAE pretraining, by a k-nearest-neighbour vote and a linear probe.
 
-The vote is that of instance discrimination (arXiv 1805.01978, section 3.4): neighbours by cosine, weighted by
-exp(cosine / temperature). The linear probe is a penalised logistic regression on standardised features, solved to its
-optimum in place of training with augmentation for epochs, so that its number has no learning rate.
+The vote is that of instance discrimination (arXiv 1805.01978, section 3.4): neighbours by cosine similarity, weighted
+by exp(cosine / temperature). The linear probe is a regularised logistic regression on standardised features. It is
+solved to its optimum, instead of trained for epochs with augmentation, so its score does not depend on a learning rate.
 """
 
 import math
@@ -29,7 +29,7 @@ Labelled = tuple[Dataset, Tensor]  # images and their classes, long (N, )
 
 
 def default_pipeline(image_size: int) -> list[dict]:
-    """Return the usual evaluation view: the short side to 256 / 224 of the crop, then the centre."""
+    """Return the usual evaluation pipeline: resize the short side to 256 / 224 of the crop, then crop the centre."""
     return [
         dict(type='LoadImageFromFile'),
         dict(
@@ -45,29 +45,29 @@ def default_pipeline(image_size: int) -> list[dict]:
 
 
 def labelled_split(data_root: str, pipeline: Sequence[dict], val_share: float = 0.2) -> tuple[Labelled, Labelled, int]:
-    """Read a labelled folder, one folder per class, and split it in two.
+    """Read a labelled folder with one folder per class, and split it into training and test images.
 
-    With folders ``train`` and ``val`` below ``data_root`` those are the split; else each class's files, in order of
-    name, go to the second part at even steps, the same in every run.
+    If ``data_root`` has folders ``train`` and ``val``, they are the split. Otherwise, of each class's files in order of
+    name, test images are taken at even steps, so the split is the same in every run.
 
     Args:
-        data_root (str): The folder.
+        data_root (str): Folder of labelled images.
         pipeline (Sequence[dict]): Transforms.
-        val_share (float): Share of the second part where it is split here, in (0, 1). Defaults to 0.2.
+        val_share (float): Share of test images if the folder is split here, in (0, 1). Defaults to 0.2.
 
     Returns:
-        tuple: Images to learn from and their classes, images to test on and their classes, number of classes.
+        tuple: Training images and their classes, test images and their classes, number of classes.
 
     Raises:
-        FileNotFoundError: If the folder is not there.
-        ValueError: If a part is empty, there are fewer than two classes, or the parts have different ones.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If a part is empty, there are fewer than two classes, or the parts have different classes.
     """
     if not os.path.isdir(data_root):
         raise MissingFileError(f'data_root={data_root!r} of ProbeHook does not exist')
     parts = [part for part in ('train', 'val') if os.path.isdir(os.path.join(data_root, part))]
     if len(parts) == 1:
         raise UserError(
-            f'data_root={data_root!r} of ProbeHook has a folder {parts[0]!r} alone: give train and val, '
+            f'data_root={data_root!r} of ProbeHook has only a folder {parts[0]!r}: give train and val, '
             'or one folder per class'
         )
     if parts:
@@ -101,7 +101,7 @@ def _classes(dataset: Dataset) -> Sequence[str]:
 
 
 def _even_split(labels: Tensor, share: float) -> tuple[list[int], list[int]]:
-    """Return indices outside and inside a share of each class, taken at even steps."""
+    """Return indices outside and inside a share of each class, where the share is taken at even steps."""
     parts: tuple[list[int], list[int]] = ([], [])
     for label in labels.unique().tolist():
         for place, index in enumerate((labels == label).nonzero()[:, 0].tolist()):
@@ -112,14 +112,14 @@ def _even_split(labels: Tensor, share: float) -> tuple[list[int], list[int]]:
 def pooled_features(model: nn.Module, dataset: Dataset, batch_size: int = 64, num_workers: int = 0) -> Tensor:
     """Return the mean over sites of the dense backbone's last map: float32, (N, C), in the order of the data set.
 
-    In a distributed run each process takes its share of the images, all make the same number of forwards, and all
-    get the whole result.
+    In a distributed run the images are divided among the processes. All processes run the same number of forwards, and
+    all get the complete result.
 
     Args:
-        model (nn.Module): An ``FCMAE``, not wrapped for distribution.
-        dataset (Dataset): N images.
-        batch_size (int): Defaults to 64.
-        num_workers (int): Processes that read images. Defaults to 0.
+        model (nn.Module): ``FCMAE`` model, not wrapped for distributed training.
+        dataset (Dataset): Data set of N images.
+        batch_size (int): Images per batch and process. Defaults to 64.
+        num_workers (int): Number of data loader workers. Defaults to 0.
     """
     rank, world_size = get_dist_info()
     share = -(-len(dataset) // world_size)
@@ -138,30 +138,34 @@ def knn_vote(features: Tensor, labels: Tensor, queries: Tensor, k: int, temperat
     """Return the class of each query by a weighted vote of its nearest neighbours: long, (Q, ).
 
     Args:
-        features (Tensor): (N, C).
-        labels (Tensor): Long, (N, ).
-        queries (Tensor): (Q, C).
-        k (int): Neighbours, at most N.
-        temperature (float): A neighbour of cosine c votes with exp(c / temperature).
+        features (Tensor): Features of labelled images, (N, C).
+        labels (Tensor): Their classes, long, (N, ).
+        queries (Tensor): Features to classify, (Q, C).
+        k (int): Number of neighbours, at most N.
+        temperature (float): Temperature of the vote: a neighbour with cosine c has the weight exp(c / temperature).
     """
     features, queries, votes = F.normalize(features), F.normalize(queries), []
     for chunk in queries.split(1024):
         cosine, index = (chunk @ features.T).topk(k)  # (q, k)
-        weight = ((cosine - 1) / temperature).exp()  # one factor for all, so that exp does not overflow
+        weight = ((cosine - 1) / temperature).exp()  # a common factor exp(-1 / temperature) prevents overflow
         ballot = weight.new_zeros(len(chunk), int(labels.max()) + 1)
         votes.append(ballot.scatter_add(1, labels[index], weight).argmax(1))
     return torch.cat(votes)
 
 
 def fit_linear(features: Tensor, labels: Tensor, num_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """Return weight (classes, C) and bias (classes, ) that minimise the mean cross-entropy plus
-    ``penalty / 2 * |weight|^2``, by L-BFGS from zero: no random state.
+    """Fit a linear classifier by L-BFGS from zero, without randomness.
+
+    It minimises the mean cross-entropy plus ``penalty / 2 * |weight|^2``.
 
     Args:
-        features (Tensor): (N, C), float64 for full convergence.
-        labels (Tensor): Long, (N, ).
+        features (Tensor): Features (N, C), in float64 for full convergence.
+        labels (Tensor): Classes, long, (N, ).
         num_classes (int): Number of classes.
-        penalty (float): Positive.
+        penalty (float): Factor of the penalty, positive.
+
+    Returns:
+        tuple[Tensor, Tensor]: Weight (num_classes, C) and bias (num_classes, ).
     """
     weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
     bias = features.new_zeros(num_classes, requires_grad=True)
@@ -181,8 +185,10 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, penalty: floa
 
 
 def linear_vote(features: Tensor, labels: Tensor, queries: Tensor, num_classes: int, penalty: float) -> Tensor:
-    """Return the class of each query (Q, C) by a linear probe of features (N, C), both standardised by the mean and
-    deviation of the features."""
+    """Return the class of each query (Q, C) by a linear probe fitted to features (N, C).
+
+    Both are standardised by the mean and deviation of the features.
+    """
     deviation, mean = torch.std_mean(features.double(), dim=0, correction=0)
     features, queries = ((one.double() - mean) / (deviation + 1e-6) for one in (features, queries))
     weight, bias = fit_linear(features, labels, num_classes, penalty)
@@ -193,24 +199,25 @@ def linear_vote(features: Tensor, labels: Tensor, queries: Tensor, num_classes: 
 class ProbeHook(Hook):
     """Evaluate frozen, globally averaged features on a labelled folder every few epochs, and after the last.
 
-    Writes ``knn_top1`` and ``linear_top1``, in percent, to the log, the message hub and every visualizer backend. The
-    training goes on bit for bit as without the hook. Put it into a config's ``custom_hooks``::
+    ``knn_top1`` and ``linear_top1``, in percent, are written to the log, the message hub and all visualizer backends.
+    Training is bit for bit the same as without the hook. Add it to a config's ``custom_hooks``::
 
         custom_hooks = [dict(type='ProbeHook', data_root='data/labelled', interval=20)]
 
     Args:
-        data_root (str): One folder per class, or folders ``train`` and ``val`` of such; see :func:`labelled_split`.
+        data_root (str): Folder with one folder per class, or with folders ``train`` and ``val`` that have them; see
+            :func:`labelled_split`.
         interval (int): Epochs between evaluations. Defaults to 10.
-        k (int): Neighbours. Defaults to 20.
-        temperature (float): Of the neighbours' vote. Defaults to 0.07.
+        k (int): Number of neighbours. Defaults to 20.
+        temperature (float): Temperature of the neighbours' vote. Defaults to 0.07.
         linear (bool): Whether to fit the linear probe. Defaults to True.
-        penalty (float): Of the linear probe's weight; see :func:`fit_linear`. Defaults to 1e-3.
-        val_share (float): Share to test on where the folder is not split. Defaults to 0.2.
-        image_size (int): Pixels of the square crop, 32 or more. Defaults to 224.
-        pipeline (Sequence[dict], optional): Transforms in place of :func:`default_pipeline`, ``PackInputs`` last, for
-            images of other channels. Defaults to None.
-        batch_size (int): A process. Defaults to 64.
-        num_workers (int): Processes that read images. Defaults to 0.
+        penalty (float): Penalty on the linear probe's weight, see :func:`fit_linear`. Defaults to 1e-3.
+        val_share (float): Share of test images if the folder is not split. Defaults to 0.2.
+        image_size (int): Side of the square crop in pixels, 32 or more. Defaults to 224.
+        pipeline (Sequence[dict], optional): Transforms, with ``PackInputs`` last, for images with other channels.
+            Defaults to None, :func:`default_pipeline`.
+        batch_size (int): Images per batch and process. Defaults to 64.
+        num_workers (int): Number of data loader workers. Defaults to 0.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -247,21 +254,21 @@ class ProbeHook(Hook):
         self.loading = dict(batch_size=batch_size, num_workers=num_workers)
 
     def before_train(self, runner) -> None:
-        """Read the folder, so that a mistake shows before hours of training.
+        """Read the folder, so mistakes are found before training starts.
 
         Raises:
-            FileNotFoundError: If the folder is not there.
-            ValueError: If it cannot be split, or holds fewer images than ``k``.
+            FileNotFoundError: If the folder does not exist.
+            ValueError: If it cannot be split, or has fewer training images than ``k``.
         """
         self._train, self._test, self._num_classes = labelled_split(self.data_root, self.pipeline, self.val_share)
         if self.k > len(self._train[1]):
             raise UserError(
                 f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} images to learn '
-                'from; choose no more neighbours'
+                'from; choose at most as many neighbours'
             )
 
     def after_train_epoch(self, runner) -> None:
-        """Evaluate when the interval has passed, and after the last epoch."""
+        """Evaluate every ``interval`` epochs, and after the last epoch."""
         if not self.every_n_epochs(runner, self.interval) and runner.epoch + 1 != runner.max_epochs:
             return
         model = unwrapped(runner.model)

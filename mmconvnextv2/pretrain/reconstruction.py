@@ -1,4 +1,4 @@
-"""Reconstruction images during pretraining."""
+"""Visualisation of reconstructions during pretraining."""
 
 from collections.abc import Sequence
 
@@ -15,17 +15,17 @@ COLUMNS = ('original', 'masked', 'reconstruction', 'pasted')
 
 
 def image_grid(reconstructed: dict, mean: Tensor | None = None, std: Tensor | None = None) -> np.ndarray:
-    """Lay ``FCMAE.reconstruct``'s images out as one RGB image, a row an image and the columns of ``COLUMNS``.
+    """Arrange the images of ``FCMAE.reconstruct`` in one RGB image with a row per image and the columns of ``COLUMNS``.
 
-    Images with other than three channels show their first channel.
+    Of images that do not have three channels, the first channel is shown.
 
     Args:
-        images (dict[str, Tensor]): Each (B, C, H, W).
-        mean (Tensor, optional): Broadcastable to (C, 1, 1), what the preprocessor subtracted. Defaults to None.
-        std (Tensor, optional): What it divided by. Defaults to None.
+        reconstructed (dict[str, Tensor]): Images of shape (B, C, H, W) for each name in ``COLUMNS``.
+        mean (Tensor, optional): Mean that the preprocessor subtracted, broadcastable to (C, 1, 1). Defaults to None.
+        std (Tensor, optional): Standard deviation that it divided by. Defaults to None.
 
     Returns:
-        np.ndarray: uint8, (B * H, 4 * W, 3).
+        np.ndarray: Image of shape (B * H, 4 * W, 3), uint8.
     """
     columns = []
     for name in COLUMNS:
@@ -40,7 +40,7 @@ def image_grid(reconstructed: dict, mean: Tensor | None = None, std: Tensor | No
 
 
 def render_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
-    """Return the image grid of a batch as the data loader gives it (``inputs``, ``data_samples``)."""
+    """Return the image grid of a batch of the data loader (``inputs``, ``data_samples``)."""
     preprocessor = model.data_preprocessor
     data = preprocessor(dict(batch), False)
     cells = stack_visible_cells(data['data_samples'], data['inputs'].device)
@@ -51,11 +51,11 @@ def render_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Write original | masked | reconstruction | pasted of the first training images to every visualizer backend.
+    """Write original | masked | reconstruction | pasted of the first training images to all visualizer backends.
 
     Args:
-        interval (int): Epochs between images. Defaults to 1.
-        num_images (int): Rows. Defaults to 4.
+        interval (int): Epochs between visualisations. Defaults to 1.
+        num_images (int): Number of images, one per row. Defaults to 4.
     """
 
     def __init__(self, interval: int = 1, num_images: int = 4) -> None:
@@ -64,7 +64,7 @@ class ReconstructionHook(Hook):
         self._batch = None
 
     def before_train(self, runner) -> None:
-        """Take the same images, with the same masks, for the whole run."""
+        """Load the images and masks, which stay the same for the whole run."""
         dataset = runner.train_dataloader.dataset
         samples: Sequence[dict] = [dataset[index] for index in range(min(self.num_images, len(dataset)))]
         self._batch = dict(
@@ -73,7 +73,7 @@ class ReconstructionHook(Hook):
         )
 
     def after_train_epoch(self, runner) -> None:
-        """Draw when the interval has passed, and after the last epoch."""
+        """Write the image every ``interval`` epochs, and after the last epoch."""
         if self.every_n_epochs(runner, self.interval) or runner.epoch + 1 == runner.max_epochs:
             image = render_reconstructions(unwrapped(runner.model), self._batch)
             runner.visualizer.add_image('reconstruction', image, step=runner.epoch + 1)

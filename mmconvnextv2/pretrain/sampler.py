@@ -1,4 +1,4 @@
-"""DeterministicSampler: the same draws for the same seed, whatever the number of processes and workers."""
+"""DeterministicSampler: the same samples for the same seed, for any number of processes and workers."""
 
 import random
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from ..utils.moved import register_renamed
 
 
 class SampleKey(NamedTuple):
-    """Which random draw of which image a sampler asks for."""
+    """Key of one sample: the image's index, and the seed and epoch that determine its augmentation."""
 
     seed: int
     epoch: int
@@ -24,7 +24,7 @@ class SampleKey(NamedTuple):
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global generators inside the block, and restore them afterwards."""
+    """Seed the global CPU generators of Python, numpy and torch inside the block, and restore them afterwards."""
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     words = np.random.SeedSequence(numbers).generate_state(3)
     random.seed(int(words[0]))
@@ -40,18 +40,19 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 @DATA_SAMPLERS.register_module()
 class DeterministicSampler(Sampler):
-    """Each epoch, every image once in an order drawn from (seed, epoch), dealt to the ranks in turn.
+    """Sampler of every image once per epoch, in an order derived from (seed, epoch) and dealt to the ranks in turn.
 
     Args:
-        dataset (Dataset): What is sampled.
-        seed (int, optional): Defaults to None, one drawn and shared by all ranks.
-        shuffle (bool): Defaults to True.
-        drop_last (bool): Drop the tail, so that all ranks see equally many samples, instead of padding with
-            repeats; together with the data loader's ``drop_last`` any number of ranks then sees the same batches.
+        dataset (Dataset): Data set to sample from.
+        seed (int, optional): Seed of the order and of each image's augmentation. Defaults to None, a random seed shared
+            by all ranks.
+        shuffle (bool): Whether to shuffle the images. Defaults to True.
+        drop_last (bool): Whether to drop the tail so that all ranks see equally many samples, instead of padding with
+            repeats. Together with the data loader's ``drop_last``, batches are then the same for any number of ranks.
             Defaults to False.
 
     Attributes:
-        skip (int): Images of this rank to leave out at the start of the next pass.
+        skip (int): Number of this rank's images to skip at the start of the next pass.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class DeterministicSampler(Sampler):
         order = np.arange(self.size)
         if self.shuffle:
             np.random.default_rng((self.seed, self.epoch)).shuffle(order)
-        order = np.resize(order, len(self) * self.world_size)  # the first images again, so that ranks are even
+        order = np.resize(order, len(self) * self.world_size)  # cut, or padded with the first images again
         own = order[self.rank :: self.world_size][self.skip :]
         return iter([SampleKey(self.seed, self.epoch, int(index)) for index in own])
 
@@ -77,7 +78,7 @@ class DeterministicSampler(Sampler):
         return self.size // self.world_size if self.drop_last else -(-self.size // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next order; mmengine's loops call it."""
+        """Set the epoch that determines the next order; called by mmengine's loops."""
         self.epoch = epoch
 
 

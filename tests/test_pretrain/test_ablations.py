@@ -289,7 +289,7 @@ def test_ratio_grid_shows_the_right_number_of_cells(ratio, counts):
     for (height, width), count in zip(sizes, counts):
         image = dict(img=np.zeros((height, width, 1)))
         if count is None:
-            with pytest.raises(ValueError, match=rf'{height}x{width} pixels.*hides every cell of 4.*0.25 .*0.75'):
+            with pytest.raises(ValueError, match=rf'{height}x{width} pixels.*masks every cell of 4.*0.25 .*0.75'):
                 FCMAEMaskGenerator(ratio).transform(image)
         else:
             cells = FCMAEMaskGenerator(ratio).transform(image)['visible_cells']

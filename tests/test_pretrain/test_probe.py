@@ -265,7 +265,7 @@ def test_mistakes_are_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match='0 of .* to test on'):
         ProbeHook(str(tmp_path / 'few'), k=1).before_train(None)
     write_classes(tmp_path / 'half' / 'train', (3, 3))
-    with pytest.raises(ValueError, match="has a folder 'train' alone"):
+    with pytest.raises(ValueError, match="has only a folder 'train'"):
         ProbeHook(str(tmp_path / 'half'), k=1).before_train(None)
     write_classes(tmp_path / 'half' / 'val', (3, 3, 1))
     with pytest.raises(ValueError, match=r"'class1'\) to learn from and 7 of .*'class2'\) to test on"):

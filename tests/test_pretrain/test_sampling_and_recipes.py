@@ -77,7 +77,7 @@ def test_published_ratio_shows_19_of_49():
 @pytest.mark.parametrize('ratio', (0, 1, -0.1, 1.5))
 def test_impossible_ratio_is_refused(ratio):
     """A share outside (0, 1) is refused before any image is read."""
-    with pytest.raises(ValueError, match=rf'mask_ratio={ratio}: expected a share of hidden cells in \(0, 1\)'):
+    with pytest.raises(ValueError, match=rf'mask_ratio={ratio}: expected a share of masked cells in \(0, 1\)'):
         FCMAEMaskGenerator(ratio)
 
 
@@ -86,7 +86,7 @@ def test_impossible_ratio_is_refused(ratio):
 )
 def test_all_or_nothing_is_refused(num_cells, ratio, state):
     """A ratio that leaves no cell, or hides none, of this image is refused with both numbers."""
-    with pytest.raises(ValueError, match=f'mask_ratio={ratio} hides {state} of {num_cells}'):
+    with pytest.raises(ValueError, match=f'mask_ratio={ratio} masks {state} of {num_cells}'):
         num_visible(num_cells, ratio)
 
 
@@ -95,7 +95,7 @@ def test_every_ratio_in_the_error_works(num_cells):
     """The ratios that the error prints hide one cell and leave one."""
     with pytest.raises(ValueError) as error:
         num_visible(num_cells, 1.0)
-    offered = re.search(r'choose (\S+) \(hides one cell\) to (\S+) \(shows one cell\)', str(error.value))
+    offered = re.search(r'choose (\S+) \(masks one cell\) to (\S+) \(leaves one visible\)', str(error.value))
     low, high = map(float, offered.groups())
     assert num_visible(num_cells, low) == num_cells - 1 and num_visible(num_cells, high) == 1
 

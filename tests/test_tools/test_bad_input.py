@@ -29,9 +29,9 @@ def refused(call, work_dir, *pieces):
         ('train_dataloader.dataset.pipeline.1.scale=72', ('72x72', 'multiples of 32', 'change the size of the crop')),
         (
             'train_dataloader.dataset.pipeline.3.mask_ratio=0.99',
-            ('mask_ratio=0.99', 'hides every cell', '0.25', '0.75'),
+            ('mask_ratio=0.99', 'masks every cell', '0.25', '0.75'),
         ),
-        ('train_dataloader.dataset.pipeline.3.mask_ratio=1e-12', ('mask_ratio=1e-12', 'hides no cell', '0.25', '0.75')),
+        ('train_dataloader.dataset.pipeline.3.mask_ratio=1e-12', ('mask_ratio=1e-12', 'masks no cell', '0.25', '0.75')),
         ('train_dataloader.dataset.pipeline.3.mask_ratio=1.0', ('mask_ratio=1.0', '(0, 1)')),
         ('model.backbone.arch=medium', ("arch='medium'", 'choose from', 'atto')),
     ],

@@ -1,4 +1,4 @@
-"""How a forward visits the sites of an image: one class per execution, chosen by name."""
+"""Executions: which sites of an image a forward visits, and how. One class per execution, chosen by name."""
 
 from ...ops.grid import CELL, Grid
 from ...utils.errors import UserError
@@ -15,7 +15,7 @@ def get_execution(name: str, masking: bool) -> Execution:
     """Return the execution called ``name``.
 
     Args:
-        name (str): One of ``EXECUTIONS``.
+        name (str): Key of ``EXECUTIONS``.
         masking (bool): Whether the forward has visible cells.
 
     Raises:

@@ -1,8 +1,8 @@
-"""The contract between a ConvNeXt V2 block and the way a forward visits the sites of an image.
+"""Contract between a ConvNeXt V2 block and an execution, which decides which sites of an image a forward visits.
 
-A block sees sites (B, N, C) only. An execution knows where sites are: it turns an image into sites, runs the few
-operations that look at neighbours, and turns sites back into a map. It owns no parameter and keeps no state; where the
-sites of a stage are travels in a :class:`~mmconvnextv2.ops.grid.Grid`.
+A block only sees sites (B, N, C). An execution knows where they are: it turns an image into sites, runs the few
+operations that read neighbours, and turns sites back into a map. It has no parameters and no state. The geometry of a
+stage's sites is passed along in a :class:`~mmconvnextv2.ops.grid.Grid`.
 """
 
 import torch
@@ -13,7 +13,7 @@ from ...utils.errors import UserError
 
 
 class Execution:
-    """How a forward visits sites. Subclasses implement the four operations; all are differentiable."""
+    """Base class of executions. Subclasses implement four operations, all of them differentiable."""
 
     name: str
     masks = True  # whether the execution accepts visible cells
@@ -31,14 +31,14 @@ class Execution:
         raise NotImplementedError
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        """Lay sites (B, N, C) out as a map (B, C, H, W) in channels-last memory, zero at masked sites."""
+        """Turn sites (B, N, C) into a channels-last map (B, C, H, W), zero at masked sites."""
         raise NotImplementedError
 
 
 def check_images(images: Tensor, visible_cells: Tensor | None) -> None:
-    """Raise ``ValueError`` for images or visible cells that no execution can visit.
+    """Raise ``ValueError`` if no execution can process the images or visible cells.
 
-    Only shapes and dtypes are looked at: reading values would wait for the GPU.
+    Only shapes and dtypes are checked: reading values would synchronise with the GPU.
     """
     if images.ndim != 4:
         raise UserError(f'images has shape {tuple(images.shape)}: expected (B, channels, height, width)')
@@ -57,23 +57,23 @@ def check_images(images: Tensor, visible_cells: Tensor | None) -> None:
     if visible_cells.dtype != torch.long or len(shape) != 2 or shape[0] != images.shape[0]:
         raise UserError(
             f'visible_cells is {visible_cells.dtype} of shape {shape}: expected torch.int64 of shape '
-            f'({images.shape[0]}, K); mask_to_visible_cells makes it from a bool mask'
+            f'({images.shape[0]}, K); mask_to_visible_cells converts a bool mask'
         )
     if not 1 <= shape[1] <= num_cells:
         raise UserError(
-            f'visible_cells shows {shape[1]} cells per image: expected 1 to {num_cells} for {height}x{width} pixels'
+            f'visible_cells has {shape[1]} cells per image: expected 1 to {num_cells} for {height}x{width} pixels'
         )
 
 
 def mask_to_visible_cells(visible: Tensor) -> Tensor:
-    """Turn a bool mask (B, H/32, W/32), True = visible, into visible cells (B, K); waits for the GPU once.
+    """Convert a bool mask (B, H/32, W/32), True = visible, to visible cells (B, K); synchronises with the GPU.
 
     Examples:
         >>> mask_to_visible_cells(torch.tensor([[[True, False], [False, True]]]))
         tensor([[0, 3]])
 
     Raises:
-        ValueError: If the mask is not bool, hides everything, or images show different numbers of cells.
+        ValueError: If the mask is not bool or masks everything, or if images have different numbers of visible cells.
     """
     if visible.dtype != torch.bool or visible.ndim != 3:
         raise UserError(
@@ -82,5 +82,7 @@ def mask_to_visible_cells(visible: Tensor) -> Tensor:
         )
     counts = sorted(set(visible.flatten(1).sum(1).tolist()))
     if len(counts) != 1 or counts[0] == 0:
-        raise UserError(f'visible shows {counts} cells per image: every image must show the same number, at least 1')
+        raise UserError(
+            f'visible has {counts} visible cells per image: every image must have the same number, at least 1'
+        )
     return visible.flatten(1).nonzero()[:, 1].view(len(visible), -1)

@@ -1,4 +1,4 @@
-"""Visit every site: downstream work on whole images of any size. Sites are in raster order."""
+"""Execution that visits every site, for downstream tasks on whole images of any size. Sites are in raster order."""
 
 from torch import Tensor, nn
 
@@ -8,14 +8,16 @@ from .base import Execution
 
 
 class Dense(Execution):
-    """Ordinary convolutions on the whole map, in channels-last memory throughout."""
+    """Ordinary convolutions on whole maps, in channels-last memory throughout."""
 
     name = 'dense'
     masks = False
 
     def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
         features = stem(images)
-        return map_to_sites(features), Grid(*features.shape[-2:], stride=4)
+        # Channels-last, as the images are: from here to leave, conversions between maps and sites are views
+        height, width = features.shape[-2:]
+        return map_to_sites(features), Grid(height, width, stride=4)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         return ops.depthwise(sites, grid, conv, norm)

@@ -1,7 +1,7 @@
-"""Visit every site and read masked ones as zero: the plain reference, which knows of no kernel.
+"""Execution that visits every site and reads masked ones as zero: the plain reference for the others.
 
-It is what the paper's JAX code computes. Masked values are selected away, never multiplied by zero, so that not even a
-NaN passes. Sites are in raster order. :class:`Leaky` is the paper's row "without sparse convolution".
+It computes what the paper's JAX code does. Masked values are replaced by zero, not multiplied by it, so not even NaN
+passes. Sites are in raster order. :class:`Leaky` is the paper's row "without sparse convolution".
 """
 
 from dataclasses import replace
@@ -22,16 +22,18 @@ class Masked(Dense):
     masks = True
 
     def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+        assert visible_cells is not None  # checked by get_execution
         sites, grid = super().enter(mask_images(images, visible_cells), None, stem)
         site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
         return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
+        # At each convolution again: norms, linears and biases leave values other than zero at masked sites
         return super().depthwise(fill_masked(sites, grid.site_mask), grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         sites, grid = super().downsample(fill_masked(sites, grid.site_mask), grid, conv)
-        site_mask = visible_sites(grid.visible_cells, grid.height, grid.width, grid.stride)
+        site_mask = visible_sites(grid.cells, grid.height, grid.width, grid.stride)
         return sites, replace(grid, site_mask=site_mask)
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
@@ -39,15 +41,16 @@ class Masked(Dense):
 
 
 class Leaky(Dense):
-    """Mask cells in the image only, then run dense: convolutions leak across the mask.
+    """Dense execution on an image with masked cells set to zero, where convolutions leak across the mask.
 
-    An ablation (79.3 against 83.7 top-1 in the paper's section 3.1), not a way to pretrain.
+    An ablation, not meant for pretraining: the paper's section 3.1 reports 79.3 against 83.7 top-1.
     """
 
     name = 'leaky'
     masks = True
 
     def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+        assert visible_cells is not None  # checked by get_execution
         return super().enter(mask_images(images, visible_cells), None, stem)
 
 

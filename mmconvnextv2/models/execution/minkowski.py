@@ -1,9 +1,9 @@
-"""Visit only the visible sites with MinkowskiEngine 0.5.4, the engine of the official FCMAE code (optional).
+"""Execution on visible sites by MinkowskiEngine 0.5.4, the engine of the official FCMAE code (optional).
 
-Outside, sites are those of ``packed``, (B, N, C) in the same order; inside, MinkowskiEngine keeps its own. Unlike the
-official encoder no parameter is a sparse kernel: dense weights are laid out anew in each call, so checkpoints do not
-change, and ``MinkowskiChannelwiseConvolution`` takes the place of a depthwise class that only a CUDA fork has.
-MinkowskiEngine is imported when the execution is chosen, never before.
+Between operations, sites (B, N, C) are in the order of ``packed``; MinkowskiEngine has its own row order. Unlike in the
+official encoder, parameters are dense weights that each call converts to sparse kernels, so checkpoints do not change.
+``MinkowskiChannelwiseConvolution`` replaces a depthwise class that only a CUDA fork has. MinkowskiEngine is imported
+only when the execution is chosen.
 """
 
 import collections
@@ -27,22 +27,22 @@ from .packed import Packed
 
 @contextmanager
 def _names_of_old_python() -> Iterator[None]:
-    """Offer ``collections.Sequence`` inside the block only: Python 3.10 removed it, MinkowskiEngine imports it."""
+    """Restore ``collections.Sequence`` inside the block: Python 3.10 removed it, and MinkowskiEngine imports it."""
     missing = not hasattr(collections, 'Sequence')
     if missing:
-        collections.Sequence = collections.abc.Sequence
+        collections.Sequence = collections.abc.Sequence  # type: ignore[attr-defined]  # removed in 3.10
     try:
         yield
     finally:
         if missing:
-            del collections.Sequence
+            del collections.Sequence  # type: ignore[attr-defined]
 
 
 def import_minkowski_engine() -> ModuleType:
     """Return the module ``MinkowskiEngine``.
 
     Raises:
-        ImportError: If it is absent or does not import, with the reason and how to install it.
+        ImportError: If it is missing or fails to import, with the reason and how to install it.
     """
     try:
         with _names_of_old_python(), warnings.catch_warnings():
@@ -58,13 +58,13 @@ def import_minkowski_engine() -> ModuleType:
 
 @dataclass(frozen=True)
 class SparseGrid(Grid):
-    """A grid whose sites MinkowskiEngine knows.
+    """Grid whose sites are registered with MinkowskiEngine.
 
     Args:
-        manager (MinkowskiEngine.CoordinateManager): Holds the coordinates of every stage of one forward.
-        key (MinkowskiEngine.CoordinateMapKey): This stage's coordinates.
-        to_ours (Tensor): Long, (B * N, ), the row of MinkowskiEngine at which each of our sites stands.
-        to_theirs (Tensor): Long, (B * N, ), the inverse permutation.
+        manager (MinkowskiEngine.CoordinateManager): Coordinate manager with the coordinates of all stages of a forward.
+        key (MinkowskiEngine.CoordinateMapKey): Key of this stage's coordinates.
+        to_ours (Tensor): MinkowskiEngine's row of each of our sites; long, (B * N, ).
+        to_theirs (Tensor): Inverse permutation; long, (B * N, ).
     """
 
     manager: Any = None
@@ -73,18 +73,17 @@ class SparseGrid(Grid):
     to_theirs: Tensor | None = None
 
     def rows(self, sites: Tensor) -> Tensor:
-        """Reorder our sites (B, N, C) to MinkowskiEngine's rows (B * N, C), at least in float32."""
+        """Reorder our sites (B, N, C) to MinkowskiEngine's rows (B * N, C), in at least float32."""
         return sites.flatten(0, 1)[self.to_theirs].to(statistics_dtype(sites.dtype))
 
     def sites(self, rows: Tensor, like: Tensor) -> Tensor:
-        """Reorder MinkowskiEngine's rows (B * N, C) to our sites (B, N, C), of the dtype and batch of ``like``."""
+        """Reorder MinkowskiEngine's rows (B * N, C) to our sites (B, N, C), with the dtype and batch of ``like``."""
         return rows[self.to_ours].unflatten(0, (len(like), -1)).to(like.dtype)
 
     def entered(self, manager: Any, key: Any) -> 'SparseGrid':
         """Return this grid with the coordinates of ``key``, matched to our site order.
 
-        MinkowskiEngine's row order is unspecified, on a GPU and after striding: sites are matched by
-        their raster number.
+        MinkowskiEngine's row order is unspecified on a GPU and after striding, so sites are matched by raster number.
         """
         theirs = manager.get_coordinates(key).long()  # (B * N, 3): image, row, column in sites of stage 1
         theirs[:, 1:] //= self.stride // 4
@@ -99,8 +98,8 @@ class SparseGrid(Grid):
 
 
 def site_coordinates(grid: Grid) -> Tensor:
-    """Return (image, row, column) of each visible site in packed order: int32, (B * N, 3), in sites of this stage."""
-    cells, patch = grid.visible_cells, grid.patch
+    """Return (image, row, column) of each visible site in packed order, in sites of this stage: int32, (B * N, 3)."""
+    cells, patch = grid.cells, grid.patch
     image = torch.arange(len(cells), device=cells.device).view(-1, 1, 1, 1)
     inside = torch.arange(patch, device=cells.device)
     columns = grid.width // patch
@@ -111,22 +110,22 @@ def site_coordinates(grid: Grid) -> Tensor:
 
 
 def depthwise_kernel(weight: Tensor) -> Tensor:
-    """Lay a dense depthwise weight (C, 1, k, k) out as (k * k, C); the row offset runs fastest."""
+    """Convert a dense depthwise weight (C, 1, k, k) to (k * k, C), where the row offset runs fastest."""
     return weight.squeeze(1).permute(2, 1, 0).reshape(-1, weight.shape[0]).contiguous()
 
 
 def strided_kernel(weight: Tensor) -> Tensor:
-    """Lay a dense weight (Cout, Cin, k, k) out as (k * k, Cin, Cout); the row offset runs fastest."""
+    """Convert a dense weight (Cout, Cin, k, k) to (k * k, Cin, Cout), where the row offset runs fastest."""
     return weight.permute(3, 2, 1, 0).flatten(0, 1).contiguous()
 
 
 class Minkowski(Packed):
-    """Sparse tensors of MinkowskiEngine for the two operations that look at neighbours.
+    """Sparse convolutions of MinkowskiEngine for the depthwise and the downsampling layers.
 
-    Half precision runs in float32 inside them, since MinkowskiEngine has no half-precision kernels.
+    Half precision is computed in float32, since MinkowskiEngine has no half-precision kernels.
 
     Raises:
-        ImportError: If MinkowskiEngine does not import.
+        ImportError: If MinkowskiEngine cannot be imported.
     """
 
     name = 'minkowski'
@@ -138,12 +137,13 @@ class Minkowski(Packed):
         sites, grid = super().enter(images, visible_cells, stem)
         manager = new_manager(images.device)
         key, _ = manager.insert_and_map(site_coordinates(grid).contiguous(), [1, 1])
-        grid = SparseGrid(**{field.name: getattr(grid, field.name) for field in fields(Grid)})
-        return sites, grid.entered(manager, key)
+        sparse = SparseGrid(**{field.name: getattr(grid, field.name) for field in fields(Grid)})
+        return sites, sparse.entered(manager, key)
 
-    def depthwise(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
+    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
+        assert isinstance(grid, SparseGrid)  # created by enter
         engine, rows = import_minkowski_engine(), grid.rows(sites)
-        with torch.random.fork_rng(devices=[]):  # the module draws weights that are never used
+        with torch.random.fork_rng(devices=[]):  # the layer initialises weights that are never used
             layer = engine.MinkowskiChannelwiseConvolution(conv.in_channels, conv.kernel_size[0], dimension=2)
         tensor = engine.SparseTensor(rows, coordinate_map_key=grid.key, coordinate_manager=grid.manager)
         kernel = depthwise_kernel(conv.weight).to(rows.dtype)  # (49, C)
@@ -151,7 +151,8 @@ class Minkowski(Packed):
         sites = grid.sites(output if conv.bias is None else output + conv.bias.to(rows.dtype), sites)
         return sites if norm is None else norm(sites)
 
-    def downsample(self, sites: Tensor, grid: SparseGrid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
+        assert isinstance(grid, SparseGrid)  # created by enter
         engine, rows, manager = import_minkowski_engine(), grid.rows(sites), grid.manager
         generator = engine.KernelGenerator(conv.kernel_size[0], conv.stride[0], dimension=2)
         key = manager.stride(grid.key, conv.stride[0])
@@ -159,11 +160,12 @@ class Minkowski(Packed):
         mode = importlib.import_module('MinkowskiEngineBackend._C').ConvolutionMode.DEFAULT
         output = engine.MinkowskiConvolutionFunction.apply(rows, kernel, generator, mode, grid.key, key, manager)
         grid = grid.halved().entered(manager, key)
+        assert conv.bias is not None  # downsampling layers have one
         return grid.sites(output + conv.bias.to(rows.dtype), sites), grid
 
 
 def new_manager(device: torch.device) -> Any:
-    """Return an empty coordinate manager for tensors of ``device``.
+    """Return an empty coordinate manager for tensors on ``device``.
 
     Raises:
         ValueError: If the installed MinkowskiEngine cannot use the device.

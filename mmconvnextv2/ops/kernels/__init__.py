@@ -1,1 +1,1 @@
-"""Triton kernels and how they are launched; the only modules that import Triton, when a kernel first runs."""
+"""Triton kernels and their launches. Only these modules import Triton; they are imported when a kernel first runs."""

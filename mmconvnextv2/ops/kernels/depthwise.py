@@ -1,8 +1,9 @@
-"""Kernels of ``ops.depthwise_triton``: depthwise convolution over sites (B, N, C), of a whole map or of visible cells.
+"""Kernels of ``ops.depthwise_triton``: depthwise convolution over sites (B, N, C) of a whole map or of visible cells.
 
-One source serves both: ``find_sites`` and ``find_neighbours`` alone know where a site is. Of a whole map (PATCH = 0) a
-tile is HEIGHT x WIDTH sites; of visible cells it is HEIGHT * WIDTH consecutive sites, and a neighbour is found through
-the map from cells to their slots, (B, h * w), -1 where hidden. Weights come as (k * k, C), sums are float32.
+One source serves both: only ``find_sites`` and ``find_neighbours`` know the geometry. On a whole map (PATCH = 0) a tile
+is HEIGHT x WIDTH sites. On visible cells it is HEIGHT * WIDTH consecutive sites, and a neighbour is found through the
+table of cell slots (B, h * w), -1 if masked. Weights have the layout (k * k, C). Sums are in float32, or float64 for
+float64 inputs.
 """
 
 import torch
@@ -13,23 +14,24 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..reductions import statistics_dtype
 
-TILE, BLOCK = (4, 8), 64  # sites and channels of a convolution's program
-NORM_SIZE = 4096  # sites times channels of a program that normalises, which sees all channels
-GRADIENT_TILE, GRADIENT_BLOCK, GRADIENT_PROGRAMS = (4, 4), 32, 2048
+TILE, BLOCK = (4, 8), 64  # sites and channels per program of a convolution
+NORM_SIZE = 4096  # sites times channels per program that also normalises, which covers all channels
+GRADIENT_TILE, GRADIENT_BLOCK = (4, 4), 32  # sites and channels per step of the weight gradient
+GRADIENT_PROGRAMS = 2048  # most programs that share the tiles of the weight gradient
 
 
 @triton.jit
 def find_sites(
     tile, cells, height, width, num_cells, batch, PATCH: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Return image, row, column, place in (B * N) and existence of a tile's sites, each (HEIGHT * WIDTH, )."""
+    """Return image, row, column, index in (B * N) and existence of a tile's sites, each (HEIGHT * WIDTH, )."""
     lane = tl.arange(0, HEIGHT * WIDTH)
     if PATCH == 0:
         across, down = tl.cdiv(width, WIDTH), tl.cdiv(height, HEIGHT)
-        image = tile // (across * down) + lane * 0
+        image = tile // (across * down) + lane * 0  # broadcast to a vector, as in the other branch
         y = tile // across % down * HEIGHT + lane // WIDTH
         x = tile % across * WIDTH + lane % WIDTH
-        place = (image.to(tl.int64) * height + y) * width + x
+        place = (image.to(tl.int64) * height + y) * width + x  # offsets of large batches exceed int32
         exists = (image < batch) & (y < height) & (x < width)
     else:
         place = tile.to(tl.int64) * (HEIGHT * WIDTH) + lane
@@ -44,7 +46,7 @@ def find_sites(
 
 @triton.jit
 def find_neighbours(image, y, x, exists, slots, height, width, num_cells, PATCH: tl.constexpr):
-    """Return the slots in (B * N) of the sites in given rows and columns, and whether there are such sites."""
+    """Return the indices in (B * N) of the sites at given rows and columns, and whether those sites exist."""
     exists = exists & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     if PATCH == 0:
         place = (image.to(tl.int64) * height + y) * width + x
@@ -107,11 +109,11 @@ def convolve_kernel(
             total += values.to(ACC) * factor[None]
     if BIAS:
         total += tl.load(bias + channel, mask=is_channel, other=0.0).to(ACC)[None]
-    convolved = total.to(sites.dtype.element_ty)
+    convolved = total.to(sites.dtype.element_ty)  # LayerNorm reads the rounded values, which backward recomputes from
     offsets, mask = place[:, None] * channels + channel[None], exists[:, None] & is_channel[None]
     if KEEP:
         tl.store(output + offsets, convolved, mask=mask)
-    if NORM:  # BLOCK covers all channels
+    if NORM:  # BLOCK covers all channels, so mean and variance need no second kernel
         values = convolved.to(ACC)
         centre = tl.sum(values, 1) / channels
         values = tl.where(is_channel[None], values - centre[:, None], 0.0)
@@ -145,7 +147,10 @@ def gradient_kernel(
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One row of the kernel a program, of which a lane is a column; lane SIDE, where inputs are 1, is the bias."""
+    """Sum the gradients of one row of the kernel per program; each lane is a column.
+
+    Lane SIDE, where inputs count as 1, sums the gradient of the bias.
+    """
     ACC: tl.constexpr = partial.dtype.element_ty
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < channels
@@ -175,6 +180,7 @@ def gradient_kernel(
             other=0.0,
         ).to(ACC)
         total += tl.where((lane == SIDE)[None, :, None], 1.0, values) * grads[:, None]
+    # Partial sums per program, which torch adds up: no atomics, so results are reproducible
     row = (tl.program_id(0) * SIDE + tl.program_id(2)) * LANES + lane
     tl.store(
         partial + row[:, None] * channels + channel[None],
@@ -191,7 +197,7 @@ def _count_tiles(sites: Tensor, height: int, width: int, patch: int, tile: tuple
 
 
 def _norm_tile(block: int) -> tuple[int, int]:
-    """Return a tile's sides, powers of two near a square, that leave a program NORM_SIZE values or one site."""
+    """Return a tile's sides, powers of two and nearly square, for at most NORM_SIZE values per program or one site."""
     doublings = min(max((NORM_SIZE // block).bit_length() - 1, 0), 5)
     return 2 ** (doublings // 2), 2 ** (doublings - doublings // 2)
 
@@ -205,11 +211,11 @@ def convolve(
     norm: tuple[Tensor, Tensor, float] | None = None,
     keep: bool = True,
 ) -> tuple[Tensor, ...]:
-    """Convolve sites, and normalise the result where ``norm`` gives weight, bias and eps.
+    """Convolve sites, and normalise the result if ``norm`` gives weight, bias and eps.
 
     Returns:
-        tuple[Tensor]: The result and, with ``norm``, the normalised result, (B, N, C) both, mean and rstd (B, N); the
-        first and the last two are empty unless they are to be kept.
+        tuple[Tensor]: The result (B, N, C). With ``norm`` also the normalised result (B, N, C), mean and rstd (B, N);
+        all except the normalised result are then empty unless ``keep`` is set.
     """
     height, width, patch, cells, slots = geometry
     batch, num_sites, channels = sites.shape
@@ -252,11 +258,11 @@ def convolve(
             WIDTH=tile[1],
             BLOCK=block,
         )
-    return (output, normed, mean, rstd) if norm else (output,)
+    return (output,) if normed is None else (output, normed, mean, rstd)
 
 
 def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the weight, (C, 1, k, k), and of the bias, (C, )."""
+    """Return the gradients of the weight (C, 1, k, k) and of the bias (C, )."""
     height, width, patch, cells, slots = geometry
     batch, _, channels = sites.shape
     blocks = triton.cdiv(channels, GRADIENT_BLOCK)
@@ -285,6 +291,7 @@ def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> tuple[
             BLOCK=GRADIENT_BLOCK,
         )
     total = partial.sum(0).to(sites.dtype)  # (k, lanes, C)
+    # Without the clone the bias's gradient would be a view that keeps the whole sum alive
     return total[:, :side].permute(2, 0, 1)[:, None].contiguous(), total[0, side].clone()
 
 

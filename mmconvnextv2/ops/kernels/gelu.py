@@ -1,7 +1,7 @@
-"""Kernels of ``ops.hidden``: GELU with what comes before and after it, in one pass over (B, N, D).
+"""Kernels of ``ops.mlp_passes``: GELU fused with the operations before and after it, in one pass over (B, N, D).
 
-A program sees BLOCK channels of ROWS sites of one image, TILE sites at a time. Sums over sites leave as one partial
-sum a program, (B, chunks, D), which torch adds up: no atomics, so that runs repeat to the bit.
+A program covers BLOCK channels of ROWS sites of one image, TILE sites at a time. Each program writes one partial sum
+over its sites, (B, chunks, D), and torch adds them up. Without atomics, runs are reproducible bit for bit.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..reductions import statistics_dtype
 
-MOST_ROWS, TILE, BLOCK = 256, 32, 64
+MOST_ROWS, TILE, BLOCK = 256, 32, 64  # most sites per program, sites per step, channels per program
 
 
 @triton.jit
@@ -27,23 +27,23 @@ def gelu_slope(h):
 
 @triton.jit
 def find_tile(step, num_sites, channels, ROWS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the places of a tile in (B, N), (TILE, 1), whether they are sites, and the same for (B, N, D)."""
+    """Return a tile's offsets in (B, N), (TILE, 1), and whether they are sites; the same for (B, N, D)."""
     site = (tl.program_id(0) * ROWS + step * TILE + tl.arange(0, TILE))[:, None]
     channel = (tl.program_id(2) * BLOCK + tl.arange(0, BLOCK))[None]
-    row = tl.program_id(1).to(tl.int64) * num_sites + site
+    row = tl.program_id(1).to(tl.int64) * num_sites + site  # offsets of large batches exceed int32
     return row, site < num_sites, row * channels + channel, (site < num_sites) & (channel < channels)
 
 
 @triton.jit
 def load_vector(vector, channels, BLOCK: tl.constexpr):
-    """Load the program's image and channels of a vector (B, 1, D)."""
+    """Load the values of the program's image and channels from a vector (B, 1, D)."""
     channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     return tl.load(vector + tl.program_id(1) * channels + channel, mask=channel < channels, other=0.0)[None]
 
 
 @triton.jit
 def store_partial(total, partial, channels, BLOCK: tl.constexpr):
-    """Store the sum over a program's sites to its place in (B, chunks, D)."""
+    """Store the sum over a program's sites at its position in (B, chunks, D)."""
     channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     chunk = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
     tl.store(partial + chunk * channels + channel, tl.sum(total, 0), mask=channel < channels)
@@ -67,6 +67,7 @@ def norm_kernel(
     total = tl.zeros((TILE, BLOCK), ACC)
     for step in range(ROWS // TILE):
         row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
+        # gelu(0) = 0, so values beyond the last site or channel add nothing to the sum
         a = gelu_of(tl.load(h + offsets, mask=mask, other=0.0).to(ACC)).to(h.dtype.element_ty)
         if KEEP:
             tl.store(activation + offsets, a, mask=mask)
@@ -127,8 +128,8 @@ def gradient_kernel(
     for step in range(ROWS // TILE):
         row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
         values = tl.load(h + offsets, mask=mask, other=0.0).to(ACC)
-        through_norm = gelu_of(values) * f
-        if COUNTED:
+        through_norm = gelu_of(values) * f  # f = dG / G, see ops.response_mlp
+        if COUNTED:  # sites that do not count are not part of the norm, hence have no gradient through it
             shown = tl.load(site_mask + row, mask=is_site, other=0)
             through_norm = tl.where(shown, through_norm, 0.0)
         through_product = tl.load(grad + offsets, mask=mask, other=0.0).to(ACC)
@@ -141,28 +142,28 @@ def gradient_kernel(
 
 
 def norm(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
-    """See ``ops.hidden.gelu_norm``."""
+    """See ``ops.mlp_passes.gelu_norm``."""
     activation = torch.empty_like(h) if keep else h.new_empty(0)
     partial = _launch(norm_kernel, h, site_mask, activation, COUNTED=site_mask is not None, KEEP=keep)
     return activation, partial.sum(1, keepdim=True).sqrt()
 
 
 def scaled(h: Tensor, scale: Tensor) -> Tensor:
-    """See ``ops.hidden.gelu_scaled``."""
+    """See ``ops.mlp_passes.gelu_scaled``."""
     output = torch.empty_like(h)
     _launch(scaled_kernel, h, scale.contiguous(), None, output, GRADIENT=False)
     return output
 
 
 def scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``ops.hidden.gelu_scaled_with_gradient``."""
+    """See ``ops.mlp_passes.gelu_scaled_with_gradient``."""
     output = torch.empty_like(h)
     partial = _launch(scaled_kernel, h, scale.contiguous(), grad.contiguous(), output, GRADIENT=True)
     return output, partial.sum(1, keepdim=True)
 
 
 def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
-    """See ``ops.hidden.gelu_gradient``."""
+    """See ``ops.mlp_passes.gelu_gradient``."""
     partial = _launch(
         gradient_kernel,
         h,
@@ -177,8 +178,9 @@ def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: 
 
 
 def _launch(kernel, h: Tensor, *tensors: Tensor | None, **flags: bool) -> Tensor:
-    """Run a kernel on all of h and return its partial sums, (B, chunks, D)."""
+    """Run a kernel on all of h and return its partial sums (B, chunks, D)."""
     batch, num_sites, channels = h.shape
+    # A power of two times TILE, so few values of the compile-time constant ROWS occur
     rows = min(MOST_ROWS, TILE * triton.next_power_of_2(triton.cdiv(num_sites, TILE)))
     chunks = triton.cdiv(num_sites, rows)
     partial = h.new_empty(batch, chunks, channels, dtype=statistics_dtype(h.dtype))

@@ -1,11 +1,15 @@
-"""The backward pass of LayerNorm over sites (B, N, C), from the mean and rstd of ``kernels.depthwise``."""
+"""Backward pass of LayerNorm over sites (B, N, C), from the mean and rstd of ``kernels.depthwise``.
+
+With n = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean_C(g) - n * mean_C(g * n)), dweight = sum dy * n,
+dbias = sum dy. ``values`` are x.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-SIZE, PROGRAMS = 4096, 512  # sites times channels of a tile; programs that share the tiles
+SIZE, PROGRAMS = 4096, 512  # sites times channels per tile; most programs that share the tiles
 
 
 @triton.jit
@@ -23,7 +27,7 @@ def layer_norm_kernel(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """STEPS tiles of TILE sites per program; its sums of the weight's and the bias's gradients go to (2, chunks, C)."""
+    """Process STEPS tiles of TILE sites per program, and store its sums for weight and bias in (2, chunks, C)."""
     ACC: tl.constexpr = partial.dtype.element_ty
     channel = tl.arange(0, BLOCK)[None]
     is_channel = channel < channels
@@ -40,6 +44,7 @@ def layer_norm_kernel(
         weight_total += grads * normal
         bias_total += grads
         grads *= scale
+        # Channels beyond C have zero gradients, so they add nothing to either sum
         along = tl.sum(grads * normal, 1)[:, None] / channels
         grads = (grads - tl.sum(grads, 1)[:, None] / channels - normal * along) * inverse
         tl.store(output + offsets, grads.to(output.dtype.element_ty), mask=mask)
@@ -51,7 +56,7 @@ def layer_norm_kernel(
 def gradients(
     grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the values that were normalised, (B, N, C), of the weight and of the bias, (C, )."""
+    """Return the gradients of the values before LayerNorm, (B, N, C), of its weight and of its bias, (C, )."""
     num_sites, channels = mean.numel(), grad.shape[-1]
     block = triton.next_power_of_2(channels)
     tile = max(SIZE // block, 1)
