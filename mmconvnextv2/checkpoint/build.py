@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.model import initialize
 from torch import Tensor
 
-from ..models.convnext_v2 import ConvNeXtV2
+from ..models.convnext_v2 import INIT_CFG, ConvNeXtV2
 from ..utils.errors import UserError
 from .conversion import ANCHOR, read_arch
 from .pretrained import load_backbone
@@ -68,7 +68,7 @@ def create_backbone(
     """
     model = ConvNeXtV2(arch, in_channels, **kwargs)
     if weights is None:
-        initialize(model, model.init_cfg)  # init_weights would log every parameter
+        initialize(model, dict(INIT_CFG))  # init_weights would log every parameter
     else:
         load_backbone(model, weights, log=False)
     return model.eval()

@@ -1,6 +1,7 @@
 """A trained detector, segmentor or classifier as a Python object: load it, give it images, get arrays."""
 
 import threading
+import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from ..checkpoint import check_weights, extract_state_dict
 from ..checkpoint.load import load_file
 from ..datasets.image_files import read_image
+from ..engine.console import quiet_warnings
 from ..utils.config import import_scope, load_config, reads_files, steps_of_test
 from ..utils.errors import UserError
 from .images import to_pipeline_image
@@ -50,16 +52,17 @@ def load(
         >>> model.predict('street.jpg').labels.shape
         (375, 500)
     """
-    cfg = load_config(config, options) if isinstance(config, str) else config
-    import_scope(cfg)
-    content = load_file(checkpoint)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = _build(cfg)
-    model = revert_sync_batchnorm(model)
-    check_weights(model, content, str(checkpoint))
-    model.load_state_dict(extract_state_dict(content), strict=False)  # checked above, buffers may be fewer
-    model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
-    return Model(model, cfg, content.get('meta') or {}, str(checkpoint))
+    with warnings.catch_warnings():
+        quiet_warnings()
+        cfg = load_config(config, options) if isinstance(config, str) else config
+        import_scope(cfg)
+        content = load_file(checkpoint)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = revert_sync_batchnorm(_build(cfg))
+        check_weights(model, content, str(checkpoint))
+        model.load_state_dict(extract_state_dict(content), strict=False)  # checked above, buffers may be fewer
+        model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
+        return Model(model, cfg, content.get('meta') or {}, str(checkpoint))
 
 
 def _build(cfg: Config) -> nn.Module:

@@ -36,6 +36,7 @@ ARCHS = {
     'large': dict(depths=(3, 3, 27, 3), channels=(192, 384, 768, 1536)),
     'huge': dict(depths=(3, 3, 27, 3), channels=(352, 704, 1408, 2816)),
 }
+INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02)  # and biases of 0
 
 
 def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -308,7 +309,7 @@ class ConvNeXtV2(BaseModule):
         """
         given = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
         if not self._is_init:
-            self.init_cfg = [dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02), *given]
+            self.init_cfg = [dict(INIT_CFG), *given]
         super().init_weights()
         self.init_cfg = given
 
