@@ -60,4 +60,5 @@ val_evaluator = dict(type='CheckedCocoMetric')
 test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))
 auto_scale_lr = dict(base_batch_size=16)
-default_hooks = _base_.run_hooks
+default_hooks = dict(
+    _base_.run_hooks, checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3, save_best='coco/segm_mAP'))

@@ -35,4 +35,5 @@ val_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='CheckedCocoMetric')
 test_evaluator = val_evaluator
-default_hooks = _base_.run_hooks
+default_hooks = dict(
+    _base_.run_hooks, checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3, save_best='coco/segm_mAP'))

@@ -49,4 +49,5 @@ tta_resizes = [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_rat
 tta_flips = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)]
 tta_load = dict(type='LoadImageFromFile', backend_args=None)
 tta_pipeline = [tta_load, dict(type='TestTimeAug', transforms=[tta_resizes, tta_flips, [labels], [pack]])]
-default_hooks = _base_.run_hooks
+default_hooks = dict(
+    _base_.run_hooks, checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3, save_best='mIoU'))
