@@ -5,6 +5,8 @@ std 0.02. The size of maps follows from the image, not from occupied coordinates
 and need not be square.
 """
 
+from inspect import signature
+
 import torch
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
@@ -31,6 +33,8 @@ class FCMAE(BaseSelfSupervisor):
             ``image_channels`` to the backbone's input channels.
         execution (str): Execution of the encoder: ``'packed'``, ``'masked'`` or another key of
             ``mmconvnextv2.models.execution.EXECUTIONS`` that can mask. Defaults to ``'packed'``.
+        response_norm (dict | str, optional): Response norm of encoder and decoder together, None for none of them.
+            Defaults to ``'own'``: each has that of its own config.
         data_preprocessor (dict, optional): Config of the data preprocessor, whose type defaults to
             ``FCMAEDataPreprocessor``. Defaults to None.
         init_cfg (dict, optional): Config of mmengine initializers. Defaults to None.
@@ -45,10 +49,15 @@ class FCMAE(BaseSelfSupervisor):
         neck: dict,
         head: dict,
         execution: str = 'packed',
+        response_norm: dict | str | None = 'own',
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         get_execution(execution, masking=True)
+        if response_norm != 'own':
+            backbone = {**backbone, 'response_norm': response_norm}
+            if 'response_norm' in signature(MODELS.get(neck['type'])).parameters:  # a transformer has none
+                neck = {**neck, 'response_norm': response_norm}
         backbone = MODELS.build(backbone)
         neck = _build_decoder(neck, backbone)
         set_kernels(neck, getattr(backbone, 'kernels', None))
@@ -73,7 +82,9 @@ class FCMAE(BaseSelfSupervisor):
     def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> dict[str, Tensor]:
         """Return reconstructions for visual inspection, on the scale of the normalised inputs.
 
-        Predictions are denormalised with the true mean and deviation of each cell, those that normalise the target.
+        With ``norm_pix`` the model predicts pixels relative to the mean and deviation of their cell, which it is not
+        asked for. ``reconstruction`` and ``pasted`` take both from the original, so that even an untrained model shows
+        the right colours; ``unaided`` takes them from visible cells nearby and shows what the model alone knows.
 
         Args:
             inputs (Tensor): Normalised images of shape (B, C, H, W).
@@ -81,24 +92,46 @@ class FCMAE(BaseSelfSupervisor):
 
         Returns:
             dict[str, Tensor]: Images of shape (B, C, H, W): ``original``, ``masked`` (zero in masked cells),
-            ``reconstruction`` (prediction in masked cells, zero in visible cells, which are not predicted) and
-            ``pasted`` (prediction with the visible cells of the original).
+            ``reconstruction`` (prediction in masked cells, zero in visible cells, which are not predicted),
+            ``pasted`` (prediction with the visible cells of the original) and ``unaided`` (the same, with mean and
+            deviation of each masked cell interpolated from visible cells).
         """
         _check_channels(inputs, self.backbone.in_channels)
         height, width = inputs.shape[-2:]
         masked_cells = _masked_cells(visible_cells, inputs)
         decoded = self.neck(self.backbone(inputs, visible_cells, self.execution), visible_cells)
         _, mean, deviation = self.head.target(inputs, masked_cells)
-        pixels = self.head(decoded, masked_cells).to(mean.dtype) * deviation + mean  # (B, M, 32 * 32 * C)
-        pixels = pixels.view(len(inputs), -1, inputs.shape[1])  # (B, M * 32 * 32, C)
-        prediction = scatter(pixels, Grid(height, width, stride=1, visible_cells=masked_cells))
+        predicted = self.head(decoded, masked_cells).to(mean.dtype)  # (B, M, 32 * 32 * C)
+        grid = Grid(height, width, stride=1, visible_cells=masked_cells)
+
+        def to_images(pixels: Tensor) -> Tensor:
+            return scatter(pixels.view(len(inputs), -1, inputs.shape[1]), grid)
+
+        prediction = to_images(predicted * deviation + mean)
+        _, mean, deviation = self.head.target(inputs, visible_cells)  # (B, K, 1)
+        near = nearness(masked_cells, visible_cells, width // CELL).to(mean.dtype)  # (B, M, K)
+        unaided = to_images(predicted * (near @ deviation) + near @ mean)
         shown = visible_sites(visible_cells, height, width, 1).view(-1, 1, height, width)
         return dict(
             original=inputs,
             masked=torch.where(shown, inputs, inputs.new_zeros(())),
             reconstruction=prediction,
             pasted=torch.where(shown, inputs, prediction.to(inputs.dtype)),
+            unaided=torch.where(shown, inputs, unaided.to(inputs.dtype)),
         )
+
+
+def nearness(cells: Tensor, others: Tensor, width: int) -> Tensor:
+    """Return weights (B, M, K), each row summing to 1, of cells (B, K) for cells (B, M): a Gaussian of their distance.
+
+    Args:
+        cells (Tensor): Indices of cells in raster order, long, (B, M).
+        others (Tensor): Indices of the cells to interpolate from, long, (B, K).
+        width (int): Cells per row of the image.
+    """
+    rows = (cells // width).unsqueeze(2) - (others // width).unsqueeze(1)
+    columns = (cells % width).unsqueeze(2) - (others % width).unsqueeze(1)
+    return (-(rows**2 + columns**2).double() / 2).softmax(2)  # a deviation of one cell
 
 
 def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..engine.model_state import evaluating, unwrapped
 from .masking import stack_visible_cells
 
-COLUMNS = ('original', 'masked', 'reconstruction', 'pasted')
+COLUMNS = ('original', 'masked', 'reconstruction', 'pasted', 'unaided')
 
 
 def image_grid(reconstructed: dict, mean: Tensor | None = None, std: Tensor | None = None) -> np.ndarray:

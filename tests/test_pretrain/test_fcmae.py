@@ -1,9 +1,12 @@
 """FCMAE: its loss, its masks and its images depend on what the paper says, and on nothing else."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
@@ -180,3 +183,45 @@ def test_runner_trains_resumes_and_draws(folder, tmp_path):
     assert second.iter == 4
     assert not torch.equal(second.model.state_dict()['neck.mask_token'], before)
     assert len(list((tmp_path / 'work').rglob('reconstruction_*.png'))) == 2
+
+
+def test_unaided_reconstruction_uses_visible_cells_only():
+    """What the model is not told stays out: masked pixels change the reconstruction and not the unaided one, which is
+    the prediction on a mean and deviation averaged over visible cells by hand."""
+    model = make_model().double()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    images, visible = torch.randn(1, 3, 64, 96, dtype=torch.float64), torch.tensor([[0, 1, 5]])
+    changed, masked = images.clone(), [2, 3, 4]
+    changed[:, :, :32, 64:] += 3.0  # cell 2 of 2 x 3
+    before, after = (model.reconstruct(one, visible) for one in (images, changed))
+    torch.testing.assert_close(before['unaided'], after['unaided'])
+    assert not torch.equal(before['reconstruction'], after['reconstruction'])
+
+    cells = images.unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 4, 5, 1).reshape(6, -1)  # (6, 32 * 32 * 3)
+    mean, deviation = cells.mean(1), (cells.var(1) + 1e-6).sqrt()
+    predicted = model.head(
+        model.neck(model.backbone(images, visible, model.execution), visible), torch.tensor([masked])
+    )[0]
+    for pixels, cell in zip(predicted, masked):
+        weights = [math.exp(-((cell // 3 - one // 3) ** 2 + (cell % 3 - one % 3) ** 2) / 2) for one in (0, 1, 5)]
+        near = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        expected = pixels * (near @ deviation[[0, 1, 5]]) + near @ mean[[0, 1, 5]]
+        row, column = 32 * (cell // 3), 32 * (cell % 3)
+        found = before['unaided'][0, :, row : row + 32, column : column + 32].permute(1, 2, 0).flatten()
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize('norm', [None, dict(type='GRN', aggregation='L1')])
+def test_one_switch_for_response_norms(norm):
+    """``model.response_norm`` sets the norm of encoder and decoder; without it each keeps its own."""
+    cfg = Config.fromfile('configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py')
+    cfg.merge_from_dict({'model.response_norm': norm})
+    init_default_scope(cfg.default_scope)
+    model = MODELS.build(cfg.model)
+    norms = [block.grn for block in [*model.backbone.stages[0], *model.neck.blocks]]
+    if norm is None:
+        assert norms == [None] * 3
+    else:
+        assert all(one.aggregation == 'L1' for one in norms)
