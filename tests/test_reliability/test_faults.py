@@ -10,11 +10,13 @@ from datetime import timedelta
 
 import pytest
 import torch
+from mmpretrain.structures import DataSample
 from real_runs import PER_EPOCH, assert_same_weights, last, make_config, start, train, wait_for, write_images
 
 from mmconvnextv2 import FiniteLossHook, PreemptionHook
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.engine.hooks.checkpoint import PART, AtomicBackend, VerifiedCheckpointHook
+from mmconvnextv2.pretrain import FCMAE
 
 
 @pytest.fixture(scope='module')
@@ -256,3 +258,46 @@ def test_hooks_refuse_bad_arguments():
         PreemptionHook(interval=0)
     with pytest.raises(ValueError, match='max_skips=-1'):
         FiniteLossHook(max_skips=-1)
+
+
+@pytest.mark.parametrize('execution', ['packed', 'masked'])
+def test_signals_do_not_disturb_gradients(execution):
+    """Signals that arrive thousands of times during forward and backward passes leave every gradient bit for bit as it
+    is without them: the handler only notes the time."""
+    hook, count = PreemptionHook(), [0]
+
+    def handle(number, frame):
+        hook._requested_at = None
+        hook._request_stop(number, frame)
+        count[0] += 1
+
+    model = FCMAE(
+        backbone=dict(type='ConvNeXtV2', arch='atto', out_indices=(3,), out_norm=False),
+        neck=dict(type='FCMAEDecoder', channels=64),
+        head=dict(type='FCMAEHead'),
+        execution=execution,
+    )
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    images, cells = torch.randn(2, 3, 128, 128), torch.stack([torch.randperm(16)[:6].sort().values for _ in range(2)])
+    samples = [DataSample(metainfo=dict(visible_cells=one.numpy())) for one in cells]
+
+    def gradients():
+        model.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = model.loss(images, samples)['loss']
+        loss.backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    expected = gradients()
+    before = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+    try:
+        found = [gradients() for _ in range(5)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert count[0] > 500
+    for each in found:
+        assert all(torch.equal(one, other) for one, other in zip(each, expected))

@@ -46,6 +46,7 @@ class FiniteLossHook(Hook):
         self._num_skips = 0
         self._found = None  # whether the step of this iteration met a bad gradient
         self._bad = []
+        self._images = []  # of the batches since the last update
 
     def before_train(self, runner) -> None:
         """Look at gradients before each step."""
@@ -60,21 +61,26 @@ class FiniteLossHook(Hook):
         Raises:
             RuntimeError: If it is one too many.
         """
+        self._images += image_names(data_batch)
         loss = float(torch.as_tensor((outputs or {}).get('loss', 0.0)).detach())
         if not math.isfinite(loss):
             self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(image_names(data_batch))}')
             print_log(f'iteration {runner.iter + 1}: {self._bad[-1]}', 'current', logging.ERROR)
         skipped, self._found = self._found is not None and bool(self._found), None
+        images = ', '.join(self._images)
+        if runner.optim_wrapper.should_update():
+            self._images = []
         if not skipped and not (self._bad and runner.optim_wrapper.should_update()):
             return
-        found, self._bad = '; '.join(self._bad) or 'gradients that are not finite', []
+        found = '; '.join(self._bad) or f'gradients that are not finite in process {get_rank()} of {images}'
+        self._bad = []
         self._num_skips += 1
         runner.message_hub.update_info('num_skipped_updates', self._num_skips)
         if self._num_skips > self.max_skips:
             raise RunError(
                 f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
                 'checkpoint, which is from before; look at those images, lower the learning rate, or '
-                f"let custom_hooks' dict(type='FiniteLossHook', max_skips={self.max_skips}) skip more"
+                f'skip more such updates by default_hooks.finite_loss.max_skips (now {self.max_skips})'
             )
         print_log(
             f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: {found}',
