@@ -12,9 +12,11 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..checkpoint import detect_layout, extract_state_dict, from_canonical, load_backbone, read_backbone, to_canonical
+from ..checkpoint import detect_layout, extract_state_dict, from_canonical, load_backbone, to_canonical
 from ..checkpoint.build import backbone_from_weights
+from ..checkpoint.conversion import read_backbone_as
 from ..checkpoint.load import load_file
+from ..checkpoint.strict import load_strictly
 from ..models.convnext_v2 import ARCHS, ConvNeXtV2
 from ..utils.config import IMAGENET, read_config, read_normalization
 from ..utils.errors import UserError
@@ -144,7 +146,7 @@ def _load_config(path: str, weights: str) -> tuple[nn.Module, Sequence[float], S
 
 def _load_file(path: str) -> nn.Module:
     """Build the ``ConvNeXtV2`` that a checkpoint is of."""
-    weights = read_backbone(extract_state_dict(load_file(path))).weights
+    weights = to_canonical(extract_state_dict(load_file(path)))
     try:
         return backbone_from_weights(weights, out_norm=False)
     except UserError as error:
@@ -164,7 +166,7 @@ def _load_mmpretrain(name: str, weights: str | None) -> nn.Module:
         return model.backbone
     content = extract_state_dict(load_file(weights))
     whole = {key.partition('backbone.')[2]: value for key, value in content.items() if key.startswith('backbone.')}
-    _load(model.backbone, whole or to_canonical(content), weights, ('norm',))
+    load_strictly(model.backbone, whole or to_canonical(content), weights, ('norm',))
     return model.backbone
 
 
@@ -176,19 +178,17 @@ def _load_timm(name: str, weights: str | None) -> nn.Module:
         content = extract_state_dict(load_file(weights))
         if name.startswith('convnext'):
             content = _as_timm(content, model)
-        _load(model, content, weights, ('head.', 'norm.', 'fc_norm.'))
+        load_strictly(model, content, weights, ('head.', 'norm.', 'fc_norm.'))
     return model
 
 
 def _as_timm(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename ConvNeXt weights of any layout to those of a model of timm."""
-    wide = any(key.endswith('mlp.fc1.weight') and value.ndim == 4 for key, value in model.state_dict().items())
-    layout = 'timm-conv' if wide else 'timm'
-    if detect_layout(weights) == layout:
+    """Rename ConvNeXt weights of any layout to the names of a timm model."""
+    source, target = detect_layout(weights), detect_layout(model.state_dict())
+    if source == target:
         return weights
-    return from_canonical(
-        {key: value for key, value in to_canonical(weights).items() if not key.startswith('norm')}, layout
-    )
+    backbone = read_backbone_as(source, weights).weights
+    return from_canonical({key: value for key, value in backbone.items() if not key.startswith('norm')}, target)
 
 
 LIBRARIES = {'mmpretrain': _load_mmpretrain, 'timm': _load_timm}
@@ -205,20 +205,3 @@ def _check_name(library: str, name: str, known: list[str]) -> None:
     if name not in known:
         near = get_close_matches(name, known, 5, 0.4)
         raise UserError(f'{library} has no model {name!r}; near are {", ".join(near) or "none"}')
-
-
-def _load(model: nn.Module, weights: dict[str, Tensor], path: str, optional: tuple[str, ...]) -> None:
-    """Load strictly, but for what stands behind the last block."""
-    wanted = {key: value.shape for key, value in model.state_dict().items()}
-    wrong = [
-        key
-        for key, shape in wanted.items()
-        if not key.startswith(optional) and getattr(weights.get(key), 'shape', None) != shape
-    ]
-    extra = [key for key in weights if key not in wanted and not key.startswith(optional)]
-    if wrong or extra:
-        raise UserError(
-            f'{path} does not fit {type(model).__name__}: {len(wrong)} weights are missing or of a wrong '
-            f'shape ({", ".join(wrong[:3])}), {len(extra)} are not in the model ({", ".join(extra[:3])})'
-        )
-    model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=False)

@@ -1,21 +1,23 @@
-"""The backbone that weights are of."""
+"""Build the backbone that weights belong to."""
 
 import re
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..models.convnext_v2 import ConvNeXtV2
 from ..utils.errors import UserError
-from .conversion import ANCHOR, read_arch
+from .conversion import ANCHOR, LAYER_SCALE, read_arch
 
 
 def backbone_from_weights(weights: dict[str, Tensor], out_norm: bool = True) -> ConvNeXtV2:
-    """Build the ``ConvNeXtV2`` that canonical weights are of, and load them strictly.
+    """Build the ``ConvNeXtV2`` that canonical weights belong to, and load them strictly.
 
     Args:
         weights (dict[str, Tensor]): Canonical names, see :func:`mmconvnextv2.checkpoint.to_canonical`.
         out_norm (bool): Keep the output norms, and return the maps of the stages that have one. If False, or if the
-            weights have no output norm, return the last map without one. Defaults to True.
+            weights have no output norm, return the last map without a norm. Defaults to True.
 
     Raises:
         ValueError: If the weights hold another response norm than GRN, or are incomplete.
@@ -34,7 +36,30 @@ def backbone_from_weights(weights: dict[str, Tensor], out_norm: bool = True) -> 
         out_indices=stages or (3,),
         response_norm=dict(type='GRN') if norms else None,
         out_norm=bool(stages),
-        layer_scale_init_value=float(any(re.search(r'\.\d+\.gamma$', key) for key in weights)),
+        layer_scale_init_value=float(any(LAYER_SCALE.fullmatch(key) for key in weights)),
     )
     model.load_state_dict({key: value for key, value in weights.items() if stages or not key.startswith('norm')})
     return model
+
+
+@torch.no_grad()
+def run_backbone(weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Run canonical weights in ``ConvNeXtV2``.
+
+    Args:
+        weights (dict[str, Tensor]): See :func:`backbone_from_weights`.
+        images (Tensor): Normalised images of shape (B, C, H, W).
+
+    Returns:
+        tuple[Tensor, Tensor]: The last map without its norm, of shape (B, C, H / 32, W / 32), and the normalised mean
+        over its sites, of shape (B, C). Without a final norm in the weights, the normalisation has no affine part.
+    """
+    (last_map,) = backbone_from_weights(weights, out_norm=False).eval()(images)
+    pooled = F.layer_norm(
+        last_map.mean((2, 3)),
+        last_map.shape[1:2],
+        weights.get('norm3.weight'),
+        weights.get('norm3.bias'),
+        eps=1e-6,
+    )
+    return last_map, pooled

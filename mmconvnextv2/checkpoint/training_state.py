@@ -103,7 +103,7 @@ def training_to_canonical(content: dict, recipe: Recipe, epoch_length: int | Non
     weights = pretraining_to_canonical(weights)
     _check_shapes(weights, recipe)
     _check_hyperparameters(content['optimizer']['param_groups'][0], recipe)
-    moments = convert_moments(moments, lambda state: read_layout(state, PRETRAINING, 'pretraining')[0])
+    moments = convert_moments(moments, lambda state: read_layout(state, PRETRAINING, 'pretraining').weights)
     epoch_length = epoch_length or _epoch_length(moments, num_epochs) * recipe.accumulative_counts
     wrapper = deepcopy(recipe.optim_wrapper)
     schedulers = _run_schedule(recipe.schedule, wrapper, num_epochs, epoch_length)
@@ -139,7 +139,7 @@ def training_from_canonical(content: dict, recipe: Recipe) -> dict:
         )
     _check_shapes(content['state_dict'], recipe)
     moments = read_moments(content['optimizer'], recipe.groups, content['state_dict'])
-    moments = convert_moments(moments, lambda state: write_layout(state, PRETRAINING, 'pretraining'))
+    moments = convert_moments(moments, lambda state: write_layout(state, PRETRAINING, 'pretraining').weights)
     group = {**content['optimizer']['param_groups'][0], 'weight_decay': recipe.optim_wrapper.defaults['weight_decay']}
     return write_official_training(pretraining_from_canonical(content['state_dict']), moments, num_epochs, group)
 

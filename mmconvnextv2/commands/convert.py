@@ -3,7 +3,14 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ..checkpoint.convert import LAYOUT_NAMES, check_conversion, convert_file, convert_training_file
+from ..checkpoint.convert import (
+    LAYOUT_NAMES,
+    check_target,
+    check_written,
+    convert_training_file,
+    read_weight_file,
+    write_converted,
+)
 from .arguments import add_config_options
 
 
@@ -11,7 +18,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/convert_checkpoint.py``."""
     parser = ArgumentParser(
         description='Convert ConvNeXt V2 weights between layouts; .safetensors is the recommended output: reading it '
-        'cannot run code, whoever wrote it.',
+        'cannot run code, even from an untrusted source.',
         epilog='Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth atto.safetensors --to timm',
     )
     parser.add_argument('source', help='a checkpoint in any known layout, a path or a URL')
@@ -32,7 +39,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         dest='weights',
         action='store_const',
         const='raw',
-        help='take the weights beside which the file holds a moving average',
+        help='take the trained weights that the file stores next to a moving average',
     )
     parser.add_argument(
         '--check',
@@ -44,12 +51,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     whole.add_argument(
         '--pretraining',
         action='store_true',
-        help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)',
+        help='convert a whole FCMAE model with its decoder (only between canonical and official-sparse)',
     )
     whole.add_argument(
         '--training',
         metavar='CONFIG',
-        help='convert a whole training checkpoint, to go on with this FCMAE config or from it',
+        help='convert a whole training checkpoint, to resume with this FCMAE config or from it',
     )
     parser.add_argument(
         '--epoch-length', type=int, help='iterations per epoch of CONFIG (default: those of the official run)'
@@ -71,9 +78,9 @@ def convert(args: Namespace) -> None:
                 args.source, args.target, args.to, args.training, args.cfg_options, args.epoch_length, args.force
             )
         )
-    else:
-        print(
-            convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights, args.classifier)
-        )
+        return
+    check_target(args.target, args.force)
+    source = read_weight_file(args.source, args.weights)
+    print(write_converted(source, args.target, args.to, args.pretraining, args.classifier))
     if args.check:
-        print(check_conversion(args.source, args.target, args.weights))
+        print(check_written(source, args.target))

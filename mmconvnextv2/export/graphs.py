@@ -18,8 +18,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..checkpoint import check_weights, extract_state_dict, load_backbone
+from ..checkpoint import check_weights, extract_state_dict, read_backbone
 from ..checkpoint.load import load_file
+from ..checkpoint.pretrained import load_into
 from ..models.convnext_v2 import ConvNeXtV2, set_kernels
 from ..utils.config import read_normalization
 from ..utils.errors import UserError
@@ -190,10 +191,12 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
     if cfg.model.backbone.type != 'ConvNeXtV2':
         raise UserError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
     cfg.model.backbone.init_cfg = None
-    kind, content = BackboneGraph, load_file(checkpoint)
+    content = load_file(checkpoint)
+    state_dict = extract_state_dict(content, weights)
+    kind: type[PixelGraph] = BackboneGraph
     if part == 'backbone':
         model = MODELS.build(cfg.model.backbone)
-        load_backbone(model, checkpoint, weights)
+        load_into(model, read_backbone(state_dict), checkpoint)
     else:
         scope, name, kind = WHOLE[part]
         if (cfg.scope, cfg.model.type) != (scope, name):
@@ -201,7 +204,7 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
                 f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
                 f'{cfg.scope}: use --part backbone'
             )
-        model = _build_whole(cfg, extract_state_dict(content, weights), checkpoint)
+        model = _build_whole(cfg, state_dict, checkpoint)
     reference = kind(model, pixels.mean, pixels.std)
     graph = kind(model, pixels.mean, pixels.std, half) if half else reference
     return Exported(

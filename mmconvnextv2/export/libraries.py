@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import classifier_to_canonical, detect_layout, extract_state_dict, read_arch, to_canonical
-from ..checkpoint.build import backbone_from_weights
-from ..checkpoint.conversion import ANCHOR
-from ..checkpoint.convert import backbone_converter, classifier_converter, compact, layout_variant, write_atomically
+from ..checkpoint import classifier_from_canonical, extract_state_dict, from_canonical, read_arch
+from ..checkpoint.build import backbone_from_weights, run_backbone
+from ..checkpoint.conversion import ANCHOR, ModelWeights, canonical_classifier, read_model, without_foreign_norms
+from ..checkpoint.convert import compact, layout_variant, write_atomically
+from ..checkpoint.cross_check import relative_difference
 from ..checkpoint.load import load_file
 from ..models.convnext_v2 import ARCHS
 from ..utils.atomic import new_folder, replacing_files
@@ -29,19 +30,27 @@ TOLERANCE = 1e-4  # of the largest value
 
 
 class AnyCheckpoint(NamedTuple):
-    """What a checkpoint of any layout holds.
+    """A checkpoint of any layout after a single reading.
 
     Args:
-        state_dict (dict): As it was found.
-        weights (dict): Of the backbone in the canonical layout.
-        classifier (dict, optional): The whole classifier in the canonical layout, None without a head.
-        classes (tuple[str]): Names of the classes, if the file tells them.
+        state_dict (dict): State dict in the file.
+        model (ModelWeights): Its layout, backbone and head.
+        classes (tuple[str]): Names of the classes, empty if the file has none.
     """
 
     state_dict: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    classifier: dict[str, Tensor] | None
+    model: ModelWeights
     classes: tuple[str, ...]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights of the backbone in the canonical layout."""
+        return self.model.backbone.weights
+
+    @property
+    def classifier(self) -> dict[str, Tensor] | None:
+        """The whole classifier in the canonical layout, None without a head."""
+        return canonical_classifier(self.model) if self.model.has_head else None
 
     @property
     def arch(self) -> dict[str, list[int]]:
@@ -81,13 +90,13 @@ class AnyCheckpoint(NamedTuple):
         return {**facts, 'classes': str(self.num_classes)} if self.classifier else facts
 
     def convert(self, layout: str) -> dict[str, Tensor]:
-        """Return the classifier, or else the backbone with a final norm, the identity if it has none, in a layout."""
+        """Convert the classifier, or else the backbone, to a layout; a missing final norm becomes the identity."""
         if self.classifier:
-            converted = classifier_converter(layout)(self.classifier)
+            converted = classifier_from_canonical(self.classifier, layout)
         else:
             last = self.weights['downsample_layers.3.1.bias']
             norm = {'norm3.weight': torch.ones_like(last), 'norm3.bias': torch.zeros_like(last)}
-            converted = backbone_converter(layout)({**norm, **self.weights})
+            converted = from_canonical(without_foreign_norms({**norm, **self.weights}, layout), layout)
         return {name: compact(value) for name, value in converted.items()}
 
 
@@ -102,13 +111,8 @@ def read_source(checkpoint: str, weights: str = 'default') -> AnyCheckpoint:
         ValueError: If it cannot be read, or holds no whole backbone.
     """
     content = load_file(checkpoint)
-    found = extract_state_dict(content, weights)
-    backbone = to_canonical(found)
-    try:
-        classifier = classifier_to_canonical(found)
-    except ValueError:  # the backbone is whole, so what is missing is a head
-        classifier = None
-    return AnyCheckpoint(found, backbone, classifier, class_names(content))
+    state_dict = extract_state_dict(content, weights)
+    return AnyCheckpoint(state_dict, read_model(state_dict), class_names(content))
 
 
 @torch.no_grad()
@@ -119,27 +123,20 @@ def our_maps(source: AnyCheckpoint, images: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def our_outputs(source: AnyCheckpoint, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the last map without its norm, and the logits, or else the normalised mean over sites."""
-    (last_map,) = backbone_from_weights(source.weights, out_norm=False).eval()(images)
-    features = F.layer_norm(
-        last_map.mean((2, 3)),
-        last_map.shape[1:2],
-        source.weights.get('norm3.weight'),
-        source.weights.get('norm3.bias'),
-        eps=1e-6,
-    )
+    """Return the last map without its norm, and the logits or, without a head, the normalised mean over sites."""
+    last_map, features = run_backbone(source.weights, images)
     head = source.classifier
     return last_map, F.linear(features, head['head.fc.weight'], head['head.fc.bias']) if head else features
 
 
-def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) -> str:
+def check_same(expected: Sequence[Tensor], found: Sequence[Tensor], library: str) -> str:
     """Compare our outputs with a library's, and say what was found.
 
     Raises:
         ValueError: If they differ by more than ``TOLERANCE``.
     """
     library = f'{library} {version(library)}'
-    worst = max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(wanted, found, strict=True))
+    worst = max(relative_difference(one, other) for one, other in zip(expected, found, strict=True))
     if not worst <= TOLERANCE:
         raise UserError(
             f'{library} computes something else from these weights, {worst:.1e} of the largest value '
@@ -287,7 +284,7 @@ def export_safetensors(source: AnyCheckpoint, folder: str, card: ModelCard) -> s
         ValueError: If the folder is in use.
     """
     require('safetensors', 'huggingface_hub')
-    is_ours = detect_layout(source.state_dict) == 'canonical'
+    is_ours = source.model.layout == 'canonical'
     weights = source.state_dict if is_ours else source.classifier or source.weights
     weights = {
         name: compact(value)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ..checkpoint.cross_check import relative_difference
 from ..utils.atomic import replacing_files
 from ..utils.errors import UserError
 from .graphs import SMALLEST, Exported, PixelGraph
@@ -93,7 +94,7 @@ def compare(exported: Exported, run: Runner, size: tuple[int, int]) -> Iterator[
         )
         with torch.no_grad():
             pairs = list(zip(graph(images), run(images), strict=True))
-        differences = [float((found - wanted).abs().max() / wanted.abs().max()) for wanted, found in pairs]
+        differences = [relative_difference(expected, found) for expected, found in pairs]
         worst = max(differences, key=lambda one: (one != one, one))  # NaN counts as the largest
         if not worst <= limit:
             raise UserError(
