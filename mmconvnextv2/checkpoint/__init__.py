@@ -1,6 +1,6 @@
-"""Every layout of ConvNeXt V2 weights: their tables, the conversions, and the strict loader of pretrained backbones.
+"""Checkpoint files and the layouts of ConvNeXt V2 weights: tables, conversions, and strict loading of backbones.
 
-The only place that knows foreign names. It takes and gives dicts and does not know the model's class.
+The tables of foreign names are in :mod:`.layouts`. Conversions take and return dicts.
 """
 
 from ..utils.moved import moved_names
