@@ -380,7 +380,9 @@ def read_arch(weights: dict[str, Tensor]) -> tuple[list[int], list[int]]:
         [value.numel() for key, value in weights.items() if re.fullmatch(rf'stages\.{stage}\..*\.norm\.\w+', key)]
         for stage in range(4)
     ]
-    channels = [mode(found) if found else 0 for found in widths]  # the most frequent, so that one odd weight is named
+    channels = [
+        mode(found) if found else 0 for found in widths
+    ]  # the most frequent, so a single odd weight is reported
     return depths, channels
 
 
@@ -406,7 +408,7 @@ def _expected_shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _one_block_shapes(weights: dict[str, Tensor], channels: list[int]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a ``ConvNeXtV2`` with one block per stage, so that the cost does not depend on the file."""
+    """Return the shapes of a ``ConvNeXtV2`` with one block per stage, at a cost independent of the file."""
     stem = weights.get(ANCHOR)
     with torch.device('meta'):
         model = ConvNeXtV2(

@@ -1,4 +1,4 @@
-"""Convert whole training checkpoints, so that an FCMAE run of the official script resumes here and one of ours there.
+"""Convert whole training checkpoints, so an FCMAE run of the official script can resume here and one of ours there.
 
 Weights, decoder, AdamW's moments and the epoch are carried over. Official files hold no schedule; it follows from the
 config, advanced to the epoch of the checkpoint. mmengine resumes weights, optimizer and schedule from one file.
