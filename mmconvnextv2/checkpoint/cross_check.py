@@ -69,9 +69,9 @@ def run_in_library(layout: str, weights: dict[str, Tensor], images: Tensor) -> O
     if library is None or reason:
         last_map, pooled = run_backbone(weights, images)
         return Outputs(f'ConvNeXtV2: {reason}', last_map, pooled if has_norm else None)
-    depths, channels = map(tuple, read_arch(weights))
+    depths, channels = read_arch(weights)
     has_grn = any('.grn.' in name for name in weights)
-    spec = ArchSpec(depths, channels, images.shape[1], has_grn, has_norm, layout == 'timm-conv')
+    spec = ArchSpec(tuple(depths), tuple(channels), images.shape[1], has_grn, has_norm, layout == 'timm-conv')
     foreign = from_canonical(without_foreign_norms(weights, layout), layout)
     return Outputs(name_and_version(library.package), *library.run(foreign, spec, images))
 
