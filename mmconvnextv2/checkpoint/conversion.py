@@ -85,7 +85,7 @@ def detect_layout(state_dict: dict) -> str:
     found = {layout: name for layout, name in found.items() if name is not None}
     if not found:
         raise UserError(
-            f'these weights are of no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
+            f'these weights match no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
             f'{len(names)} keys, {preview(list(state_dict))}'
         )
     if len(found) > 1:
@@ -319,7 +319,7 @@ def find_rule(name: str, rules: Sequence[Rule]) -> tuple[int, dict[str, str]]:
         match = _pattern(rule.foreign).fullmatch(name)
         if match:
             return line, match.groupdict()
-    raise UserError(f'{name} is of no line of the table')
+    raise UserError(f'{name} matches no rule of the table')
 
 
 def _first_match(templates: Iterable[tuple[str, Rule]], key: str) -> tuple[dict[str, str], Rule] | None:
@@ -394,7 +394,7 @@ def _expected_shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """
     depths, channels = read_arch(weights)
     if sum(depths) > len(weights):
-        raise UserError(f'these weights number their blocks up to {depths}, but are only {len(weights)}')
+        raise UserError(f'these weights number their blocks up to {depths}, but there are only {len(weights)} of them')
     template = _one_block_shapes(weights, channels)
     shapes = {name: shape for name, shape in template.items() if name.startswith('downsample_layers.')}
     for stage, depth in enumerate(depths):

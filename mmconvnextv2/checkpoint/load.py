@@ -59,7 +59,7 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
 
 
 def _check_layout(path: str, content: dict) -> None:
-    """Refuse parts of another type than every writer gives them; later readers do not check.
+    """Refuse parts whose type differs from what every writer uses; code that reads them later does not check.
 
     Raises:
         ValueError: Naming the part.

@@ -103,7 +103,7 @@ def _changed_grn(change: str | None, loaded: dict[str, Tensor], expected: dict[s
     if odd:
         raise UserError(
             f"grn='add' starts as the identity, which {preview(odd)} is not: set "
-            "response_norm=dict(type='GRN') for the model, newly built"
+            "response_norm=dict(type='GRN') for a newly built model"
         )
     return in_file or in_model
 
