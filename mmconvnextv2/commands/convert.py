@@ -25,22 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('target', help='the file to write, .safetensors, .pth, .pt or .bin')
     parser.add_argument('--to', default='canonical', choices=LAYOUT_NAMES, help='layout to write (default canonical)')
     parser.add_argument('--force', action='store_true', help='overwrite the target')
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        '--ema',
-        dest='weights',
-        action='store_const',
-        const='ema',
-        default='default',
-        help='take the moving average of the file',
-    )
-    chosen.add_argument(
-        '--raw',
-        dest='weights',
-        action='store_const',
-        const='raw',
-        help='take the trained weights that the file stores next to a moving average',
-    )
+    add_weights_choice(parser)
     parser.add_argument(
         '--check',
         action='store_true',
@@ -68,6 +53,26 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     if args.check and args.pretraining:
         parser.error('--check compares backbones: leave --pretraining out')
     return args
+
+
+def add_weights_choice(parser: ArgumentParser) -> None:
+    """Add ``--ema`` and ``--raw``, which set ``weights`` for :func:`mmconvnextv2.checkpoint.extract_state_dict`."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        '--ema',
+        dest='weights',
+        action='store_const',
+        const='ema',
+        default='default',
+        help='take the moving average of the checkpoint',
+    )
+    chosen.add_argument(
+        '--raw',
+        dest='weights',
+        action='store_const',
+        const='raw',
+        help='take the trained weights that the checkpoint stores next to a moving average',
+    )
 
 
 def convert(args: Namespace) -> None:

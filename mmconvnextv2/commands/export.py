@@ -14,6 +14,7 @@ from ..export.model_card import ModelCard
 from ..export.runtimes import export_onnx, export_program
 from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config
+from .convert import add_weights_choice
 
 TOOL = 'python tools/export.py'
 EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
@@ -60,7 +61,8 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     )
     parser.add_argument('--half', action='store_true', help='compute in float16')
     parser.add_argument('--force', action='store_true', help='overwrite the file')
-    _add_common(parser)
+    add_weights_choice(parser)
+    add_config_options(parser)
     parser.set_defaults(run=lambda args: run_graph(args, suffix, export))
 
 
@@ -70,28 +72,9 @@ def _add_library(parser: ArgumentParser, out: str, export: Callable[[AnyCheckpoi
     parser.add_argument('--config', help='config that trained it, for the card and the normalisation of images')
     parser.add_argument('--license', default='cc-by-nc-4.0', help="default cc-by-nc-4.0, the official weights'")
     parser.add_argument('--metrics', nargs='+', action=DictAction, help='for the card, name=value ...')
-    _add_common(parser)
-    parser.set_defaults(run=lambda args: run_library(args, export))
-
-
-def _add_common(parser: ArgumentParser) -> None:
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        '--ema',
-        dest='weights',
-        action='store_const',
-        const='ema',
-        default='default',
-        help='take the moving average of the checkpoint',
-    )
-    chosen.add_argument(
-        '--raw',
-        dest='weights',
-        action='store_const',
-        const='raw',
-        help='take the trained weights that the checkpoint stores next to a moving average',
-    )
+    add_weights_choice(parser)
     add_config_options(parser)
+    parser.set_defaults(run=lambda args: run_library(args, export))
 
 
 def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
