@@ -23,6 +23,7 @@ minkowski export:
 lint: env
 	@"$(VENV)/bin/python" -m ruff check --quiet
 	@"$(VENV)/bin/python" -m ruff format --check --quiet
+	@"$(VENV)/bin/python" -m mypy --no-error-summary
 	@"$(VENV)/bin/python" -m codespell_lib $$(git ls-files)
 
 # Known vulnerabilities of the locked packages; needs the network, and is no part of the tests.

@@ -21,8 +21,7 @@ from .mmcv_operators import register
 register()  # before anything imports mmcv.ops
 
 # isort: on
-from .checkpoint import ConvNeXtV2Pretrained
-from .checkpoint.build import create_backbone
+from .checkpoint import ConvNeXtV2Pretrained, create_backbone
 from .engine import BF16OptimWrapper, FP16OptimWrapper, LayerDecayOptimWrapperConstructor
 from .engine.hooks import (
     BestScoreStoppingHook,

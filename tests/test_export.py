@@ -221,7 +221,7 @@ def test_mistakes_are_one_sentence(trained, export, tmp_path):
     (tmp_path / 'there.pt2').write_text('')
     for arguments, message in (
         (('program', config, checkpoint, '--part', 'classifier'), '--part backbone'),
-        (('program', config, checkpoint, '--size', '32', '64'), '64 pixels and more'),
+        (('program', config, checkpoint, '--size', '32', '64'), 'at least 64 pixels'),
         (('program', config, config), 'checkpoint'),
         (('program', trained('classifier')[0], checkpoint), 'weights'),
     ):

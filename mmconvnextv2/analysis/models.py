@@ -1,4 +1,4 @@
-"""Models to analyse, by name: ours, mmpretrain's, timm's, or whatever a file of ConvNeXt weights holds."""
+"""Models to analyse: ours, mmpretrain's and timm's by name, or the model of any file of ConvNeXt weights."""
 
 import logging
 from collections.abc import Sequence
@@ -12,25 +12,27 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..checkpoint import detect_layout, extract_state_dict, from_canonical, load_backbone, read_backbone, to_canonical
+from ..checkpoint import detect_layout, extract_state_dict, from_canonical, load_backbone, to_canonical
 from ..checkpoint.build import backbone_from_weights
+from ..checkpoint.conversion import read_backbone_as
 from ..checkpoint.load import load_file
+from ..checkpoint.strict import load_strictly
 from ..models.convnext_v2 import ARCHS, ConvNeXtV2
 from ..utils.config import IMAGENET, read_config, read_normalization
 from ..utils.errors import UserError
 
 RANDOM = 'random'
-HELP = f"""LABEL is what figures call the model. SOURCE and WEIGHTS are one of:
+HELP = f"""LABEL names the model in figures. SOURCE and WEIGHTS are one of:
   FILE                      a checkpoint of a ConvNeXt of any known layout, a path or a URL
   ARCH FILE                 {', '.join(ARCHS)}, with a checkpoint
   CONFIG.py FILE            the backbone of a config (any response norm), with a checkpoint
   mmpretrain:NAME [FILE]    a model of mmpretrain, with its published weights or a checkpoint
   timm:NAME [FILE]          a model of timm, likewise
-"random" in the place of FILE leaves the weights as they are drawn."""
+"random" instead of FILE keeps the randomly initialised weights."""
 
 
 class AnalyzedModel(NamedTuple):
-    """A model to analyse, and the normalisation of its RGB images (0 to 255), three values each."""
+    """A model to analyse, and the mean and standard deviation of its RGB images (0 to 255), three values each."""
 
     label: str
     model: nn.Module
@@ -38,10 +40,10 @@ class AnalyzedModel(NamedTuple):
     std: Sequence[float] = IMAGENET[1]
 
     def forward(self, images: Tensor) -> None:
-        """Run uint8 images (B, 3, H, W) through the model, for what watches it.
+        """Run uint8 images (B, 3, H, W) through the model, for the hooks on it.
 
         Raises:
-            ValueError: If the model asserts that it takes images of another size.
+            ValueError: If the model asserts another image size.
         """
         parameter = next(self.model.parameters())
         mean, std = (parameter.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
@@ -58,18 +60,18 @@ def load_subjects(specs: Sequence[Sequence[str]], device: str = 'cpu') -> list[A
     """Build models from ``(LABEL, SOURCE)`` or ``(LABEL, SOURCE, WEIGHTS)``, in evaluation mode.
 
     Raises:
-        ValueError: If a description is none of ``HELP``, a label stands twice, or weights do not fit.
+        ValueError: If a description matches none of ``HELP``, a label is repeated, or weights do not fit.
     """
     labels = [spec[0] for spec in specs]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise UserError(f'--model: the labels {twice} stand twice; give each model its own')
+        raise UserError(f'--model: the labels {twice} are repeated; give each model its own')
     return [load_subject(*_split(spec), device) for spec in specs]
 
 
 def _split(spec: Sequence[str]) -> tuple[str, str, str | None]:
     if len(spec) not in (2, 3):
-        raise UserError(f'--model {" ".join(spec)}: expected LABEL SOURCE [WEIGHTS]; --help lists what may be given')
+        raise UserError(f'--model {" ".join(spec)}: expected LABEL SOURCE [WEIGHTS]; --help lists the options')
     return spec[0], spec[1], spec[2] if len(spec) == 3 else None
 
 
@@ -89,34 +91,34 @@ def load_subject(label: str, source: str, weights: str | None = None, device: st
     else:
         raise UserError(
             f'SOURCE={source!r} is not an architecture ({", ".join(ARCHS)}), config or library '
-            f'({", ".join(LIBRARIES)}): --help lists what may stand there'
+            f'({", ".join(LIBRARIES)}): --help lists the options'
         )
     if getattr(model, 'in_channels', 3) != 3 or len(mean) != 3:
         raise UserError(
             f'{source} reads images of {getattr(model, "in_channels", len(mean))} channels: only models '
             'of RGB images can be analysed'
         )
-    model.eval()  # mmpretrain's return nothing from it
+    model.eval()  # not chained: mmpretrain's eval() returns None
     return AnalyzedModel(label, model.to(device), mean, std)
 
 
 def _required(weights: str | None, source: str) -> str:
     if weights is None:
-        raise UserError(f'{source} says no weights: add a checkpoint, or {RANDOM!r}')
+        raise UserError(f'{source} has no weights: add a checkpoint, or {RANDOM!r}')
     return weights
 
 
 def _filled(model: nn.Module, weights: str) -> nn.Module:
-    """Draw or load the weights of a ``ConvNeXtV2``."""
+    """Initialise or load the weights of a ``ConvNeXtV2``."""
     if weights == RANDOM:
-        _draw(model)
+        _initialise(model)
     else:
         load_backbone(model, weights)
     return model
 
 
-def _draw(model: nn.Module) -> None:
-    """Draw weights without mmengine's line for each of them."""
+def _initialise(model: nn.Module) -> None:
+    """Initialise weights without mmengine's log line for each of them."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -143,8 +145,8 @@ def _load_config(path: str, weights: str) -> tuple[nn.Module, Sequence[float], S
 
 
 def _load_file(path: str) -> nn.Module:
-    """Build the ``ConvNeXtV2`` that a checkpoint is of."""
-    weights = read_backbone(extract_state_dict(load_file(path))).weights
+    """Build the ``ConvNeXtV2`` that a checkpoint belongs to."""
+    weights = to_canonical(extract_state_dict(load_file(path)))
     try:
         return backbone_from_weights(weights, out_norm=False)
     except UserError as error:
@@ -160,11 +162,11 @@ def _load_mmpretrain(name: str, weights: str | None) -> nn.Module:
     if weights is None:
         return model.backbone
     if weights == RANDOM:
-        _draw(model)
+        _initialise(model)
         return model.backbone
     content = extract_state_dict(load_file(weights))
     whole = {key.partition('backbone.')[2]: value for key, value in content.items() if key.startswith('backbone.')}
-    _load(model.backbone, whole or to_canonical(content), weights, ('norm',))
+    load_strictly(model.backbone, whole or to_canonical(content), weights, ('norm',))
     return model.backbone
 
 
@@ -176,19 +178,17 @@ def _load_timm(name: str, weights: str | None) -> nn.Module:
         content = extract_state_dict(load_file(weights))
         if name.startswith('convnext'):
             content = _as_timm(content, model)
-        _load(model, content, weights, ('head.', 'norm.', 'fc_norm.'))
+        load_strictly(model, content, weights, ('head.', 'norm.', 'fc_norm.'))
     return model
 
 
 def _as_timm(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename ConvNeXt weights of any layout to those of a model of timm."""
-    wide = any(key.endswith('mlp.fc1.weight') and value.ndim == 4 for key, value in model.state_dict().items())
-    layout = 'timm-conv' if wide else 'timm'
-    if detect_layout(weights) == layout:
+    """Rename ConvNeXt weights of any layout to the names of a timm model."""
+    source, target = detect_layout(weights), detect_layout(model.state_dict())
+    if source == target:
         return weights
-    return from_canonical(
-        {key: value for key, value in to_canonical(weights).items() if not key.startswith('norm')}, layout
-    )
+    backbone = read_backbone_as(source, weights).weights
+    return from_canonical({key: value for key, value in backbone.items() if not key.startswith('norm')}, target)
 
 
 LIBRARIES = {'mmpretrain': _load_mmpretrain, 'timm': _load_timm}
@@ -204,21 +204,4 @@ def _import(package: str) -> ModuleType:
 def _check_name(library: str, name: str, known: list[str]) -> None:
     if name not in known:
         near = get_close_matches(name, known, 5, 0.4)
-        raise UserError(f'{library} has no model {name!r}; near are {", ".join(near) or "none"}')
-
-
-def _load(model: nn.Module, weights: dict[str, Tensor], path: str, optional: tuple[str, ...]) -> None:
-    """Load strictly, but for what stands behind the last block."""
-    wanted = {key: value.shape for key, value in model.state_dict().items()}
-    wrong = [
-        key
-        for key, shape in wanted.items()
-        if not key.startswith(optional) and getattr(weights.get(key), 'shape', None) != shape
-    ]
-    extra = [key for key in weights if key not in wanted and not key.startswith(optional)]
-    if wrong or extra:
-        raise UserError(
-            f'{path} does not fit {type(model).__name__}: {len(wrong)} weights are missing or of a wrong '
-            f'shape ({", ".join(wrong[:3])}), {len(extra)} are not in the model ({", ".join(extra[:3])})'
-        )
-    model.load_state_dict({key: value for key, value in weights.items() if key in wanted}, strict=False)
+        raise UserError(f'{library} has no model {name!r}; similar names are {", ".join(near) or "none"}')

@@ -1,6 +1,6 @@
-"""Every layout of ConvNeXt V2 weights: their tables, the conversions, and the strict loader of pretrained backbones.
+"""Checkpoint files and the layouts of ConvNeXt V2 weights: tables, conversions, and strict loading of backbones.
 
-The only place that knows foreign names. It takes and gives dicts and does not know the model's class.
+The tables of foreign names are in :mod:`.layouts`. Conversions take and return dicts.
 """
 
 from ..utils.moved import moved_names
@@ -16,7 +16,7 @@ from .conversion import (
     to_canonical,
 )
 from .layouts import LAYOUTS
-from .pretrained import LICENCE, ConvNeXtV2Pretrained, load_backbone
+from .pretrained import LICENCE, ConvNeXtV2Pretrained, create_backbone, load_backbone
 from .state_dict import extract_state_dict
 from .strict import check_weights
 
@@ -26,6 +26,7 @@ __all__ = [
     'LICENCE',
     'ConvNeXtV2Pretrained',
     'check_weights',
+    'create_backbone',
     'classifier_from_canonical',
     'classifier_to_canonical',
     'detect_layout',

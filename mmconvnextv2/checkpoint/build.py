@@ -1,24 +1,23 @@
-"""Backbones from weights, and with them."""
+"""Build the backbone that weights belong to."""
 
 import re
-from typing import Any
 
-from mmengine.model import initialize
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.convnext_v2 import INIT_CFG, ConvNeXtV2
+from ..models.convnext_v2 import ConvNeXtV2
 from ..utils.errors import UserError
-from .conversion import ANCHOR, read_arch
-from .pretrained import load_backbone
+from .conversion import ANCHOR, LAYER_SCALE, read_arch
 
 
 def backbone_from_weights(weights: dict[str, Tensor], out_norm: bool = True) -> ConvNeXtV2:
-    """Build the ``ConvNeXtV2`` that canonical weights are of, and load them strictly.
+    """Build the ``ConvNeXtV2`` that canonical weights belong to, and load them strictly.
 
     Args:
         weights (dict[str, Tensor]): Canonical names, see :func:`mmconvnextv2.checkpoint.to_canonical`.
         out_norm (bool): Keep the output norms, and return the maps of the stages that have one. If False, or if the
-            weights have no output norm, return the last map without one. Defaults to True.
+            weights have no output norm, return the last map without a norm. Defaults to True.
 
     Raises:
         ValueError: If the weights hold another response norm than GRN, or are incomplete.
@@ -37,38 +36,30 @@ def backbone_from_weights(weights: dict[str, Tensor], out_norm: bool = True) -> 
         out_indices=stages or (3,),
         response_norm=dict(type='GRN') if norms else None,
         out_norm=bool(stages),
-        layer_scale_init_value=float(any(re.search(r'\.\d+\.gamma$', key) for key in weights)),
+        layer_scale_init_value=float(any(LAYER_SCALE.fullmatch(key) for key in weights)),
     )
     model.load_state_dict({key: value for key, value in weights.items() if stages or not key.startswith('norm')})
     return model
 
 
-def create_backbone(
-    arch: str | dict = 'tiny', weights: str | None = None, in_channels: int = 3, **kwargs: Any
-) -> ConvNeXtV2:
-    """Create a backbone for code outside OpenMMLab, without a registry and without a log line.
+@torch.no_grad()
+def run_backbone(weights: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Run canonical weights in ``ConvNeXtV2``.
 
     Args:
-        arch (str | dict): A size of ``ARCHS``, such as ``'base'``, or depths and channels. Defaults to ``'tiny'``.
-        weights (str, optional): Path or URL of weights in any known layout. Defaults to None, random weights.
-        in_channels (int): Channels of the images; the stem of weights for another number is adapted. Defaults to 3.
-        kwargs: Other arguments of :class:`ConvNeXtV2`, such as ``out_indices`` and ``drop_path_rate``.
+        weights (dict[str, Tensor]): See :func:`backbone_from_weights`.
+        images (Tensor): Normalised images of shape (B, C, H, W).
 
     Returns:
-        ConvNeXtV2: In evaluation mode. Called with images (B, C, H, W), normalised as in training (ImageNet's mean and
-        deviation of RGB), it returns one map (B, C_i, H / s, W / s) per index in ``out_indices``, s = 4, 8, 16, 32.
-
-    Raises:
-        ValueError: If the size is unknown, or the weights are of another one.
-
-    Examples:
-        >>> backbone = mmconvnextv2.create_backbone('base', weights='convnextv2_base_1k_224_ema.pt')
-        >>> [tuple(one.shape[1:]) for one in backbone(torch.rand(1, 3, 224, 224))]
-        [(128, 56, 56), (256, 28, 28), (512, 14, 14), (1024, 7, 7)]
+        tuple[Tensor, Tensor]: The last map without its norm, of shape (B, C, H / 32, W / 32), and the normalised mean
+        over its sites, of shape (B, C). Without a final norm in the weights, the normalisation has no affine part.
     """
-    model = ConvNeXtV2(arch, in_channels, **kwargs)
-    if weights is None:
-        initialize(model, dict(INIT_CFG))  # init_weights would log every parameter
-    else:
-        load_backbone(model, weights, log=False)
-    return model.eval()
+    (last_map,) = backbone_from_weights(weights, out_norm=False).eval()(images)
+    pooled = F.layer_norm(
+        last_map.mean((2, 3)),
+        last_map.shape[1:2],
+        weights.get('norm3.weight'),
+        weights.get('norm3.bias'),
+        eps=1e-6,
+    )
+    return last_map, pooled

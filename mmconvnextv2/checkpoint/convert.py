@@ -1,38 +1,69 @@
-"""Converting checkpoint files between weight layouts, told step by step and checked against the foreign libraries.
+"""Convert checkpoint files between weight layouts, report each change, and check the result in the foreign libraries.
 
-Names and shapes are the business of ``mmconvnextv2.checkpoint``; here are files, the report of a conversion, and the
-comparison of the outputs of source and target.
+:mod:`.conversion` knows names and shapes. This module handles files: a source is read once, as a :class:`WeightFile`,
+which is then converted and compared with the file that was written.
 """
 
 import os
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..utils.atomic import replacing
 from ..utils.errors import ExistingFileError, FileError, MissingFileError, UserError
-from . import (
-    LAYOUTS,
+from .conversion import (
+    ANCHOR,
+    ModelWeights,
+    Renamed,
+    canonical_classifier,
     classifier_from_canonical,
-    classifier_to_canonical,
     detect_layout,
-    extract_state_dict,
     from_canonical,
-    pretraining_from_canonical,
-    pretraining_to_canonical,
     read_arch,
-    to_canonical,
+    read_model,
+    read_pretraining,
+    without_foreign_norms,
+    write_pretraining,
 )
-from .conversion import ANCHOR
-from .cross_check import run
+from .cross_check import relative_difference, run_in_library
+from .layouts import LAYOUTS
 from .load import load_file
+from .state_dict import extract_state_dict
 
 LAYOUT_NAMES = ('canonical', *LAYOUTS)
 WRAPPERS = {'canonical': 'state_dict', 'official-dense': 'model', 'official-sparse': 'model'}
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
-TOLERANCE = 1e-5  # of the largest value
+TOLERANCE = 1e-5  # as a fraction of the largest value
+
+
+class WeightFile(NamedTuple):
+    """A checkpoint file after a single reading.
+
+    Args:
+        path (str): Path or URL.
+        state_dict (dict): State dict in the file.
+        model (ModelWeights): Its layout, backbone and head.
+    """
+
+    path: str
+    state_dict: dict[str, Tensor]
+    model: ModelWeights
+
+
+def read_weight_file(path: str, weights: str = 'default') -> WeightFile:
+    """Read a checkpoint of any known layout.
+
+    Args:
+        path (str): Path or URL.
+        weights (str): See :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
+
+    Raises:
+        ValueError: If the file cannot be read, or does not hold a complete backbone.
+        FileNotFoundError: If the file does not exist.
+    """
+    state_dict = extract_state_dict(load_file(path), weights)
+    return WeightFile(path, state_dict, read_model(state_dict))
 
 
 def convert_file(
@@ -44,24 +75,24 @@ def convert_file(
     weights: str = 'default',
     classifier: bool = False,
 ) -> str:
-    """Convert a checkpoint of any known layout and write it, whole or not at all.
+    """Convert a checkpoint of any known layout, and write the target atomically.
 
     Args:
         source (str): Path or URL.
-        target (str): The file to write; ``.safetensors`` is written as such, ``.pth``, ``.pt`` and ``.bin`` by
+        target (str): File to write: ``.safetensors`` in that format, ``.pth``, ``.pt`` and ``.bin`` with
             ``torch.save``.
         layout (str): One of ``LAYOUT_NAMES``. ``'timm'`` becomes ``'timm-conv'`` for sizes whose linear layers are
-            convolutions in timm, ``'huggingface'`` ``'huggingface-backbone'`` for weights with a detector's output
-            norms.
+            convolutions in timm, ``'huggingface'`` becomes ``'huggingface-backbone'`` for weights with a detector's
+            output norms.
         force (bool): Overwrite the target. Defaults to False.
-        pretraining (bool): Convert a whole FCMAE model with its decoder, between canonical and official-sparse, in
-            place of the backbone alone. Defaults to False.
-        weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights beside it; see
-            :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
-        classifier (bool): Convert a whole classifier with its head, in place of the backbone alone. Defaults to False.
+        pretraining (bool): Convert a whole FCMAE model with its decoder, between canonical and official-sparse,
+            instead of the backbone only. Defaults to False.
+        weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights stored next to
+            it; see :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
+        classifier (bool): Convert a whole classifier with its head, instead of the backbone only. Defaults to False.
 
     Returns:
-        str: What was kept, renamed, reshaped and dropped.
+        str: Report of what was kept, renamed, reshaped and dropped.
 
     Raises:
         ValueError: If the source cannot be read or converted, or the target has another suffix.
@@ -69,16 +100,46 @@ def convert_file(
         FileNotFoundError: If the source or the folder of the target does not exist.
     """
     check_target(target, force)
-    found = extract_state_dict(load_file(source), weights)
-    source_layout = detect_layout(found)
+    return write_converted(read_weight_file(source, weights), target, layout, pretraining, classifier)
+
+
+def write_converted(
+    source: WeightFile, target: str, layout: str, pretraining: bool = False, classifier: bool = False
+) -> str:
+    """Convert a file that has been read; see :func:`convert_file`."""
+    model = source.model
     if pretraining:
-        convert = _pretraining_converter(source_layout, layout)
+        converted = _convert_pretraining(source, layout)
     else:
-        layout = layout_variant(layout, to_canonical(found))
-        convert = classifier_converter(layout) if classifier else backbone_converter(layout)
-    converted = {name: compact(value) for name, value in convert(found).items()}
-    write_atomically({WRAPPERS[layout]: converted} if layout in WRAPPERS else converted, converted, target)
-    return '\n'.join([f'{source} ({source_layout}) -> {target} ({layout})', *_tell(found, convert)])
+        layout = layout_variant(layout, model.backbone.weights)
+        converted = _convert_classifier(model, layout) if classifier else _convert_backbone(model, layout)
+    weights = {name: compact(value) for name, value in converted.weights.items()}
+    write_atomically({WRAPPERS[layout]: weights} if layout in WRAPPERS else weights, weights, target)
+    title = f'{source.path} ({model.layout}) -> {target} ({layout})'
+    return '\n'.join([title, *_report(source.state_dict, converted)])
+
+
+def _convert_pretraining(source: WeightFile, layout: str) -> Renamed:
+    if (source.model.layout, layout) == ('official-sparse', 'canonical'):
+        return read_pretraining(source.state_dict)
+    if (source.model.layout, layout) == ('canonical', 'official-sparse'):
+        return write_pretraining(source.state_dict)
+    raise UserError(
+        f'--pretraining converts between canonical and official-sparse, not from {source.model.layout} to {layout}'
+    )
+
+
+def _convert_backbone(model: ModelWeights, layout: str) -> Renamed:
+    known = without_foreign_norms(model.backbone.weights, layout)
+    written = from_canonical(known, layout)
+    return Renamed(written, {new: model.backbone.origins[name] for new, name in zip(written, known, strict=True)}, [])
+
+
+def _convert_classifier(model: ModelWeights, layout: str) -> Renamed:
+    canonical = canonical_classifier(model)
+    written = classifier_from_canonical(canonical, layout)
+    origins = [*(model.backbone.origins[name] for name in model.backbone.weights), *model.head.origins.values()]
+    return Renamed(written, dict(zip(written, origins, strict=True)), [])
 
 
 def convert_training_file(
@@ -90,15 +151,17 @@ def convert_training_file(
     epoch_length: int | None = None,
     force: bool = False,
 ) -> str:
-    """Convert a whole pretraining checkpoint, AdamW's moments and the epoch included.
+    """Convert a whole pretraining checkpoint, including AdamW's moments and the epoch.
 
     Args:
         source (str): Path or URL.
-        target (str): The file to write, by ``torch.save``.
-        layout (str): ``'canonical'`` from the official script's file, or ``'official-sparse'`` from one of mmengine.
-        config (str): The FCMAE config that trained, or will go on.
+        target (str): File to write with ``torch.save``.
+        layout (str): ``'canonical'`` for a source from the official script, ``'official-sparse'`` for one from
+            mmengine.
+        config (str): FCMAE config of the run that wrote the source, or of the run that will resume.
         options (dict, optional): Overrides of the config. Defaults to None.
-        epoch_length (int, optional): Iterations an epoch of the config that will go on. Defaults to the official run's.
+        epoch_length (int, optional): Iterations per epoch of the run that will resume. Defaults to those of the
+            official run.
         force (bool): Overwrite the target. Defaults to False.
 
     Raises:
@@ -121,48 +184,21 @@ def convert_training_file(
 
 
 def check_target(target: str, force: bool, suffixes: tuple[str, ...] = SUFFIXES) -> None:
-    """Refuse a target that exists, whose folder does not, or whose suffix says nothing about its kind."""
+    """Raise ``ValueError`` if a target has an unknown suffix, exists without ``force``, or has no folder."""
     if not target.endswith(suffixes):
         raise UserError(f'{target} must end in {", ".join(suffixes)}')
     if os.path.exists(target) and not force:
         raise ExistingFileError(f'{target} exists: choose another name, or overwrite it with --force')
     if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
-        raise MissingFileError(f'the folder of {target} does not exist: make it, or choose another')
-
-
-def _pretraining_converter(source_layout: str, layout: str) -> Callable[[dict], dict]:
-    if (source_layout, layout) == ('official-sparse', 'canonical'):
-        return pretraining_to_canonical
-    if (source_layout, layout) == ('canonical', 'official-sparse'):
-        return pretraining_from_canonical
-    raise UserError(
-        f'--pretraining converts between canonical and official-sparse, not from {source_layout} to {layout}'
-    )
-
-
-def classifier_converter(layout: str) -> Callable[[dict], dict]:
-    """Return a function from a classifier of any layout to one of this one."""
-    return lambda weights: classifier_from_canonical(classifier_to_canonical(weights), layout)
-
-
-def backbone_converter(layout: str) -> Callable[[dict], dict]:
-    """Return a function from any layout to this one, which leaves output norms out where it has no place for them."""
-    places = {rule.canonical for rule in LAYOUTS.get(layout, ())}
-
-    def convert(weights: dict) -> dict:
-        backbone = {
-            name: value
-            for name, value in to_canonical(weights).items()
-            if layout == 'canonical' or not name.startswith('norm') or name in places
-        }
-        return from_canonical(backbone, layout)
-
-    return convert
+        raise MissingFileError(f'the folder of {target} does not exist: create it, or choose another')
 
 
 def layout_variant(layout: str, weights: dict[str, Tensor]) -> str:
-    """Return the layout's variant for these weights: timm's atto to nano, narrower than 96 channels, hold their linears
-    as 1x1 convolutions; Hugging Face's classifiers have one output norm, its backbones one per map."""
+    """Return the variant of a layout that fits canonical weights.
+
+    timm's atto to nano, narrower than 96 channels, hold their linear layers as 1x1 convolutions. Hugging Face's
+    classifiers have one output norm, its backbones one per map.
+    """
     if layout == 'timm' and read_arch(weights)[1][0] < 96:
         return 'timm-conv'
     if layout == 'huggingface' and any(f'norm{stage}.weight' in weights for stage in range(3)):
@@ -171,10 +207,10 @@ def layout_variant(layout: str, weights: dict[str, Tensor]) -> str:
 
 
 def write_atomically(content: dict, weights: dict[str, Tensor], target: str) -> None:
-    """Write a file whole or not at all: the weights alone as safetensors, or the content by ``torch.save``.
+    """Write a complete file or none: ``weights`` as safetensors, or else ``content`` with ``torch.save``.
 
     Raises:
-        OSError: If it cannot be written; an older target is as it was.
+        OSError: If the file cannot be written; an existing target is left unchanged.
     """
     try:
         with replacing(target) as partial:
@@ -184,26 +220,30 @@ def write_atomically(content: dict, weights: dict[str, Tensor], target: str) -> 
                 save_file(weights, partial, metadata=dict(format='pt'))
             else:
                 torch.save(content, partial)
-    except Exception as error:  # torch and safetensors have their own errors for a full disk
+    except Exception as error:  # torch and safetensors raise errors of their own for a full disk
         raise FileError(f'{target} cannot be written ({error}): is the disk full?') from error
 
 
 def compact(value: Tensor) -> Tensor:
-    """Return a contiguous tensor that owns its memory, and no more than it needs."""
+    """Return a contiguous tensor whose storage holds nothing else."""
     value = value.detach().contiguous()
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
-def _tell(found: dict[str, Tensor], convert: Callable[[dict], dict]) -> list[str]:
-    """Follow every weight through a conversion by sending its number in its place."""
-    names = list(found)
-    numbers = {name: torch.tensor(number).expand(found[name].shape) for number, name in enumerate(names)}
-    after = {names[int(value.flatten()[0])]: (name, value.shape) for name, value in convert(numbers).items()}
-    lines = {'kept': [], 'renamed': [], 'reshaped': [], 'dropped': [name for name in names if name not in after]}
-    for name, (new, shape) in after.items():
+def _report(source: dict[str, Tensor], converted: Renamed) -> list[str]:
+    """List the weights of each kind: kept, renamed, reshaped, dropped."""
+    used = set(converted.origins.values())
+    lines: dict[str, list[str]] = {
+        'kept': [],
+        'renamed': [],
+        'reshaped': [],
+        'dropped': [name for name in source if name not in used],
+    }
+    for new, value in converted.weights.items():
+        name = converted.origins[new]
         arrow = name if name == new else f'{name} -> {new}'
-        if shape != found[name].shape:
-            lines['reshaped'].append(f'{arrow}, {tuple(found[name].shape)} to {tuple(shape)}')
+        if value.shape != source[name].shape:
+            lines['reshaped'].append(f'{arrow}, {tuple(source[name].shape)} to {tuple(value.shape)}')
         else:
             lines['kept' if name == new else 'renamed'].append(arrow)
     return [
@@ -213,39 +253,44 @@ def _tell(found: dict[str, Tensor], convert: Callable[[dict], dict]) -> list[str
 
 
 def check_conversion(source: str, target: str, weights: str = 'default') -> str:
-    """Compare a converted file with its source: bits after converting both to canonical, then the outputs of both on
-    random images, each computed by the library that its layout comes from.
+    """Compare a converted file with its source: the bits after converting both to canonical, then the outputs of both
+    on random images, each computed by the library that its layout comes from.
 
     Args:
         source (str): Path or URL.
-        target (str): The file that was written from it.
+        target (str): File that was written from the source.
         weights (str): As in :func:`convert_file`. Defaults to ``'default'``.
 
     Returns:
-        str: The largest difference of outputs, and which libraries computed them.
+        str: The largest difference of the outputs, and the libraries that computed them.
 
     Raises:
-        ValueError: If a weight differs, or outputs do by more than 1e-5 of the largest value.
+        ValueError: If a weight differs, or outputs differ by more than 1e-5 of the largest value.
     """
-    before, after = extract_state_dict(load_file(source), weights), extract_state_dict(load_file(target))
-    expected, back = to_canonical(before), to_canonical(after)
-    lost = [name for name in expected if name not in back and not name.startswith('norm')]
-    lost += [name for name in back if name not in expected or not torch.equal(back[name], expected[name])]
+    return check_written(read_weight_file(source, weights), target)
+
+
+def check_written(source: WeightFile, target: str) -> str:
+    """Compare a converted file with a source that has been read; see :func:`check_conversion`."""
+    before = source.model
+    after = read_weight_file(target).model
+    expected, found = before.backbone.weights, after.backbone.weights
+    lost = [name for name in expected if name not in found and not name.startswith('norm')]
+    lost += [name for name in found if name not in expected or not torch.equal(found[name], expected[name])]
     if lost:
         raise UserError(
-            f'{target} does not convert back to {source}: {len(lost)} weights differ, {", ".join(lost[:10])}'
+            f'{target} does not convert back to {source.path}: {len(lost)} weights differ, {", ".join(lost[:10])}'
         )
     images = torch.randn(2, expected[ANCHOR].shape[1], 64, 96, generator=torch.Generator().manual_seed(0))
-    theirs, ours = (run(backbone_converter(detect_layout(file))(file), images) for file in (before, after))
-    difference = max(_difference(one, other) for one, other in zip(theirs[1:], ours[1:]) if None not in (one, other))
-    libraries = f'{detect_layout(before)} ({theirs.library}) and {detect_layout(after)} ({ours.library})'
+    theirs = run_in_library(before.layout, expected, images)
+    ours = run_in_library(after.layout, found, images)
+    difference = relative_difference(theirs.last_map, ours.last_map)
+    if theirs.pooled is not None and ours.pooled is not None:
+        difference = max(difference, relative_difference(theirs.pooled, ours.pooled))
+    libraries = f'{before.layout} ({theirs.library}) and {after.layout} ({ours.library})'
     if difference > TOLERANCE:
         raise UserError(f'{target}: the outputs of {libraries} differ by {difference:.1e} of the largest value')
     return (
-        f'{target} converts back to the same bits ({len(back)} weights); the outputs of {libraries} differ by at '
+        f'{target} converts back to the same bits ({len(found)} weights); the outputs of {libraries} differ by at '
         f'most {difference:.1e} of the largest value'
     )
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    return ((one - other).abs().max() / one.abs().max()).item()

@@ -1,7 +1,7 @@
-"""A layout's weights in the library that the layout comes from: timm, Hugging Face transformers, mmpretrain.
+"""Run the weights of a layout in the library that the layout comes from: timm, Hugging Face transformers, mmpretrain.
 
-Nothing of the official code can be installed, so its layouts run in ``ConvNeXtV2``; so do those whose library is absent
-or unusable, and the answer says why.
+The official code cannot be installed, so its layouts run in ``ConvNeXtV2``. So do layouts whose library is missing or
+unusable; ``Outputs.library`` then says why.
 """
 
 from collections.abc import Callable
@@ -10,18 +10,17 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..utils.compat import name_and_version
-from ..utils.errors import UserError
-from . import detect_layout, read_arch, to_canonical
-from .build import backbone_from_weights
+from .build import run_backbone
+from .conversion import from_canonical, read_arch, read_backbone, without_foreign_norms
+from .strict import load_strictly
 
 
 class Outputs(NamedTuple):
-    """What a model makes of images: the last map (B, C, H / 32, W / 32), and the normalised mean over its sites
-    (B, C), None for weights without a final norm."""
+    """Outputs of a backbone: the last map (B, C, H / 32, W / 32), and the normalised mean over its sites (B, C), None
+    for weights without a final norm."""
 
     library: str
     last_map: Tensor
@@ -29,130 +28,133 @@ class Outputs(NamedTuple):
 
 
 class ArchSpec(NamedTuple):
-    """Of the model that a file's weights are of."""
+    """Architecture that a library's model is built with."""
 
-    depths: list
-    channels: list
+    depths: tuple[int, ...]
+    channels: tuple[int, ...]
     in_channels: int
     has_grn: bool
     has_norm: bool
+    has_conv_mlp: bool
 
 
-@torch.no_grad()
+class Library(NamedTuple):
+    """A library that can run a layout: its package, the module to import, and the function that runs weights."""
+
+    package: str
+    module: str
+    run: Callable[[dict[str, Tensor], ArchSpec, Tensor], tuple[Tensor, Tensor | None]]
+
+
 def run(weights: dict[str, Tensor], images: Tensor) -> Outputs:
-    """Run weights of any layout in its own library.
+    """Run weights of any layout in the layout's own library.
 
     Args:
-        weights (dict): A state dict of a backbone, with or without final norm, without head.
-        images (Tensor): (B, C, H, W).
+        weights (dict): State dict of a backbone, with or without final norm; a head is ignored.
+        images (Tensor): Normalised images of shape (B, C, H, W).
 
     Raises:
         ValueError: If the library's model has other names or shapes.
     """
-    layout = detect_layout(weights)
-    canonical = to_canonical(weights)
-    depths, channels = read_arch(canonical)
-    shape = ArchSpec(
-        depths, channels, images.shape[1], any('.grn.' in name for name in canonical), 'norm3.weight' in canonical
-    )
-    package, module, run_library = LIBRARIES.get(layout.partition('-')[0], (None, None, None))
-    reason = _why_not(package, module) if package else 'it has no library to install'
-    if reason:
-        return Outputs(f'ConvNeXtV2: {reason}', *_run_ours(canonical, shape, images))
-    return Outputs(name_and_version(package), *run_library(weights, shape, images))
+    backbone = read_backbone(weights)
+    return run_in_library(backbone.layout, backbone.weights, images)
 
 
-def _why_not(package: str, module: str) -> str:
-    """Say why a library cannot be used; '' if it can."""
+@torch.no_grad()
+def run_in_library(layout: str, weights: dict[str, Tensor], images: Tensor) -> Outputs:
+    """Run canonical backbone weights in the library of a layout; see :func:`run`."""
+    library = LIBRARIES.get(layout.partition('-')[0])
+    reason = 'it has no library to install' if library is None else _why_not(library)
+    has_norm = 'norm3.weight' in weights
+    if library is None or reason:
+        last_map, pooled = run_backbone(weights, images)
+        return Outputs(f'ConvNeXtV2: {reason}', last_map, pooled if has_norm else None)
+    depths, channels = read_arch(weights)
+    has_grn = any('.grn.' in name for name in weights)
+    spec = ArchSpec(tuple(depths), tuple(channels), images.shape[1], has_grn, has_norm, layout == 'timm-conv')
+    foreign = from_canonical(without_foreign_norms(weights, layout), layout)
+    return Outputs(name_and_version(library.package), *library.run(foreign, spec, images))
+
+
+def _why_not(library: Library) -> str:
+    """Return why a library cannot be used; '' if it can."""
+    package = library.package
     try:
-        import_module(module)
+        import_module(library.module)
     except ImportError as error:
         return f'{package} cannot be imported ({error})'
-    except Exception as error:  # mmpretrain beside a transformers that it does not know
+    except Exception as error:  # mmpretrain next to a transformers version that it does not know
         return f'{package} fails to import ({type(error).__name__}: {error})'
     if package == 'transformers' and version(package).startswith('4.51.'):
         return f'GRN of transformers {version(package)} takes a matrix norm, use another version'
     return ''
 
 
-def _run_ours(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    (last_map,) = backbone_from_weights(weights, out_norm=False).eval()(images)
-    if not shape.has_norm:
-        return last_map, None
-    pooled = F.layer_norm(
-        last_map.mean((2, 3)), last_map.shape[1:2], weights['norm3.weight'], weights['norm3.bias'], eps=1e-6
-    )
-    return last_map, pooled
-
-
-def _run_mmpretrain(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_mmpretrain(weights: dict[str, Tensor], spec: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
     from mmpretrain.models.backbones import ConvNeXt
 
-    weights = to_canonical(weights)
     model = ConvNeXt(
-        dict(depths=shape.depths, channels=shape.channels),
-        shape.in_channels,
-        use_grn=shape.has_grn,
-        layer_scale_init_value=0.0 if shape.has_grn else 1.0,
+        dict(depths=spec.depths, channels=spec.channels),
+        spec.in_channels,
+        use_grn=spec.has_grn,
+        layer_scale_init_value=0.0 if spec.has_grn else 1.0,
         out_indices=(3,),
     )
-    _load(model, weights, ('norm',))
+    load_strictly(model, weights, CONVERTED, ('norm',))
     pooled, last_map = _run_and_watch(model, model.stages[3], images)
-    return last_map, pooled[0] if shape.has_norm else None
+    return last_map, pooled[0] if spec.has_norm else None
 
 
-def _run_timm(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_timm(weights: dict[str, Tensor], spec: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
     from timm.models.convnext import ConvNeXt
 
     model = ConvNeXt(
-        depths=shape.depths,
-        dims=shape.channels,
-        in_chans=shape.in_channels,
+        depths=spec.depths,
+        dims=spec.channels,
+        in_chans=spec.in_channels,
         num_classes=0,
-        conv_mlp=weights['stages.0.blocks.0.mlp.fc1.weight'].ndim == 4,
-        use_grn=shape.has_grn,
-        ls_init_value=None if shape.has_grn else 1.0,
+        conv_mlp=spec.has_conv_mlp,
+        use_grn=spec.has_grn,
+        ls_init_value=None if spec.has_grn else 1.0,
     )
-    _load(model, weights, ('head.norm.',))
+    load_strictly(model, weights, CONVERTED, ('head.norm.',))
     pooled, last_map = _run_and_watch(model, model.stages, images)
-    return last_map, pooled if shape.has_norm else None
+    return last_map, pooled if spec.has_norm else None
 
 
-def _run_hugging_face(weights: dict[str, Tensor], shape: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
+def _run_hugging_face(weights: dict[str, Tensor], spec: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
     from transformers import ConvNextV2Config, ConvNextV2Model
 
-    weights = {name.partition('convnextv2.')[2] or name: value for name, value in weights.items()}
     config = ConvNextV2Config(
-        depths=shape.depths, hidden_sizes=shape.channels, num_channels=shape.in_channels, layer_norm_eps=1e-6
-    )  # of the final norm alone; its default is 1e-12
+        depths=list(spec.depths),
+        hidden_sizes=list(spec.channels),
+        num_channels=spec.in_channels,
+        layer_norm_eps=1e-6,  # only the final norm reads it; the default is 1e-12
+    )
     model = ConvNextV2Model(config)
-    _load(model, weights, ('layernorm.', 'hidden_states_norms.'))
+    load_strictly(model, weights, CONVERTED, ('layernorm.', 'hidden_states_norms.'))
     outputs = model.eval()(images)
     return outputs.last_hidden_state, outputs.pooler_output if 'layernorm.weight' in weights else None
 
 
-LIBRARIES: dict[str, tuple[str, str, Callable]] = {  # package, module to import, how to run it
-    'canonical': ('mmpretrain', 'mmpretrain.models', _run_mmpretrain),
-    'timm': ('timm', 'timm.models.convnext', _run_timm),
-    'huggingface': ('transformers', 'transformers.models.convnextv2.modeling_convnextv2', _run_hugging_face),
+CONVERTED = 'the converted file'
+LIBRARIES = {
+    'canonical': Library('mmpretrain', 'mmpretrain.models', _run_mmpretrain),
+    'timm': Library('timm', 'timm.models.convnext', _run_timm),
+    'huggingface': Library('transformers', 'transformers.models.convnextv2.modeling_convnextv2', _run_hugging_face),
 }
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], optional: tuple[str, ...]) -> None:
-    missing, extra = model.load_state_dict(weights, strict=False)
-    lost = [name for name in (*missing, *extra) if not name.startswith(optional)]
-    if lost:
-        raise UserError(
-            f'{type(model).__module__}.{type(model).__name__} and the file disagree on {len(lost)} names: '
-            f'{", ".join(lost[:10])}'
-        )
-
-
 def _run_and_watch(model: nn.Module, watched: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a model's output, and that of one of its modules."""
-    model.eval()  # mmpretrain returns None from it
+    """Return a model's output, and the output of one of its modules."""
+    model.eval()  # not chained: mmpretrain's eval() returns None
     seen = []
     handle = watched.register_forward_hook(lambda module, inputs, output: seen.append(output))
     output = model(images)
     handle.remove()
     return output, seen[0]
+
+
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """Return the largest difference as a fraction of the largest expected value."""
+    return ((expected - found).abs().max() / expected.abs().max()).item()

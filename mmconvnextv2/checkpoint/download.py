@@ -1,8 +1,8 @@
-"""Files behind http and https, into the download cache that torch and mmengine share.
+"""Download files over http and https into the cache that torch and mmengine share.
 
-``torch.hub`` takes a connection that breaks off for the end of the file, and the name of a file for the file. Here a
-file enters the cache whole, with the length that was announced, the SHA-256 that its name begins and a content that can
-be read, or not at all; files whose names hold no SHA-256 are kept apart by their addresses.
+``torch.hub`` mistakes a dropped connection for the end of the file, and any cached file of the same name for the file
+itself. Here a file enters the cache only if it has the announced length, the SHA-256 in its name and readable content.
+Files without a SHA-256 in their names are kept apart by their addresses.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from ..utils.atomic import replacing
 from ..utils.errors import UserError
 
 CHUNK = 1 << 18  # bytes
-TIMEOUT = 30  # seconds in which nothing comes
-SLOWEST = 1 << 10  # bytes in TIMEOUT seconds, at least
+TIMEOUT = 30  # seconds without data
+SLOWEST = 1 << 10  # minimum number of bytes in TIMEOUT seconds
 HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 DATE = re.compile(r'\d{8}')
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follow redirects to http and https, and from https to https alone."""
+    """Redirect handler that follows http to http or https, and https only to https."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -52,19 +52,19 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 def download(url: str, check: Callable[[str], object] | None = None) -> str:
-    """Fetch into torch's download cache, on one process of each machine; return the path there.
+    """Download a file into torch's cache, in one process per machine, and return its path there.
 
-    A name that ends in the beginning of its SHA-256 (``...-d484685a.pth``) lies where torch and mmengine keep it too,
-    and is verified at each use; others lie in a folder of their address.
+    A file whose name ends in the first digits of its SHA-256 (``...-d484685a.pth``) is stored where torch and mmengine
+    store it, and is verified at each use. Others are stored in a folder named after their address.
 
     Args:
-        url (str): ``http://`` or ``https://``.
+        url (str): An ``http://`` or ``https://`` address.
         check (callable, optional): Called with the path of the finished file before it enters the cache; raises
-            ``ValueError`` for one that is not whole. Defaults to None.
+            ``ValueError`` for an incomplete file. Defaults to None.
 
     Raises:
-        ValueError: If the download breaks off, stalls for 30 seconds, or is not what its name announces; the cache is
-            then as it was.
+        ValueError: If the download breaks off, stalls for 30 seconds, or does not match its name. The cache is then
+            unchanged.
     """
     target = cached_path(url)
     try:
@@ -73,13 +73,13 @@ def download(url: str, check: Callable[[str], object] | None = None) -> str:
     finally:
         if is_distributed():
             barrier()
-    if not os.path.exists(target):  # a process whose machine has no rank 0 of its own
+    if not os.path.exists(target):  # this machine has no process of local rank 0
         _fetch_once(url, target, check)
     return target
 
 
 def cached_path(url: str) -> str:
-    """Return where a URL's file lies in the cache, whether it is there or not.
+    """Return the path of a URL's file in the cache, whether or not it exists.
 
     Raises:
         ValueError: If the URL names no file.
@@ -94,13 +94,13 @@ def cached_path(url: str) -> str:
 
 
 def _announced_hash(name: str) -> str | None:
-    """Return the start of a SHA-256 in a name, as OpenMMLab and torch give it; eight digits may be a date."""
+    """Return the first digits of a SHA-256 in a name, as OpenMMLab and torch write it, or None; skip dates."""
     found = HASH_IN_NAME.search(name)
     return None if found is None or DATE.fullmatch(found[1]) else found[1]
 
 
 def _fetch_once(url: str, target: str, check: Callable[[str], object] | None) -> None:
-    """Write a URL's content to ``target`` unless it is there: complete, verified, and in one move."""
+    """Write a URL's content to ``target`` atomically, complete and verified, unless it exists."""
     announced = _announced_hash(os.path.basename(target))
     if os.path.exists(target):
         if announced is None or _hash_of(target).startswith(announced):
@@ -114,7 +114,7 @@ def _fetch_once(url: str, target: str, check: Callable[[str], object] | None) ->
             if announced and not digest.startswith(announced):
                 raise UserError(
                     f'{url} has SHA-256 {digest[:8]}..., its name announces {announced}: the file was '
-                    'changed or damaged on its way'
+                    'changed or damaged in transit'
                 )
             if check is not None:
                 _check(url, partial, check)
@@ -156,10 +156,11 @@ def _hash_of(path: str) -> str:
 
 
 def _copy(answer: HTTPResponse, file: BinaryIO, name: str) -> str:
-    """Copy an answer under a progress bar; return its SHA-256.
+    """Copy a response with a progress bar; return its SHA-256.
 
     Raises:
-        ValueError: If fewer bytes come than were announced, or hardly any.
+        ValueError: If fewer bytes arrive than were announced.
+        TimeoutError: If fewer than ``SLOWEST`` bytes arrive in ``TIMEOUT`` seconds.
     """
     length = answer.headers.get('Content-Length') or ''
     announced = int(length) if re.fullmatch(r'\d{1,18}', length) else 0
@@ -172,7 +173,7 @@ def _copy(answer: HTTPResponse, file: BinaryIO, name: str) -> str:
             bar.update(len(chunk))
             if time.monotonic() - since > TIMEOUT:
                 if copied - counted < SLOWEST:
-                    raise TimeoutError(f'{copied - counted} bytes came in {TIMEOUT} seconds')
+                    raise TimeoutError(f'{copied - counted} bytes arrived in {TIMEOUT} seconds')
                 counted, since = copied, time.monotonic()
     if copied < announced:
         raise UserError(f'the download of {name} broke off after {copied} of {announced} bytes: start it again')

@@ -1,8 +1,8 @@
-"""One table a layout: every key is the name of one ConvNeXt V2 weight in a foreign file, its reshape beside it.
+"""One table per layout of ConvNeXt V2 weights: the foreign name of each weight, its canonical name and its reshape.
 
-Canonical names and shapes are mmpretrain's ``ConvNeXt(use_grn=True)``. Layouts: the official repository's dense and
-sparse files, timm's ``convnextv2_*`` and Hugging Face's ``ConvNextV2``, described from their files; no code is theirs.
-Suffixes of the reshapes: C channels, I and O input and output channels.
+Canonical names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``. The other layouts are the official
+repository's dense and sparse files, timm's ``convnextv2_*`` and Hugging Face's ``ConvNextV2``, described from their
+files without use of their code. In the shapes below, C stands for channels, I and O for input and output channels.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Reshape(NamedTuple):
-    """From the foreign shape to the canonical one, and back. All of them move values, none changes one."""
+    """Functions from the foreign shape to the canonical one and back; they move values and never change them."""
 
     read: Callable[[Tensor], Tensor]
     write: Callable[[Tensor], Tensor]
@@ -24,7 +24,7 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 ROW = Reshape(_flat, lambda vector: vector.reshape(1, -1))  # (1, C)
-ONES_FIRST = Reshape(_flat, lambda vector: vector.reshape(1, 1, 1, -1))  # (1, 1, 1, C), and (C, ) or (1, C) when read
+ONES_FIRST = Reshape(_flat, lambda vector: vector.reshape(1, 1, 1, -1))  # (1, 1, 1, C); (C,) and (1, C) are read, too
 ONE_SITE = Reshape(_flat, lambda vector: vector.reshape(1, -1, 1, 1))  # (1, C, 1, 1)
 CONV_1X1 = Reshape(lambda weight: weight.flatten(1), lambda weight: weight[..., None, None])  # (O, I, 1, 1) to (O, I)
 DEPTHWISE = Reshape(  # (49, C), row kw * 7 + kh, to (C, 1, 7, 7)
@@ -38,8 +38,11 @@ DOWNSAMPLE = Reshape(  # (4, I, O), plane kw * 2 + kh, to (O, I, 2, 2)
 
 
 class Rule(NamedTuple):
-    """One line of a table. ``{s}`` stands for a stage, ``{b}`` for a block, ``{d}`` for a downsampling layer 1 to 3,
-    ``{any}`` for the rest of a name; ``canonical=None`` marks a key that is dropped on purpose."""
+    """One row of a table.
+
+    In names, ``{s}`` matches a stage, ``{b}`` a block, ``{d}`` a downsampling layer 1 to 3 and ``{any}`` the rest of a
+    name. ``canonical=None`` marks a key that is dropped on purpose.
+    """
 
     foreign: str
     canonical: str | None
@@ -47,7 +50,7 @@ class Rule(NamedTuple):
 
 
 def _both(foreign: str, canonical: str | None) -> list[Rule]:
-    """Return the rules of a weight and its bias that keep their shapes."""
+    """Return the rules of a weight and its bias, which keep their shapes."""
     return [Rule(f'{foreign}.{leaf}', canonical and f'{canonical}.{leaf}') for leaf in ('weight', 'bias')]
 
 
@@ -66,7 +69,7 @@ OFFICIAL_DENSE = [
     *_both('norm', 'norm3'),
     *_both('head', None),
 ]
-# The encoder of a checkpoint of the official pretraining script; the lines stand in the order of its parameters
+# Encoder of a checkpoint of the official pretraining script, in the order of its parameters
 SPARSE_ENCODER = [
     *_both('encoder.downsample_layers.0.0', 'downsample_layers.0.0'),
     *_both('encoder.downsample_layers.0.1', 'downsample_layers.0.1'),
@@ -88,7 +91,7 @@ OFFICIAL_SPARSE = [
     Rule('decoder.{any}', None),
     Rule('pred.{any}', None),
 ]
-# The whole of such a checkpoint, in the names of our FCMAE
+# The whole model of such a checkpoint, under the names of our FCMAE
 PRETRAINING = [
     Rule('mask_token', 'neck.mask_token', ONE_SITE),
     *[rule._replace(canonical=f'backbone.{rule.canonical}') for rule in SPARSE_ENCODER],
@@ -117,7 +120,7 @@ TIMM = [
     *_both('head.norm', 'norm3'),
     *_both('head.fc', None),
 ]
-TIMM_CONV = [  # timm's atto, femto, pico and nano hold the two linears as 1x1 convolutions
+TIMM_CONV = [  # timm's atto, femto, pico and nano have 1x1 convolutions instead of linear layers
     rule._replace(reshape=CONV_1X1) if rule.foreign.endswith(('fc1.weight', 'fc2.weight')) else rule for rule in TIMM
 ]
 HUGGING_FACE = [
@@ -134,7 +137,7 @@ HUGGING_FACE = [
     *_both('layernorm', 'norm3'),
     *_both('classifier', None),
 ]
-HUGGING_FACE_BACKBONE = [  # ConvNextV2Backbone, which has a norm for each map that it returns
+HUGGING_FACE_BACKBONE = [  # ConvNextV2Backbone, with one norm per returned map
     *[rule for rule in HUGGING_FACE if rule.foreign.startswith(('embeddings', 'encoder'))],
     *[rule for stage in range(4) for rule in _both(f'hidden_states_norms.stage{stage + 1}', f'norm{stage}')],
     *_both('hidden_states_norms.stem', None),
@@ -147,21 +150,21 @@ LAYOUTS: dict[str, Sequence[Rule]] = {
     'huggingface': HUGGING_FACE,
     'huggingface-backbone': HUGGING_FACE_BACKBONE,
 }
-CLASSIFIERS = {  # the classifying layer, and what stands before the backbone's keys in a whole classifier
+CLASSIFIERS = {  # the classifying layer, and the prefix of the backbone's keys in a whole classifier
     'canonical': ('head.fc', 'backbone.'),
     'official-dense': ('head', ''),
     'timm': ('head.fc', ''),
     'timm-conv': ('head.fc', ''),
     'huggingface': ('classifier', 'convnextv2.'),
 }
-SIGNATURES = {  # a key that this layout alone has
+SIGNATURES = {  # a key that only this layout has
     'canonical': re.compile(r'(.*\.)?stages\.\d\.\d+\.depthwise_conv\.weight'),
     'official-dense': re.compile(r'stages\.\d\.\d+\.dwconv\.weight'),
     'official-sparse': re.compile(r'encoder\.stages\.\d\.\d+\.dwconv\.kernel'),
     'timm': re.compile(r'stages\.\d\.blocks\.\d+\.conv_dw\.weight'),
     'huggingface': re.compile(r'encoder\.stages\.\d\.layers\.\d+\.dwconv\.weight'),
 }
-SPELLINGS = [  # the same names behind a prefix of a wrapper, of a classifier, or of timm's features_only
+SPELLINGS = [  # prefixes that wrappers, classifiers and timm's features_only add to the same names
     (re.compile(r'^(module\.|_orig_mod\.)+'), ''),  # DistributedDataParallel, moving averages, torch.compile
     (re.compile(r'^convnextv2\.'), ''),
     (re.compile(r'^(stem|stages)_(\d)\.'), r'\1.\2.'),

@@ -1,8 +1,8 @@
-"""Reading checkpoint files without running code from them.
+"""Read checkpoint files without running code from them.
 
-torch >= 2.6 unpickles with an allow-list that knows neither mmengine's files (HistoryBuffer, numpy arrays) nor the
-official code's (argparse.Namespace), and that admits more than honest files need. Here pickles are read by
-:mod:`~mmconvnextv2.checkpoint.unpickling`, which calls nothing that a file names.
+torch >= 2.6 unpickles with an allow-list that lacks what mmengine's files (HistoryBuffer, numpy arrays) and the
+official code's (argparse.Namespace) need, and that admits more than honest files need. Here pickles are read by
+:mod:`~mmconvnextv2.checkpoint.unpickling`, which never calls what a file names.
 """
 
 import json
@@ -21,7 +21,9 @@ from .download import download
 from .unpickling import NotAllowed, Refused, read_pickled
 
 SAFETENSORS_MAX_HEADER = 100_000_000
-PARTS = dict(meta=(dict,), state_dict=(dict,), message_hub=(dict,), optimizer=(dict,), param_schedulers=(list, dict))
+PARTS: dict[str, tuple[type, ...]] = dict(
+    meta=(dict,), state_dict=(dict,), message_hub=(dict,), optimizer=(dict,), param_schedulers=(list, dict)
+)
 DAMAGED = 'it is truncated or damaged: copy or download it again'
 
 
@@ -29,19 +31,19 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
     """Read a checkpoint from a local path, a URL or another of mmengine's file backends.
 
     Args:
-        path (str): A ``.pth``, ``.pt`` or ``.safetensors`` file; the kind is told from the content. ``http(s)://``
-            goes through torch's download cache with a progress bar; a name that ends in the beginning of a SHA-256,
-            ``...-d484685a.pth``, is verified. Other prefixes go through ``mmengine.fileio``.
+        path (str): A ``.pth``, ``.pt`` or ``.safetensors`` file; the kind is detected from the content. ``http(s)://``
+            goes through torch's download cache with a progress bar. A name that ends in the first digits of its
+            SHA-256, ``...-d484685a.pth``, is verified. Other prefixes go through ``mmengine.fileio``.
         map_location: As in ``torch.load``. Defaults to 'cpu'.
 
     Returns:
-        dict: What the file holds; for safetensors a flat state dict.
+        dict: Content of the file; for safetensors a flat state dict.
 
     Raises:
-        FileNotFoundError: If a local file is not there.
+        FileNotFoundError: If a local file does not exist.
         ValueError: If the file is empty, truncated, damaged, compressed, of another byte order or of another kind, if
-            it announces more than it holds, or if its pickle asks for a global that is not allowed; no code of the
-            file has run then.
+            it announces more than it holds, or if its pickle uses a global that is not allowed. No code from the file
+            has run in any of these cases.
     """
     with _local_copy(str(path)) as local:
         kind = _file_kind(local)
@@ -57,13 +59,13 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
 
 
 def _check_layout(path: str, content: dict) -> None:
-    """Refuse parts of another form than all who write them give them; others take them without a look.
+    """Refuse parts whose type differs from what every writer uses; code that reads them later does not check.
 
     Raises:
         ValueError: Naming the part.
     """
     hub = content.get('message_hub')
-    parts = {name: (content.get(name), kinds) for name, kinds in PARTS.items()}
+    parts: dict[str, tuple[Any, tuple[type, ...]]] = {name: (content.get(name), kinds) for name, kinds in PARTS.items()}
     if isinstance(hub, dict):
         parts |= {f'message_hub.{name}': (hub.get(name), (dict,)) for name in ('log_scalars', 'runtime_info')}
     if isinstance(content.get('meta'), dict):
@@ -76,7 +78,7 @@ def _check_layout(path: str, content: dict) -> None:
         if value is not None and not isinstance(value, kinds):
             raise UserError(
                 f'{path} holds {name} as {type(value).__name__}, expected {kinds[0].__name__}: it was '
-                'changed after it was written, or is not a checkpoint of a training'
+                'changed after it was written, or is not a training checkpoint'
             )
 
 
@@ -92,7 +94,7 @@ def _local_copy(path: str) -> Iterator[str]:
 
 
 def _file_kind(path: str) -> str:
-    """Tell 'zip' (torch >= 1.6), 'pickle' (older torch) and 'safetensors' apart by the first bytes."""
+    """Return 'zip' (torch >= 1.6), 'pickle' (older torch) or 'safetensors', judging by the first bytes."""
     if not os.path.isfile(path):
         raise MissingFileError(f'checkpoint {path!r} is not a file: check the path')
     size = os.path.getsize(path)
@@ -103,7 +105,7 @@ def _file_kind(path: str) -> str:
     if head.startswith(b'PK\x03\x04'):
         return 'zip'
     fits = head[8:9] == b'{' and 8 + int.from_bytes(head[:8], 'little') <= size
-    if head.startswith(b'\x80') and not fits:  # a safetensors header of 128, 384, .. bytes begins so too
+    if head.startswith(b'\x80') and not fits:  # a safetensors header of 128, 384, .. bytes starts with the same byte
         return 'pickle'
     if head[8:9] == b'{':
         _check_safetensors_header(path, head, size)
@@ -130,7 +132,7 @@ def _check_safetensors_header(path: str, head: bytes, size: int) -> None:
     if 8 + int.from_bytes(head[:8], 'big') <= size:
         raise UserError(
             f'{path} has its header length in big-endian order: write it again as little-endian, as the '
-            'safetensors format demands'
+            'safetensors format requires'
         )
     raise UserError(f'{path} announces a header of {length} bytes but has {size}: {DAMAGED}')
 
@@ -148,7 +150,8 @@ def _read_safetensors(path: str, map_location: Any) -> dict:
 
 
 def _check_archive(path: str) -> None:
-    """Refuse what torch.save never writes: compressed or overlapping entries (a zip bomb), a foreign byte order."""
+    """Refuse an archive that torch.save never writes: compressed or overlapping entries (a zip bomb), no data.pkl, or
+    another machine's byte order."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -170,7 +173,7 @@ def _check_archive(path: str) -> None:
     if any(order.decode('ascii', 'replace') != sys.byteorder for order in orders):
         raise UserError(
             f'{path} is in byte order {orders[0]!r} and this machine is {sys.byteorder}-endian: save it '
-            'as safetensors on a machine of its own kind'
+            'as safetensors on a machine with that byte order'
         )
 
 
@@ -185,21 +188,21 @@ def _read_pickle(path: str, local: str, map_location: Any) -> Any:
     except Refused as error:
         raise UserError(
             f'{path} is refused: {error}. No honest checkpoint has this: the file is damaged, or crafted '
-            'like a zip bomb. Get it again, as .safetensors where that is offered'
+            'like a zip bomb. Get it again, as .safetensors if available'
         ) from error
     except (MemoryError, RecursionError, OSError):
         raise
-    except Exception as error:  # whatever a damaged pickle makes of the stack
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(
-            f'{path} cannot be read ({type(error).__name__}: {error}): {DAMAGED}, or it is no checkpoint'
+            f'{path} cannot be read ({type(error).__name__}: {error}): {DAMAGED}, or it is not a checkpoint'
         ) from error
 
 
 def load_from_local_safely(filename: str, map_location: Any = None) -> dict:
-    """Serve mmengine's ``CheckpointLoader`` with :func:`load_file`.
+    """Read a file for mmengine's ``CheckpointLoader`` with :func:`load_file`.
 
-    mmengine 0.10 executes ``meta['config']``, Python source in the file, when it resumes; files of its own keep their
-    config under ``meta['cfg']``, so the former is taken out.
+    When it resumes, mmengine 0.10 executes ``meta['config']``, Python source in the file. Its own files keep their
+    config under ``meta['cfg']``, so ``meta['config']`` is removed.
     """
     checkpoint = load_file(filename, map_location)
     if isinstance(checkpoint.get('meta'), dict):
@@ -208,15 +211,15 @@ def load_from_local_safely(filename: str, map_location: Any = None) -> dict:
 
 
 def load_from_http_safely(filename: str, map_location: Any = None) -> dict:
-    """Serve mmengine's ``CheckpointLoader`` for URLs; see :func:`load_from_local_safely`."""
+    """Read a URL for mmengine's ``CheckpointLoader``; see :func:`load_from_local_safely`."""
     return load_from_local_safely(filename, map_location)
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let mmengine read checkpoints (resume, test, ``load_from``, ``Pretrained``) under torch >= 2.6, safely.
+    """Let mmengine read checkpoints (resume, test, ``load_from``, ``Pretrained``) safely under torch >= 2.6.
 
-    Registers the readers above for local files and URLs through mmengine's own ``CheckpointLoader.register_scheme``.
-    torch's allow-list stays as it is. Calling it again changes nothing.
+    The readers above are registered for local files and URLs with mmengine's ``CheckpointLoader.register_scheme``.
+    torch's allow-list is unchanged. A second call has no effect.
     """
     CheckpointLoader.register_scheme(prefixes='', loader=load_from_local_safely, force=True)
     CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), loader=load_from_http_safely, force=True)

@@ -1,9 +1,9 @@
-"""AdamW's state by parameter name, between the official pretraining script's order of parameters and ours.
+"""Convert AdamW's state between the official pretraining script's order of parameters and ours.
 
-An optimizer's state dict numbers the parameters, group by group, and names none. The official script has two groups,
-first what is not decayed (vectors and biases), then the rest, which there includes GRN and the mask token because they
-are not vectors; inside a group stands the order in which its modules are made. Reading needs no more than the order of
-the weights in the same file. Reshapes are permutations, so moments take the same ones as the weights.
+An optimizer's state dict numbers the parameters, group by group, without their names. The official script has two
+groups: first the parameters without weight decay (vectors and biases), then the rest, which includes GRN and the mask
+token because there they are not vectors. Within a group, parameters follow construction order. Reading only needs the
+order of the weights in the same file. Reshapes are permutations, so the moments are reshaped like the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ OFFICIAL_MODULES = ('mask_token', 'encoder.downsample_layers', 'encoder.stages',
 
 
 def sort_official(names: Sequence[str]) -> list[str]:
-    """Put parameter names of the official pretraining model into the order in which it makes them."""
+    """Sort parameter names of the official pretraining model in construction order."""
 
     def place(name: str) -> tuple[int, ...]:
         line, numbers = find_rule(name, PRETRAINING)
@@ -32,7 +32,7 @@ def sort_official(names: Sequence[str]) -> list[str]:
 
 
 def official_groups(weights: dict[str, Tensor]) -> list[list[str]]:
-    """Split official parameter names into those without and those with weight decay, each in the order given."""
+    """Split official parameter names into those without and those with weight decay, each in the given order."""
     exempt = [name for name, value in weights.items() if value.ndim <= 1 or name.endswith('.bias')]
     return [exempt, [name for name in weights if name not in set(exempt)]]
 
@@ -41,18 +41,19 @@ def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: dict
     """Return the state of each parameter by name.
 
     Args:
-        optimizer (dict): State dict of a torch optimizer, ``state`` and ``param_groups``.
-        groups (Sequence[Sequence[str]]): The names of its groups' parameters.
-        weights (dict): Tensors with the shapes that moments must have.
+        optimizer (dict): State dict of a torch optimizer, with ``state`` and ``param_groups``.
+        groups (Sequence[Sequence[str]]): Parameter names of each group.
+        weights (dict): Tensors whose shapes the moments must have.
 
     Raises:
         ValueError: If groups or shapes disagree.
     """
-    sizes, wanted = [len(group['params']) for group in optimizer['param_groups']], [len(group) for group in groups]
-    if sizes != wanted:
+    sizes = [len(group['params']) for group in optimizer['param_groups']]
+    expected = [len(group) for group in groups]
+    if sizes != expected:
         raise UserError(
-            f'the optimizer state has groups of {sizes} parameters, expected {wanted}: it is of another '
-            'model, or split its weight decay in another way'
+            f'the optimizer state has groups of {sizes} parameters, expected {expected}: it is of another '
+            'model, or splits its weight decay in another way'
         )
     numbers = [number for group in optimizer['param_groups'] for number in group['params']]
     named = dict(zip([name for group in groups for name in group], numbers))
@@ -66,7 +67,7 @@ def read_moments(optimizer: dict, groups: Sequence[Sequence[str]], weights: dict
     if wrong:
         raise UserError(
             f'{len(wrong)} tensors of the optimizer state have another shape than their weights: '
-            f'{preview(wrong)}. The parameters stand in another order'
+            f'{preview(wrong)}. The parameters are in another order'
         )
     return moments
 
@@ -78,7 +79,7 @@ def write_moments(moments: Moments, groups: Sequence[Sequence[str]]) -> dict[int
 
 
 def convert_moments(moments: Moments, convert: Callable[[dict], dict]) -> Moments:
-    """Rename parameters and reshape their moments, step counts aside, as ``convert`` does with weights."""
+    """Rename parameters and reshape their moments, except step counts, as ``convert`` does with weights."""
     converted = {}
     for name, state in moments.items():
         reshaped = {kind: next(iter(convert({name: value}).items())) for kind, value in _tensors(state).items()}
@@ -96,7 +97,7 @@ def read_official_training(content: dict) -> tuple[dict[str, Tensor], Moments, i
     """Return the weights, the moments by official name, and the number of finished epochs of an official file.
 
     Raises:
-        ValueError: If the file is not a whole training checkpoint.
+        ValueError: If the file is not a complete training checkpoint.
     """
     lacks = [key for key in ('model', 'optimizer', 'epoch') if key not in content]
     if lacks:
@@ -110,7 +111,14 @@ def read_official_training(content: dict) -> tuple[dict[str, Tensor], Moments, i
 
 
 def write_official_training(weights: dict[str, Tensor], moments: Moments, num_epochs: int, group: dict) -> dict:
-    """Return what the official script saves after ``num_epochs`` epochs; ``group`` gives AdamW's hyperparameters."""
+    """Return the file content that the official script saves after ``num_epochs`` epochs.
+
+    Args:
+        weights (dict[str, Tensor]): Weights by official name.
+        moments (dict): Optimizer state by official name.
+        num_epochs (int): Number of finished epochs.
+        group (dict): A parameter group of the optimizer, for AdamW's hyperparameters.
+    """
     weights = {name: weights[name] for name in sort_official(list(weights))}
     groups = official_groups(weights)
     hyperparameters = {key: group[key] for key in HYPERPARAMETERS if key in group}

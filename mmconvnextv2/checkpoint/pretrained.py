@@ -1,17 +1,20 @@
-"""Loading a pretrained backbone into a model of any framework: last, strictly, and never when a run resumes.
+"""Strict loading of pretrained backbones, for models of any framework.
 
-mmengine's ``Pretrained`` prints what did not fit and goes on, and knows canonical names only.
+mmengine's ``Pretrained`` prints mismatches and continues, and reads canonical names only.
 """
 
 import logging
 import re
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import initialize
 from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
+from ..models.convnext_v2 import INIT_CFG, ConvNeXtV2
 from ..utils.errors import UserError
 from .conversion import ANCHOR, Backbone, list_problems, preview, read_backbone
 from .load import load_file
@@ -21,70 +24,71 @@ LICENCE = 'The official ConvNeXt V2 weights are licensed CC BY-NC 4.0: no commer
 CONVERTED_OFFICIAL = re.compile(  # published conversions of the official weights into other layouts
     r'download\.openmmlab\.com/.*convnext-v2|huggingface\.co/(facebook|timm)/convnextv2'
 )
-
-
-GRN_CHANGES = {  # asked for by ``grn``; each is told with what it costs in the paper's table 2 (f), ConvNeXt-Base
+GRN_CHANGES = {  # log message for each value of ``grn``, with its cost in the paper's table 2 (f), ConvNeXt-Base
     None: '',
-    'drop': "grn='drop': {} weights of GRN are left out, as asked (published: 78.8 top-1 against 84.6 with it). ",
-    'add': "grn='add': {} weights of GRN were not pretrained and start as the identity, as asked (published: 80.6 "
+    'drop': "grn='drop': {} weights of GRN are left out, as requested (published: 78.8 top-1 against 84.6 with it). ",
+    'add': "grn='add': {} weights of GRN were not pretrained and start as the identity, as requested (published: 80.6 "
     'top-1 against 84.6 with it in pretraining). ',
 }
 
 
-def load_backbone(
-    model: nn.Module, path: str, weights: str = 'default', grn: str | None = None, log: bool = True
-) -> None:
-    """Load a backbone from a file of any layout; strict, nothing is loaded unless everything fits.
+def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: str | None = None) -> None:
+    """Load a backbone from a file of any layout; nothing is loaded unless everything fits.
 
     Args:
         model (nn.Module): A ``ConvNeXtV2``.
         path (str): Local path, ``http(s)://`` or another of mmengine's file backends.
-        weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights beside it; see
-            :func:`extract_state_dict`. Defaults to ``'default'``.
-        grn (str, optional): ``'drop'`` loads weights with GRN into a model without, ``'add'`` weights without into a
-            model whose GRN starts as the identity; the log warns. Defaults to None: both must agree.
-        log (bool): Log what was loaded in one line. Defaults to True.
+        weights (str): ``'ema'`` for the moving average in the file, ``'raw'`` for the trained weights stored next to
+            it; see :func:`extract_state_dict`. Defaults to ``'default'``.
+        grn (str, optional): ``'drop'`` loads weights with GRN into a model without it, ``'add'`` loads weights without
+            GRN into a model whose GRN starts as the identity; the log warns. Defaults to None: both must agree.
 
     Raises:
-        ValueError: If a weight other than an output norm is missing, left over or of a wrong shape, or there is nothing
-            for ``grn`` to change. The stem alone adapts to another number of input channels.
+        ValueError: If a weight other than an output norm is missing, unexpected or of a wrong shape, or if ``grn`` has
+            nothing to change. Only the stem adapts, to another number of input channels.
     """
-    found, wanted = read_backbone(extract_state_dict(load_file(path), weights)), model.state_dict()
-    note = _adapt_stem(found.weights, wanted)
-    changed = _changed_grn(grn, found.weights, wanted)
-    dropped = changed + [key for key in found.weights if key not in wanted and key.startswith('norm')]
-    problems = list_problems(
-        {key: value for key, value in found.weights.items() if key not in dropped},
-        {
-            key: value.shape
-            for key, value in wanted.items()
-            if key in found.weights or not key.startswith('norm') and key not in changed
-        },
-    )
+    load_into(model, read_backbone(extract_state_dict(load_file(path), weights)), path, grn)
+
+
+def load_into(model: nn.Module, found: Backbone, path: str, grn: str | None = None, log: bool = True) -> None:
+    """Load a backbone that has been read from ``path``, and log what was loaded; see :func:`load_backbone`."""
+    expected = model.state_dict()
+    stem, note = _adapt_stem(found.weights[ANCHOR], expected[ANCHOR].shape[1])
+    loaded = {**found.weights, ANCHOR: stem}
+    changed = _changed_grn(grn, loaded, expected)
+    dropped = changed + [key for key in loaded if key not in expected and key.startswith('norm')]
+    required = {
+        key: tuple(value.shape)
+        for key, value in expected.items()
+        if key in loaded or not (key.startswith('norm') or key in changed)
+    }
+    problems = list_problems({key: value for key, value in loaded.items() if key not in dropped}, required)
     if problems:
         raise UserError(
             f'{path} ({found.layout} layout) does not fit {type(model).__name__}: {problems}. Check arch '
             "and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose."
         )
-    model.load_state_dict({key: found.weights[key] for key in wanted if key in found.weights}, strict=False)
-    dropped = [key for key in dropped if key in found.weights]
-    if log:
-        print_log(
-            f'{path}: {_tell(found, wanted, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
-            f'{_licence(path, found.layout)}',
-            logger='current',
-            level=logging.WARNING if grn else logging.INFO,
-        )
+    model.load_state_dict({key: loaded[key] for key in expected if key in loaded}, strict=False)
+    if not log:
+        return
+    dropped = [key for key in dropped if key in loaded]
+    print_log(
+        f'{path}: {_summary(found, expected, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
+        f'{_licence(path, found.layout)}',
+        logger='current',
+        level=logging.WARNING if grn else logging.INFO,
+    )
 
 
-def _changed_grn(change: str | None, loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    """Return the names of the response norm's weights that the file or the model alone may have.
+def _changed_grn(change: str | None, loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Return the names of the response norm's weights that may be in the file or the model only.
 
     Raises:
-        ValueError: If the change is unknown, or file and model are not such that it makes sense.
+        ValueError: If the change is unknown, or does not apply to this file and model.
     """
     check_grn_change(change)
-    in_file, in_model = ([key for key in weights if '.grn.' in key] for weights in (loaded, wanted))
+    in_file = [key for key in loaded if '.grn.' in key]
+    in_model = [key for key in expected if '.grn.' in key]
     if change is None:
         return []
     if change == 'drop' and (in_model or not in_file):
@@ -99,27 +103,27 @@ def _changed_grn(change: str | None, loaded: dict[str, Tensor], wanted: dict[str
         )
     other = [key for key in in_file + in_model if not key.endswith(('.grn.gamma', '.grn.beta'))]
     if other:
-        raise UserError(f'grn={change!r} changes GRN alone, and {preview(other)} is of another response norm')
-    odd = [key for key in in_model if wanted[key].any()]
+        raise UserError(f'grn={change!r} changes only GRN, and {preview(other)} is of another response norm')
+    odd = [key for key in in_model if expected[key].any()]
     if odd:
         raise UserError(
             f"grn='add' starts as the identity, which {preview(odd)} is not: set "
-            "response_norm=dict(type='GRN') for the model, newly built"
+            "response_norm=dict(type='GRN') for a newly built model"
         )
     return in_file or in_model
 
 
 def check_grn_change(change: str | None) -> None:
-    """Raise ``ValueError`` for a change that is not known."""
+    """Raise ``ValueError`` for an unknown change."""
     if change not in GRN_CHANGES:
         raise UserError(f'grn={change!r} is unknown: choose from {list(GRN_CHANGES)}')
 
 
-def _tell(found: Backbone, wanted: dict[str, Tensor], dropped: list[str]) -> str:
-    fresh = [key for key in wanted if key not in found.weights]
+def _summary(found: Backbone, expected: dict[str, Tensor], dropped: list[str]) -> str:
+    fresh = [key for key in expected if key not in found.weights]
     dropped = dropped + found.dropped
     return (
-        f'{found.layout} layout, {len(wanted) - len(fresh)} weights loaded, {len(fresh)} newly initialised '
+        f'{found.layout} layout, {len(expected) - len(fresh)} weights loaded, {len(fresh)} newly initialised '
         f'({preview(fresh) or "none"}), {len(dropped)} dropped ({preview(dropped) or "none"}). '
     )
 
@@ -128,21 +132,21 @@ def _licence(path: str, layout: str) -> str:
     return LICENCE if layout.startswith('official') or CONVERTED_OFFICIAL.search(str(path)) else ''
 
 
-def _adapt_stem(loaded: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """Bring the stem's kernel in ``loaded`` to another number of input channels, as timm does; say so.
+def _adapt_stem(kernel: Tensor, channels: int) -> tuple[Tensor, str]:
+    """Return the stem's kernel for another number of input channels, as timm adapts it, and a note for the log.
 
-    One channel gets the sum over channels, which answers a grey image as the file's stem answers it in colour. More
-    channels get the file's in turn, rescaled to the same sum of weights.
+    For one channel the kernel is summed over channels, so a grey image gives the same output as its RGB copy gives in
+    the original stem. For more channels the kernel's channels are repeated in turn, and rescaled to the same sum of
+    weights.
     """
-    kernel, channels = loaded[ANCHOR], wanted[ANCHOR].shape[1]
-    if kernel.shape[1] == channels:
-        return ''
+    old = kernel.shape[1]
+    if old == channels:
+        return kernel, ''
     if channels == 1:
-        loaded[ANCHOR] = kernel.sum(1, keepdim=True)
-        return f'The stem was summed from {kernel.shape[1]} to 1 input channel. '
-    repeats = torch.arange(channels) % kernel.shape[1]
-    loaded[ANCHOR] = kernel[:, repeats] * (kernel.shape[1] / channels)
-    return f'The stem was repeated from {kernel.shape[1]} to {channels} input channels and rescaled. '
+        return kernel.sum(1, keepdim=True), f'The stem was summed from {old} to 1 input channel. '
+    repeats = torch.arange(channels) % old
+    note = f'The stem was repeated from {old} to {channels} input channels and rescaled. '
+    return kernel[:, repeats] * (old / channels), note
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -155,14 +159,14 @@ class ConvNeXtV2Pretrained:
         grn (str, optional): ``'add'`` or ``'drop'``; see :func:`load_backbone`. Defaults to None.
 
     Raises:
-        ValueError: If there is no checkpoint, or ``grn`` is unknown.
+        ValueError: If the checkpoint is empty, or ``grn`` is unknown.
     """
 
     def __init__(self, checkpoint: str, weights: str = 'default', grn: str | None = None) -> None:
         if not checkpoint:
             raise UserError(
                 f'checkpoint={checkpoint!r} of ConvNeXtV2Pretrained: give a path or a URL, or set '
-                'init_cfg=None to start from drawn weights'
+                'init_cfg=None to start from random weights'
             )
         self.checkpoint = checkpoint
         check_grn_change(grn)
@@ -177,3 +181,34 @@ class ConvNeXtV2Pretrained:
 
 
 PRETRAINED: tuple = ('ConvNeXtV2Pretrained', ConvNeXtV2Pretrained, 'Pretrained', PretrainedInit)
+
+
+def create_backbone(
+    arch: str | dict = 'tiny', weights: str | None = None, in_channels: int = 3, **kwargs: Any
+) -> ConvNeXtV2:
+    """Create a backbone for code outside OpenMMLab, without a registry and without a log line.
+
+    Args:
+        arch (str | dict): A size of ``ARCHS``, such as ``'base'``, or depths and channels. Defaults to ``'tiny'``.
+        weights (str, optional): Path or URL of weights in any known layout. Defaults to None, random weights.
+        in_channels (int): Channels of the images; the stem of weights for another number is adapted. Defaults to 3.
+        kwargs: Other arguments of :class:`ConvNeXtV2`, such as ``out_indices`` and ``drop_path_rate``.
+
+    Returns:
+        ConvNeXtV2: In evaluation mode. Called with images (B, C, H, W), normalised as in training (ImageNet's mean and
+        deviation of RGB), it returns one map (B, C_i, H / s, W / s) per index in ``out_indices``, s = 4, 8, 16, 32.
+
+    Raises:
+        ValueError: If the size is unknown, or the weights are of another one.
+
+    Examples:
+        >>> backbone = mmconvnextv2.create_backbone('base', weights='convnextv2_base_1k_224_ema.pt')
+        >>> [tuple(one.shape[1:]) for one in backbone(torch.rand(1, 3, 224, 224))]
+        [(128, 56, 56), (256, 28, 28), (512, 14, 14), (1024, 7, 7)]
+    """
+    model = ConvNeXtV2(arch, in_channels, **kwargs)
+    if weights is None:
+        initialize(model, dict(INIT_CFG))  # init_weights would log every parameter
+    else:
+        load_into(model, read_backbone(extract_state_dict(load_file(weights))), weights, log=False)
+    return model.eval()

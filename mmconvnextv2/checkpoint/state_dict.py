@@ -1,7 +1,7 @@
-"""The state dict inside a checkpoint file: under which key, behind which prefix, with or without its moving average.
+"""Find the state dict in a checkpoint file: its key, its prefix, and the moving average or the trained weights.
 
-mmengine's ``EMAHook`` writes the average into ``state_dict`` and the trained weights into ``ema_state_dict``; timm and
-the official code write them beside each other.
+mmengine's ``EMAHook`` writes the average to ``state_dict`` and the trained weights to ``ema_state_dict``. timm and the
+official code write the two under separate keys.
 """
 
 from ..utils.errors import UserError
@@ -15,11 +15,11 @@ def extract_state_dict(content: dict, weights: str = 'default') -> dict:
     """Return the state dict inside a checkpoint file's content.
 
     Args:
-        content (dict): Of a file of mmengine, mmpretrain, timm, the official code, Lightning or torch's
-            ``AveragedModel``, or a state dict as it is.
-        weights (str): ``'ema'``, the moving average; ``'raw'``, what the optimizer trained; ``'default'``, what the
-            file's own library loads first: the average of mmengine's, the trained ones of others. Defaults to
-            ``'default'``.
+        content (dict): Content of a file of mmengine, mmpretrain, timm, the official code, Lightning or torch's
+            ``AveragedModel``, or a plain state dict.
+        weights (str): ``'ema'`` for the moving average, ``'raw'`` for the weights that the optimizer trained,
+            ``'default'`` for those that the file's own library loads first: the average for mmengine, the trained
+            weights for others. Defaults to ``'default'``.
 
     Raises:
         ValueError: If the file has no such weights, or ``weights`` is unknown.
@@ -39,17 +39,17 @@ def extract_state_dict(content: dict, weights: str = 'default') -> dict:
 
 
 def _without_wrapper(weights: dict, is_lightning: bool) -> dict:
-    """Take off what torch's ``AveragedModel`` and Lightning put in front of every name."""
+    """Remove the prefix that torch's ``AveragedModel`` and Lightning put before every name."""
     if 'n_averaged' in weights and all(name.startswith('module.') for name in weights if name != 'n_averaged'):
         return {name[len('module.') :]: value for name, value in weights.items() if name != 'n_averaged'}
     attributes = {name.partition('.')[0] for name in weights}
-    if is_lightning and len(attributes) == 1:  # the module's attribute that holds the model
+    if is_lightning and len(attributes) == 1:  # attribute of the LightningModule that holds the model
         return {name.partition('.')[2]: value for name, value in weights.items()}
     return weights
 
 
 def _find(content: dict) -> dict[str, dict]:
-    """Return what can be chosen, by the names of ``WEIGHTS``."""
+    """Return the state dicts in a file by the names in ``WEIGHTS``."""
     place = next((content[key] for key in PLACES if isinstance(content.get(key), dict)), None)
     average = next((content[key] for key in AVERAGES if isinstance(content.get(key), dict)), None)
     swapped = content.get('ema_state_dict')

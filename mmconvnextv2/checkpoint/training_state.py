@@ -1,7 +1,7 @@
-"""Whole training checkpoints: an FCMAE run of the official script goes on here, and one of ours there.
+"""Convert whole training checkpoints, so an FCMAE run of the official script can resume here and one of ours there.
 
-Weights, decoder, AdamW's moments and the epoch are carried over. Official files hold no schedule; here it follows from
-the config, run forward to the place of the checkpoint. mmengine resumes both from one file.
+Weights, decoder, AdamW's moments and the epoch are carried over. Official files hold no schedule; it follows from the
+config, advanced to the epoch of the checkpoint. mmengine resumes weights, optimizer and schedule from one file.
 """
 
 import warnings
@@ -29,7 +29,7 @@ from .optimizer_state import (
 
 
 class Recipe(NamedTuple):
-    """What a config says about an FCMAE run: its optimizer, parameter names and shapes, and schedule."""
+    """Settings of an FCMAE run from its config: optimizer, parameter names and shapes, and schedule."""
 
     optim_wrapper: OptimWrapper
     groups: list[list[str]]
@@ -39,9 +39,9 @@ class Recipe(NamedTuple):
 
 
 def advance_schedulers(schedulers: Sequence, num_epochs: int, epoch_length: int, more: int = 0) -> None:
-    """Step schedulers as a run does that trains epochs, and ``more`` iterations of the next one."""
+    """Step schedulers as a run does that trains ``num_epochs`` epochs, and ``more`` iterations of the next one."""
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a scheduler that steps before its optimizer
+        warnings.simplefilter('ignore')  # torch warns if a scheduler steps before its optimizer
         for epoch in range(num_epochs + 1):
             last = epoch == num_epochs
             for by_epoch, times in ((False, more if last else epoch_length), (True, 0 if last else 1)):
@@ -52,15 +52,15 @@ def advance_schedulers(schedulers: Sequence, num_epochs: int, epoch_length: int,
 
 
 def read_recipe(config: str, options: dict[str, Any] | None = None) -> Recipe:
-    """Build an FCMAE config's model without memory for its weights, and its optimizer.
+    """Build an FCMAE config's model on the meta device, and its optimizer.
 
     Args:
-        config (str): The config that trains, or will go on.
+        config (str): Config of the run that trained, or that will resume.
         options (dict, optional): Overrides, as ``--cfg-options``. Defaults to None.
     """
     cfg = read_config(config)
     cfg.merge_from_dict(options or {})
-    optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}  # its precision is not part of the state
+    optim_wrapper = {**cfg.optim_wrapper, 'type': 'OptimWrapper'}  # precision is not part of the state
     optim_wrapper = {key: value for key, value in optim_wrapper.items() if key not in ('loss_scale', 'dtype')}
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmpretrain')):
         with torch.device('meta'):
@@ -93,8 +93,8 @@ def training_to_canonical(content: dict, recipe: Recipe, epoch_length: int | Non
 
     Args:
         content (dict): ``model``, ``optimizer`` and ``epoch``.
-        recipe (Recipe): Of the config that will go on.
-        epoch_length (int, optional): Iterations an epoch of that config. Defaults to those of the official run.
+        recipe (Recipe): Settings of the run that will resume.
+        epoch_length (int, optional): Iterations per epoch of that run. Defaults to those of the official run.
 
     Raises:
         ValueError: If the file and the config disagree.
@@ -103,7 +103,7 @@ def training_to_canonical(content: dict, recipe: Recipe, epoch_length: int | Non
     weights = pretraining_to_canonical(weights)
     _check_shapes(weights, recipe)
     _check_hyperparameters(content['optimizer']['param_groups'][0], recipe)
-    moments = convert_moments(moments, lambda state: read_layout(state, PRETRAINING, 'pretraining')[0])
+    moments = convert_moments(moments, lambda state: read_layout(state, PRETRAINING, 'pretraining').weights)
     epoch_length = epoch_length or _epoch_length(moments, num_epochs) * recipe.accumulative_counts
     wrapper = deepcopy(recipe.optim_wrapper)
     schedulers = _run_schedule(recipe.schedule, wrapper, num_epochs, epoch_length)
@@ -119,11 +119,11 @@ def training_to_canonical(content: dict, recipe: Recipe, epoch_length: int | Non
 
 
 def training_from_canonical(content: dict, recipe: Recipe) -> dict:
-    """Return the content of a checkpoint that the official script resumes, from that of one of ours.
+    """Return the content of a checkpoint that the official script resumes, from the content of one of ours.
 
     Args:
-        content (dict): Of a checkpoint that mmengine saved at the end of an epoch.
-        recipe (Recipe): Of the config that trained it.
+        content (dict): Content of a checkpoint that mmengine saved at the end of an epoch.
+        recipe (Recipe): Settings of the run that saved it.
 
     Raises:
         ValueError: If the file is of another model or was saved in the middle of an epoch.
@@ -135,17 +135,17 @@ def training_from_canonical(content: dict, recipe: Recipe) -> dict:
     if not num_epochs or iterations % num_epochs:
         raise UserError(
             f'this checkpoint was saved after {iterations} iterations, in epoch {num_epochs + 1}: the '
-            'official script resumes whole epochs, convert one saved at the end of an epoch'
+            'official script resumes whole epochs only, convert one saved at the end of an epoch'
         )
     _check_shapes(content['state_dict'], recipe)
     moments = read_moments(content['optimizer'], recipe.groups, content['state_dict'])
-    moments = convert_moments(moments, lambda state: write_layout(state, PRETRAINING, 'pretraining'))
+    moments = convert_moments(moments, lambda state: write_layout(state, PRETRAINING, 'pretraining').weights)
     group = {**content['optimizer']['param_groups'][0], 'weight_decay': recipe.optim_wrapper.defaults['weight_decay']}
     return write_official_training(pretraining_from_canonical(content['state_dict']), moments, num_epochs, group)
 
 
 def tell_weight_decay(recipe: Recipe) -> str:
-    """Say whether the config decays what the official script decays, GRN and the mask token too."""
+    """Report whether the config decays GRN and the mask token, as the official script does."""
     decays = {
         name: group['weight_decay']
         for group, names in zip(recipe.optim_wrapper.param_groups, recipe.groups)
@@ -156,14 +156,14 @@ def tell_weight_decay(recipe: Recipe) -> str:
         return 'GRN and the mask token are decayed, as in the official script'
     return (
         f'{len(differs)} parameters (GRN, mask token) are decayed by the official script and not by this config; '
-        'to go on as it would, add to --cfg-options, here and in training: '
+        'to match it, add to --cfg-options, here and in training: '
         'optim_wrapper.paramwise_cfg.custom_keys.grn.decay_mult=1 '
         'optim_wrapper.paramwise_cfg.custom_keys.mask_token.decay_mult=1'
     )
 
 
 def _run_schedule(schedule: list[dict], wrapper: OptimWrapper, num_epochs: int, epoch_length: int) -> list[dict]:
-    """Take the optimizer's learning rates to where they are after some epochs; return the schedulers' states."""
+    """Advance the optimizer's learning rates by ``num_epochs`` epochs; return the schedulers' states."""
     schedulers = [
         PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=wrapper, epoch_length=epoch_length))
         for part in schedule
@@ -179,7 +179,7 @@ def _check_shapes(weights: dict[str, Tensor], recipe: Recipe) -> None:
 
 
 def _check_hyperparameters(group: dict, recipe: Recipe) -> None:
-    """Refuse a config whose AdamW would read the moments in another way."""
+    """Raise ``ValueError`` if the config's AdamW would interpret the moments differently."""
     ours = recipe.optim_wrapper.defaults
     for key in ('betas', 'eps'):
         if key in group and not torch.allclose(torch.tensor(group[key]), torch.tensor(ours[key]), rtol=1e-6, atol=0.0):
@@ -193,14 +193,14 @@ def _epoch_length(moments: dict, num_epochs: int) -> int:
     steps = {int(state['step']) for state in moments.values()}
     if len(steps) != 1 or min(steps) % num_epochs:
         raise UserError(
-            f'the optimizer made {sorted(steps)} steps in {num_epochs} epochs: give the iterations an '
-            'epoch of your config with --epoch-length'
+            f'the optimizer made {sorted(steps)} steps in {num_epochs} epochs: give the iterations '
+            'per epoch of your config with --epoch-length'
         )
     return steps.pop() // num_epochs
 
 
 def _steps_as_tensors(moments: dict) -> dict:
-    """As torch >= 1.12 keeps them."""
+    """Return moments with step counts as tensors, as in torch >= 1.12."""
     return {name: {**state, 'step': torch.tensor(float(state['step']))} for name, state in moments.items()}
 
 
@@ -211,17 +211,17 @@ def convert_training(
     options: dict[str, Any] | None = None,
     epoch_length: int | None = None,
 ) -> tuple[dict, str]:
-    """Convert the content of a training checkpoint file, and tell what the other code does differently.
+    """Convert the content of a training checkpoint file, and report differences in weight decay.
 
     Args:
-        content (dict): Of the file.
-        to_canonical (bool): From the official script's to ours, or the other way round.
-        config (str): The config that trained, or will go on.
+        content (dict): Content of the file.
+        to_canonical (bool): Convert from the official script's format to ours; False for the other direction.
+        config (str): Config of the run that trained, or that will resume.
         options (dict, optional): Overrides of the config. Defaults to None.
-        epoch_length (int, optional): See :func:`training_to_canonical`.
+        epoch_length (int, optional): See :func:`training_to_canonical`. Defaults to None.
 
     Returns:
-        tuple[dict, str]: The content of the file to write, and the report.
+        tuple[dict, str]: Content of the file to write, and the report.
     """
     recipe = read_recipe(config, options)
     if to_canonical:

@@ -1,10 +1,10 @@
-"""Checkpoint pickles, read without calling anything that a file names.
+"""Unpickler for checkpoints that never calls what a file names.
 
-A pickle is a program. ``torch.load(weights_only=True)`` runs it with a list of allowed globals, of which several
-(``numpy.dtype`` with its state, ``numpy.ndarray``, ``bytearray``) build more than honest files hold. Here every global
-is an inert :class:`Name`, and only what :data:`CALLS` and :data:`STATES` list is built: plain containers, tensors
-inside their storages, numeric arrays exactly as large as their bytes, mmengine's ``HistoryBuffer`` and
-``argparse.Namespace``. ``pickletools`` of the standard library reads the opcodes.
+A pickle is a program. ``torch.load(weights_only=True)`` runs it with a list of allowed globals, several of which
+(``numpy.dtype`` with its state, ``numpy.ndarray``, ``bytearray``) can build more than honest files hold. Here every
+global is an inert :class:`Name`, and only the entries of :data:`CALLS` and :data:`STATES` are built: plain containers,
+tensors inside their storages, numeric arrays exactly as large as their bytes, mmengine's ``HistoryBuffer`` and
+``argparse.Namespace``. The standard library's ``pickletools`` decodes the opcodes.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from torch import Tensor, nn
 NUMERIC_CODE = re.compile(r'^[<>=|]?([?]|b1|[iufc]\d{1,2})$')
 LOCATION = re.compile(r'^[a-z_]+(:\d+)?$')
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-MAX_DEPTH = 100  # of containers inside each other; those of OpenMMLab, timm and the official code have below 10
+MAX_DEPTH = 100  # nested containers; files of OpenMMLab, timm and the official code stay below 10
 MAX_DIM = 1 << 40
-SPARE = 1 << 22  # bytes that a small file may take beyond its own size
+SPARE = 1 << 22  # bytes of memory that a small file may use beyond its own size
 MARK = object()
 
 FLOATS = dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16)
@@ -41,15 +41,15 @@ DTYPES = {f'torch.{name}': value for name, value in vars(torch).items() if isins
 
 
 class Refused(ValueError):
-    """A file that holds what no honest checkpoint does."""
+    """Error for file contents that no honest checkpoint has."""
 
 
 class NotAllowed(Refused):
-    """A global that is not allowed, or a use of an allowed one that is not; the text is ``module.name(arguments)``."""
+    """Error for a forbidden global, or a forbidden use of an allowed one; the text is ``module.name(arguments)``."""
 
 
 class Name:
-    """A global that a file names: neither imported nor called."""
+    """A global named in a file; it is neither imported nor called."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -59,14 +59,14 @@ class Name:
 
 
 class Storage:
-    """The memory of tensors, and what its entries are unless the tensor says otherwise."""
+    """Memory of tensors, and the dtype of its entries unless a tensor overrides it."""
 
     def __init__(self, memory: Any, nbytes: int, dtype: torch.dtype) -> None:
         self.memory, self.nbytes, self.dtype = memory, nbytes, dtype
 
 
 class Unfinished:
-    """What a call or ``__new__`` begins and the state behind it completes: array, dtype, HistoryBuffer or Namespace."""
+    """An array, dtype, HistoryBuffer or Namespace that a call or ``__new__`` creates and a later state completes."""
 
     def __init__(self, kind: str, dtype: np.dtype | None = None) -> None:
         self.kind, self.dtype = kind, dtype
@@ -87,7 +87,7 @@ def _are_counts(values: Any) -> bool:
 
 
 def _check_key(key: Any) -> None:
-    """Allow what is hashed in constant time: a nested tuple can take time without end."""
+    """Allow only keys that hash in constant time: hashing a nested tuple can take unbounded time."""
     parts = key if type(key) is tuple else (key,)
     _require(len(parts) <= 16, 'a key is a tuple of many parts')
     for part in parts:
@@ -99,11 +99,11 @@ def _check_key(key: Any) -> None:
 
 
 class Machine:
-    """Runs the pickles of one file.
+    """Stack machine that runs the pickles of one file.
 
     Args:
-        file_size (int): Bytes; bounds what is built.
-        read_storage (callable): From (key, bytes, location) to a storage's memory, filled now or later.
+        file_size (int): Size of the file in bytes; limits the memory of what is built.
+        read_storage (callable): Returns a storage's memory for (key, bytes, location), filled now or later.
     """
 
     def __init__(self, file_size: int, read_storage: Callable[[str, int, str], Any]) -> None:
@@ -113,16 +113,16 @@ class Machine:
         self.storages: dict[str, Storage] = {}
 
     def take(self, kind: str, nbytes: int) -> None:
-        """Count memory against what the file may take."""
+        """Count memory against the limit of the file."""
         self.left[kind] -= nbytes
         if self.left[kind] < 0:
             raise Refused('it announces tensors larger than the file has bytes for')
 
-    def run(self, file: BinaryIO) -> Any:
-        """Return what a pickle holds; the file is left behind its end.
+    def run(self, file: IO[bytes]) -> Any:
+        """Return the object in a pickle; the file is then positioned after its end.
 
         Raises:
-            Refused: For whatever an honest checkpoint does not hold.
+            Refused: For contents that no honest checkpoint has.
             ValueError: If the pickle is truncated or damaged.
         """
         self.stack: list[Any] = []
@@ -132,12 +132,13 @@ class Machine:
                 _require(len(self.stack) == 1, 'the pickle ends with more than one object')
                 return _finish(self.stack.pop())
             step = getattr(self, f'op_{opcode.name.lower()}', None)
-            _require(step is not None, f'the pickle uses {opcode.name}, which torch.save does not')
+            if step is None:
+                raise Refused(f'the pickle uses {opcode.name}, which torch.save does not')
             step(argument)
         raise ValueError('the pickle has no end')
 
     def call(self, name: Any, arguments: Any) -> Any:
-        """Return what a call of an allowed global stands for."""
+        """Return the result of a call of an allowed global."""
         function = CALLS.get(name.path) if isinstance(name, Name) else None
         if function is None or not isinstance(arguments, tuple):
             raise NotAllowed(f'{_short(name)}{_short(arguments)}')
@@ -149,7 +150,7 @@ class Machine:
             raise NotAllowed(f'{name.path}{_short(arguments)}') from error
 
     def complete(self, target: Any, state: Any) -> Any:
-        """Return what an object becomes by the state that the file gives it."""
+        """Return an object completed by the state that the file gives it."""
         if type(target) is collections.OrderedDict:
             _require(
                 type(state) is dict
@@ -158,7 +159,7 @@ class Machine:
                 and all(isinstance(entry, dict) for entry in state['_metadata'].values()),
                 'a dict has attributes',
             )
-            target.__dict__.update(state)  # the versions of modules, which torch's state dicts carry
+            target.__dict__.update(state)  # versions of modules, part of torch's state dicts
             return target
         if not isinstance(target, Unfinished):
             raise NotAllowed(f'__setstate__ of {_short(target)}')
@@ -172,7 +173,7 @@ class Machine:
         return target.value
 
     def storage(self, identity: Any) -> Storage:
-        """Return the storage that a tensor names."""
+        """Return the storage that a tensor refers to."""
         unknown = f'the storage {_short(identity)} is unknown'
         _require(
             isinstance(identity, tuple)
@@ -200,17 +201,17 @@ class Machine:
         _require(known.nbytes == nbytes, f'storage {key} has two sizes')
         return Storage(known.memory, nbytes, dtype)
 
-    # Opcodes. What the machine does for each; pickletools documents them.
+    # Opcodes, one method each; pickletools documents them.
 
     def pop(self) -> Any:
-        """Take the last value off the stack."""
+        """Pop the last value."""
         value = self.stack.pop()
         _require(value is not MARK, 'a value is missing')
         return value
 
     def pop_to_mark(self) -> list[Any]:
-        """Take the values behind the last mark off the stack."""
-        values = []
+        """Pop the values after the last mark, and the mark."""
+        values: list[Any] = []
         while True:
             value = self.stack.pop()
             if value is MARK:
@@ -218,13 +219,13 @@ class Machine:
             values.append(value)
 
     def top(self, kind: type) -> Any:
-        """Return the last value, which has to be of one kind."""
+        """Return the last value without popping it; it must be an instance of ``kind``."""
         value = self.stack[-1]
         _require(isinstance(value, kind), f'a {kind.__name__} was expected, found {type(value).__name__}')
         return value
 
     def push(self, value: Any) -> None:
-        """Put a value on the stack; for opcodes that hold one, all there is to do."""
+        """Push a value; opcodes that carry a value do nothing else."""
         self.stack.append(value)
 
     op_int = op_binint = op_binint1 = op_binint2 = op_long = op_long1 = op_long4 = op_float = op_binfloat = push
@@ -290,7 +291,7 @@ class Machine:
         self.set_items(pairs)
 
     def set_items(self, pairs: list[Any]) -> None:
-        """Set items of the dict on top."""
+        """Set items of the dict on top of the stack."""
         target = self.top(dict)
         _require(len(pairs) % 2 == 0, 'a key has no value')
         for key, value in zip(pairs[::2], pairs[1::2]):
@@ -366,7 +367,7 @@ class Machine:
 
 
 def _short(value: Any) -> str:
-    """Describe a value in few characters, however deep it is."""
+    """Describe a value in at most some 200 characters, whatever its depth."""
     if isinstance(value, Unfinished):
         return value.kind
     if isinstance(value, (Name, str, bytes, int, float, bool, type(None))):
@@ -379,7 +380,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f'{text[:200]}...'
 
 
-# What calls build
+# Results of calls
 
 
 def _ordered_dict(machine: Machine, pairs: Any = ()) -> dict:
@@ -409,7 +410,7 @@ def _set(kind: type) -> Callable:
 
 
 def _encode(machine: Machine, text: str, encoding: str = 'utf-8') -> bytes:
-    """Stand in for ``_codecs.encode``: protocol 2 has no opcode for bytes."""
+    """Replace ``_codecs.encode``, which protocol 2 uses because it has no opcode for bytes."""
     if type(text) is not str or encoding not in ('latin1', 'latin-1'):
         raise NotAllowed(f'_codecs.encode{_short((text, encoding))}')
     machine.take('copied', len(text))
@@ -429,7 +430,7 @@ def _bytes(kind: type) -> Callable:
 
 
 def _path(machine: Machine, *parts: str) -> str:
-    """A path among hyperparameters becomes text."""
+    """Return a path among hyperparameters as text."""
     _require(all(type(part) is str for part in parts), 'a path has no parts')
     machine.take('copied', sum(map(len, parts)))
     return '/'.join(parts)
@@ -441,7 +442,7 @@ def _complex(machine: Machine, real: float, imaginary: float) -> complex:
 
 
 def _getattr(machine: Machine, owner: Any, name: Any) -> Name:
-    """Stand in for ``builtins.getattr``: of ``HistoryBuffer``, whose statistics are registered anew anyway."""
+    """Replace ``builtins.getattr``, allowed only for ``HistoryBuffer``, which registers its statistics again anyway."""
     if not (isinstance(owner, Name) and owner.path == HISTORY and name in ('min', 'max', 'current', 'mean')):
         raise NotAllowed(f'getattr({_short(owner)}, {_short(name)})')
     return Name(f'{HISTORY}.{name}')
@@ -467,7 +468,7 @@ def _tensor(
     hooks: Any = None,
     metadata: Any = None,
 ) -> Tensor:
-    """A tensor that lies inside its storage."""
+    """Return a tensor, checked to lie inside its storage."""
     return _view(machine, storage, offset, size, stride, requires_grad, storage.dtype, metadata)
 
 
@@ -482,7 +483,7 @@ def _tensor_of_dtype(
     dtype: torch.dtype,
     metadata: Any = None,
 ) -> Tensor:
-    """The same, for dtypes that have no storage class of their own."""
+    """Return a tensor of a dtype that has no storage class."""
     return _view(machine, storage, offset, size, stride, requires_grad, dtype, metadata)
 
 
@@ -533,7 +534,7 @@ def _parameter(
 
 
 def _tensor_with_attributes(machine: Machine, function: Name, kind: Name, arguments: tuple, state: Any) -> Tensor:
-    """A tensor or parameter to which Python attributes were given; these are left out."""
+    """Return a tensor or parameter that was saved with Python attributes, without the attributes."""
     names = {name.path for name in (function, kind) if isinstance(name, Name)}
     _require(
         len(names) == 2 and names <= {*TENSORS, *TENSOR_TYPES} and isinstance(arguments, tuple),
@@ -543,21 +544,21 @@ def _tensor_with_attributes(machine: Machine, function: Name, kind: Name, argume
 
 
 def _numpy_dtype(machine: Machine, code: str, align: bool = False, copy: bool = True) -> Unfinished:
-    """Booleans, integers, floats and complex numbers only."""
+    """Return a dtype of booleans, integers, floats or complex numbers; others are not allowed."""
     if type(code) is not str or not NUMERIC_CODE.match(code):
         raise NotAllowed(f'numpy.dtype({_short(code)})')
     return Unfinished('numpy.dtype', np.dtype(code))
 
 
 def _array_to_fill(machine: Machine, subtype: Name, shape: tuple, code: Any) -> Unfinished:
-    """Stand in for numpy's ``_reconstruct``: only the empty array whose state follows in the file."""
+    """Replace numpy's ``_reconstruct``, allowed only for the empty array whose state follows in the file."""
     if not (isinstance(subtype, Name) and subtype.path == 'numpy.ndarray' and shape == (0,)):
         raise NotAllowed(f'numpy _reconstruct{_short((subtype, shape))}')
     return Unfinished('numpy.ndarray')
 
 
 def _array_of_buffer(machine: Machine, buffer: Any, dtype: Any, shape: tuple, order: str = 'C') -> np.ndarray:
-    """Stand in for numpy's ``_frombuffer`` of protocol 5."""
+    """Replace numpy's ``_frombuffer`` of protocol 5."""
     _require(type(buffer) in (bytes, bytearray), 'an array has no bytes')
     return _array(machine, None, (1, shape, dtype, order == 'F', bytes(buffer)))
 
@@ -568,11 +569,11 @@ def _scalar(machine: Machine, dtype: Any, content: bytes) -> Any:
     return np.frombuffer(content, dtype)[0]
 
 
-# What states complete
+# Objects completed by a state
 
 
 def _finish_dtype(dtype: Any) -> np.dtype:
-    """Return a dtype, also one without the state that ``numpy.dtype`` gets."""
+    """Return a dtype, even if the state of its ``numpy.dtype`` is missing."""
     if isinstance(dtype, Unfinished) and dtype.kind == 'numpy.dtype':
         dtype = dtype.value if dtype.value is not None else dtype.dtype
     _require(isinstance(dtype, np.dtype), f'{_short(dtype)} is not a dtype')
@@ -580,7 +581,7 @@ def _finish_dtype(dtype: Any) -> np.dtype:
 
 
 def _dtype(machine: Machine, target: Unfinished, state: tuple) -> np.dtype:
-    """A dtype in the byte order that its state gives; no fields, no sub-arrays."""
+    """Return a dtype in the byte order of its state; fields and sub-arrays are refused."""
     _require(
         type(state) is tuple
         and len(state) in (8, 9)
@@ -589,11 +590,11 @@ def _dtype(machine: Machine, target: Unfinished, state: tuple) -> np.dtype:
         and state[5:7] == (-1, -1),
         f'numpy.dtype has the state {_short(state)}',
     )
-    return target.dtype.newbyteorder(state[1])
+    return _finish_dtype(target).newbyteorder(state[1])
 
 
 def _array(machine: Machine, target: Any, state: tuple) -> np.ndarray:
-    """An array whose bytes are exactly those that its shape and dtype say."""
+    """Return an array, checked to have exactly the bytes that its shape and dtype require."""
     _require(type(state) is tuple and len(state) == 5, 'an array has no shape')
     version, shape, dtype, fortran, content = state
     dtype = _finish_dtype(dtype)
@@ -611,7 +612,7 @@ def _array(machine: Machine, target: Any, state: tuple) -> np.ndarray:
 
 
 def _history(machine: Machine, target: Unfinished, state: dict) -> HistoryBuffer:
-    """mmengine's buffer; its statistics are those of the class."""
+    """Return mmengine's buffer with the statistics of its class."""
     _require(type(state) is dict, 'a HistoryBuffer has no history')
     values, counts, length = state['_log_history'], state['_count_history'], state['max_length']
     _require(
@@ -645,8 +646,13 @@ OBJECTS = {
         )
     },
 }
-STATES = {'numpy.dtype': _dtype, 'numpy.ndarray': _array, 'HistoryBuffer': _history, 'Namespace': _namespace}
-TENSORS = {
+STATES: dict[str, Callable] = {
+    'numpy.dtype': _dtype,
+    'numpy.ndarray': _array,
+    'HistoryBuffer': _history,
+    'Namespace': _namespace,
+}
+TENSORS: dict[str, Callable] = {
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_tensor_v3': _tensor_of_dtype,
@@ -683,7 +689,7 @@ NAMES = {*CALLS, *OBJECTS, *STORAGES, *DTYPES, *TENSOR_TYPES, 'numpy.ndarray'}
 
 
 def _finish(content: Any) -> Any:
-    """Check that nothing unfinished is left, and nothing inside itself or too deep."""
+    """Check that nothing is unfinished, contains itself or is nested too deep."""
     if isinstance(content, Unfinished):
         content = content.value
     done, path = set(), set()
@@ -696,21 +702,21 @@ def _finish(content: Any) -> Any:
             continue
         _require(
             not isinstance(item, (Name, Storage, Unfinished)) and item is not MARK,
-            f'{_short(item)} stands where a value belongs',
+            f'{_short(item)} was found where a value was expected',
         )
         parts = _parts(item)
         if not parts or id(item) in done:
             continue
         _require(id(item) not in path, 'a container holds itself')
         path.add(id(item))
-        _require(len(path) <= MAX_DEPTH, f'containers lie more than {MAX_DEPTH} deep in each other')
+        _require(len(path) <= MAX_DEPTH, f'containers are nested more than {MAX_DEPTH} deep')
         waiting.append((item, True))
         waiting += [(part, False) for part in parts]
     return content
 
 
 def _parts(item: Any) -> Any:
-    """Return what a container holds."""
+    """Return the items of a container."""
     if isinstance(item, dict):
         extra = getattr(item, '_metadata', None)
         return [*item.values(), *([] if extra is None else [extra])]
@@ -723,14 +729,14 @@ def _parts(item: Any) -> Any:
 
 
 def read_pickled(path: str, map_location: Any = 'cpu') -> Any:
-    """Return the content of a file of ``torch.save``, in its archive format or that before torch 1.6.
+    """Return the content of a file of ``torch.save``, in the archive format or the one before torch 1.6.
 
     Args:
         path (str): A local file.
         map_location: As in ``torch.load``.
 
     Raises:
-        Refused: For what no honest checkpoint holds.
+        Refused: For contents that no honest checkpoint has.
         ValueError: If the file is truncated or damaged.
     """
     with open(path, 'rb') as file:
@@ -742,7 +748,7 @@ def read_pickled(path: str, map_location: Any = 'cpu') -> Any:
         return _read_legacy(file, size, map_location)
 
 
-def _read_archive(file: BinaryIO, size: int, map_location: Any) -> Any:
+def _read_archive(file: IO[bytes], size: int, map_location: Any) -> Any:
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         _require(len(entries) == len(archive.infolist()), 'two entries of the archive have one name')
@@ -755,7 +761,8 @@ def _read_archive(file: BinaryIO, size: int, map_location: Any) -> Any:
 
         def read_storage(key: str, nbytes: int, location: str) -> torch.UntypedStorage:
             entry = entries.get(f'{folder}data/{key}')
-            _require(entry is not None, f'storage {key} is not in the archive')
+            if entry is None:
+                raise Refused(f'storage {key} is not in the archive')
             if entry.file_size != nbytes:
                 raise Refused(
                     'it announces tensors larger than the file has bytes for'
@@ -769,8 +776,8 @@ def _read_archive(file: BinaryIO, size: int, map_location: Any) -> Any:
             return Machine(size, read_storage).run(source)
 
 
-def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
-    """Three pickles about the file, that of the content, the keys of its storages, then their bytes."""
+def _read_legacy(file: IO[bytes], size: int, map_location: Any) -> Any:
+    """Read the old format: three pickles about the file, one of the content, one of storage keys, then the bytes."""
     memories: dict[str, Tensor] = {}
 
     def make_storage(key: str, nbytes: int, location: str) -> torch.UntypedStorage:
@@ -804,28 +811,29 @@ def _read_legacy(file: BinaryIO, size: int, map_location: Any) -> Any:
         _read_into(file, memories[key])
     if map_location == 'cpu':
         return content
-    file.seek(start)  # once more, now that the storages are there to be moved
+    file.seek(start)  # again, now that the storages are filled and can be moved
     return Machine(size, place_storage).run(file)
 
 
-def _fill(source: BinaryIO, nbytes: int) -> torch.UntypedStorage:
+def _fill(source: IO[bytes], nbytes: int) -> torch.UntypedStorage:
     memory = torch.empty(nbytes, dtype=torch.uint8)
     _read_into(source, memory)
     return memory.untyped_storage()
 
 
-def _read_into(source: BinaryIO, memory: Tensor) -> None:
-    view = memoryview(memory.numpy())
+def _read_into(source: IO[bytes], memory: Tensor) -> None:
+    view = memory.numpy().data
     start = 0
     while start < len(view):
-        count = source.readinto(view[start : start + (1 << 24)])
-        if not count:
+        chunk = source.read(min(len(view) - start, 1 << 24))
+        if not chunk:
             raise EOFError('the file ends inside a tensor')
-        start += count
+        view[start : start + len(chunk)] = chunk
+        start += len(chunk)
 
 
 def _place(storage: torch.UntypedStorage, location: str, map_location: Any) -> torch.UntypedStorage:
-    """Bring a storage where ``map_location`` says, as ``torch.load`` does."""
+    """Move a storage to ``map_location``, as ``torch.load`` does."""
     if callable(map_location):
         placed = map_location(storage, location)
         return storage if placed is None else placed

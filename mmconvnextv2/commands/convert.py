@@ -3,7 +3,14 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from ..checkpoint.convert import LAYOUT_NAMES, check_conversion, convert_file, convert_training_file
+from ..checkpoint.convert import (
+    LAYOUT_NAMES,
+    check_target,
+    check_written,
+    convert_training_file,
+    read_weight_file,
+    write_converted,
+)
 from .arguments import add_config_options
 
 
@@ -11,29 +18,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/convert_checkpoint.py``."""
     parser = ArgumentParser(
         description='Convert ConvNeXt V2 weights between layouts; .safetensors is the recommended output: reading it '
-        'cannot run code, whoever wrote it.',
+        'cannot run code, even from an untrusted source.',
         epilog='Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth atto.safetensors --to timm',
     )
     parser.add_argument('source', help='a checkpoint in any known layout, a path or a URL')
     parser.add_argument('target', help='the file to write, .safetensors, .pth, .pt or .bin')
     parser.add_argument('--to', default='canonical', choices=LAYOUT_NAMES, help='layout to write (default canonical)')
     parser.add_argument('--force', action='store_true', help='overwrite the target')
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        '--ema',
-        dest='weights',
-        action='store_const',
-        const='ema',
-        default='default',
-        help='take the moving average of the file',
-    )
-    chosen.add_argument(
-        '--raw',
-        dest='weights',
-        action='store_const',
-        const='raw',
-        help='take the weights beside which the file holds a moving average',
-    )
+    add_weights_choice(parser)
     parser.add_argument(
         '--check',
         action='store_true',
@@ -44,12 +36,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     whole.add_argument(
         '--pretraining',
         action='store_true',
-        help='convert a whole FCMAE model with its decoder (canonical and official-sparse alone)',
+        help='convert a whole FCMAE model with its decoder (only between canonical and official-sparse)',
     )
     whole.add_argument(
         '--training',
         metavar='CONFIG',
-        help='convert a whole training checkpoint, to go on with this FCMAE config or from it',
+        help='convert a whole training checkpoint, to resume with this FCMAE config or from it',
     )
     parser.add_argument(
         '--epoch-length', type=int, help='iterations per epoch of CONFIG (default: those of the official run)'
@@ -63,6 +55,26 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     return args
 
 
+def add_weights_choice(parser: ArgumentParser) -> None:
+    """Add ``--ema`` and ``--raw``, which set ``weights`` for :func:`mmconvnextv2.checkpoint.extract_state_dict`."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        '--ema',
+        dest='weights',
+        action='store_const',
+        const='ema',
+        default='default',
+        help='take the moving average of the checkpoint',
+    )
+    chosen.add_argument(
+        '--raw',
+        dest='weights',
+        action='store_const',
+        const='raw',
+        help='take the trained weights that the checkpoint stores next to a moving average',
+    )
+
+
 def convert(args: Namespace) -> None:
     """Entry point of ``tools/convert_checkpoint.py``: convert, and print what was written."""
     if args.training:
@@ -71,9 +83,9 @@ def convert(args: Namespace) -> None:
                 args.source, args.target, args.to, args.training, args.cfg_options, args.epoch_length, args.force
             )
         )
-    else:
-        print(
-            convert_file(args.source, args.target, args.to, args.force, args.pretraining, args.weights, args.classifier)
-        )
+        return
+    check_target(args.target, args.force)
+    source = read_weight_file(args.source, args.weights)
+    print(write_converted(source, args.target, args.to, args.pretraining, args.classifier))
     if args.check:
-        print(check_conversion(args.source, args.target, args.weights))
+        print(check_written(source, args.target))

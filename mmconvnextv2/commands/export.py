@@ -1,4 +1,4 @@
-"""What ``tools/export.py`` does: one command a kind of file."""
+"""Command line of ``tools/export.py``: one subcommand per kind of file."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -14,16 +14,17 @@ from ..export.model_card import ModelCard
 from ..export.runtimes import export_onnx, export_program
 from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config
+from .convert import add_weights_choice
 
 TOOL = 'python tools/export.py'
 EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
-    """Parse the arguments of ``tools/export.py``; ``run`` is the function that does what they say."""
+    """Parse the arguments of ``tools/export.py``; their ``run`` is the function to call with them."""
     parser = ArgumentParser(
         description='Write trained models for other programs. Every file is compared with PyTorch '
-        'before it takes its place.',
+        'before the target is replaced.',
         epilog=EXAMPLE,
     )
     commands = parser.add_subparsers(dest='command', required=True)
@@ -33,12 +34,12 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     _add_library(
         hugging_face, 'DIR', lambda source, args: export_hugging_face(source, args.out, _card(args), args.size)
     )
-    hugging_face.add_argument('--size', type=int, default=224, help='pixels along a side of images; default 224')
+    hugging_face.add_argument('--size', type=int, default=224, help='pixels per side of images; default 224')
     timm = commands.add_parser('timm', help='a file for timm.create_model')
     _add_library(timm, 'OUT.safetensors', _timm)
     timm.add_argument('--force', action='store_true', help='overwrite OUT.safetensors and the card OUT.md')
     _add_library(
-        commands.add_parser('safetensors', help='a folder with the weights as they are and a model card'),
+        commands.add_parser('safetensors', help='a folder with the weights in the canonical layout and a model card'),
         'DIR',
         lambda source, args: export_safetensors(source, args.out, _card(args)),
     )
@@ -47,22 +48,21 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
 
 def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument('config', help='config file of any recipe')
-    parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone of any layout')
+    parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone in any layout')
     parser.add_argument('out', metavar=f'OUT{suffix}', help='the file to write')
-    parser.add_argument(
-        '--part', choices=PARTS, help='default: the whole of a segmentor or classifier, or the backbone'
-    )
+    parser.add_argument('--part', choices=PARTS, help='default: the whole segmentor or classifier, else the backbone')
     parser.add_argument(
         '--size',
         type=int,
         nargs=2,
         default=(224, 288),
         metavar=('HEIGHT', 'WIDTH'),
-        help='pixels of the first of two checks; default 224 288. Any size can be run',
+        help='pixels of the first of two checks; default 224 288. The file runs at any size',
     )
     parser.add_argument('--half', action='store_true', help='compute in float16')
     parser.add_argument('--force', action='store_true', help='overwrite the file')
-    _add_common(parser)
+    add_weights_choice(parser)
+    add_config_options(parser)
     parser.set_defaults(run=lambda args: run_graph(args, suffix, export))
 
 
@@ -72,28 +72,9 @@ def _add_library(parser: ArgumentParser, out: str, export: Callable[[AnyCheckpoi
     parser.add_argument('--config', help='config that trained it, for the card and the normalisation of images')
     parser.add_argument('--license', default='cc-by-nc-4.0', help="default cc-by-nc-4.0, the official weights'")
     parser.add_argument('--metrics', nargs='+', action=DictAction, help='for the card, name=value ...')
-    _add_common(parser)
-    parser.set_defaults(run=lambda args: run_library(args, export))
-
-
-def _add_common(parser: ArgumentParser) -> None:
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument(
-        '--ema',
-        dest='weights',
-        action='store_const',
-        const='ema',
-        default='default',
-        help='take the moving average of the checkpoint',
-    )
-    chosen.add_argument(
-        '--raw',
-        dest='weights',
-        action='store_const',
-        const='raw',
-        help='take the weights beside which the checkpoint holds a moving average',
-    )
+    add_weights_choice(parser)
     add_config_options(parser)
+    parser.set_defaults(run=lambda args: run_library(args, export))
 
 
 def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
@@ -106,7 +87,7 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
     check_target(args.out, args.force, (suffix,))
     check_checkpoint(args.checkpoint, 'checkpoint')
     if min(args.size) < SMALLEST:
-        raise UserError(f'--size {args.size[0]} {args.size[1]}: sides are of {SMALLEST} pixels and more')
+        raise UserError(f'--size {args.size[0]} {args.size[1]}: each side must have at least {SMALLEST} pixels')
     cfg = load_config(args.config, args.cfg_options)
     exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), args.half, args.weights)
     report = export(exported, args.out, tuple(args.size))
@@ -115,7 +96,7 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
 
 
 def run_library(args: Namespace, export: Callable[[AnyCheckpoint, Namespace], str]) -> None:
-    """Write weights for another library.
+    """Write weights in the format of another library.
 
     Raises:
         ValueError: See the functions of :mod:`mmconvnextv2.export.libraries`.

@@ -1,1 +1,1 @@
-"""Trained models for other programs: ONNX, ``torch.export``, Hugging Face, timm, and safetensors with a model card."""
+"""Export of trained models: ONNX, ``torch.export``, Hugging Face, timm, and safetensors with a model card."""

@@ -1,10 +1,9 @@
-"""What is exported of a model: pixels in, maps or logits out, in operations that every runtime has.
+"""Exportable graphs from pixels to maps or logits, built from operations that every runtime supports.
 
-The mean and standard deviation of the data preprocessor are part of a graph. Its model is a copy in which the blocks
-run layer by layer, because one fused operation would hide GRN, and in which pooling to a fixed number of cells is a
-product of matrices, because the ONNX exporter of torch 2.11 writes a graph for it that is wrong at other sizes than the
-traced one. With half precision the layers compute in float16; inputs, outputs, normalisation and GRN's sums stay
-float32.
+A graph includes the data preprocessor's mean and standard deviation. Its model is a copy with two changes. Blocks run
+layer by layer, because one fused operation would hide GRN. Pooling to a fixed number of cells becomes a matrix
+product, because for pooling the ONNX exporter of torch 2.11 writes a graph that is wrong at other sizes than the traced
+one. With half precision the layers compute in float16; inputs, outputs, normalisation and GRN's sums stay float32.
 """
 
 import os
@@ -18,21 +17,22 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from ..checkpoint import check_weights, extract_state_dict, load_backbone
+from ..checkpoint import check_weights, extract_state_dict, read_backbone
 from ..checkpoint.load import load_file
+from ..checkpoint.pretrained import load_into
 from ..models.convnext_v2 import ConvNeXtV2, set_kernels
 from ..utils.config import read_normalization
 from ..utils.errors import UserError
 from ..version import __version__
 
-SMALLEST = 64  # pixels along a side; torch.export takes a map with a single row for a special case
+SMALLEST = 64  # pixels per side; torch.export specialises on maps with a single row
 
 
 class CellAverage(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two products with matrices of shares, for maps of any size; sums in float32.
+    """``nn.AdaptiveAvgPool2d`` as products with two weight matrices, for maps of any size; sums are in float32.
 
     Args:
-        output_size (int): Cells along a side.
+        output_size (int): Number of cells n per side.
     """
 
     def __init__(self, output_size: int) -> None:
@@ -40,19 +40,19 @@ class CellAverage(nn.Module):
         self.output_size = output_size
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        """Average a map (B, C, H, W) to cells (B, C, n, n)."""
+        """Average a map of shape (B, C, H, W) to cells of shape (B, C, n, n)."""
         rows, columns = (self._shares(size, features_BCHW.device) for size in features_BCHW.shape[2:])
         return (rows @ features_BCHW.float() @ columns.T).to(features_BCHW.dtype)
 
     def _shares(self, size: int, device: torch.device) -> Tensor:
-        """Return the share of each of ``size`` sites in each cell, (n, size); cells overlap unless n is a divisor."""
+        """Return the weight of each site in each cell, (n, size); cells overlap unless n divides ``size``."""
         cell, site = torch.arange(self.output_size, device=device)[:, None], torch.arange(size, device=device)
         first, end = cell * size // self.output_size, ((cell + 1) * size + self.output_size - 1) // self.output_size
         return ((site >= first) & (site < end)).float() / (end - first)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a model for export: to evaluate only, blocks layer by layer, pooling as :class:`CellAverage`."""
+    """Copy a model for export: in evaluation mode, with blocks layer by layer and pooling as :class:`CellAverage`."""
     model = revert_sync_batchnorm(deepcopy(model)).eval().requires_grad_(False)
     set_kernels(model, 'layers')
     for module in list(model.modules()):
@@ -63,12 +63,12 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 class PixelGraph(nn.Module):
-    """A model behind the normalisation of its pixels.
+    """A model preceded by the normalisation of its pixels.
 
     Args:
-        model (nn.Module): Is copied; see :func:`plain_copy`.
-        mean (Sequence[float]): Of each channel, in pixel values.
-        std (Sequence[float]): Of each channel.
+        model (nn.Module): Model, which is copied; see :func:`plain_copy`.
+        mean (Sequence[float]): Mean per channel, in pixel values.
+        std (Sequence[float]): Standard deviation per channel, in pixel values.
         half (bool): Compute in float16. Defaults to False.
     """
 
@@ -80,7 +80,7 @@ class PixelGraph(nn.Module):
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute float32 outputs, in the order of :attr:`output_names`, of float32 pixels (B, C, H, W), 0 to 255."""
+        """Return float32 outputs in the order of :attr:`output_names`, for float32 pixels (B, C, H, W), 0 to 255."""
         outputs = self.run(((images - self.mean) / self.std).to(self.dtype))
         return tuple(output.float() for output in outputs)
 
@@ -90,7 +90,7 @@ class PixelGraph(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """A name an output."""
+        """One name per output."""
         raise NotImplementedError
 
     @property
@@ -117,7 +117,7 @@ class BackboneGraph(PixelGraph):
 
 
 class SegmentorGraph(PixelGraph):
-    """Logits (B, classes, H, W) of an image as a whole; the sliding window of ``test_cfg`` is the caller's."""
+    """Logits (B, classes, H, W) of whole images; the sliding window of ``test_cfg`` is left to the caller."""
 
     output_names = ('logits',)
 
@@ -143,7 +143,7 @@ PARTS = ('backbone', *WHOLE)
 
 
 class ExportedPixels(NamedTuple):
-    """What a model wants images to be: the order of channels, and the mean and standard deviation of each."""
+    """Input format of a model: the order of channels, and the mean and standard deviation per channel."""
 
     channel_order: str
     mean: tuple[float, ...]
@@ -151,7 +151,7 @@ class ExportedPixels(NamedTuple):
 
 
 def read_pixels(cfg: Config) -> ExportedPixels:
-    """Read a config's data preprocessor; without mean and deviation images stay as they are."""
+    """Read a config's data preprocessor; without mean and standard deviation images are not normalised."""
     channels, found = cfg.model.backbone.get('in_channels', 3), read_normalization(cfg)
     mean, std = found.mean or (0.0,) * channels, found.std or (1.0,) * channels
     if channels != 3:
@@ -160,7 +160,7 @@ def read_pixels(cfg: Config) -> ExportedPixels:
 
 
 class Exported(NamedTuple):
-    """A graph, the same in float32 to compare with, and what a reader of the file must know, as text."""
+    """A graph, its float32 version as a reference, and facts that a reader of the file needs."""
 
     graph: PixelGraph
     reference: PixelGraph
@@ -168,17 +168,17 @@ class Exported(NamedTuple):
 
 
 def default_part(cfg: Config) -> str:
-    """Return the whole model for a config of ``WHOLE``, else the backbone."""
+    """Return the part to export by default: the whole model if ``WHOLE`` has its type, else the backbone."""
     kinds = {(scope, kind): part for part, (scope, kind, _) in WHOLE.items()}
     return kinds.get((cfg.default_scope, cfg.model.type), 'backbone')
 
 
 def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weights: str = 'default') -> Exported:
-    """Build the part of a config's model that is to be exported, with a checkpoint's weights.
+    """Build the part of a config's model to export, with a checkpoint's weights.
 
     Args:
-        cfg (Config): Of any recipe; its ``default_scope`` is imported.
-        checkpoint (str): Path or URL of a checkpoint that the config trained; for the backbone, of any layout.
+        cfg (Config): Config of any recipe; its ``default_scope`` must be imported.
+        checkpoint (str): Path or URL of a checkpoint that the config trained; for the backbone, in any layout.
         part (str): One of ``PARTS``.
         half (bool): Compute in float16. Defaults to False.
         weights (str): See :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
@@ -190,10 +190,12 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
     if cfg.model.backbone.type != 'ConvNeXtV2':
         raise UserError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
     cfg.model.backbone.init_cfg = None
-    kind, content = BackboneGraph, load_file(checkpoint)
+    content = load_file(checkpoint)
+    state_dict = extract_state_dict(content, weights)
+    kind: type[PixelGraph] = BackboneGraph
     if part == 'backbone':
         model = MODELS.build(cfg.model.backbone)
-        load_backbone(model, checkpoint, weights)
+        load_into(model, read_backbone(state_dict), checkpoint)
     else:
         scope, name, kind = WHOLE[part]
         if (cfg.scope, cfg.model.type) != (scope, name):
@@ -201,7 +203,7 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
                 f'--part {part} exports {name} of {scope}, and the config has {cfg.model.type} of '
                 f'{cfg.scope}: use --part backbone'
             )
-        model = _build_whole(cfg, extract_state_dict(content, weights), checkpoint)
+        model = _build_whole(cfg, state_dict, checkpoint)
     reference = kind(model, pixels.mean, pixels.std)
     graph = kind(model, pixels.mean, pixels.std, half) if half else reference
     return Exported(
@@ -238,7 +240,7 @@ def _build_whole(cfg: Config, weights: dict[str, Tensor], source: str) -> nn.Mod
 
 @torch.no_grad()
 def _try(model: nn.Module, channels: int) -> Any:
-    """Return a segmentor's output; None if its head needs more than maps."""
+    """Return a segmentor's output, or None if its head needs more inputs than maps."""
     try:
         return plain_copy(model)(torch.zeros(1, channels, SMALLEST, SMALLEST), mode='tensor')
     except TypeError:
@@ -246,7 +248,7 @@ def _try(model: nn.Module, channels: int) -> Any:
 
 
 def class_names(content: dict) -> tuple[str, ...]:
-    """Return the class names that mmengine wrote into a checkpoint; none for other files."""
+    """Return the class names that mmengine wrote into a checkpoint, or () for other files."""
     meta = content.get('meta')
     classes = meta.get('dataset_meta', {}).get('classes') if isinstance(meta, dict) else None
     return tuple(map(str, classes or ()))

@@ -1,7 +1,7 @@
-"""Weights as other libraries keep them: Hugging Face folders, timm's files, safetensors; each with a model card.
+"""Export weights in the formats of other libraries: Hugging Face folders, timm files, safetensors; with model cards.
 
-Names and shapes are the business of ``mmconvnextv2.checkpoint``. What is written is loaded by its library, and its
-outputs compared with ``ConvNeXtV2``'s, before it takes its place; some versions of transformers compute another GRN.
+``mmconvnextv2.checkpoint`` converts names and shapes. The target is replaced only after its library has loaded the new
+file and its outputs match ``ConvNeXtV2``'s, because some versions of transformers compute another GRN.
 """
 
 import os
@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import classifier_to_canonical, detect_layout, extract_state_dict, read_arch, to_canonical
-from ..checkpoint.build import backbone_from_weights
-from ..checkpoint.conversion import ANCHOR
-from ..checkpoint.convert import backbone_converter, classifier_converter, compact, layout_variant, write_atomically
+from ..checkpoint import classifier_from_canonical, extract_state_dict, from_canonical, read_arch
+from ..checkpoint.build import backbone_from_weights, run_backbone
+from ..checkpoint.conversion import ANCHOR, ModelWeights, canonical_classifier, read_model, without_foreign_norms
+from ..checkpoint.convert import compact, layout_variant, write_atomically
+from ..checkpoint.cross_check import relative_difference
 from ..checkpoint.load import load_file
 from ..models.convnext_v2 import ARCHS
 from ..utils.atomic import new_folder, replacing_files
@@ -25,48 +26,56 @@ from .graphs import class_names
 from .model_card import ModelCard, write_card
 from .runtimes import require
 
-TOLERANCE = 1e-4  # of the largest value
+TOLERANCE = 1e-4  # as a fraction of the largest value
 
 
 class AnyCheckpoint(NamedTuple):
-    """What a checkpoint of any layout holds.
+    """A checkpoint of any layout after a single reading.
 
     Args:
-        state_dict (dict): As it was found.
-        weights (dict): Of the backbone in the canonical layout.
-        classifier (dict, optional): The whole classifier in the canonical layout, None without a head.
-        classes (tuple[str]): Names of the classes, if the file tells them.
+        state_dict (dict): State dict in the file.
+        model (ModelWeights): Its layout, backbone and head.
+        classes (tuple[str]): Names of the classes, empty if the file has none.
     """
 
     state_dict: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    classifier: dict[str, Tensor] | None
+    model: ModelWeights
     classes: tuple[str, ...]
 
     @property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights of the backbone in the canonical layout."""
+        return self.model.backbone.weights
+
+    @property
+    def classifier(self) -> dict[str, Tensor] | None:
+        """The whole classifier in the canonical layout, None without a head."""
+        return canonical_classifier(self.model) if self.model.has_head else None
+
+    @property
     def arch(self) -> dict[str, list[int]]:
-        """``depths`` and ``channels``."""
+        """``depths`` and ``channels`` of the backbone."""
         return dict(zip(('depths', 'channels'), read_arch(self.weights)))
 
     @property
     def arch_name(self) -> str | None:
-        """The key of ``ARCHS``, None for another architecture."""
+        """Key of the architecture in ``ARCHS``, None if it is not one of them."""
         arch = {key: tuple(value) for key, value in self.arch.items()}
         return next((name for name, known in ARCHS.items() if known == arch), None)
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images."""
+        """Number of channels of the images."""
         return self.weights[ANCHOR].shape[1]
 
     @property
     def num_classes(self) -> int:
-        """Of the classifier, 0 without."""
+        """Number of classes of the classifier, 0 without a head."""
         return len(self.classifier['head.fc.bias']) if self.classifier else 0
 
     @property
     def normed_stages(self) -> list[int]:
-        """Stages with an output norm: all that a detector reads, the last of a classifier."""
+        """Stages with an output norm: those that a detector reads, or the last one for a classifier."""
         return [stage for stage in range(4) if f'norm{stage}.weight' in self.weights]
 
     @property
@@ -81,13 +90,13 @@ class AnyCheckpoint(NamedTuple):
         return {**facts, 'classes': str(self.num_classes)} if self.classifier else facts
 
     def convert(self, layout: str) -> dict[str, Tensor]:
-        """Return the classifier, or else the backbone with a final norm, the identity if it has none, in a layout."""
+        """Convert the classifier, or else the backbone, to a layout; a missing final norm becomes the identity."""
         if self.classifier:
-            converted = classifier_converter(layout)(self.classifier)
+            converted = classifier_from_canonical(self.classifier, layout)
         else:
             last = self.weights['downsample_layers.3.1.bias']
             norm = {'norm3.weight': torch.ones_like(last), 'norm3.bias': torch.zeros_like(last)}
-            converted = backbone_converter(layout)({**norm, **self.weights})
+            converted = from_canonical(without_foreign_norms({**norm, **self.weights}, layout), layout)
         return {name: compact(value) for name, value in converted.items()}
 
 
@@ -99,16 +108,11 @@ def read_source(checkpoint: str, weights: str = 'default') -> AnyCheckpoint:
         weights (str): See :func:`mmconvnextv2.checkpoint.extract_state_dict`. Defaults to ``'default'``.
 
     Raises:
-        ValueError: If it cannot be read, or holds no whole backbone.
+        ValueError: If the file cannot be read, or does not hold a complete backbone.
     """
     content = load_file(checkpoint)
-    found = extract_state_dict(content, weights)
-    backbone = to_canonical(found)
-    try:
-        classifier = classifier_to_canonical(found)
-    except ValueError:  # the backbone is whole, so what is missing is a head
-        classifier = None
-    return AnyCheckpoint(found, backbone, classifier, class_names(content))
+    state_dict = extract_state_dict(content, weights)
+    return AnyCheckpoint(state_dict, read_model(state_dict), class_names(content))
 
 
 @torch.no_grad()
@@ -119,30 +123,23 @@ def our_maps(source: AnyCheckpoint, images: Tensor) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def our_outputs(source: AnyCheckpoint, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the last map without its norm, and the logits, or else the normalised mean over sites."""
-    (last_map,) = backbone_from_weights(source.weights, out_norm=False).eval()(images)
-    features = F.layer_norm(
-        last_map.mean((2, 3)),
-        last_map.shape[1:2],
-        source.weights.get('norm3.weight'),
-        source.weights.get('norm3.bias'),
-        eps=1e-6,
-    )
+    """Return the last map without its norm, and the logits or, without a head, the normalised mean over sites."""
+    last_map, features = run_backbone(source.weights, images)
     head = source.classifier
     return last_map, F.linear(features, head['head.fc.weight'], head['head.fc.bias']) if head else features
 
 
-def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) -> str:
-    """Compare our outputs with a library's, and say what was found.
+def check_same(expected: Sequence[Tensor], found: Sequence[Tensor], library: str) -> str:
+    """Compare our outputs with a library's, and return a report.
 
     Raises:
         ValueError: If they differ by more than ``TOLERANCE``.
     """
     library = f'{library} {version(library)}'
-    worst = max(float((one - other).abs().max() / one.abs().max()) for one, other in zip(wanted, found, strict=True))
+    worst = max(relative_difference(one, other) for one, other in zip(expected, found, strict=True))
     if not worst <= TOLERANCE:
         raise UserError(
-            f'{library} computes something else from these weights, {worst:.1e} of the largest value '
+            f'{library} computes other outputs from these weights, {worst:.1e} of the largest value '
             'away: nothing was written; use another version of it'
         )
     return f'{library} loads it, and matches ConvNeXtV2 to within {worst:.1e} of the largest value'
@@ -151,20 +148,21 @@ def check_same(wanted: Sequence[Tensor], found: Sequence[Tensor], library: str) 
 def export_hugging_face(source: AnyCheckpoint, folder: str, card: ModelCard, size: int = 224) -> str:
     """Write a folder for transformers' ``from_pretrained``.
 
-    A classifier becomes ``ConvNextV2ForImageClassification``; a backbone with a norm a map, of a detector or segmentor,
-    ``ConvNextV2Backbone``; any other ``ConvNextV2Model``.
+    A classifier becomes ``ConvNextV2ForImageClassification``. The backbone of a detector or segmentor, with one norm
+    per map, becomes ``ConvNextV2Backbone``, and any other backbone ``ConvNextV2Model``.
 
     Args:
-        source (AnyCheckpoint): See :func:`read_source`.
-        folder (str): The folder to make.
-        card (ModelCard): What the model card tells.
-        size (int): ExportedPixels along a side, for the image processor. Defaults to 224.
+        source (AnyCheckpoint): Checkpoint; see :func:`read_source`.
+        folder (str): Folder to create.
+        card (ModelCard): User-supplied metadata for the model card.
+        size (int): Pixels per side, for the image processor. Defaults to 224.
 
     Returns:
-        str: What was written and found.
+        str: Report of what was written and how far outputs differ.
 
     Raises:
-        ValueError: If the folder is in use, transformers is absent or computes something else, or there is no GRN.
+        ValueError: If the folder exists, transformers is missing or computes other outputs, or the weights have no
+            GRN.
     """
     require('transformers', 'huggingface_hub')
     _need_grn(source)
@@ -218,7 +216,7 @@ def _hugging_face_model(source: AnyCheckpoint) -> nn.Module:
 
 
 def _save_processor(source: AnyCheckpoint, card: ModelCard, size: int, folder: str) -> None:
-    """Write the image processor's file; there is none for images with other channels than three."""
+    """Write the image processor's file, only for images with three channels."""
     if source.in_channels == 3:
         from transformers import ConvNextImageProcessor
 
@@ -228,18 +226,18 @@ def _save_processor(source: AnyCheckpoint, card: ModelCard, size: int, folder: s
 
 
 def export_timm(source: AnyCheckpoint, target: str, card: ModelCard) -> str:
-    """Write a file for ``timm.create_model(..., checkpoint_path=...)``, and its model card as ``.md`` beside it.
+    """Write a file for ``timm.create_model(..., checkpoint_path=...)``, and its model card as ``.md`` next to it.
 
     Args:
-        source (AnyCheckpoint): See :func:`read_source`.
-        target (str): The ``.safetensors`` file to write.
-        card (ModelCard): What the model card tells.
+        source (AnyCheckpoint): Checkpoint; see :func:`read_source`.
+        target (str): ``.safetensors`` file to write.
+        card (ModelCard): User-supplied metadata for the model card.
 
     Returns:
-        str: What was written and found.
+        str: Report of what was written and how far outputs differ.
 
     Raises:
-        ValueError: If timm is absent or computes something else, or there is no GRN.
+        ValueError: If timm is missing or computes other outputs, or the weights have no GRN.
     """
     require('timm', 'huggingface_hub')
     from timm import create_model
@@ -258,8 +256,9 @@ def export_timm(source: AnyCheckpoint, target: str, card: ModelCard) -> str:
         model = create_model(name, checkpoint_path=partial, **arguments).eval()
         with torch.no_grad():
             report = check_same(our_outputs(source, images), (model.forward_features(images), model(images)), 'timm')
-        told = [f'{key}={value}' for key, value in arguments.items()]
-        call = ', '.join([repr(name), f'checkpoint_path={target!r}', *told])
+        call = ', '.join(
+            [repr(name), f'checkpoint_path={target!r}', *(f'{key}={value}' for key, value in arguments.items())]
+        )
         write_card(
             f'{os.path.splitext(partial)[0]}.md',
             os.path.basename(target),
@@ -273,21 +272,23 @@ def export_timm(source: AnyCheckpoint, target: str, card: ModelCard) -> str:
 
 
 def export_safetensors(source: AnyCheckpoint, folder: str, card: ModelCard) -> str:
-    """Write ``model.safetensors`` in the canonical layout, the whole model if the file has that layout, and a card.
+    """Write ``model.safetensors`` in the canonical layout, and a model card.
+
+    A source in the canonical layout is written as the whole model, any other as its classifier or backbone.
 
     Args:
-        source (AnyCheckpoint): See :func:`read_source`.
-        folder (str): The folder to make.
-        card (ModelCard): What the model card tells.
+        source (AnyCheckpoint): Checkpoint; see :func:`read_source`.
+        folder (str): Folder to create.
+        card (ModelCard): User-supplied metadata for the model card.
 
     Returns:
-        str: What was written and found.
+        str: Report of what was written.
 
     Raises:
-        ValueError: If the folder is in use.
+        ValueError: If the folder exists.
     """
     require('safetensors', 'huggingface_hub')
-    is_ours = detect_layout(source.state_dict) == 'canonical'
+    is_ours = source.model.layout == 'canonical'
     weights = source.state_dict if is_ours else source.classifier or source.weights
     weights = {
         name: compact(value)
@@ -299,7 +300,7 @@ def export_safetensors(source: AnyCheckpoint, folder: str, card: ModelCard) -> s
         write_atomically({}, weights, path)
         back = load_file(path)
         if back.keys() != weights.keys() or not all(torch.equal(back[name], weights[name]) for name in weights):
-            raise UserError(f'{folder}: the file does not hold what was written to it')
+            raise UserError(f'{folder}: the file reads back with other weights than were written')
         write_card(
             os.path.join(partial, 'README.md'),
             os.path.basename(os.path.abspath(folder)),
@@ -316,8 +317,8 @@ def export_safetensors(source: AnyCheckpoint, folder: str, card: ModelCard) -> s
 def _need_grn(source: AnyCheckpoint) -> None:
     if not any(name.endswith('.grn.gamma') for name in source.weights):
         raise UserError(
-            'these weights have no GRN, and the ConvNeXt V2 of timm and transformers has: '
-            'tools/convert_checkpoint.py writes them without a library around'
+            'these weights have no GRN, which the ConvNeXt V2 of timm and transformers requires: '
+            'tools/convert_checkpoint.py converts them without these libraries'
         )
 
 

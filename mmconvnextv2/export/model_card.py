@@ -1,4 +1,4 @@
-"""The model card beside exported weights, a README.md as model hubs read it."""
+"""Model cards for exported weights: a README.md in the format of model hubs."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,17 @@ from ..checkpoint import LICENCE
 from ..utils.config import IMAGENET
 from .graphs import ExportedPixels
 
-TASKS = {True: 'image-classification', False: 'image-feature-extraction'}  # by whether there is a classifier
+TASKS = {True: 'image-classification', False: 'image-feature-extraction'}  # by is_classifier
 
 
 class ModelCard(NamedTuple):
     """User-supplied metadata of a model.
 
     Args:
-        license (str): An identifier such as ``'cc-by-nc-4.0'``.
-        config (str, optional): Name of the config that trained it. Defaults to None.
-        metrics (dict): Values by name, as text. Defaults to none.
-        pixels (ExportedPixels): What images must be. Defaults to RGB with ImageNet's mean and standard deviation.
+        license (str): Identifier such as ``'cc-by-nc-4.0'``.
+        config (str, optional): Name of the config that trained the model. Defaults to None.
+        metrics (dict): Metric values as text, by name. Defaults to none.
+        pixels (ExportedPixels): Input format. Defaults to RGB with ImageNet's mean and standard deviation.
     """
 
     license: str
@@ -31,13 +31,13 @@ def write_card(
     """Write a model card.
 
     Args:
-        path (str): The file.
-        title (str): Its heading.
+        path (str): File to write.
+        title (str): Heading of the card.
         card (ModelCard): User-supplied metadata.
-        library (str): That loads the weights.
-        facts (dict): Rows of the first table, which the card's are added to.
-        usage (str): Python that loads the weights.
-        is_classifier (bool): Decides the task that hubs list the model under.
+        library (str): Library that loads the weights.
+        facts (dict): Rows of the first table; rows for the input format and the config are added.
+        usage (str): Python code that loads the weights.
+        is_classifier (bool): Whether hubs list the model under image classification or feature extraction.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -58,7 +58,7 @@ def write_card(
     if card.metrics:
         parts.append('## Metrics\n\n' + _table('metric', 'value', card.metrics))
     parts.append(f'## How to load\n\n```python\n{usage}\n```')
-    parts.append(f'## Licence\n\n{card.license}. {LICENCE} This holds for weights that were trained from them, too.')
+    parts.append(f'## Licence\n\n{card.license}. {LICENCE} This also holds for weights that were trained from them.')
     text = '\n\n'.join(parts)
     ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text}\n').save(path)
 

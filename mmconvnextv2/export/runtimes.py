@@ -1,7 +1,7 @@
-"""ONNX files and ``torch.export`` programs, each compared with PyTorch before it takes its place.
+"""ONNX files and ``torch.export`` programs, each compared with PyTorch before the target is replaced.
 
-Batch, height and width are free in both. A file stands under its name only after it has computed what the model does,
-at two sizes and two batches.
+Batch, height and width are dynamic in both. A file gets its final name only after its outputs match the model's, at two
+sizes and two batch sizes.
 """
 
 import json
@@ -12,36 +12,37 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from ..checkpoint.cross_check import relative_difference
 from ..utils.atomic import replacing_files
 from ..utils.errors import UserError
 from .graphs import SMALLEST, Exported, PixelGraph
 
-TRACED = (2, 96, 128)  # batch, height and width of the example; distinct, so that symbolic dims are not merged
+TRACED = (2, 96, 128)  # batch, height and width of the example; distinct, so symbolic dims are not merged
 OPSET = 18
-TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2}  # of the largest value of a float32 output
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2}  # as a fraction of the largest float32 output
 Runner = Callable[[Tensor], Sequence[Tensor]]
 
 
 def require(*packages: str) -> None:
-    """Raise ``ValueError`` that says how to get packages that are absent."""
+    """Raise ``ValueError`` with the install command if packages are missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise UserError(f'{", ".join(missing)} not installed: pip install "mmconvnextv2[export]"')
 
 
 def export_onnx(exported: Exported, target: str, size: tuple[int, int]) -> list[str]:
-    """Write an ONNX file, one file unless its weights exceed 1.5 GB, with the facts as metadata.
+    """Write an ONNX model with the facts as metadata, as one file unless its weights exceed 1.5 GB.
 
     Args:
         exported (Exported): See :func:`mmconvnextv2.export.graphs.read_graph`.
-        target (str): The file to write; ``.data`` beside it holds the weights of a large model.
+        target (str): File to write; the weights of a large model go into a ``.data`` file next to it.
         size (tuple[int, int]): Height and width of the first check, in pixels.
 
     Returns:
-        list[str]: A line a check.
+        list[str]: One line per check.
 
     Raises:
-        ValueError: If a package is absent, the model cannot be exported, or outputs differ too much.
+        ValueError: If a package is missing, the model cannot be exported, or outputs differ too much.
     """
     require('onnx', 'onnxruntime', 'onnxscript')
     with replacing_files(target) as partial, warnings.catch_warnings():
@@ -80,10 +81,10 @@ def export_program(exported: Exported, target: str, size: tuple[int, int]) -> li
 
 
 def compare(exported: Exported, run: Runner, size: tuple[int, int]) -> Iterator[str]:
-    """Compare a written file with the float32 model, at a size and at a smaller, odd one.
+    """Compare a written file with the float32 model, at the given size and at a smaller, odd one; yield one line each.
 
     Raises:
-        ValueError: If the largest difference is beyond ``TOLERANCE``, or an output is not a number.
+        ValueError: If the largest difference exceeds ``TOLERANCE``, or is NaN.
     """
     graph, limit = exported.reference, TOLERANCE[exported.graph.dtype]
     for batch, height, width in ((2, *size), (1, max(size[1] // 2, SMALLEST) + 5, max(size[0] // 2, SMALLEST) + 13)):
@@ -93,7 +94,7 @@ def compare(exported: Exported, run: Runner, size: tuple[int, int]) -> Iterator[
         )
         with torch.no_grad():
             pairs = list(zip(graph(images), run(images), strict=True))
-        differences = [float((found - wanted).abs().max() / wanted.abs().max()) for wanted, found in pairs]
+        differences = [relative_difference(expected, found) for expected, found in pairs]
         worst = max(differences, key=lambda one: (one != one, one))  # NaN counts as the largest
         if not worst <= limit:
             raise UserError(

@@ -1,7 +1,7 @@
-"""Which versions of the stack work; a wrong one is refused in one sentence, an absent package is fine.
+"""Supported versions of the stack; a wrong version raises with one sentence, a missing package is allowed.
 
-Upstream's packages have forks that are maintained for newer torch: other distributions of the same modules, of which an
-environment can hold one.
+Upstream's packages have forks that are maintained for newer torch. A fork is another distribution of the same modules,
+so an environment can hold only one of the two.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from importlib import metadata
 
 from packaging.version import Version
 
-# distribution: (first version that works, first version that does not)
+# distribution: (first supported version, first unsupported version)
 WORKING = {
     'torch': ('2.6', '3'),
     'mmengine': ('0.10.4', '1'),
@@ -18,9 +18,9 @@ WORKING = {
     'mmsegmentation': ('1.2.2', '2'),
     'mmpretrain': ('1.2.0', '2'),
 }
-# The same modules without compiled operators, which torchvision serves; see mmcv_operators
+# The same modules without compiled operators, which torchvision's replace; see mmcv_operators
 LITE = {'mmcv': 'mmcv-lite'}
-# upstream's distribution: the fork's
+# distribution of upstream: distribution of the fork
 FORKS = {
     'mmengine': 'onedl-mmengine',
     'mmcv': 'onedl-mmcv',
@@ -39,7 +39,7 @@ def installed_version(distribution: str) -> str | None:
 
 
 def name_and_version(distribution: str) -> str:
-    """Return ``'mmpretrain 1.2.0'`` of an installed distribution, or the same of the fork that is in its place.
+    """Return name and version of an installed distribution, or of its fork, such as ``'mmpretrain 1.2.0'``.
 
     Raises:
         PackageNotFoundError: If neither is installed.
@@ -50,7 +50,7 @@ def name_and_version(distribution: str) -> str:
 
 
 def wrong_versions() -> Iterator[str]:
-    """Yield a sentence for each installed package of the stack whose version is not known to work."""
+    """Yield a sentence for each installed package of the stack whose version is not supported."""
     for distribution, (first, bound) in WORKING.items():
         for name in filter(None, (distribution, LITE.get(distribution))):
             found = installed_version(name)
@@ -59,7 +59,7 @@ def wrong_versions() -> Iterator[str]:
 
 
 def check_versions() -> None:
-    """Raise ``ImportError`` that names what was found and what works.
+    """Raise ``ImportError`` naming the unsupported versions and the supported ones.
 
     Raises:
         ImportError: If a package of the stack is installed in a version outside ``WORKING``.

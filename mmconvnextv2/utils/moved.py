@@ -1,6 +1,6 @@
-"""Dotted names of 0.1 that moved: imported, they warn once and give what is at the new place.
+"""Old dotted names of 0.1: importing one warns once and returns the object at its new place.
 
-One finder behind all others in ``sys.meta_path``, so that no file has to stay where a module was.
+A finder at the end of ``sys.meta_path`` serves them, so no file has to remain where a module was.
 """
 
 import sys
@@ -17,7 +17,7 @@ from mmengine.registry import Registry
 
 PACKAGE = __name__.partition('.')[0]
 REMOVED_IN = '0.4'
-# Modules of 0.1 -> the modules that now hold what was in them, those that are run as a command first
+# Modules of 0.1 -> the modules that now hold their contents; a module that is run as a command comes first
 MOVED = {
     'analysis.costs': 'commands.flops',
     'analysis.feature_tool': 'commands.features',
@@ -78,7 +78,7 @@ MOVED = {
     'versions': 'utils.compat',
 }
 PACKAGES = ('execution',)
-# Names that a module of 0.1 had and that have another name or place now, as MODULE.NAME -> MODULE.NAME
+# Names of 0.1 that have another name or place now, as MODULE.NAME -> MODULE.NAME
 RENAMED = {
     'checkpoint.DIALECTS': 'checkpoint.LAYOUTS',
     'checkpoint.MatchingWeightsHook': 'engine.hooks.MatchingWeightsHook',
@@ -93,7 +93,7 @@ RENAMED = {
 
 
 class MovedModule(ModuleType):
-    """A module that looks its names up in those that took its place."""
+    """Module that looks names up in the modules that replaced it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('__') and name != '__all__':
@@ -108,7 +108,7 @@ class MovedModule(ModuleType):
 
 
 class MovedFinder(MetaPathFinder, Loader):
-    """Finds the modules of ``MOVED``; runs them as commands for ``python -m``, too."""
+    """Finder for the modules of ``MOVED``; also runs them as commands for ``python -m``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -133,10 +133,10 @@ class MovedFinder(MetaPathFinder, Loader):
     @staticmethod
     def _warn(name: str) -> None:
         warnings.warn(
-            f'{name} is now {" and ".join(_places(name))}; the old name goes with {REMOVED_IN}',
+            f'{name} is now {" and ".join(_places(name))}; the old name will be removed in {REMOVED_IN}',
             FutureWarning,
             stacklevel=3,
-        )  # at the import, beyond this finder
+        )  # stacklevel: the import statement, above this finder
 
 
 def _places(fullname: str) -> Sequence[str]:
@@ -144,7 +144,7 @@ def _places(fullname: str) -> Sequence[str]:
 
 
 def register_moved() -> None:
-    """Let Python find the modules of ``MOVED`` at their old names."""
+    """Make the modules of ``MOVED`` importable under their old names."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(MovedFinder())
 
@@ -155,7 +155,7 @@ def _import_name(dotted: str) -> Any:
 
 
 def moved_names(module: str) -> Callable[[str], Any]:
-    """Return a ``__getattr__`` for a package that lost modules or names.
+    """Return a module-level ``__getattr__`` for a package whose modules or names have moved.
 
     Args:
         module (str): The package's ``__name__``.
@@ -175,12 +175,12 @@ def moved_names(module: str) -> Callable[[str], Any]:
 
 
 def register_renamed(registry: Registry, old: str, cls: type) -> None:
-    """Let configs go on to name a type as 0.1 did; building it warns.
+    """Register a type's name of 0.1 for configs that still use it; building it warns.
 
     Args:
-        registry (Registry): Where the type is registered.
-        old (str): The type's name in 0.1.
-        cls (type): What has another name now.
+        registry (Registry): Registry of the type.
+        old (str): Name of the type in 0.1.
+        cls (type): The renamed type.
     """
 
     @wraps(cls, updated=())
@@ -192,11 +192,11 @@ def register_renamed(registry: Registry, old: str, cls: type) -> None:
 
 
 def renamed_argument(old: str, new: str) -> Callable[[Callable], Callable]:
-    """Decorate a function so that it takes a keyword of 0.1, too, and warns.
+    """Return a decorator that also accepts a keyword of 0.1, with a warning.
 
     Args:
-        old (str): The keyword in 0.1.
-        new (str): The keyword now.
+        old (str): Keyword in 0.1.
+        new (str): Current keyword.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -214,4 +214,4 @@ def renamed_argument(old: str, new: str) -> Callable[[Callable], Callable]:
 
 @cache
 def _warn_of_name(old: str, new: str) -> None:
-    warnings.warn(f'{old} is now {new}; the old name goes with {REMOVED_IN}', FutureWarning, stacklevel=3)
+    warnings.warn(f'{old} is now {new}; the old name will be removed in {REMOVED_IN}', FutureWarning, stacklevel=3)

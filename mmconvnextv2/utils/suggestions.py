@@ -1,6 +1,6 @@
-"""What a misspelt key, class or override was meant to be.
+"""Suggestions for misspelt keys, classes and overrides.
 
-mmengine shows a traceback for what it cannot build, and takes a misspelt override for a new key without a word.
+mmengine prints a traceback if it cannot build an object, and silently takes a misspelt override as a new key.
 """
 
 import difflib
@@ -21,13 +21,16 @@ UNKNOWN_TYPE = re.compile(r'(\w+) is not in the [\w.-]*::([\w ]+) registry')
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most like a given one, None when none is."""
+    """Return the known name most similar to a given one, None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), None)
 
 
 def explain_build(error: BaseException) -> str | None:
-    """Return one line for what mmengine cannot build of a config: a key that a class does not know, a class that no
-    registry knows, or arguments that a library's class refuses."""
+    """Return one line for an error that mmengine raised while building from a config, None for any other error.
+
+    The causes are a key that a class does not accept, a class that is not registered, or arguments that a library's
+    class refuses.
+    """
     text = ' '.join(str(error).split())
     key, kind = UNKNOWN_KEY.search(text), UNKNOWN_TYPE.search(text)
     built, given = _class_being_built(error)
@@ -50,7 +53,7 @@ def explain_build(error: BaseException) -> str | None:
 
 
 def _class_being_built(error: BaseException) -> tuple[type | None, dict]:
-    """Return the class that mmengine was building last, and its arguments; the error may come from a base of it."""
+    """Return the class that mmengine was building last, and its arguments; a base class may have raised the error."""
     frames = [
         frame.f_locals
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -65,10 +68,11 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def list_arguments(kind: type) -> list[str]:
-    """List the arguments of a class, and of its bases as far as it hands ``**kwargs`` on."""
+    """List the arguments of a class, and of its bases as far as it passes ``**kwargs`` on."""
     names: dict[str, None] = {}
     for owner in inspect.getmro(kind):
-        parameters = inspect.signature(owner.__init__).parameters.values() if '__init__' in vars(owner) else ()
+        constructor = vars(owner).get('__init__')
+        parameters = list(inspect.signature(constructor).parameters.values()) if constructor else []
         plain = [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
         names.update(dict.fromkeys(plain[1:]))
         if parameters and not any(one.kind == one.VAR_KEYWORD for one in parameters):
@@ -77,17 +81,17 @@ def list_arguments(kind: type) -> list[str]:
 
 
 def list_types(name: str) -> list[str]:
-    """List the classes of a registry, such as ``'model'``, and of its children."""
+    """List the classes in a registry, such as ``'model'``, and in its children."""
     families = [(one, *one.children.values()) for one in vars(mmengine.registry).values() if isinstance(one, Registry)]
     registries = [one for family in families if name in [member.name for member in family] for one in family]
     return sorted({kind for registry in registries for kind in registry.module_dict})
 
 
 def check_overrides(cfg: Config, options: dict | None) -> None:
-    """Refuse an override whose first name is not in the config but much like one that is.
+    """Refuse an override whose first name is not in the config but very similar to one that is.
 
     Raises:
-        ValueError: Naming both.
+        ValueError: Naming both names.
     """
     for option in options or {}:
         name = option.split('.')[0]

@@ -246,10 +246,13 @@ def test_mistakes_end_in_one_line(place, capsys):
     'given, message',
     [
         (['--model', 'a'], r'--model a: expected LABEL SOURCE \[WEIGHTS\]'),
-        (['--model', 'a', 'atto'], "atto says no weights: add a checkpoint, or 'random'"),
+        (['--model', 'a', 'atto'], "atto has no weights: add a checkpoint, or 'random'"),
         (['--model', 'a', 'attto', 'random'], "SOURCE='attto' is not an architecture .*, config or library"),
-        (['--model', 'a', 'timm:convnextv2_ato'], "timm has no model 'convnextv2_ato'; near are .*convnextv2_atto"),
-        (['--model', 'a', 'atto', 'random', '--model', 'a', 'femto', 'random'], r"labels \['a'\] stand twice"),
+        (
+            ['--model', 'a', 'timm:convnextv2_ato'],
+            "timm has no model 'convnextv2_ato'; similar names are .*convnextv2_atto",
+        ),
+        (['--model', 'a', 'atto', 'random', '--model', 'a', 'femto', 'random'], r"labels \['a'\] are repeated"),
         (
             ['--model', 'a', 'timm:convnext_atto', 'WEIGHTS'],
             'does not fit ConvNeXt: .* are missing or of a wrong shape',

@@ -173,7 +173,7 @@ ANSWERS = {
     'name, message',
     [
         ('silent.safetensors', 'cannot be downloaded: .*timed out'),
-        ('dripping.safetensors', r'cannot be downloaded: \d bytes came in'),
+        ('dripping.safetensors', r'cannot be downloaded: \d bytes arrived in'),
         ('cut.safetensors', 'is not kept: it cannot be read .* truncated'),
         ('cut.pth', 'is not kept: it cannot be read as an archive .* truncated'),
         ('short.pth', 'is not kept: it cannot be read as an archive .* truncated'),

@@ -118,13 +118,13 @@ def test_other_norms_are_carried_over(tmp_path, images, warnings, norm):
             None,
             dict(type='SE'),
             'add',
-            "grn='add' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another response",
+            "grn='add' changes only GRN, and stages.0.0.grn.mlp.0.weight,.* another response",
         ),
         (
             dict(type='SE'),
             None,
             'drop',
-            "grn='drop' changes GRN alone, and stages.0.0.grn.mlp.0.weight,.* another resp",
+            "grn='drop' changes only GRN, and stages.0.0.grn.mlp.0.weight,.* another resp",
         ),
         (
             None,

@@ -128,6 +128,23 @@ def test_what_is_listed_stops_at_ten():
     assert str(error.value).count('stages.') == 10 and str(error.value).endswith(', ...')
 
 
+def test_a_missing_layer_scale_is_named():
+    """ConvNeXt V1 weights in which one block lacks its LayerScale are incomplete."""
+    weights = make(out_norm=False, response_norm=None, layer_scale_init_value=1.0).state_dict()
+    del weights['stages.2.1.gamma']
+    with pytest.raises(ValueError, match='1 missing in the file: stages.2.1.gamma$'):
+        to_canonical(weights)
+
+
+def test_absurd_channels_are_wrong_shapes():
+    """A norm with more channels than torch can count weights for ends in a list of wrong shapes, not in an overflow."""
+    weights = make(out_norm=False).state_dict()
+    huge = torch.empty(1 << 40, device='meta')
+    weights |= {'stages.3.0.norm.weight': huge, 'stages.3.0.norm.bias': huge}
+    with pytest.raises(ValueError, match=r'stages.3.0.norm.weight \(1099511627776,\) instead of'):
+        to_canonical(weights)
+
+
 @pytest.mark.parametrize(
     'one, other', [('canonical', 'timm'), ('official-dense', 'official-sparse'), ('huggingface', 'official-dense')]
 )

@@ -10,8 +10,8 @@ from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import extract_state_dict, from_canonical, load_backbone, read_backbone, to_canonical
-from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_file
-from mmconvnextv2.checkpoint.cross_check import Outputs, run
+from mmconvnextv2.checkpoint.convert import LAYOUTS, TOLERANCE, check_conversion, convert_file
+from mmconvnextv2.checkpoint.cross_check import Outputs, relative_difference, run
 from mmconvnextv2.checkpoint.layouts import CLASSIFIERS
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.utils.compat import name_and_version
@@ -295,12 +295,10 @@ def test_a_transformers_with_another_grn_is_not_used(tmp_path, monkeypatch):
 
 def test_check_finds_other_outputs():
     """A change of 1e-3 in the final norm alone is far above the tolerance of the check."""
-    from mmconvnextv2.checkpoint import convert
-
     model, images = make(), torch.randn(1, 3, 64, 64)
     one = run(model.state_dict(), images)
     other = run({**model.state_dict(), 'norm3.weight': model.norm3.weight + 1e-3}, images)
-    assert convert._difference(one.pooled, other.pooled) > convert.TOLERANCE
+    assert relative_difference(one.pooled, other.pooled) > TOLERANCE
 
 
 def test_v1_weights_keep_layer_scale():

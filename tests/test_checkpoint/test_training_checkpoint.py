@@ -399,11 +399,11 @@ def broken(content, change):
     'change, message',
     [
         (lambda c: c.pop('optimizer'), r"holds model, optimizer and epoch; \['optimizer'\] missing"),
-        (lambda c: c['optimizer']['state'].update({0: c['optimizer']['state'][80]}), 'stand in another order'),
+        (lambda c: c['optimizer']['state'].update({0: c['optimizer']['state'][80]}), 'are in another order'),
         (lambda c: c['optimizer']['param_groups'].pop(), r'has groups of \[\d+\] parameters, expected'),
         (lambda c: c['optimizer']['param_groups'][0].update(betas=(0.9, 0.999)), r'betas=\(0.9, 0.999\), the config'),
         (lambda c: c.update(model={**c['model'], 'extra.weight': torch.zeros(1)}), 'has groups of'),
-        (lambda c: c.update(model={**c['model'], 'mask_token': torch.zeros(1, 3, 1, 1)}), 'stand in another order'),
+        (lambda c: c.update(model={**c['model'], 'mask_token': torch.zeros(1, 3, 1, 1)}), 'are in another order'),
     ],
     ids=['no optimizer', 'swapped', 'one group', 'betas', 'extra', 'shape'],
 )

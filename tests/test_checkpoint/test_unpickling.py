@@ -69,7 +69,7 @@ CRAFTED = {
         'HistoryBuffer',
     ),
     'call of a result': (Raw(call('builtins.getattr', named(HISTORY), 'mean') + b')R'), 'HistoryBuffer.mean'),
-    'name as a value': (named('numpy.ndarray'), 'stands where a value belongs'),
+    'name as a value': (named('numpy.ndarray'), 'was found where a value was expected'),
     'state of a function': (with_state(named('numpy.dtype'), (None, {'__defaults__': ()})), '__setstate__'),
 }
 

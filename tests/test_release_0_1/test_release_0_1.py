@@ -124,7 +124,7 @@ def test_moved_names_warn_once():
     places = 'mmconvnextv2.models.response_norms and mmconvnextv2.ops.grn and mmconvnextv2.models.grn'
     hook = 'mmconvnextv2.checkpoint.MatchingWeightsHook is now mmconvnextv2.engine.hooks.MatchingWeightsHook'
     said = [f'mmconvnextv2.response_norms is now {places}', hook]
-    assert run.stdout == f'{[f"{one}; the old name goes with 0.4" for one in said]}\n', run.stderr
+    assert run.stdout == f'{[f"{one}; the old name will be removed in 0.4" for one in said]}\n', run.stderr
 
 
 def test_renamed_types_and_arguments_warn():
