@@ -257,7 +257,7 @@ def test_mistakes_end_in_one_line(place, capsys):
         (['--model', 'a', 'WEIGHTS', '--blocks', '5', '1'], '--blocks 5: the model has the blocks 0 to 4'),
         (['--model', 'a', 'WEIGHTS', '--blocks', 'stages.9.9'], '--blocks stages.9.9'),
         (['--model', 'a', 'WEIGHTS', '--tolerance', '1'], r'--tolerance 1.0: expected a share in \(0, 1\)'),
-        (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: give a multiple of 32'),
+        (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: expected a positive multiple of 32'),
         (['--model', 'a', 'timm:vit_tiny_patch16_224', 'random', '--size', '64'], 'a refuses images of 64x64 pixels'),
     ],
 )

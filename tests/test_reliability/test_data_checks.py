@@ -200,7 +200,7 @@ def test_one_class_as_text(data):
         (lambda labels: labels.astype(np.uint16) * 256, 'has labels .* expected 0 to 10'),
         (lambda labels: labels[::2, ::2], r'\(32, 32\) rows and columns, its image .* has \(64, 64\)'),
         (lambda labels: np.stack([labels] * 3, 2), 'expected one channel'),
-        (lambda labels: labels.astype(np.float32) + 0.5, 'numbers of type float32'),
+        (lambda labels: labels.astype(np.float32) + 0.5, 'values of type float32'),
     ],
 )
 @pytest.mark.parametrize('split', ['training', 'validation'])
