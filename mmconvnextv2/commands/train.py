@@ -1,7 +1,7 @@
-"""Command line and run of ``tools/train.py``, for MMDetection, MMSegmentation and MMPretrain configs alike.
+"""``tools/train.py``: train with a config of MMDetection, MMSegmentation or MMPretrain.
 
-The arguments are those of OpenMMLab's ``tools/train.py``. Differs from it in checking the data and the class count
-before a long start.
+The arguments include those of OpenMMLab's ``tools/train.py``. Unlike it, this tool checks the data and the class count
+before training starts.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -26,7 +26,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
         epilog='Example: python tools/train.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --resume',
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--resume', nargs='?', const='auto', help='a checkpoint, or nothing for the latest of work-dir')
+    parser.add_argument('--resume', nargs='?', const='auto', help='checkpoint; without a value, the latest in work-dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     add_train_options(parser)
@@ -35,7 +35,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
 
 
 def apply_train_args(cfg: Config, args: Namespace) -> None:
-    """Carry ``--amp``, ``--auto-scale-lr``, ``--resume`` and the flags of ``train_options.py`` into the config.
+    """Apply ``--amp``, ``--auto-scale-lr``, ``--resume`` and the flags of ``train_flags.py`` to the config.
 
     Raises:
         ValueError: If the config lacks ``auto_scale_lr.base_batch_size``, or the checkpoint does not exist; see also
@@ -47,9 +47,9 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
         cfg.optim_wrapper.pop('loss_scale', None)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
+            raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
-        # mmengine takes the batch of one forward; an optimizer step sees accumulative_counts of them
+        # mmengine counts the batch of one forward, but an optimizer step sees accumulative_counts of them
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     if args.resume:
         cfg.resume = True
@@ -66,7 +66,7 @@ def train(args: Namespace) -> None:
     check_data(
         cfg, ('train', 'val') if cfg.get('val_cfg') is not None else ('train',), read_files=not args.skip_data_checks
     )
-    if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
+    if cfg.launcher == 'none':  # before the runner writes; in distributed runs the hook's main process locks
         lock_folder(cfg.work_dir)
     runner = build_runner(cfg, whole=bool(cfg.get('resume')))
     _check_length(runner.train_loop.dataloader)
@@ -75,10 +75,9 @@ def train(args: Namespace) -> None:
 
 
 def _check_length(loader: DataLoader) -> None:
-    """Refuse an epoch without a whole batch, of which mmengine's schedules ask for a positive length."""
+    """Raise ``ValueError`` if an epoch has no complete batch; mmengine's schedules need at least one iteration."""
     if not isinstance(loader.dataset, IterableDataset) and not len(loader):
         raise UserError(
-            f'train_dataloader: {len(loader.dataset)} images make no whole batch of {loader.batch_size} '
-            'in each process, and the last, smaller one is dropped: set train_dataloader.batch_size to '
-            'fewer'
+            f'train_dataloader: {len(loader.dataset)} images do not fill a batch of {loader.batch_size} in each '
+            'process, and incomplete batches are dropped: set a smaller train_dataloader.batch_size'
         )

@@ -43,7 +43,7 @@ def decode_json(content: bytes, source: str) -> Any:
             print_log(f'{source} is not UTF-8: reading it as cp1252, the Windows encoding', 'current')
             return json.loads(content.decode('cp1252'))
     except ValueError as error:
-        raise UserError(f'{source} is not JSON ({error}): the file may be truncated') from error
+        raise UserError(f'{source}: not valid JSON ({error}): the file may be truncated') from error
 
 
 def read_annotations(path: str, backend_args: dict | None = None) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def test_missing_fields_are_named(tmp_path, part, changes, said):
 @pytest.mark.parametrize(
     'text, said',
     [
-        ('{"images": [', 'is not JSON .*truncated'),
+        ('{"images": [', 'not valid JSON .*truncated'),
         ('[]', 'found a list'),
         ('{}', "no list 'categories'"),
         (json.dumps({**content(), 'annotations': None}), "no list 'annotations'"),
@@ -249,9 +249,9 @@ def test_objects_without_masks_are_evaluated(tmp_path, segmentation):
                 content(annotation(1), annotation(2, category_id=90)),
                 categories=[dict(id=7, name='cat'), dict(id=90, name='cat')],
             ),
-            r'categories \[7, 90\] are all named .cat. and have objects',
+            r'categories \[7, 90\] are all named .cat. and all have objects',
         ),
-        (b'{"images": [', 'is not JSON'),
+        (b'{"images": [', 'not valid JSON'),
     ],
     ids=['crowds', 'one id', 'another split', 'one name', 'cut'],
 )

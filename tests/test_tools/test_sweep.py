@@ -78,11 +78,11 @@ def test_mistakes(tmp_path):
     own = ['--work-dir', str(tmp_path / 'sweep')]
     plan_runs(parse_args([UPERNET, '--lr', '1', *own]))
     for arguments, message in (
-        ([], 'nothing to sweep: give values with --lr'),
+        ([], 'nothing to sweep: pass values with --lr'),
         (['--lr', '1', '--', '--work-dir', 'x'], '--work-dir is set by the sweep'),
         (['--lr', '1', '--', '--resume'], '--resume is set by the sweep'),
         (['--lr', '1', '--', '--cfg-options', 'optim_wrapper.optimizer.lr=2'], 'optim_wrapper.optimizer.lr is set'),
-        (['--lr', '1', *own, '--', '--amp'], 'holds another sweep .*give another --work-dir'),
+        (['--lr', '1', *own, '--', '--amp'], 'contains another sweep .*pass another --work-dir'),
     ):
         with pytest.raises(ValueError, match=message):
             plan_runs(parse_args([UPERNET, *arguments]))
