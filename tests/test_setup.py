@@ -274,7 +274,7 @@ def test_ctrl_c_leaves_nothing_running_and_the_next_run_goes_on(machine):
     group = os.getpgid(int(busy.read_text()))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130 and 'goes on from here' in errors
+    assert process.returncode == 130 and 'run the same command to continue from here' in errors
     assert_ends(group)
     (machine.home / 'slow').unlink()
     machine.asked()
@@ -318,7 +318,7 @@ def test_changed_lock_makes_the_environment_anew(machine):
     (machine.venv / '.lock').write_text('0' * 16 + '-cpu')
     (machine.venv / 'old-package').touch()
     result = machine.run()
-    assert result.returncode == 0 and 'anew' in result.stdout_text, result.stderr_text
+    assert result.returncode == 0 and 'again' in result.stdout_text, result.stderr_text
     assert not (machine.venv / 'old-package').exists()
     assert (machine.venv / '.lock').read_text().strip() == f'{LOCK_HASH}-torchvision'
 
