@@ -220,7 +220,7 @@ def test_foreign_folder(machine, content):
     """A folder that the set-up did not make, be it a virtual environment or hold a .lock, is left as it is."""
     machine.venv.mkdir()
     (machine.venv / content).write_text('years of work')
-    assert_refused(machine.run(), 'not made by this set-up', 'VENV=')
+    assert_refused(machine.run(), 'not created by this set-up', 'VENV=')
     assert {path.name: path.read_text() for path in machine.venv.iterdir()} == {content: 'years of work'}
 
 

@@ -120,8 +120,8 @@ def _check_top_k(cfg: Config, split: str) -> None:
         topk = evaluator.get('topk', 1)
         if counts and max([topk] if isinstance(topk, int) else topk) > min(counts):
             raise UserError(
-                f'{split}_evaluator.topk={topk}: there are only {min(counts)} classes. Set it to at most that, such as '
-                'topk=1'
+                f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set topk=1, and remove the '
+                'larger values'
             )
 
 

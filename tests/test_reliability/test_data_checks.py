@@ -284,7 +284,7 @@ def test_sizes_in_a_validation_batch():
     """mmseg's preprocessor takes no batch of several sizes in evaluation: one line names the keys to set."""
     preprocessor = MODELS.build(dict(type='mmseg.SegDataPreProcessor'))
     images = [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]
-    with pytest.raises(SystemExit, match='^error: .*set batch_size=1 for both, or pad them with'):
+    with pytest.raises(SystemExit, match='^error: .*set batch_size=1 for both, or pad the images with'):
         run_tool(lambda args: preprocessor(dict(inputs=images, data_samples=None)), Namespace(traceback=False))
 
 
