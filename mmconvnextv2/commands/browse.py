@@ -54,7 +54,7 @@ def to_displayable(inputs: np.ndarray, is_bgr: bool) -> np.ndarray:
 
 
 class Browser:
-    """Renders the samples of a config's data set.
+    """Renderer for the samples of a config's data set.
 
     Args:
         cfg (Config): Config with the data set.

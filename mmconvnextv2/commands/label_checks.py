@@ -73,7 +73,7 @@ def count_labels(dataset: dict) -> dict | None:
 
 
 def first_steps(pipeline: list[dict]) -> list[dict] | None:
-    """Return the steps that load an image and its labels; None if the pipeline does not start with them."""
+    """Return the steps that load an image and its labels; None unless the second or third step reads the labels."""
     for number, step in enumerate(pipeline[:3]):
         if reads_annotations(step):
             return [pipeline[0], step] if number else None

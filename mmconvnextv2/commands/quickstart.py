@@ -121,7 +121,7 @@ def main(seed: int = 0, root: str | None = None) -> list[Result]:
 
 
 def draw_predictions(root: Path) -> None:
-    """Test both pretrained and fine-tuned models, and draw their predictions next to the ground truth."""
+    """Test the models fine-tuned from pretrained weights, and draw their predictions next to the ground truth."""
     for task in TASKS:
         work_dir, shown = root / f'{task}_pretrained', root / f'{task}_shown'
         shutil.rmtree(shown, ignore_errors=True)

@@ -40,10 +40,10 @@ def _end_when_the_parent_says() -> None:
 class PreemptionHook(Hook):
     """On SIGTERM, save ``interrupted.pth`` after the current iteration, and exit with status 143.
 
-    ``--resume`` continues from that file: at the same iteration with ``ResumableTrainLoop`` and iteration-based loops,
-    or at the start of the current epoch, with the weights saved, with mmengine's ``EpochBasedTrainLoop``. During
-    validation the process exits at once, and ``--resume`` continues from the last checkpoint. A second signal ends the
-    process without saving.
+    ``--resume`` continues from that file, at the same iteration with ``ResumableTrainLoop`` and iteration-based loops.
+    With mmengine's ``EpochBasedTrainLoop`` it repeats the current epoch from the saved weights. During validation the
+    process exits at once, and ``--resume`` continues from the last checkpoint. A second signal ends the process without
+    saving.
 
     Args:
         signals (Sequence[str]): Names of the signals that request a stop. Defaults to ('SIGTERM', ).
