@@ -113,7 +113,7 @@ def test_table_is_sorted_by_the_last_value(tmp_path, capsys):
     ]
     sweep(parse_args([*arguments, '--metric', 'loss']))
     assert [line.split('|')[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == ['3', '2', '1', '4']
-    with pytest.raises(ValueError, match="metric 'mDice'.* there is .*mIoU"):
+    with pytest.raises(ValueError, match="metric 'mDice'.* available are .*mIoU"):
         sweep(parse_args([*arguments, '--metric', 'mDice']))
 
 
