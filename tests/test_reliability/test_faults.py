@@ -148,7 +148,7 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(images, tmp_path, k
                 make_config(images, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),
                 kind == 'limit',
             )
-        assert stop.value.code.startswith('error: cannot write') and 'make room' in stop.value.code
+        assert stop.value.code.startswith('error: cannot write') and 'free some space' in stop.value.code
         assert '\n' not in stop.value.code
         assert last(tmp_path / 'disk')['state_dict'] and not list((tmp_path / 'disk').glob(f'*{PART}'))
 
