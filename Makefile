@@ -13,7 +13,7 @@ quickstart: env
 test: env
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
 
-# Tables of speed and memory beside the peers, well over half an hour: benchmarks/speed.md
+# Tables of speed and memory compared with the peers in benchmarks/speed.md; takes well over half an hour.
 benchmark: minkowski
 	@"$(VENV)/bin/python" benchmarks/speed.py
 
@@ -26,12 +26,12 @@ lint: env
 	@"$(VENV)/bin/python" -m mypy --no-error-summary
 	@"$(VENV)/bin/python" -m codespell_lib $$(git ls-files)
 
-# Known vulnerabilities of the locked packages; needs the network, and is no part of the tests.
+# Known vulnerabilities of the locked packages; needs the network and is not part of the tests.
 audit: env
 	@"$(PYTHON)" -m venv "$(VENV)/audit" && "$(VENV)/audit/bin/pip" install -q pip-audit
 	@"$(VENV)/audit/bin/pip-audit" --no-deps --disable-pip -r requirements/lock.txt
 
-# The site, into work_dirs/site; its tools have an environment of their own, and need nothing of the other one.
+# The site in work_dirs/site; its tools are in a separate environment and do not need the main one.
 docs:
 	@"$(PYTHON)" -m venv "$(VENV)-docs"
 	@"$(VENV)-docs/bin/python" -m pip install -q --disable-pip-version-check --no-deps -r requirements/docs.txt

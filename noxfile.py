@@ -1,7 +1,7 @@
-"""The package in other environments than the tested one: ``nox -l`` lists the sessions, ``nox -s wheel`` runs one.
+"""Tests in environments other than the locked one: ``nox -l`` lists the sessions, ``nox -s wheel`` runs one.
 
-Sessions on CPython 3.11 borrow what ``make env`` installed, through links, so that torch is not fetched and mmcv not
-built again; VENV names its place as it does for make. What a session tests is installed in an environment of its own.
+Sessions on CPython 3.11 link to the packages that ``make env`` installed, so that torch is not downloaded and mmcv not
+built again; VENV gives their environment, as for make. The packages under test are installed in a separate environment.
 """
 
 import os
@@ -24,8 +24,8 @@ FORKS = (
     'lazy-loader',
     'scikit-image',
     'tifffile',
-)  # what the fork's mmdet asks for besides
-# Tests of the backbone, its executions, weights and pretraining; those that need neither mmdet, mmseg nor mmcv.ops
+)  # with the other dependencies of the fork's mmdet
+# Tests of the backbone, its executions, weights and pretraining that need neither mmdet, mmseg nor mmcv.ops
 BARE = [
     'tests/test_backbone_contract.py',
     'tests/test_layers.py',
@@ -36,7 +36,7 @@ BARE = [
     'tests/test_pretrain',
     '--ignore=tests/test_checkpoint/test_frameworks.py',
 ]
-# With them, and the building of every recipe; what is left tests set-up, packaging and tools
+# These, and tests that build every recipe; the remaining tests cover set-up, packaging and tools
 PORTABLE = [
     'tests/test_mmcv_operators',
     'tests/test_backbone.py',
@@ -50,10 +50,10 @@ nox.options.error_on_missing_interpreters = True
 
 
 def borrow(session: nox.Session, without: tuple = ()) -> None:
-    """Let the session import what ``make env`` installed, but for packages whose names begin with ``without``."""
+    """Link the packages that ``make env`` installed into the session, except names that start with ``without``."""
     site, links = VENV / 'lib' / 'python3.11' / 'site-packages', Path(session.create_tmp()).resolve() / 'borrowed'
     if not (VENV / '.lock').exists():
-        session.error(f'{VENV} is not there: make env')
+        session.error(f'{VENV} is missing or incomplete: run make env')
     links.mkdir(exist_ok=True)
     for old in links.iterdir():
         old.unlink()
@@ -61,12 +61,12 @@ def borrow(session: nox.Session, without: tuple = ()) -> None:
         if path.suffix != '.pth' and not path.name.lower().startswith((*OURS, 'pip', *without)):
             (links / path.name).symlink_to(path)
     own = Path(session.virtualenv.location) / 'lib' / 'python3.11' / 'site-packages'
-    (own / 'borrowed.pth').write_text(f'{links}\n')  # behind the session's own packages
+    (own / 'borrowed.pth').write_text(f'{links}\n')  # searched after the session's own packages
 
 
 def install_wheel(session: nox.Session, *options: str, extras: str = '') -> None:
     """Build the wheel and install it."""
-    shutil.rmtree(ROOT / 'build', ignore_errors=True)  # pip builds in place, and would pack files deleted since
+    shutil.rmtree(ROOT / 'build', ignore_errors=True)  # pip builds in place and would include stale files
     dist = Path(session.create_tmp()).resolve() / 'dist'
     shutil.rmtree(dist, ignore_errors=True)
     session.run('python', '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', str(dist), str(ROOT))
@@ -82,7 +82,7 @@ def tell_story(session: nox.Session, *options: str) -> None:
 
 @nox.session(python='3.11')
 def wheel(session: nox.Session) -> None:
-    """Install the wheel; inherit a config from it, train, test, predict, convert."""
+    """Test the wheel: inherit a config from it, train, test, predict, convert."""
     borrow(session)
     install_wheel(session, '--no-deps', '--force-reinstall')
     tell_story(session, *session.posargs)
@@ -90,7 +90,7 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def mim(session: nox.Session) -> None:
-    """The same through mim, which wants an environment of its own: it pins an old setuptools, requests and rich."""
+    """Test the wheel through mim, in a separate environment, since mim pins an old setuptools, requests and rich."""
     session.install('openmim==0.3.9')
     borrow(session, ('setuptools', '_distutils_hack', 'requests', 'rich', 'tqdm'))
     install_wheel(session, '--no-deps', '--force-reinstall')
@@ -99,7 +99,7 @@ def mim(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def upstream(session: nox.Session) -> None:
-    """The tests on the locked set, with what is in the clone."""
+    """Run the tests on the locked packages, with the code of the clone."""
     borrow(session)
     session.env['PYTHONPATH'] = str(ROOT)
     session.run('python', '-m', 'pytest', *(session.posargs or ['-n', '2', '--dist', 'loadfile']))
@@ -107,10 +107,10 @@ def upstream(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def forks(session: nox.Session) -> None:
-    """The portable tests on the OneDL forks, whose operators torchvision serves: nothing is compiled."""
+    """Run the portable tests on the OneDL forks, with torchvision's operators, so that nothing is compiled."""
     borrow(session, UPSTREAM)
     session.install('--no-deps', '--no-build-isolation', 'onedl-mmengine==0.10.12')
-    session.install('--no-deps', 'onedl-mmcv==2.3.6')  # built where torch is not in sight, it compiles nothing
+    session.install('--no-deps', 'onedl-mmcv==2.3.6')  # compiles nothing, since its build cannot import torch
     session.install('--no-deps', '--no-build-isolation', *FORKS)
     session.env['PYTHONPATH'] = str(ROOT)
     session.run('python', '-m', 'mmconvnextv2', 'doctor')
@@ -119,7 +119,7 @@ def forks(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def fuzz(session: nox.Session) -> None:
-    """An hour of crafted checkpoints: each is read or refused, nothing crashes, grows or is written."""
+    """Read crafted checkpoints for an hour: each is read or rejected, without crashes, memory growth or writes."""
     borrow(session)
     session.env['PYTHONPATH'] = str(ROOT)
     session.run('python', '-W', 'ignore', 'tests/test_checkpoint/crafted.py', *(session.posargs or ['--minutes', '60']))
@@ -127,7 +127,7 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session(python=['3.10', '3.12'])
 def bare(session: nox.Session) -> None:
-    """Another Python, everything fetched: the tests that need neither mmdet, mmseg nor compiled operations."""
+    """Run the tests without mmdet, mmseg and compiled operators on another Python, with downloaded packages."""
     install_wheel(
         session, 'torch==2.11.0', 'torchvision==0.26.0', 'mmcv-lite==2.1.0', 'mmpretrain==1.2.0', extras='[dev]'
     )
@@ -135,7 +135,7 @@ def bare(session: nox.Session) -> None:
 
 
 def install_lock(session: nox.Session, *torch: str) -> None:
-    """Install the lock, fetched anew, with another torch and torchvision where they are given."""
+    """Download and install the locked packages, with another torch and torchvision if given."""
     lock = (ROOT / 'requirements' / 'lock.txt').read_text()
     first, rest = lock.split('# compiled')[0].split('# rest')
     pinned = [line for line in first.splitlines() if '==' in line]
@@ -147,13 +147,13 @@ def install_lock(session: nox.Session, *torch: str) -> None:
 
 @nox.session(python=['3.12', '3.13'])
 def interpreters(session: nox.Session) -> None:
-    """The portable tests on the lock and another Python."""
+    """Run the portable tests on the locked packages and another Python."""
     install_lock(session)
     session.run('python', '-m', 'pytest', *(session.posargs or PORTABLE))
 
 
 @nox.session(python='3.11')
 def newest(session: nox.Session) -> None:
-    """The portable tests on the newest torch that has a torchvision, otherwise the lock."""
+    """Run the portable tests on the newest torch that has a torchvision, and the locked packages otherwise."""
     install_lock(session, 'torch', 'torchvision')
     session.run('python', '-m', 'pytest', *(session.posargs or PORTABLE))

@@ -1,6 +1,7 @@
-"""What `speed.py` compares: our models and their peers on the same images, masks and, where there can be, weights.
+"""Contestants of `speed.py`: our models and their peers on the same images, masks and, where possible, weights.
 
-Weights are drawn so that no parameter is zero (GRN at its start is the identity) and every layer keeps the variance.
+Weights are initialised such that no parameter is zero (an untrained GRN is the identity) and every layer preserves the
+variance.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ CELL = 32
 
 @dataclass
 class Contestant:
-    """A model and what it does in one forward; ``output`` is compared where weights are equal."""
+    """Model with a function for its loss; ``output`` is compared between contestants of equal weights."""
 
     model: nn.Module
     loss: Callable[[], Tensor]
@@ -50,7 +51,7 @@ class Contestant:
 
 
 def randomize_weights(model, seed=0):
-    """Draw every parameter from a seed, in the order of their names."""
+    """Initialise all parameters from a seed, in the order of their names."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if parameter.ndim > 1:
@@ -66,7 +67,7 @@ def random_images(batch, side, device):
 
 
 def samples(batch, side, mask_ratio):
-    """Draw masks as the pipeline packs them."""
+    """Sample masks, packed as by the pipeline."""
     random, cells = np.random.default_rng(1), (side // CELL) ** 2
     return [
         DataSample(metainfo=dict(visible_cells=np.sort(random.permutation(cells)[: num_visible(cells, mask_ratio)])))
@@ -75,7 +76,7 @@ def samples(batch, side, mask_ratio):
 
 
 def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
-    """FCMAE of a size; ``fused=False`` runs its blocks layer by layer, as torch's own operations."""
+    """Build FCMAE of a size; ``fused=False`` runs its blocks layer by layer with torch's own operations."""
     model = (
         randomize_weights(
             FCMAE(
@@ -105,12 +106,12 @@ def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
 
 
 def unfuse(model):
-    """Run every block's layers one by one."""
+    """Make every block run its layers one by one."""
     set_kernels(model, 'layers')
 
 
 def spark(batch, side, device, bf16=False):
-    """mmpretrain's SparK of ConvNeXt V2-T, as its recipe builds it; it draws its own masks, at the same ratio."""
+    """Build mmpretrain's SparK of ConvNeXt V2-T as in its recipe; it samples its own masks, at the same ratio."""
     config = get_config('mmpretrain::spark/spark_sparse-convnextv2-tiny_16xb256-amp-coslr-800e_in1k.py').model
     config.input_size = side
     config.backbone.drop_path_rate = 0.0
@@ -126,8 +127,10 @@ def spark(batch, side, device, bf16=False):
 
 
 def backbones(size, batch, side, device, bf16=False):
-    """Three backbones with the same weights. Ours comes as each peer has it: mmpretrain's has norms on its outputs,
-    timm's has none."""
+    """Build our backbone and two peers with the same weights.
+
+    Ours comes in the variants of the peers: mmpretrain's has norms on its outputs, timm's does not.
+    """
     weights = randomize_weights(ConvNeXtV2(size)).state_dict()
     plain = {name: value for name, value in weights.items() if not name.startswith('norm')}
     ours, bare = ConvNeXtV2(size), ConvNeXtV2(size, out_norm=False)
@@ -144,16 +147,18 @@ def backbones(size, batch, side, device, bf16=False):
     models = {'ours': ours, 'mmpretrain': peer, 'ours, no output norms': bare, 'timm': timm_backbone(size, plain)}
     images = random_images(batch, side, device)
     for model in models.values():
-        model.to(device, memory_format=torch.channels_last).train()  # mmpretrain's returns None
+        model.to(
+            device, memory_format=torch.channels_last
+        ).train()  # separate call, since mmpretrain's train() returns None
     return {name: _dense(model, images, bf16) for name, model in models.items()}
 
 
 def timm_backbone(size, weights):
-    """timm's feature extractor with canonical weights."""
+    """Build timm's feature extractor with canonical weights."""
     import timm
 
     model = timm.create_model(f'convnextv2_{size}', features_only=True)
-    shapes = model.state_dict()  # small sizes have 1x1 convolutions for linears
+    shapes = model.state_dict()  # small sizes have 1x1 convolutions instead of linear layers
     for name, value in from_canonical(weights, 'timm').items():
         name = name.replace('stages.', 'stages_', 1).replace('stem.', 'stem_', 1)
         shapes[name] = value.view_as(shapes[name])
@@ -170,7 +175,7 @@ def _dense(model, images, bf16):
 
 
 def downstream(config, batch, side, device, backbone='ours'):
-    """A whole detector or segmentor of a recipe, its backbone ours or mmpretrain's, on drawn images."""
+    """Build the detector or segmentor of a recipe, with our backbone or mmpretrain's, on random images."""
     from mmconvnextv2.commands.runner import revert_sync_batch_norm
     from mmconvnextv2.utils.config import load_config
 
@@ -178,7 +183,7 @@ def downstream(config, batch, side, device, backbone='ours'):
     revert_sync_batch_norm(cfg)
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
     torch.manual_seed(0)
-    MMLogger.get_current_instance().setLevel('WARNING')  # it lists every drawn weight
+    MMLogger.get_current_instance().setLevel('WARNING')  # it lists every initialised weight
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
         model.init_weights()
@@ -198,7 +203,7 @@ def downstream(config, batch, side, device, backbone='ours'):
     model.train()
 
     def loss():
-        torch.manual_seed(0)  # boxes are sampled
+        torch.manual_seed(0)  # fixes the sampling of boxes
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             inputs = model.data_preprocessor(data, training=True)
             return model.parse_losses(model(**inputs, mode='loss'))[0]

@@ -1,11 +1,11 @@
-"""Work out what FCMAE pretraining of base and huge costs on 8 and 64 GPUs; prints the tables of docs/scale.md.
+"""Estimate the cost of FCMAE pretraining of base and huge on 8 and 64 GPUs; prints the tables of docs/scale.md.
 
     python benchmarks/cost.py --images DIR
 
-Counted, exactly and without a GPU, on tensors that hold no data: parameters, the multiply-adds of a whole training step
-(packed execution, mask ratio 0.6, 224 pixels) and the bytes that autograd keeps for the backward pass under bfloat16
-autocast. Measured on the folder given: the mean size of a image's file, and how many the FCMAE pipeline reads in a
-second of one core's time. Assumed: how many operations a second a GPU sustains.
+Counted exactly, without a GPU, on tensors without data: parameters, the multiply-adds of a whole training step (packed
+execution, mask ratio 0.6, 224 pixels) and the bytes that autograd keeps for the backward pass under bfloat16 autocast.
+Measured on the given folder: the mean size of an image file, and the number of images that the FCMAE pipeline reads per
+second of one core's time. Assumed: the number of operations per second that a GPU sustains.
 """
 
 import argparse
@@ -25,26 +25,31 @@ from mmconvnextv2.commands.flops import count_parameters, multiply_adds
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-{}_64xb64-1600e_in1k.py'
-IMAGENET, EPOCHS, BATCH, A_GPU = 1_281_167, 1600, 4096, 64  # images, of the released weights, effective, at a time
-SUSTAINED = (50, 100, 200, 400)  # assumed, 10^12 operations a second and GPU
+IMAGENET, EPOCHS, BATCH, A_GPU = (
+    1_281_167,
+    1600,
+    4096,
+    64,
+)  # images, epochs of the released weights, effective batch, images per GPU at a time
+SUSTAINED = (50, 100, 200, 400)  # assumed, 10^12 operations per second and GPU
 GPUS = (8, 64)
 GIB = 2**30
 
 
 class Counted(NamedTuple):
-    """What a model needs; elements, multiply-adds and bytes."""
+    """Counted costs of a model: elements, multiply-adds and bytes."""
 
     parameters: int
     block: int  # elements of the largest part that FSDP2 gathers at a time
-    forward: float  # multiply-adds a image
+    forward: float  # multiply-adds per image
     step: float  # the same, forward and backward
-    fixed: int  # bytes kept for backward whatever the batch
-    kept: int  # bytes kept for backward a image
+    fixed: int  # bytes kept for backward, independent of the batch
+    kept: int  # bytes kept for backward per image
     recomputed: int  # the same with model.backbone.with_cp=True
 
 
 def build(size, with_cp=False, arch=None):
-    """Build the recipe's model; inside ``FakeTensorMode`` it takes no memory."""
+    """Build the recipe's model, which needs no memory inside ``FakeTensorMode``."""
     cfg = Config.fromfile(CONFIG.format(size))
     cfg.model.backbone.update(with_cp=with_cp, **(dict(arch=arch) if arch else {}))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -52,7 +57,7 @@ def build(size, with_cp=False, arch=None):
 
 
 def random_batch(batch, side=224):
-    """Return images, and samples with visible cells as the recipe would draw them."""
+    """Return images, and samples with visible cells as in the recipe."""
     return torch.randn(batch, 3, side, side), samples(batch, side, 0.6)
 
 
@@ -63,7 +68,7 @@ def count_kept(model, batch, bf16=True):
 
 
 def count_work(model):
-    """Return the multiply-adds of one image's forward in training, and of forward and backward."""
+    """Return the multiply-adds of a training forward of one image, and of forward and backward."""
     images = random_batch(1)
 
     @torch.enable_grad()
@@ -74,7 +79,7 @@ def count_work(model):
 
 
 def count(size, arch=None):
-    """Count one size; see :class:`Counted`."""
+    """Count the costs of one size; see :class:`Counted`."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build(size, arch=arch)
         blocks = [count_parameters(module) for module in model.modules() if isinstance(module, ConvNeXtV2Block)]
@@ -87,8 +92,10 @@ def count(size, arch=None):
 
 
 def measure(folder, rounds=3):
-    """Return the number of images, their files' mean bytes, and images a second of one core's time (the best of
-    some rounds: it does not count the time in which other work had the core)."""
+    """Return the number of images, the mean bytes per file, and the images read per second of one core's time.
+
+    The rate is the best of several rounds, in process time, which excludes the time that other work had the core.
+    """
     number, steps = pipelines(folder)
     sizes = [path.stat().st_size for path in Path(folder).rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg')]
     read, seconds = steps['FCMAE pipeline'], []
@@ -100,10 +107,10 @@ def measure(folder, rounds=3):
 
 
 def memory(counted, gpus, sharded, recompute=False):
-    """Return bytes a GPU: weights, gradients, AdamW's two moments, what communication holds, what backward needs.
+    """Return bytes per GPU: weights, gradients, AdamW's two moments, communication buffers, activations for backward.
 
-    DDP keeps a second copy of the gradients in its buckets. FSDP2 has a part of everything, and holds the part that it
-    works on and the next one whole, with the gradients of one.
+    DDP keeps a second copy of the gradients in its buckets. FSDP2 shards everything, and holds the current and the next
+    part unsharded, with the gradients of one.
     """
     state = 16 * counted.parameters
     state = state / gpus + 3 * 4 * counted.block if sharded else state + 4 * counted.parameters
@@ -111,7 +118,7 @@ def memory(counted, gpus, sharded, recompute=False):
 
 
 def counted_table(sizes):
-    """What was counted."""
+    """Return the table of counted costs."""
     rows = [
         [
             size,
@@ -128,18 +135,18 @@ def counted_table(sizes):
         [
             '',
             'parameters, M',
-            'multiply-adds of a forward, G a image',
-            'of a training step',
-            'kept for backward, MiB a image',
+            'forward multiply-adds, G per image',
+            'training step, G per image',
+            'kept for backward, MiB per image',
             'with `with_cp`',
-            'whatever the batch, MiB',
+            'independent of the batch, MiB',
         ],
         rows,
     )
 
 
 def memory_table(sizes):
-    """GiB a GPU, by what is counted."""
+    """Return the table of counted memory, GiB per GPU."""
     rows = []
     for size, one in sizes.items():
         cells = [
@@ -153,14 +160,16 @@ def memory_table(sizes):
 
 
 def hours_table(sizes, mean_bytes, rate):
-    """Hours, and what the loader and the network have to do, by what a GPU is assumed to sustain."""
+    """Return the table of hours and of the load on data loader and network, by the assumed speed of a GPU."""
     rows = []
     for size, one in sizes.items():
         for gpus in GPUS:
-            whole = (gpus - 1) / gpus * 4 * one.parameters  # bytes of one all-gather or reduce-scatter, in a ring
+            whole = (
+                (gpus - 1) / gpus * 4 * one.parameters
+            )  # bytes sent per GPU in one ring all-gather or reduce-scatter
             for speed in SUSTAINED:
-                a_gpu = speed * 1e12 / (2 * one.step)  # images a second
-                updates = gpus * a_gpu / BATCH  # a second
+                a_gpu = speed * 1e12 / (2 * one.step)  # images per second
+                updates = gpus * a_gpu / BATCH  # per second
                 rows.append(
                     [
                         size,
@@ -178,12 +187,12 @@ def hours_table(sizes, mean_bytes, rate):
         [
             '',
             'GPUs',
-            'sustained by a GPU (assumed), 10^12 a second',
+            '10^12 operations/s per GPU (assumed)',
             'hours',
-            'images a second and GPU',
-            'cores a GPU that read them',
-            'MiB a second from disk, all',
-            'GB a second that a GPU sends, DDP',
+            'images/s per GPU',
+            'cores per GPU for reading',
+            'MiB/s from disk, total',
+            'GB/s sent per GPU, DDP',
             'FSDP2',
         ],
         rows,
@@ -191,7 +200,7 @@ def hours_table(sizes, mean_bytes, rate):
 
 
 def published_check():
-    """Say what the paper's own hours mean: 800 epochs of Base in 7.7 hours on 256 TPU v3 cores, by masked maps."""
+    """Return the speed implied by the paper: 800 epochs of Base in 7.7 hours on 256 TPU v3 cores, with masked maps."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build('base')
         model.execution = 'masked'
@@ -199,35 +208,35 @@ def published_check():
     speed = 800 * IMAGENET * 2 * step / (7.7 * 3600 * 256)
     return (
         f'Published: 7.7 hours for 800 epochs of Base on 256 TPU v3 cores, all sites computed ({step / 1e9:.1f} G '
-        f'multiply-adds a step and image, counted): {speed / 1e12:.1f} * 10^12 operations a second and core.'
+        f'multiply-adds per step and image, counted): {speed / 1e12:.1f} * 10^12 operations per second and core.'
     )
 
 
 def floor_table(rate, workers=(8, 16)):
-    """Hours that reading alone takes, whatever the model."""
+    """Return the table of hours needed only to read the images, for any model."""
     rows = [
         [gpus, count, f'{count * rate:.0f}', f'{EPOCHS * IMAGENET / (gpus * count * rate) / 3600:.1f}']
         for gpus in GPUS
         for count in workers
     ]
-    return table(['GPUs', 'cores a GPU', 'images a second and GPU', 'hours at least'], rows)
+    return table(['GPUs', 'cores per GPU', 'images/s per GPU', 'hours, at least'], rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', nargs='+', default=['base', 'huge'])
-    parser.add_argument('--images', required=True, help='folder of JPEGs like those of the training')
+    parser.add_argument('--images', required=True, help='folder of JPEGs like those used in training')
     args = parser.parse_args()
     number, mean_bytes, rate = measure(args.images)
     sizes = {size: count(size) for size in args.sizes}
-    print(f'Counted (batch of {A_GPU} a GPU below):\n\n{counted_table(sizes)}\n')
+    print(f'Counted (batch of {A_GPU} per GPU below):\n\n{counted_table(sizes)}\n')
     print(
-        f"Measured: {number} images of {mean_bytes / 1024:.1f} KiB on average; {rate:.0f} a second of one core's "
-        f'time.\n\nGiB a GPU, counted:\n\n{memory_table(sizes)}\n'
+        f"Measured: {number} images of {mean_bytes / 1024:.1f} KiB on average; {rate:.0f} per second of one core's "
+        f'time.\n\nGiB per GPU, counted:\n\n{memory_table(sizes)}\n'
     )
     print(
         f'{EPOCHS} epochs of ImageNet-1K, effective batch {BATCH}:\n\n{hours_table(sizes, mean_bytes, rate)}\n\n'
-        f'Reading alone:\n\n{floor_table(rate)}\n\n{published_check()}'
+        f'Reading only:\n\n{floor_table(rate)}\n\n{published_check()}'
     )
 
 

@@ -1,8 +1,8 @@
-"""Compare the executions of FCMAE: loss on the same weights and masks, seconds and peak memory a step on the CPU.
+"""Compare the executions of FCMAE: loss for the same weights and masks, seconds and peak memory per step on the CPU.
 
 Example: python benchmarks/fcmae_executions.py --sizes atto tiny base --out benchmarks/fcmae.md
 
-Each execution of each size runs in processes of its own, in turns, since a process has one memory peak.
+Executions and sizes take turns, each in a separate process, since a process has only one memory peak.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from measure import machine, peak_bytes, resident_bytes, table
 
 EXECUTIONS = ('packed', 'masked', 'minkowski')
-CONTROL = 'leaky'  # wrong on purpose: shows how far the loss moves when convolutions read hidden sites
+CONTROL = 'leaky'  # wrong on purpose: shows how much the loss changes if convolutions read masked sites
 SIDE, MASK_RATIO, WARM_UP, CPU, MIB = 224, 0.6, 2, torch.device('cpu'), 2**20
 PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'MinkowskiEngine')
 HEADER = (
@@ -27,7 +27,7 @@ HEADER = (
     'loss',
     'loss differs',
     'features differ',
-    's a step',
+    's per step',
     'range',
     'peak MiB',
     'of it in steps',
@@ -47,7 +47,7 @@ def measure(size, execution, batch, steps):
         seconds.append(time.perf_counter() - started)
 
     peak = idle + peak_bytes(step, CPU, WARM_UP + steps)
-    contestant = build()  # the peak is taken, and the weights are as they were
+    contestant = build()  # rebuilt after the peak is measured, with the initial weights
     return dict(
         loss=contestant.loss().item(),
         seconds=seconds[WARM_UP:],
@@ -59,7 +59,7 @@ def measure(size, execution, batch, steps):
 
 @torch.no_grad()
 def feature_difference(backbone, execution, batch):
-    """Return the distance of the encoder's visible features to those of ``masked``, relative to their norm."""
+    """Return the distance between the encoder's visible features and those of ``masked``, relative to their norm."""
     from contestants import random_images, samples
 
     from mmconvnextv2.pretrain.masking import stack_visible_cells
@@ -79,7 +79,7 @@ def run_worker(size, execution, args):
 
 
 def compare(size, args):
-    """Measure every execution of one size, in turns, as table rows. An unexpected loss stops the run."""
+    """Measure every execution of one size in turns, and return table rows; an unexpected loss stops the run."""
     runs = {execution: [] for execution in (*EXECUTIONS, CONTROL)}
     for _ in range(args.rounds):
         for execution in runs:
@@ -88,7 +88,7 @@ def compare(size, args):
     for execution, found in runs.items():
         difference = abs(found[0]['loss'] / reference - 1)
         if (difference > 1e-5) != (execution == CONTROL):
-            raise SystemExit(f'{size}, {execution}: unexpected loss {found[0]["loss"]} beside masked {reference}')
+            raise SystemExit(f'{size}, {execution}: unexpected loss {found[0]["loss"]}, masked has {reference}')
         seconds = [second for run in found for second in run['seconds']]
         rows.append(
             [
@@ -108,17 +108,17 @@ def compare(size, args):
 
 
 def write_table(rows, args):
-    """Write the table with what it was measured on."""
+    """Write the table with a description of the machine and the settings."""
     text = f"""# FCMAE: three executions, one function
 
 Written by `benchmarks/fcmae_executions.py` on {args.machine}.
 Batch {args.batch} of {SIDE} x {SIDE} pixels, mask ratio {MASK_RATIO}, float32, forward, backward and AdamW step.
-Seconds are the median, and the range, of {args.rounds} x {args.steps} steps after {WARM_UP} of warm-up, in turns
+Seconds are the median and the range of {args.rounds} x {args.steps} steps after {WARM_UP} warm-up steps, in turns
 (other work on the same cores widens the ranges).
-Memory is the peak resident size of the process, and what of it came on top of the process before its first step
-(libraries, model and images); the optimizer's state is included.
+Memory is the peak resident size of the process, and its increase over the size before the first step (libraries, model
+and images); the optimizer's state is included.
 Differences are relative to `masked`, before the first update; features are the encoder's at visible cells. `leaky`,
-whose convolutions read across the mask, is the control: a comparison that could not tell it apart would prove nothing.
+whose convolutions read across the mask, is the control: a comparison that does not detect it would prove nothing.
 
 {table(HEADER, rows)}
 """

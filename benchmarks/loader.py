@@ -1,4 +1,4 @@
-"""The FCMAE pipeline and torchvision's, reading the same folder."""
+"""Data loading benchmark: the FCMAE pipeline and torchvision's on the same folder."""
 
 import tempfile
 from pathlib import Path
@@ -15,11 +15,11 @@ from torchvision.datasets.folder import default_loader
 import mmconvnextv2.pretrain  # noqa: F401, registers the data set
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
-MOST = 256  # images a round
+MOST = 256  # images per round
 
 
 def pipelines(folder):
-    """Return the number of images, and a function for each reader that reads them once."""
+    """Return the number of images, and for each pipeline a function that reads them once."""
     if not folder:
         folder = write_images(tempfile.mkdtemp())
     config = Config.fromfile(CONFIG).train_dataloader.dataset
@@ -34,7 +34,7 @@ def pipelines(folder):
             transforms.RandomHorizontalFlip(),
             transforms.PILToTensor(),
         ]
-    )  # 8 bits, as ours; the device normalises
+    )  # uint8 as in ours, which normalises on the device
     torch.set_num_threads(1)
     return count, {
         'FCMAE pipeline': lambda: [ours[index] for index in range(count)],

@@ -1,4 +1,4 @@
-"""Seconds, bytes kept for backward and peak memory of contestants that do the same work, side by side."""
+"""Measurement of seconds, bytes kept for backward and peak memory of contestants that do the same work."""
 
 import datetime
 import gc
@@ -15,22 +15,24 @@ import torch
 
 
 def wait(device):
-    """Wait for the GPU, where there is one."""
+    """Wait for the device if it is a GPU."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def race(steps, rounds, device):
-    """Time the steps in turns. A turn is two steps, of which the second is timed: as in training, it follows one of its
-    own kind, and does not pay for the caches and the heap that another contestant left.
+    """Time steps in turns.
+
+    A turn consists of two steps, of which the second is timed. As in training, it follows a step of the same kind, and
+    so does not depend on the caches and the heap that another contestant left.
 
     Args:
-        steps (dict): name: function without arguments.
-        rounds (int): Turns of each.
-        device (torch.device): Waited for before the clock is read.
+        steps (dict): Function without arguments for each name.
+        rounds (int): Number of turns of each step.
+        device (torch.device): Device to wait for before the clock is read.
 
     Returns:
-        dict: name: list of ``rounds`` seconds; equal indices were measured one after the other.
+        dict: List of ``rounds`` seconds for each name; values of equal index were measured one after the other.
     """
     seconds = {name: [] for name in steps}
     for _ in range(rounds):
@@ -46,18 +48,18 @@ def race(steps, rounds, device):
 
 
 def ratio(others, ours):
-    """Return how many times longer others take, turn by turn: median, least, most."""
+    """Return how many times longer others take than ours in each turn: median, minimum, maximum."""
     ratios = [other / own for other, own in zip(others, ours)]
     return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def saved_bytes(function, model):
-    """Count the bytes that autograd keeps between forward and backward, a shared storage once, parameters left out.
+    """Count the bytes that autograd keeps between forward and backward, without parameters, shared storages once.
 
     Works on tensors without data, too.
     """
     known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept = []  # the storages themselves, so that no address is used twice
+    kept = []  # references to the storages, so that no address is reused
 
     def keep(tensor):
         storage = tensor.untyped_storage()
@@ -73,14 +75,14 @@ def saved_bytes(function, model):
 
 
 def resident_bytes():
-    """Return what the process holds now."""
+    """Return the current resident bytes of the process."""
     return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
 
 
 def peak_bytes(step, device, steps=3):
-    """Return the memory that a few steps need on top of what is held before them.
+    """Return the peak memory of a few steps beyond what was allocated before them, in bytes.
 
-    On the CPU that is the growth of the process's largest resident size: measure one contestant a process.
+    On the CPU this is the growth of the process's peak resident size, so measure only one contestant per process.
     """
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
@@ -96,13 +98,13 @@ def peak_bytes(step, device, steps=3):
 
 
 def table(header, rows):
-    """Lay cells out as a Markdown table."""
+    """Format cells as a Markdown table."""
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
 
 
 def machine(device, packages):
-    """Describe date, processor or GPU, threads, load and versions in one line."""
+    """Return one line with the date, processor or GPU, threads, load and versions."""
     if device.type == 'cuda':
         hardware = torch.cuda.get_device_name(device)
     else:

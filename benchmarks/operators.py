@@ -1,8 +1,9 @@
-"""Compare mmcv's operators by torchvision with compiled ones, values, gradients and milliseconds; write operators.md.
+"""Compare values, gradients and milliseconds of mmcv's operators, torchvision's and compiled; write operators.md.
 
     make env OPS=compiled VENV=.venv-compiled && .venv-compiled/bin/python benchmarks/operators.py
 
-Both serve the same Python functions of ``mmcv.ops`` in one process, in turns. Needs an mmcv that was compiled.
+Both implementations serve the same Python functions of ``mmcv.ops`` in one process, in turns. Needs an mmcv with
+compiled operators.
 """
 
 import argparse
@@ -26,11 +27,11 @@ ROUNDS = 30
 
 
 class Case(NamedTuple):
-    """What is compared.
+    """Call whose results are compared.
 
     Args:
-        function (Callable): Called with the inputs; returns tensors.
-        inputs (tuple[Tensor]): Those that require a gradient get one.
+        function (Callable): Function of the inputs that returns tensors.
+        inputs (tuple[Tensor]): Inputs; gradients are computed for those that require one.
     """
 
     function: Callable
@@ -38,7 +39,7 @@ class Case(NamedTuple):
 
 
 def load() -> dict[str, object]:
-    """Return mmcv's compiled module and ours by name."""
+    """Return mmcv's compiled module and ours, by name."""
     if PathFinder.find_spec('mmcv._ext', mmcv.__path__) is None:
         sys.exit('error: this mmcv has no compiled operators: OPS=compiled make env VENV=.venv-compiled')
     path = Path(mmconvnextv2.__file__).parent / 'mmcv_operators' / 'extension.py'
@@ -52,7 +53,7 @@ def load() -> dict[str, object]:
 
 @contextmanager
 def served_by(extension):
-    """Let every module of ``mmcv.ops`` call ``extension``."""
+    """Make every module of ``mmcv.ops`` call ``extension`` inside the ``with`` statement."""
     import mmcv.ops  # noqa: F401
 
     modules = [
@@ -77,7 +78,7 @@ def random_boxes(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def cases() -> dict[str, Case]:
-    """Return the cases by name; inputs are the same in every call."""
+    """Return the cases by name; every call returns the same inputs."""
     from mmcv import ops
 
     torch.manual_seed(0)
@@ -115,7 +116,7 @@ def cases() -> dict[str, Case]:
 
 
 def run(case: Case):
-    """Return the outputs, and the gradients of a fixed function of them."""
+    """Return the outputs, and the gradients of a fixed weighted sum of them."""
     inputs = [one.detach().requires_grad_(one.requires_grad) for one in case.inputs]
     outputs = case.function(*inputs)
     wanted = [one for one in inputs if one.requires_grad]
@@ -126,14 +127,14 @@ def run(case: Case):
 
 
 def difference(one, other) -> float:
-    """Return the largest absolute difference, infinite where shapes differ."""
+    """Return the largest absolute difference, or infinity if shapes differ."""
     if [a.shape for a in one] != [b.shape for b in other]:
         return float('inf')
     return max([0.0, *((a.double() - b.double()).abs().max().item() for a, b in zip(one, other) if a.numel())])
 
 
 def compare(case: Case, extensions: dict[str, object], rounds: int) -> dict[str, object]:
-    """Return the differences of values and gradients, the largest value, and the median milliseconds of each."""
+    """Return the differences of values and gradients, the largest value, and each median in milliseconds."""
     results, seconds = {}, {name: [] for name in extensions}
     for name, extension in extensions.items():
         with served_by(extension):
@@ -158,17 +159,17 @@ def compare(case: Case, extensions: dict[str, object], rounds: int) -> dict[str,
 def main() -> None:
     """Compare every case and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=ROUNDS, help='turns of each')
+    parser.add_argument('--rounds', type=int, default=ROUNDS, help='turns per implementation')
     rounds, extensions = parser.parse_args().rounds, load()
     from measure import machine
 
     lines = [
-        '# Operators of mmcv: compiled, and by torchvision',
+        '# Operators of mmcv, compiled and from torchvision',
         '',
-        'Written by `benchmarks/operators.py`. Largest absolute differences, where 0 is equal bit for bit; median '
-        f'milliseconds of {rounds} turns,',
-        'with the gradient where there is one, and with the Python wrapper of '
-        'mmcv that both share. Not measured on a GPU.',
+        'Written by `benchmarks/operators.py`. Differences are the largest absolute ones; 0 means bitwise equal. Times '
+        f'are the median of {rounds} turns,',
+        'with the backward pass if there is one, and include the Python wrapper of mmcv that both share. '
+        'Not measured on a GPU.',
         '',
         machine(torch.device('cpu'), ('torch', 'torchvision', 'mmcv')),
         '',

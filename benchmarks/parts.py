@@ -1,8 +1,8 @@
-"""Where the time of a step goes, by torch's profiler on the CPU.
+"""Breakdown of the time of a step, with torch's profiler on the CPU.
 
-In a pretraining step every operation's own time is counted to the differentiable function in which it ran, in models
-that are not ours by what it computes. The profiler takes time itself, the more the smaller the operations, so that sums
-are longer than a step that nobody watches.
+In a pretraining step each operation's own time is attributed to the differentiable function in which it ran, in other
+models to the kind of operation. The profiler adds time, more for smaller operations, so sums are longer than a step
+without it.
 """
 
 import statistics
@@ -28,8 +28,8 @@ def part_of(event, decoder):
     """Return which of ``PARTS`` a profiled operation belongs to.
 
     Args:
-        event: The operation, of torch's profiler.
-        decoder (list[int]): Sites and channels of the decoder's map.
+        event: Operation recorded by torch's profiler.
+        decoder (list[int]): Number of sites and of channels of the decoder's map.
     """
     if event.name == 'aten::_fused_adamw_':
         return UPDATE
@@ -46,7 +46,7 @@ def part_of(event, decoder):
 
 
 def kind_of(event):
-    """Return which of ``KINDS`` a profiled operation of any model is."""
+    """Return which of ``KINDS`` a profiled operation of any model belongs to."""
     product, convolution, rest = KINDS
     if event.name in PRODUCTS:
         return product
@@ -54,7 +54,7 @@ def kind_of(event):
 
 
 def seconds_by(name_of, step):
-    """Run a step once, and return the seconds of its operations by the name that ``name_of`` gives each."""
+    """Run a step once, and return the seconds of its operations, summed by ``name_of``."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         step()
     seconds = Counter()
@@ -64,7 +64,7 @@ def seconds_by(name_of, step):
 
 
 def race_by(name_of, steps, rounds):
-    """Profile steps in turns; return for each step the median seconds by name."""
+    """Profile steps in turns, and return the median seconds by name for each step."""
     found = {contestant: [] for contestant in steps}
     for step in steps.values():
         step()

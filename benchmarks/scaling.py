@@ -1,10 +1,10 @@
-"""Measure FCMAE with one and two processes: images a second, peak memory a process; write benchmarks/scaling.md.
+"""Measure images per second and peak memory per process of FCMAE with one and two processes; write scaling.md.
 
-    python benchmarks/scaling.py                    # about five minutes on two quiet cores
+    python benchmarks/scaling.py                    # about five minutes on two idle cores
     python benchmarks/scaling.py --rounds 1 --steps 5 --size atto
 
-Processes of one thread each train the shipped recipe's model by gloo on images of their own; one process and two take
-turns, so that other work on the machine meets both. Nothing is read from disk.
+Single-threaded processes train the recipe's model over gloo, each on its own images. One process and two take turns, so
+that other work on the machine affects both. Nothing is read from disk.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PACKAGES = ('torch', 'mmengine', 'mmpretrain')
 
 
 class Loss(nn.Module):
-    """DDP wraps ``forward``."""
+    """FCMAE with the loss as ``forward``, which DDP needs."""
 
     def __init__(self, model):
         super().__init__()
@@ -39,7 +39,7 @@ class Loss(nn.Module):
 
 
 def work(args):
-    """Train in one process of a group; the first writes what all of them needed."""
+    """Train in one process of a group; the first one writes the seconds and all peaks."""
     from cost import build, random_batch
 
     torch.set_num_threads(1)
@@ -65,7 +65,7 @@ def work(args):
 
 
 def run(processes, args):
-    """Start a group of processes and return the seconds of its steps and the peaks of its processes."""
+    """Start a group of processes, and return the seconds of its steps and the peak bytes of its processes."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, 'result.json')
         command = [
@@ -84,7 +84,7 @@ def run(processes, args):
 
 
 def report(found, args):
-    """Return the table: medians over all steps of all rounds, and the range of the rounds' medians."""
+    """Return the table: median over rounds of the rounds' medians, and their range."""
     rows, alone = [], None
     for processes, runs in found.items():
         rates = [processes * args.batch / statistics.median(one['seconds']) for one in runs]
@@ -99,17 +99,17 @@ def report(found, args):
                 f'{statistics.median(peaks):.0f}',
             ]
         )
-    return table(['processes', 'images a second', "of one process's, a process", 'peak resident MiB a process'], rows)
+    return table(['processes', 'images per second', 'per process, relative', 'peak resident MiB per process'], rows)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', default='tiny')
-    parser.add_argument('--batch', type=int, default=8, help='images a process')
-    parser.add_argument('--side', type=int, default=224, help='pixels')
-    parser.add_argument('--steps', type=int, default=15, help='timed in each turn')
+    parser.add_argument('--batch', type=int, default=8, help='images per process')
+    parser.add_argument('--side', type=int, default=224, help='side of the images in pixels')
+    parser.add_argument('--steps', type=int, default=15, help='timed steps per turn')
     parser.add_argument('--warm-up', type=int, default=3)
-    parser.add_argument('--rounds', type=int, default=4, help='turns of each number of processes')
+    parser.add_argument('--rounds', type=int, default=4, help='turns per number of processes')
     parser.add_argument('--out', default='benchmarks/scaling.md')
     parser.add_argument('--worker', help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -121,16 +121,16 @@ def main():
         work(args)
         return
     torch.set_num_threads(1)
-    hardware = machine(torch.device('cpu'), PACKAGES).replace('1 threads', 'one thread a process')
+    hardware = machine(torch.device('cpu'), PACKAGES).replace('1 threads', 'one thread per process')
     found = {1: [], 2: []}
     for _ in range(args.rounds):
         for processes, runs in found.items():
             runs.append(run(processes, args))
     text = (
         f'# One and two processes\n\nWritten by `benchmarks/scaling.py` on {hardware}.\nFCMAE, {args.size}, '
-        f'packed, float32, {args.batch} images of {args.side} pixels a process: forward, backward with DDP over '
-        f'gloo, AdamW step; {args.rounds} turns of {args.steps} steps each, alternating. In brackets the least '
-        f'and the most of the turns.\n\n{report(found, args)}\n'
+        f'packed, float32, {args.batch} images of {args.side} pixels per process: forward, backward with DDP over '
+        f'gloo, AdamW step; {args.rounds} turns of {args.steps} steps each, alternating. Brackets show the range over '
+        f'the turns.\n\n{report(found, args)}\n'
     )
     Path(args.out).write_text(text)
     print(text)

@@ -1,11 +1,11 @@
-"""Kill an FCMAE run at random moments, resume it each time, and compare its end with that of a quiet run.
+"""Kill an FCMAE run at random moments, resume it each time, and compare the result with an undisturbed run.
 
     python benchmarks/soak.py --minutes 60 --folder work_dirs/soak
 
-Both runs go side by side on the embedded images. The killed one is sent a signal (SIGKILL, now and then SIGTERM)
-after a random time between ``--every`` / 2 and ``--every`` * 3 / 2 seconds, and resumed; after ``--minutes`` it is left
-alone. The command ends with status 1 unless weights and moments are the same bits, every checkpoint found was whole,
-and the resident memory of the quiet run's second half stayed below 1.1 times that of its first.
+Both runs train in parallel on the embedded images. The disturbed run gets a signal (SIGKILL, sometimes SIGTERM) after a
+random time between ``--every`` / 2 and ``--every`` * 3 / 2 seconds, and is resumed; after ``--minutes`` it finishes
+undisturbed. The exit status is 1 unless weights and moments are bitwise equal, every checkpoint found was complete, and
+the resident memory of the undisturbed run's second half stayed below 1.1 times that of its first.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CONFIG = 'configs/quickstart/fcmae.py'
 
 
 def command(args, work_dir, epochs, *more):
-    """Return the command line of a run with a narrow model and a checkpoint every few iterations."""
+    """Return the command of a run with a small model and a checkpoint every few iterations."""
     options = [
         f'train_dataloader.dataset.data_root={args.folder}/data/unlabelled',
         'train_dataloader.batch_size=16',
@@ -62,26 +62,26 @@ def memory(pid):
 
 
 def run_quietly(args):
-    """Train without disturbance; return the seconds it took and its memory, sampled once a second."""
+    """Train undisturbed, and return the seconds it took and its memory, sampled once per second."""
     begin, samples = time.monotonic(), []
     process = start(command(args, args.folder / 'quiet', args.epochs), args.folder / 'quiet.log')
     while process.poll() is None:
         samples.append(memory(process.pid))
         time.sleep(1)
     if process.returncode:
-        sys.exit(f'the quiet run failed; see {args.folder}/quiet.log')
+        sys.exit(f'the undisturbed run failed: see {args.folder}/quiet.log')
     return time.monotonic() - begin, samples
 
 
 def run_disturbed(args, moments):
-    """Train with kills; return their list (signal, seconds, iteration of the checkpoint found)."""
+    """Train with kills, and return the list of kills (signal, seconds, iteration of the checkpoint found)."""
     kills, work_dir, end = [], args.folder / 'killed', time.monotonic() + 60 * args.minutes
     while True:
         process = start(command(args, work_dir, args.epochs, '--resume'), args.folder / 'killed.log')
         seconds = moments.uniform(args.every / 2, args.every * 1.5)
         try:
             if process.wait(seconds if time.monotonic() < end else None):
-                sys.exit(f'the run ended with status {process.returncode}; see {args.folder}/killed.log')
+                sys.exit(f'the disturbed run ended with status {process.returncode}: see {args.folder}/killed.log')
             return kills
         except subprocess.TimeoutExpired:
             number = moments.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
@@ -94,7 +94,7 @@ def run_disturbed(args, moments):
 
 
 def differences(one, other):
-    """List the weights and moments that are not the same bits."""
+    """Return the names of weights and moments that are not bitwise equal."""
     different = [name for name, value in one['state_dict'].items() if not torch.equal(value, other['state_dict'][name])]
     for index, moments in one['optimizer']['state'].items():
         different += [
@@ -107,8 +107,10 @@ def differences(one, other):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--minutes', type=float, default=60, help='no more kills after this time')
-    parser.add_argument('--every', type=float, default=180, help='mean seconds between kills, start of Python included')
+    parser.add_argument('--minutes', type=float, default=60, help='minutes after which kills end; default 60')
+    parser.add_argument(
+        '--every', type=float, default=180, help='mean seconds between kills, with startup; default 180'
+    )
     parser.add_argument('--epochs', type=int, default=20)
     parser.add_argument('--images', type=int, default=320)
     parser.add_argument('--workers', type=int, default=1)

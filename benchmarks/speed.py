@@ -1,11 +1,11 @@
-"""Measure seconds, bytes kept for backward and peak memory of our models beside their peers; write benchmarks/speed.md.
+"""Measure seconds, bytes kept for backward and peak memory of our models and their peers; write benchmarks/speed.md.
 
-    python benchmarks/speed.py                                   # every table, or: make benchmark
-    python benchmarks/speed.py --only loader --images DIR      # one table anew, the others stay
+    python benchmarks/speed.py                                 # all tables, like make benchmark
+    python benchmarks/speed.py --only loader --images DIR      # update one table, keep the others
 
-Contestants take turns of two steps in one process, of which the second is timed, and a ratio compares neighbouring
-turns: its median, and in brackets the least and the most. Outputs, losses and weights that should be equal are compared
-before anything is timed. Each table runs in a process of its own, and so does each contestant for its peak memory.
+Contestants take turns of two steps in one process, of which the second is timed. A ratio compares neighbouring turns;
+tables show its median, and its range in brackets. Outputs, losses and weights that should be equal are compared before
+anything is timed. Each table runs in a separate process, as does each contestant for its peak memory.
 """
 
 import argparse
@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 def fcmae_contest(size, args):
-    """Return the executions of FCMAE by name, ours first; models are built when they are asked for."""
+    """Return functions that build each execution of FCMAE, by name, ours first."""
     from contestants import fcmae
 
     setting = dict(batch=args.batch, side=224, mask_ratio=0.6, device=args.device, bf16=args.bf16)
@@ -37,7 +37,7 @@ def fcmae_contest(size, args):
 
 
 def check_equal(contest, names, tolerance):
-    """Raise unless the named contestants return the same, relative to the norm; return the largest difference."""
+    """Return the largest difference of the named contestants' outputs, relative to the norm; exit if it is large."""
     first, *others = [[one.double() for one in _flat(contest[name].output())] for name in names]
     worst = max(((own - other).norm() / own.norm()).item() for outputs in others for own, other in zip(first, outputs))
     if not worst < tolerance:
@@ -50,14 +50,14 @@ def _flat(output):
 
 
 def contest_table(contest, kind, args, pairs, own_peak=None):
-    """Race the contestants and return their table.
+    """Time the contestants in turns, and return their table.
 
     Args:
-        contest (dict): name: Contestant.
-        kind (str): Method that is timed: ``forward``, ``forward_backward`` or ``step``.
-        args (Namespace): ``rounds`` and ``device``.
-        pairs (dict): name: the contestant that its ratios are taken to.
-        own_peak (dict, optional): name: bytes.
+        contest (dict): Contestants by name.
+        kind (str): Method to time: ``forward``, ``forward_backward`` or ``step``.
+        args (Namespace): Arguments with ``rounds`` and ``device``.
+        pairs (dict): For each name, the contestant to which its ratios refer.
+        own_peak (dict, optional): Peak bytes by name. Defaults to None, without a column for the peak.
     """
     seconds = race({name: getattr(one, kind) for name, one in contest.items()}, args.rounds, args.device)
     kept = {name: saved_bytes(one.loss, one.model) for name, one in contest.items()} if kind != 'forward' else {}
@@ -78,7 +78,7 @@ def spread(others, ours):
 
 
 def peaks(size, args):
-    """Measure the peak of each execution of FCMAE in a process of its own."""
+    """Return the peak bytes of each execution of FCMAE, each measured in a separate process."""
     found = {}
     for name in fcmae_contest(size, args):
         command = [sys.executable, __file__, *args.given, '--peak', size, name]
@@ -90,8 +90,8 @@ def peaks(size, args):
 def write_fcmae(args):
     """A whole FCMAE step, packed against masked."""
     text = [
-        f'Forward, backward and AdamW step; batch {args.batch} of 224 pixels, mask ratio 0.6. Peak: what three '
-        'steps take on top of model and images.\n'
+        f'Forward, backward and AdamW step; batch {args.batch} of 224 pixels, mask ratio 0.6. Peak: memory of three '
+        'steps beyond model and images.\n'
     ]
     for size in args.sizes:
         peak = peaks(size, args)
@@ -104,12 +104,12 @@ def write_fcmae(args):
 
 
 def write_parts(args):
-    """Where the time of these steps goes."""
+    """Time of these steps by part."""
     from parts import PARTS, part_of, race_by
 
     text = [
-        "Seconds by torch's profiler, which adds to small operations. Masked visits 49 cells "
-        'where packed visits the 19 that the mask shows: 2.58 times as many sites.\n'
+        "Seconds by torch's profiler, which adds to small operations. Masked visits all 49 cells, packed only the 19 "
+        'visible ones, so masked visits 2.58 times as many sites.\n'
     ]
     for size in args.sizes:
         contest = {name: build() for name, build in fcmae_contest(size, args).items() if 'layer' not in name}
@@ -121,7 +121,7 @@ def write_parts(args):
 
 
 def parts_table(found, parts):
-    """Return the seconds of each part of two contestants, ours first, their sums, and the quotients."""
+    """Return the table of seconds of each part of two contestants, ours first, with sums and quotients."""
     ours, theirs = (dict(one, sum=sum(one.values())) for one in found.values())
     rows = [
         [part, f'{ours[part]:.3f}', f'{theirs[part]:.3f}', f'{theirs[part] / ours[part]:.2f}']
@@ -161,12 +161,12 @@ def write_minkowski(args):
 
 
 def write_backbone(args):
-    """The dense backbone beside mmpretrain's and timm's, the same weights."""
+    """The dense backbone against mmpretrain's and timm's, with the same weights."""
     from contestants import backbones
 
     text = [
-        f'ConvNeXt V2-T, batch {args.dense_batch} of {args.dense_side} pixels, four maps. Ours twice, with the '
-        'norms that mmpretrain puts on its outputs, and without, as timm.\n'
+        f'ConvNeXt V2-T, batch {args.dense_batch} of {args.dense_side} pixels, four maps. Ours is measured with '
+        'norms on the outputs, like mmpretrain, and without, like timm.\n'
     ]
     pairs = {'mmpretrain': 'ours', 'timm': 'ours, no output norms'}
     for bf16 in (False, True):
@@ -180,7 +180,7 @@ def write_backbone(args):
 
 
 def write_bound(args):
-    """What bounds the dense backbone on the CPU."""
+    """What limits the dense backbone on the CPU."""
     from contestants import backbones
     from parts import KINDS, kind_of, race_by
 
@@ -198,34 +198,34 @@ def write_bound(args):
     )
     return (
         f"float32, batch {args.dense_batch} of {args.dense_side} pixels, forward and backward, seconds by torch's "
-        f'profiler. Both have the same {work:.0f} GFLOP of matrix products\nto do, which keeping less for backward '
-        'and fewer passes over memory make no shorter.\n\n'
+        f'profiler. Both compute the same {work:.0f} GFLOP of matrix products,\nwhich neither keeping less for '
+        'backward nor fewer passes over memory can shorten.\n\n'
         + parts_table(race_by(kind_of, steps, args.rounds), KINDS)
         + '\n'
     )
 
 
 def write_allocator(args):
-    """The same where the allocator keeps freed memory."""
+    """The same with an allocator that keeps freed memory."""
     environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': str(2**40), 'MALLOC_TRIM_THRESHOLD_': str(2**40)}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, *args.given, '--only', 'backbone', '--out', f'{folder}/backbone.md']
         subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
         body = read_parts(f'{folder}/backbone.md')['backbone'].split('\n\n', 2)[2]
     return (
-        'By default glibc gives memory above 32 MiB back to the system, and has it zeroed when it is asked for\n'
-        'again: peers, whose tensors are larger, pay more for that. Here `MALLOC_MMAP_THRESHOLD_` and\n'
-        '`MALLOC_TRIM_THRESHOLD_` are so high that it never does.\n\n' + body
+        'By default glibc returns blocks above 32 MiB to the system, which zeroes them on the next allocation. This\n'
+        'costs the peers more, since their tensors are larger. Here `MALLOC_MMAP_THRESHOLD_` and\n'
+        '`MALLOC_TRIM_THRESHOLD_` are set so high that memory is never returned.\n\n' + body
     )
 
 
 def write_downstream(args):
-    """Whole training steps of recipes, with our backbone and mmpretrain's."""
+    """Training steps of whole recipes, with our backbone and mmpretrain's."""
     from contestants import downstream
 
     text = [
-        f'{args.dense_batch} images of {args.dense_side} pixels, drawn labels (8 instances, or 150 classes), '
-        'Tiny, AdamW; heads as in the recipes. The same weights in both; the first losses are compared.\n'
+        f'{args.dense_batch} images of {args.dense_side} pixels, random labels (8 instances, or 150 classes), '
+        'Tiny, AdamW; heads as in the recipes. Both start from the same weights, and their first losses are compared.\n'
     ]
     for title, config in (
         ('Mask R-CNN', 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'),
@@ -277,16 +277,20 @@ def write_scaling(args):
         'batch',
         'pixels',
         'mask ratio',
-        'ms a image',
+        'ms per image',
         'masked takes times longer',
-        'kept for backward, MiB a image',
+        'kept for backward, MiB per image',
         'ours / masked',
     ]
-    return 'Packed, beside masked with the same operations; losses and features equal.\n\n' + table(header, rows) + '\n'
+    return (
+        'Packed against masked with the same operations; losses and features are equal.\n\n'
+        + table(header, rows)
+        + '\n'
+    )
 
 
 def write_loader(args):
-    """LabelledImages a second of the FCMAE pipeline, one core, beside torchvision's reading of the same folder."""
+    """Images per second of the FCMAE pipeline and of torchvision on the same folder, one core."""
     from loader import pipelines
 
     count, steps = pipelines(args.images)
@@ -296,10 +300,10 @@ def write_loader(args):
         [ours, f'{count / statistics.median(seconds[ours]):.0f}', ''],
         [theirs, f'{count / statistics.median(seconds[theirs]):.0f}', spread(seconds[theirs], seconds[ours])],
     ]
-    where = 'the folder given' if args.images else 'drawn images of 256 pixels'
+    where = 'the given folder' if args.images else 'synthetic content, 256 pixels high'
     return (
         f'{count} JPEG images of {where}: read, crop to 224 pixels (bicubic), flip; one process, one thread.\n\n'
-        + table(['', 'images a second', 'times longer than ours'], rows)
+        + table(['', 'images per second', 'times longer than ours'], rows)
         + '\n'
     )
 
@@ -320,7 +324,7 @@ CPU_ONLY = 'parts', 'bound', 'allocator'
 
 
 def write_section(name, args):
-    """Run one table in this process, and put it into its place in the file."""
+    """Measure one table in this process, and replace it in the file."""
     hardware = machine(args.device, PACKAGES)
     body = SECTIONS[name](args)
     title = SECTIONS[name].__doc__.splitlines()[0].rstrip('.')
@@ -332,16 +336,16 @@ def write_section(name, args):
     print(part)
 
 
-HEAD = """# Speed and memory beside the peers
+HEAD = """# Speed and memory compared with the peers
 
-Written by `make benchmark` (`benchmarks/speed.py`, which says how). Ratios are medians over rounds in which contestants
-took turns of two steps, the second of them timed; in brackets the least and the most; other work on the same machine
-widens them.
+Written by `make benchmark` (`benchmarks/speed.py`, which describes the method). Contestants take turns of two steps, of
+which the second is timed. Ratios are medians over the rounds, with their range in brackets; other work on the same
+machine widens the ranges.
 """
 
 
 def read_parts(path):
-    """Return the tables of an earlier run by name."""
+    """Return the tables of an earlier run, by name."""
     text = Path(path).read_text() if Path(path).exists() else ''
     parts = {}
     for part in text.split('\n## ')[1:]:
@@ -351,17 +355,19 @@ def read_parts(path):
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', nargs='+', choices=SECTIONS, help='tables; default all that the device has')
-    parser.add_argument('--sizes', nargs='+', default=['tiny', 'base'], help='of the first table')
-    parser.add_argument('--batch', type=int, default=8, help='of pretraining steps')
+    parser.add_argument('--only', nargs='+', choices=SECTIONS, help='tables to measure; default all for the device')
+    parser.add_argument('--sizes', nargs='+', default=['tiny', 'base'], help='sizes in the first two tables')
+    parser.add_argument('--batch', type=int, default=8, help='batch size of pretraining steps')
     parser.add_argument('--dense-batch', type=int, default=2)
-    parser.add_argument('--dense-side', type=int, default=512, help='pixels')
+    parser.add_argument('--dense-side', type=int, default=512, help='side of the images in pixels')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--bf16', action='store_true', help='autocast to bfloat16 where a table does not say')
+    parser.add_argument(
+        '--bf16', action='store_true', help='autocast to bfloat16, except in tables with a fixed precision'
+    )
     parser.add_argument(
         '--device', type=torch.device, default=torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     )
-    parser.add_argument('--images', help='folder of JPEGs for the loader; drawn ones without it')
+    parser.add_argument('--images', help='folder of JPEGs for the loader; default synthetic ones')
     parser.add_argument('--out', default='benchmarks/speed.md')
     parser.add_argument('--peak', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

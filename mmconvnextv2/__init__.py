@@ -1,7 +1,7 @@
 """Dense prediction with ConvNeXt V2 on OpenMMLab.
 
-Importing the package registers the backbone with mmengine, and torchvision's operators with mmcv where mmcv has no
-compiled ones. It needs torch and mmengine only.
+Importing the package registers the backbone with mmengine, and torchvision's operators with mmcv if mmcv has no
+compiled ones. It only requires torch and mmengine.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""``python -m mmconvnextv2 TOOL ...`` runs a file of ``tools/`` by its name, also where only the wheel is installed."""
+"""Entry point of ``python -m mmconvnextv2 TOOL ...``, which also runs the tools if only the wheel is installed."""
 
 import runpy
 import sys
@@ -7,12 +7,12 @@ from .utils.config import TOOLS
 
 
 def main() -> None:
-    """Run the tool that the first argument names with the other arguments."""
+    """Run the tool named by the first argument with the other arguments."""
     tools = {path.stem: str(path) for path in sorted(TOOLS.glob('*.py'))}
     name = sys.argv[1].replace('-', '_') if len(sys.argv) > 1 else '--help'
     usage = (
         'usage: python -m mmconvnextv2 TOOL [ARGUMENTS]\n'
-        f'TOOL is one of {", ".join(tools)}; TOOL --help tells its arguments.'
+        f'TOOL is one of {", ".join(tools)}; TOOL --help lists its arguments.'
     )
     if name in ('-h', '--help'):
         print(usage)

@@ -85,7 +85,7 @@ def test_page_tells_what_the_runs_logged(work_dir):
     assert 'GPU 0: Imaginary &amp; Sons' in page and '&lt;20260102_000000&gt;' in page
     assert '<td>0.0001</td><td>0.125</td><td>0.05</td><td>1</td><td>15</td>' in page
     assert '<td>0.0008</td><td>1</td><td>0</td><td>1</td><td>1,200</td>' in page
-    assert 'Reconstructions' in page and 'Predictions beside the truth' in page
+    assert 'Reconstructions' in page and 'Predictions and ground truth' in page
     assert not re.search(r'https?://|<script|<link', page)
 
 
@@ -185,7 +185,7 @@ def test_links_out_of_the_folder_are_refused(work_dir, tmp_path, place):
     target.unlink(missing_ok=True)
     is_file = '.' in target.name or target.name == 'last_checkpoint'
     target.symlink_to(outside / 'frame_1.png' if is_file else outside)
-    with pytest.raises(ValueError, match=f'{target.name}.* links to a place outside'):
+    with pytest.raises(ValueError, match=f'{target.name}.* links outside'):
         report_run(parse_args([str(work_dir)]))
     assert not (work_dir / 'report.html').exists()
 

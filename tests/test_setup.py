@@ -220,7 +220,7 @@ def test_foreign_folder(machine, content):
     """A folder that the set-up did not make, be it a virtual environment or hold a .lock, is left as it is."""
     machine.venv.mkdir()
     (machine.venv / content).write_text('years of work')
-    assert_refused(machine.run(), 'not made by this set-up', 'VENV=')
+    assert_refused(machine.run(), 'not created by this set-up', 'VENV=')
     assert {path.name: path.read_text() for path in machine.venv.iterdir()} == {content: 'years of work'}
 
 
@@ -274,7 +274,7 @@ def test_ctrl_c_leaves_nothing_running_and_the_next_run_goes_on(machine):
     group = os.getpgid(int(busy.read_text()))
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 130 and 'goes on from here' in errors
+    assert process.returncode == 130 and 'run the same command to continue from here' in errors
     assert_ends(group)
     (machine.home / 'slow').unlink()
     machine.asked()
@@ -318,7 +318,7 @@ def test_changed_lock_makes_the_environment_anew(machine):
     (machine.venv / '.lock').write_text('0' * 16 + '-cpu')
     (machine.venv / 'old-package').touch()
     result = machine.run()
-    assert result.returncode == 0 and 'anew' in result.stdout_text, result.stderr_text
+    assert result.returncode == 0 and 'again' in result.stdout_text, result.stderr_text
     assert not (machine.venv / 'old-package').exists()
     assert (machine.venv / '.lock').read_text().strip() == f'{LOCK_HASH}-torchvision'
 

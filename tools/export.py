@@ -1,4 +1,4 @@
-"""Write trained models for other programs: ``python tools/export.py --help`` shows an example."""
+"""Export trained models to other formats and libraries: ``python tools/export.py --help`` shows an example."""
 
 from mmconvnextv2.commands.export import parse_args
 from mmconvnextv2.commands.run_tool import run_subcommand, run_tool

@@ -1,4 +1,4 @@
-"""Make every script of this environment find mmcv's operators in torchvision's wheels, without a compiler."""
+"""Make all scripts of this environment use torchvision's operators for mmcv's, without a compiler."""
 
 from mmconvnextv2.mmcv_operators.install import main
 

@@ -1,4 +1,4 @@
-"""Write original | masked | reconstruction | pasted for images: ``python tools/reconstruct.py --help``."""
+"""Reconstruct images with an FCMAE checkpoint: ``python tools/reconstruct.py --help`` shows an example."""
 
 from mmconvnextv2.commands.reconstruct import parse_args, reconstruct
 from mmconvnextv2.commands.run_tool import run_tool

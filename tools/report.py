@@ -1,4 +1,4 @@
-"""Write one HTML page of a work folder: ``python tools/report.py --help`` shows an example."""
+"""Write one HTML page for a work folder: ``python tools/report.py --help`` shows an example."""
 
 from mmconvnextv2.commands.report import parse_args, report_run
 from mmconvnextv2.commands.run_tool import run_tool

@@ -1,4 +1,4 @@
-"""Train a grid of learning rates, decays and drop paths: ``python tools/sweep.py --help`` shows an example."""
+"""Train a grid of learning, decay and drop path rates: ``python tools/sweep.py --help`` shows an example."""
 
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.sweep import parse_args, sweep

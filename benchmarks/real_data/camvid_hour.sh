@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# UperNet-Atto on CamVid, from scratch or from a pretrained backbone:
+# Trains UperNet-Atto on CamVid, from scratch or from a pretrained backbone:
 #   benchmarks/real_data/camvid_hour.sh DATA NAME [BACKBONE]
-# DATA holds camvid/{images,annotations}/{train,val}; NAME is the run's folder in work_dirs/real_data.
+# DATA contains camvid/{images,annotations}/{train,val}; NAME is the run's folder in work_dirs/real_data.
 set -euo pipefail
 data=${1:?usage: benchmarks/real_data/camvid_hour.sh DATA NAME [BACKBONE]}/camvid
 name=${2:?usage: benchmarks/real_data/camvid_hour.sh DATA NAME [BACKBONE]}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pretraining with and without GRN side by side, and both diversity curves:  benchmarks/real_data/diversity.sh IMAGES
+# Pretrains with and without GRN in parallel, and plots both diversity curves:  benchmarks/real_data/diversity.sh IMAGES
 set -euo pipefail
 images=${1:?usage: benchmarks/real_data/diversity.sh IMAGES}
 here=benchmarks/real_data
@@ -14,7 +14,7 @@ pretrain without-grn
 wait $first
 models=()
 for norm in with-grn without-grn; do
-    models+=(--model "$norm, drawn" $here/diversity_$norm.py random)
+    models+=(--model "$norm, initialised" $here/diversity_$norm.py random)
     models+=(--model "$norm, pretrained" $here/diversity_$norm.py "$(cat $out/$norm/last_checkpoint)")
 done
 "$python" tools/analyze_features.py distance "$images" --size 160 --out $out/distance "${models[@]}"

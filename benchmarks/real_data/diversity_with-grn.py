@@ -1,4 +1,5 @@
-# FCMAE-Atto at 160 on a folder of images, as many epochs as an hour on two cores allows beside its twin without GRN.
+# FCMAE-Atto at 160 pixels on a folder of images, for as many epochs as one hour on two cores allows while the twin
+# without GRN trains in parallel.
 _base_ = './fcmae_50-epochs_in1k-sample.py'
 num_epochs = 160
 train_cfg = dict(max_epochs=num_epochs)

@@ -1,4 +1,4 @@
-# FCMAE-Atto at 160 on a folder of images, fifty epochs.
+# FCMAE-Atto at 160 pixels on a folder of images, 50 epochs.
 _base_ = './fcmae_in1k-sample.py'
 num_epochs = 50
 load, crop, *rest = _base_.train_pipeline

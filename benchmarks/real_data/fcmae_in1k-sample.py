@@ -1,4 +1,4 @@
-# FCMAE-Atto at 224 on a folder of images, three epochs.
+# FCMAE-Atto at 224 pixels on a folder of images, 3 epochs.
 _base_ = '../../configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
 num_epochs = 3
 train_dataloader = dict(batch_size=16, num_workers=1, pin_memory=False)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fifty epochs of FCMAE, killed once and resumed:  benchmarks/real_data/interrupted_pretraining.sh IMAGES
+# Trains FCMAE for 50 epochs, killed once and resumed:  benchmarks/real_data/interrupted_pretraining.sh IMAGES
 set -euo pipefail
 images=${1:?usage: benchmarks/real_data/interrupted_pretraining.sh IMAGES}
 config=benchmarks/real_data/fcmae_50-epochs_in1k-sample.py

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Mask R-CNN and Cascade Mask R-CNN learn eight images of few objects by heart:  benchmarks/real_data/overfit.sh DATA
-# DATA holds tiny_coco/ (COCO layout).
+# Overfits Mask R-CNN and Cascade Mask R-CNN on eight images with few objects:  benchmarks/real_data/overfit.sh DATA
+# DATA contains tiny_coco/ (COCO layout).
 set -euo pipefail
 data=$(cd "${1:?usage: benchmarks/real_data/overfit.sh DATA}/tiny_coco" && pwd)
 out=work_dirs/real_data/overfit

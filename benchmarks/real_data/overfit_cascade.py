@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN with the atto backbone swapped in, otherwise as overfit_mask-rcnn.py.
+# Cascade Mask R-CNN with the Atto backbone, otherwise like overfit_mask-rcnn.py.
 _base_ = '../../configs/_base_/cascade-mask-rcnn_ms-crop-3x_coco.py'
 num_iters = 150
 channels, norm = 96, dict(type='BN')

@@ -1,4 +1,4 @@
-# Mask R-CNN-Atto learns eight COCO images by heart: narrow heads, small images, no augmentation, fp32, no weights.
+# Mask R-CNN-Atto overfits eight COCO images: narrow heads, small images, no augmentation, fp32, no pretrained weights.
 _base_ = '../../configs/mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py'
 num_iters = 150
 channels, norm = 96, dict(type='BN')

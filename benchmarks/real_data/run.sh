@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# FCMAE, conversion, Mask R-CNN and UperNet on real images:  benchmarks/real_data/run.sh DATA
-# DATA holds in1k_sample/, tiny_coco/ (COCO layout) and camvid/{images,annotations}/{train,val}.
+# Runs FCMAE, conversion, Mask R-CNN and UperNet on real images:  benchmarks/real_data/run.sh DATA
+# DATA contains in1k_sample/, tiny_coco/ (COCO layout) and camvid/{images,annotations}/{train,val}.
 set -euo pipefail
 data=${1:?usage: benchmarks/real_data/run.sh DATA}
 here=benchmarks/real_data

@@ -1,4 +1,4 @@
-# UperNet-Atto on CamVid for an hour on a CPU: a narrow head, fp32, one rate for all layers.
+# UperNet-Atto on CamVid for one hour on a CPU: narrow heads, fp32, the same learning rate for all layers.
 _base_ = './upernet_camvid.py'
 num_iters = 4000
 scale, crop_size = (320, 240), (224, 224)

@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN as ConvNeXt V1 trains it: 4conv1fc SyncBN heads, GIoU, multi-scale crop, 8 GPUs x 2 images.
+# Cascade Mask R-CNN as in ConvNeXt V1: 4conv1fc SyncBN heads, GIoU, multi-scale crop, 8 GPUs x 2 images.
 _base_ = [
     './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py', 'mmdet::_base_/default_runtime.py'

@@ -1,10 +1,10 @@
-# FCMAE pretraining, effective batch 4096 (arXiv 2301.00808, Table 8; the released weights trained 1600 epochs).
-# Leaves set the size and num_epochs; an image folder of your own goes into train_dataloader.dataset.data_root.
+# FCMAE pretraining, effective batch 4096 (arXiv 2301.00808, Table 8; the released weights were trained for 1600).
+# Leaves set the size and num_epochs. Set train_dataloader.dataset.data_root to use your own folder of images.
 _base_ = './runtime.py'
 default_scope = 'mmpretrain'
 custom_imports = dict(imports=['mmconvnextv2.pretrain'], allow_failed_imports=False)
 
-batch_size = 64  # a GPU; 64 GPUs make the published 4096
+batch_size = 64  # per GPU; 64 GPUs give the published 4096
 base_batch = 4096
 warmup_epochs = 40
 

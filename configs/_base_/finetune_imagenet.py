@@ -1,13 +1,13 @@
 # ImageNet-1K fine-tuning of FCMAE weights at batch 1024, 8 GPUs x 128 images (arXiv 2301.00808, tables 9 to 11).
-# What the tables leave open is that of the official fine-tuning code: random erasing 0.25, crops of 8 to 100 %, flips,
-# bicubic, whole batches only, warm-up from 0, cosine down to 1e-6 times the scale of the layer.
+# Settings missing in the tables follow the official fine-tuning code: random erasing 0.25, crops of 8 to 100 %, flips,
+# bicubic, only full batches, warm-up from 0, cosine schedule down to 1e-6 times the layer's scale.
 _base_ = ['./sizes.py', './runtime.py', 'mmpretrain::_base_/default_runtime.py']
 custom_imports = dict(imports=['mmconvnextv2'], allow_failed_imports=False)
 num_classes = 1000
 mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 data_preprocessor = dict(num_classes=num_classes, mean=mean, std=std, to_rgb=True)
 
-# The head starts at 0.001 of the usual 0.02.
+# The head is initialised with 0.001 of the usual 0.02.
 model = dict(
     type='ImageClassifier',
     backbone=dict(
@@ -32,7 +32,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=1024)
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 default_hooks = dict(_base_.run_hooks, checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3))
 
-# RandAugment (9, 0.5): two operations of strength 9 +- 0.5 out of 10. Fills are BGR, as images are read.
+# RandAugment (9, 0.5): two operations of strength 9 +- 0.5 out of 10. Fill colours are BGR, like the images.
 load = dict(type='LoadImageFromFile')
 crop = dict(
     type='RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0), backend='pillow', interpolation='bicubic')

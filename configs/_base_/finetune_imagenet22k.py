@@ -1,5 +1,5 @@
 # ImageNet-22K intermediate fine-tuning of FCMAE weights at batch 4096, 32 GPUs x 128 images (arXiv 2301.00808,
-# table 12). 21841 classes and no evaluation as in ConvNeXt V1; images of 224 pixels are a pick, the table gives none.
+# table 12). 21841 classes and no evaluation as in ConvNeXt V1. The table has no image size; 224 pixels is our choice.
 _base_ = './finetune_imagenet.py'
 num_classes = 21841
 data_preprocessor = dict(num_classes=num_classes)

@@ -1,4 +1,4 @@
-# ImageNet-1K fine-tuning at 224 pixels of weights fine-tuned on ImageNet-22K, at batch 512, 16 GPUs x 32 images
+# ImageNet-1K fine-tuning at 224 pixels from weights fine-tuned on ImageNet-22K, at batch 512, 16 GPUs x 32 images
 # (arXiv 2301.00808, table 13): no warm-up, no mixup, no cutmix. Leaves set the epochs.
 _base_ = './finetune_imagenet.py'
 train_dataloader = dict(batch_size=32)

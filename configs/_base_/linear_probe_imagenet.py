@@ -1,7 +1,7 @@
-# Linear probe: a linear classifier on the frozen, pooled features, at batch 1024, 8 GPUs x 128 images. The paper has
-# none; this one is a pick. Epochs, warm-up, augmentation and the lack of weight decay are those of MAE's probe (arXiv
-# 2111.06377, table 10). AdamW instead of LARS, which hardly moves on a small folder, and instead of its batch norm the
-# final LayerNorm, frozen as it starts, which standardises the features of each image. The log's lr 0 is that norm's.
+# Linear probe: a linear classifier on frozen, pooled features, at batch 1024, 8 GPUs x 128 images. The paper has no
+# linear probe, so this recipe is our choice. Epochs, warm-up, augmentation and no weight decay are from MAE's probe
+# (arXiv 2111.06377, table 10). AdamW replaces LARS, which hardly learns on a small folder. The final LayerNorm, frozen
+# at its initial values, replaces MAE's batch norm and standardises the features of each image; the log shows its lr 0.
 _base_ = './finetune_imagenet.py'
 model = dict(
     backbone=dict(frozen_stages=4),

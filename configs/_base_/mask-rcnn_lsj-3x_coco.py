@@ -1,4 +1,4 @@
-# Mask R-CNN, large-scale jitter to 1024, soft-NMS on the RoI head alone, 8 GPUs x 4 images.
+# Mask R-CNN, large-scale jitter to 1024, soft-NMS only in the RoI head, 8 GPUs x 4 images.
 _base_ = [
     './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py', 'mmdet::_base_/default_runtime.py'
@@ -6,7 +6,7 @@ _base_ = [
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 image_size = (1024, 1024)
-# One switch each: with_cp=True recomputes blocks; compile=True at top level; frozen_stages=N.
+# Options, one key each: with_cp=True recomputes blocks, compile=True at top level compiles, frozen_stages=N freezes.
 model = dict(
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
     backbone=dict(

@@ -1,7 +1,7 @@
 # Everything that depends on the size of ConvNeXt V2 (arXiv 2301.00808, tables 9 to 13; official weight URLs).
-# detection, segmentation: chosen inside the sweeps of appendices A.3 and A.4; larger models drop more paths.
-# in22k, from22k: the released im22k files have gone through both steps, so the second starts from a run of the first.
-# Tables 12 and 13 do not say how blocks share a decay step: as in each size's classification recipe.
+# detection, segmentation: chosen within the sweeps of appendices A.3 and A.4; larger models use more drop path.
+# in22k, from22k: the released im22k files went through both steps, so the second step starts from our run of the first.
+# Tables 12 and 13 do not say how blocks share a decay step; we follow each size's classification recipe.
 weights = 'https://dl.fbaipublicfiles.com/convnext/convnextv2/'
 sizes = dict(
     atto=dict(

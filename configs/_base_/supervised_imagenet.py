@@ -1,5 +1,5 @@
-# Supervised training from drawn weights at batch 4096, 32 GPUs x 128 images: the paper's control, with the recipe of
-# ConvNeXt V1 (arXiv 2201.03545, table 5) and the head at the usual 0.02.
+# Supervised training from scratch at batch 4096, 32 GPUs x 128 images: the paper's control, with the recipe of
+# ConvNeXt V1 (arXiv 2201.03545, table 5) and the head initialised with the usual 0.02.
 _base_ = './finetune_imagenet.py'
 model = dict(
     backbone=dict(init_cfg=None),

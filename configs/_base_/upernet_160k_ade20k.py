@@ -1,4 +1,4 @@
-# UperNet, 160k iterations at batch 16 (arXiv 2301.00808, appendix A.4); warmup and slide test as ConvNeXt V1.
+# UperNet, 160k iterations at batch 16 (arXiv 2301.00808, appendix A.4); warm-up and sliding windows as in ConvNeXt V1.
 _base_ = [
     './sizes.py', './runtime.py', 'mmseg::_base_/models/upernet_convnext.py', 'mmseg::_base_/datasets/ade20k.py',
     'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py'
@@ -43,7 +43,7 @@ test_pipeline = [load, test_resize, labels, pack]
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-# The paper's multi-scale test: five ratios of 2048x512, each with its mirror image.
+# The paper's multi-scale test: five ratios of 2048x512, each with a horizontal flip.
 tta_ratios = [0.75, 0.875, 1.0, 1.125, 1.25]
 tta_resizes = [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in tta_ratios]
 tta_flips = [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0., 1.)]

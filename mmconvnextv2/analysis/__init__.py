@@ -1,1 +1,1 @@
-"""Looking at runs."""
+"""Analysis of models' features, and HTML reports of runs."""

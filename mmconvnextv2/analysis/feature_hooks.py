@@ -1,7 +1,7 @@
-"""What a model computes inside its blocks, whatever library it is of: the 4C hidden features, and the blocks' outputs.
+"""Hooks on the blocks of models from any supported library: the 4C hidden features and the blocks' outputs.
 
-Hidden features are what a block's second linear reads, after the activation and, where there is one, the response norm.
-They are handed over during the forward, block by block, so that none is kept.
+Hidden features are the input of a block's second linear layer, after the activation and the response norm, if any.
+They are passed to a callback block by block during the forward, so that none has to be kept in memory.
 """
 
 import math
@@ -19,11 +19,11 @@ SECOND_LINEARS = (
     'pwconv2',  # transformers
     'ffn.layers.1',  # mmpretrain's ViT
 )
-See = Callable[[int, Tensor], None]  # number of the block, features (B, N, C)
+See = Callable[[int, Tensor], None]  # callback with the index of the block and its features (B, N, C)
 
 
 class Block(NamedTuple):
-    """A block of a model: its name, itself, and its second linear, a ``Linear`` or a 1x1 convolution."""
+    """A block of a model: its name, its module, and its second linear layer, a ``Linear`` or a 1x1 convolution."""
 
     name: str
     module: nn.Module
@@ -31,10 +31,10 @@ class Block(NamedTuple):
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
-    """Return the blocks of a model, from the first to the last.
+    """Return the blocks of a model, from first to last.
 
     Raises:
-        ValueError: If it has none that is known.
+        ValueError: If the model has no known blocks.
     """
     blocks = []
     for name, module in model.named_modules():
@@ -44,7 +44,7 @@ def find_blocks(model: nn.Module) -> list[Block]:
             blocks.append(Block(block, model.get_submodule(block), module))
     if not blocks:
         raise UserError(
-            f'{type(model).__name__} has no block whose second linear is known: expected modules named '
+            f'{type(model).__name__} has no block with a known second linear layer: expected modules named '
             f'{", ".join(SECOND_LINEARS)}'
         )
     return blocks
@@ -57,7 +57,7 @@ def depths_of(blocks: list[Block]) -> list[float]:
 
 @contextmanager
 def watch_hidden(model: nn.Module, blocks: list[Block], see: See) -> Iterator[None]:
-    """Call ``see`` with the hidden features (B, N, 4C) of every block during each forward inside the block."""
+    """Call ``see`` with the hidden features (B, N, 4C) of every block in each forward inside the ``with`` statement."""
     skip = num_extra_tokens(model)
 
     def hook_of(index: int) -> Callable:
@@ -70,7 +70,7 @@ def watch_hidden(model: nn.Module, blocks: list[Block], see: See) -> Iterator[No
 
 @contextmanager
 def watch_outputs(model: nn.Module, blocks: list[Block], see: See) -> Iterator[None]:
-    """Call ``see`` with the output (B, N, C) of every block during each forward inside the block."""
+    """Call ``see`` with the output (B, N, C) of every block in each forward inside the ``with`` statement."""
     skip = num_extra_tokens(model)
 
     def hook_of(index: int) -> Callable:
@@ -91,7 +91,7 @@ def _removed(handles: list) -> Iterator[None]:
 
 
 def num_extra_tokens(model: nn.Module) -> int:
-    """Return how many of a transformer's tokens are not sites: timm's and mmpretrain's names for it."""
+    """Return the number of a transformer's tokens that are not sites, by timm's or mmpretrain's attribute."""
     return getattr(model, 'num_prefix_tokens', getattr(model, 'num_extra_tokens', 0))
 
 
@@ -99,9 +99,9 @@ def to_sites(features: Tensor, channels_first: bool, skip: int) -> Tensor:
     """View features of any layout as (B, N, C).
 
     Args:
-        features (Tensor): (B, N, C), or a map (B, C, H, W) or (B, H, W, C).
-        channels_first (bool): Which of the two a map is.
-        skip (int): Tokens to leave out of (B, N, C), which are not sites.
+        features (Tensor): Features of shape (B, N, C), or a map of shape (B, C, H, W) or (B, H, W, C).
+        channels_first (bool): Whether a map has shape (B, C, H, W).
+        skip (int): Number of leading tokens of (B, N, C) that are not sites and are dropped.
     """
     if features.ndim == 3:
         return features[:, skip:]
@@ -109,7 +109,7 @@ def to_sites(features: Tensor, channels_first: bool, skip: int) -> Tensor:
 
 
 def sites_to_square(sites: Tensor) -> Tensor:
-    """Lay sites (B, N, C) of a square image out as (B, H, H, C).
+    """Arrange the sites (B, N, C) of a square image as (B, H, H, C).
 
     Raises:
         ValueError: If N is not a square.

@@ -1,4 +1,4 @@
-"""Figures of features, like the paper's figures 3, 4 and 7; each is a file."""
+"""Plots of features, like the paper's figures 3, 4 and 7; each function writes a file."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Panel(NamedTuple):
 
 
 def plot_over_depth(curves: dict[str, Curve], ylabel: str, path: str) -> None:
-    """Draw a curve per model over normalised depth; values are not negative."""
+    """Plot one curve per model over normalised depth; values must not be negative."""
     figure = Figure(figsize=(7, 4.2), layout='constrained')
     axes = figure.subplots()
     for label, (depths, values) in curves.items():
@@ -30,12 +30,13 @@ def plot_over_depth(curves: dict[str, Curve], ylabel: str, path: str) -> None:
 
 
 def plot_selectivity(indices: dict[str, list[np.ndarray]], path: str, num_bins: int = 25) -> None:
-    """Draw, for each model, how the selectivity of channels is spread in every block, and its mean.
+    """Plot, for each model, the distribution and the mean of the channels' selectivity in every block.
 
     Args:
-        indices (dict[str, list[np.ndarray]]): For each model the channels' indices, an array (C, ) a block.
-        path (str): The file.
-        num_bins (int): Of [0, 1]. Defaults to 25.
+        indices (dict[str, list[np.ndarray]]): Selectivity indices of the channels for each model, one array (C, ) per
+            block.
+        path (str): Path of the image file.
+        num_bins (int): Number of bins in [0, 1]. Defaults to 25.
     """
     figure = Figure(figsize=(5.2 * len(indices), 4.2), layout='constrained')
     columns = figure.subplots(1, len(indices), squeeze=False)[0]
@@ -61,10 +62,10 @@ def plot_selectivity(indices: dict[str, list[np.ndarray]], path: str, num_bins: 
 
 
 def mosaic(maps: np.ndarray) -> np.ndarray:
-    """Lay maps (channels, H, W) out as a square of tiles with a gap of NaN, scaled to the range of them all.
+    """Tile maps (channels, H, W) in a square with gaps of NaN, scaled to their common range.
 
-    One scale for all: a dead channel looks dead. The scale ends at the 1st and 99th percentile, where a few sites of
-    strong channels would darken the rest.
+    All maps share one scale, so a dead channel looks dead. The scale ends at the 1st and 99th percentiles, since a few
+    sites of strong channels would otherwise darken the rest.
     """
     low, high = np.percentile(maps, (1, 99))
     maps = np.clip((maps - low) / max(high - low, 1e-12), 0, 1)
@@ -79,13 +80,13 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
 
 
 def plot_maps(images: np.ndarray, rows: Sequence[Sequence[Panel]], title: str, path: str) -> None:
-    """Draw a row per image: the image, then the channel maps of each block.
+    """Plot one row per image: the image, then the channel maps of each block.
 
     Args:
-        images (np.ndarray): Uint8, (B, H, W, 3).
-        rows (Sequence[Sequence[Panel]]): The panels of each image.
-        title (str): Of the figure.
-        path (str): The file.
+        images (np.ndarray): Images of shape (B, H, W, 3), uint8.
+        rows (Sequence[Sequence[Panel]]): Panels of each image.
+        title (str): Title of the figure.
+        path (str): Path of the image file.
     """
     num_columns = 1 + max(map(len, rows))
     figure = Figure(figsize=(3 * num_columns, 3.3 * len(rows) + 0.4), layout='constrained')

@@ -1,4 +1,4 @@
-"""A self-contained HTML report of training runs: opens from disk, asks the network for nothing."""
+"""Self-contained HTML reports of training runs, which open from disk and load nothing from the network."""
 
 import base64
 import io
@@ -12,6 +12,11 @@ from matplotlib.figure import Figure
 from ..utils.atomic import replacing
 from ..utils.errors import UserError
 
+# Columns of the images that FCMAE's ReconstructionHook writes
+RECONSTRUCTION_COLUMNS = (
+    'original | masked | reconstruction, with the true mean and deviation of each masked cell | pasted together | '
+    'unaided, with mean and deviation from visible cells'
+)
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
 th{background:#f4f4f4}img{max-width:100%;margin:.3rem 0}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
@@ -20,7 +25,7 @@ figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}summary{font-size:1.5
 
 
 def read_scalars(work_dir: str | Path) -> list[dict]:
-    """Return what the newest run in ``work_dir`` logged, in order; empty if there is nothing."""
+    """Return the log entries of the newest run in ``work_dir``, in order; empty if there are none."""
     files = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
     if not files:
         return []
@@ -28,7 +33,7 @@ def read_scalars(work_dir: str | Path) -> list[dict]:
 
 
 def parse_scalars(text: str) -> list[dict]:
-    """Return the entries of mmengine's ``scalars.json``, numbers alone; lines that a kill tore are left out."""
+    """Return the numbers in mmengine's ``scalars.json``, one dict per entry; lines cut off by a kill are skipped."""
     entries = []
     for line in text.splitlines():
         try:
@@ -50,26 +55,26 @@ def read_metric(work_dir: str | Path, key: str) -> float:
     """Return the last value of an evaluator's metric.
 
     Raises:
-        ValueError: If the run never logged it.
+        ValueError: If the run never logged the metric.
     """
     values = [entry[key] for entry in read_scalars(work_dir) if key in entry]
     if not values:
-        raise UserError(f'{work_dir} has logged no {key!r}: did its evaluation finish?')
+        raise UserError(f'the run in {work_dir} did not log {key!r}: did its evaluation finish?')
     return values[-1]
 
 
 def _inline(image: str | Path | bytes, text: str) -> str:
-    """Return an ``img`` element that holds a PNG or JPEG itself."""
+    """Return an ``img`` element with a PNG or JPEG embedded in it."""
     content = image if isinstance(image, bytes) else Path(image).read_bytes()
     kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
 class Report:
-    """Collect sections, then write one file.
+    """HTML page that collects sections and writes them to one file.
 
     Args:
-        title (str): The heading.
+        title (str): Heading of the page.
 
     Examples:
         >>> report = Report('My run')
@@ -94,7 +99,7 @@ class Report:
         self.parts.append(f'<pre>{escape(text)}</pre>')
 
     def folded(self, title: str, text: str) -> None:
-        """Add preformatted text that opens on a click."""
+        """Add preformatted text that unfolds on a click."""
         self.parts.append(f'<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>')
 
     def table(self, header: Sequence, rows: Sequence[Sequence]) -> None:
@@ -104,11 +109,11 @@ class Report:
         self.parts.append('<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>')
 
     def image(self, image: str | Path | bytes, caption: str) -> None:
-        """Add a PNG or JPEG, given as a path or as bytes, inside the file."""
+        """Embed a PNG or JPEG, given as a path or as bytes."""
         self.parts.append(f'<figure>{_inline(image, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
 
     def thumbnails(self, images: Sequence[str | Path], caption: str) -> None:
-        """Add images of few pixels, enlarged, two in a row, with one caption."""
+        """Add small images, enlarged, two per row, with one caption."""
         inlined = ''.join(_inline(image, caption) for image in images)
         self.parts.append(
             f'<figure><div class="small">{inlined}</div><figcaption>{escape(caption)}</figcaption></figure>'
@@ -121,13 +126,13 @@ class Report:
         ylabel: str = 'loss',
         xlabel: str = 'iteration',
     ) -> None:
-        """Draw named (steps, values) curves in one plot; nothing without curves."""
+        """Plot named (steps, values) curves in one figure; do nothing without curves."""
         if not curves:
             return
         figure = Figure(figsize=(8, 3.2), layout='constrained')
         axes = figure.subplots()
         for name, (steps, values) in curves.items():
-            axes.plot(steps, values, label=name.replace('$', r'\$'))  # which begins a formula in matplotlib
+            axes.plot(steps, values, label=name.replace('$', r'\$'))  # $ starts a formula in matplotlib
         axes.set(xlabel=xlabel, ylabel=ylabel.replace('$', r'\$'))
         axes.grid(alpha=0.3)
         axes.legend()
@@ -136,8 +141,8 @@ class Report:
         self.image(buffer.getvalue(), caption)
 
     def write(self, path: str | Path) -> None:
-        """Write the file, all or nothing."""
+        """Write the file, completely or not at all."""
         with replacing(str(path)) as partial:
             head = f'<meta charset="utf-8"><title>{escape(self.title)}</title><style>{STYLE}</style>'
             page = f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(self.parts)}</body></html>'
-            Path(partial).write_bytes(page.encode(errors='replace'))  # names of files need not be UTF-8
+            Path(partial).write_bytes(page.encode(errors='replace'))  # file names may not be valid UTF-8

@@ -1,7 +1,7 @@
-"""The paper's measures of features (arXiv 2301.00808, figures 3, 4 and 7), each streaming over batches and exact.
+"""The paper's measures of features (arXiv 2301.00808, figures 3, 4 and 7), computed exactly while streaming batches.
 
-All take features of shape (B, N, C): B images, N sites, C channels. Against the formula of the cosine distance over
-all pairs of channels, C x C cosines are never made: their sum is the squared length of the sum of unit vectors.
+All take features of shape (B, N, C): B images, N sites, C channels. The C x C cosines of the cosine distance are never
+computed, since their sum is the squared length of the sum of the channels' unit vectors.
 """
 
 import torch
@@ -12,16 +12,16 @@ from ..utils.errors import UserError
 
 
 def cosine_distance(features: Tensor) -> Tensor:
-    """Return the mean over all pairs of channels (i, j), i = j among them, of (1 - cos) / 2.
+    """Return the mean of (1 - cos) / 2 over all pairs of channels (i, j), including i = j.
 
-    It is 0 when all channels are alike, (1 - 1 / C) / 2 when all are orthogonal, and never above 1 / 2 when no value is
-    negative. Two dead channels (zero everywhere) are alike, a dead one is orthogonal to any other.
+    The distance is 0 if all channels are alike, (1 - 1 / C) / 2 if all are orthogonal, and at most 1 / 2 if no value is
+    negative. Two dead channels (zero everywhere) count as alike, a dead and a live one as orthogonal.
 
     Args:
-        features (Tensor): (B, N, C).
+        features (Tensor): Features of shape (B, N, C).
 
     Returns:
-        Tensor: Float64, (B, ), in [0, 1].
+        Tensor: Distances of shape (B, ) in [0, 1], float64.
 
     Examples:
         >>> cosine_distance(torch.tensor([[[1., 2.], [0., 0.]], [[1., 0.], [0., 1.]]]))  # alike, then orthogonal
@@ -31,46 +31,47 @@ def cosine_distance(features: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(values, dim=1)  # (B, C)
     alive = norm > torch.finfo(norm.dtype).tiny
     inverse = torch.where(alive, norm, 1).reciprocal() * alive
-    total = (values @ inverse[..., None]).double()  # (B, N, 1), the sum of all channels' unit vectors
+    total = (values @ inverse[..., None]).double()  # (B, N, 1), sum of the channels' unit vectors
     dead = (~alive).sum(1)
-    similarity = total.square().sum((1, 2)) + dead.double().square()  # of all C * C pairs
+    similarity = total.square().sum((1, 2)) + dead.double().square()  # summed over all C * C pairs
     return ((1 - similarity / values.shape[-1] ** 2) / 2).clamp(0, 1)
 
 
 class RunningStats:
-    """Mean and deviation of a stream of numbers, one stream a block."""
+    """Mean and standard deviation of streams of numbers, one stream per block."""
 
     def __init__(self) -> None:
         self.values: dict[int, list[Tensor]] = {}
 
     def add(self, index: int, values: Tensor) -> None:
-        """Take the numbers (B, ) of a block's batch."""
+        """Add the numbers (B, ) of one batch for a block."""
         self.values.setdefault(index, []).append(values.cpu())
 
     def mean_and_deviation(self, index: int) -> tuple[float, float]:
-        """Return the mean of all numbers of a block, and their deviation (0 for one)."""
+        """Return the mean and the standard deviation of a block's numbers (0 for a single number)."""
         values = torch.cat(self.values[index])
         return values.mean().item(), values.std(correction=0).item()
 
 
 def count_dead_and_saturated(features: Tensor, tolerance: float = 0.05) -> tuple[Tensor, Tensor]:
-    """Find channels that show nothing. The paper shows them and gives no thresholds; these are ours.
+    """Find dead and saturated channels. The paper shows such channels but gives no thresholds; these are ours.
 
-    A channel is dead where its largest absolute value is at most ``tolerance`` times the mean of the channels' largest
-    ones; saturated where it is not dead and its deviation over sites is at most ``tolerance`` times its absolute mean.
+    A channel is dead if its largest absolute value is at most ``tolerance`` times the mean of all channels' largest
+    values. It is saturated if it is not dead and its standard deviation over sites is at most ``tolerance`` times its
+    absolute mean.
 
     Args:
-        features (Tensor): (B, N, C).
-        tolerance (float): In (0, 1). Defaults to 0.05.
+        features (Tensor): Features of shape (B, N, C).
+        tolerance (float): Threshold in (0, 1). Defaults to 0.05.
 
     Returns:
-        tuple[Tensor, Tensor]: Bool, (B, C) each: dead, saturated.
+        tuple[Tensor, Tensor]: Dead and saturated channels, bool (B, C) each.
 
     Raises:
-        ValueError: If the tolerance is out of its range.
+        ValueError: If the tolerance is out of range.
     """
     if not 0 < tolerance < 1:
-        raise UserError(f'--tolerance {tolerance}: expected a share in (0, 1)')
+        raise UserError(f'--tolerance {tolerance}: expected a number in (0, 1)')
     values = features.double()
     peak = values.abs().amax(1)  # (B, C)
     dead = peak <= tolerance * peak.mean(1, keepdim=True)
@@ -79,15 +80,15 @@ def count_dead_and_saturated(features: Tensor, tolerance: float = 0.05) -> tuple
 
 
 class ClassSelectivity:
-    """The class selectivity index of each channel (arXiv 1803.06959): how much more it answers to its best class.
+    """Class selectivity index of each channel (arXiv 1803.06959): how much more it responds to its best class.
 
-    ``(highest - others) / (highest + others)`` of the mean responses to classes, ``others`` the mean over all but the
-    highest. 0: it answers to all classes alike; 1: to one class alone; channels that never answer have 0. A response is
-    an image's mean over sites of what is positive: the index is defined for responses that are not negative, which
-    outputs of ConvNeXt blocks can be.
+    The index is ``(highest - others) / (highest + others)`` of a channel's mean responses to classes, where ``others``
+    is the mean over all classes except the highest. It is 0 for a channel that responds equally to all classes or to
+    none, and 1 for one that responds to a single class. The response to an image is the mean over sites of the positive
+    part, since the index is defined for non-negative responses only and outputs of ConvNeXt blocks can be negative.
 
     Args:
-        num_classes (int): Two or more.
+        num_classes (int): Number of classes, at least 2.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -98,7 +99,7 @@ class ClassSelectivity:
         self.counts: dict[int, Tensor] = {}
 
     def add(self, index: int, features: Tensor, labels: Tensor) -> None:
-        """Take the features (B, N, C) and classes (B, ) of a block's batch."""
+        """Add the features (B, N, C) and labels (B, ) of one batch for a block."""
         response = features.clamp(min=0).mean(1, dtype=torch.float64).cpu()  # (B, C)
         sums = self.sums.setdefault(index, response.new_zeros(self.num_classes, response.shape[1]))
         sums.index_add_(0, labels, response)
@@ -106,7 +107,7 @@ class ClassSelectivity:
         counts += torch.bincount(labels, minlength=self.num_classes)
 
     def indices(self, index: int) -> Tensor:
-        """Return the index of each channel of a block: float64, (C, ), in [0, 1].
+        """Return the index of each channel of a block, float64 (C, ) in [0, 1].
 
         Raises:
             ValueError: If a class had no image.

@@ -1,1 +1,1 @@
-"""One module per tool: arguments in, one call out."""
+"""Command line tools, one module per tool."""

@@ -1,4 +1,4 @@
-"""Arguments that the tools share, and the config that they give."""
+"""Arguments shared by the tools, and the config that results from them."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -16,18 +16,18 @@ VISUALIZATION_HOOKS = dict(
 
 
 def add_config_options(parser: ArgumentParser) -> None:
-    """Add ``--cfg-options`` and ``--traceback``, which every tool that reads a config has."""
+    """Add ``--cfg-options`` and ``--traceback``, for every tool that reads a config."""
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value ...')
     add_traceback(parser)
 
 
 def add_traceback(parser: ArgumentParser) -> None:
-    """Add ``--traceback``, which every tool has."""
+    """Add ``--traceback``, for every tool."""
     parser.add_argument('--traceback', action='store_true', help='show where in the code an error was found')
 
 
 def add_run_arguments(parser: ArgumentParser) -> None:
-    """Add what ``tools/train.py`` and ``tools/test.py`` share, OpenMMLab's names for it."""
+    """Add the arguments shared by ``tools/train.py`` and ``tools/test.py``, under OpenMMLab's names."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/CONFIG_NAME')
     parser.add_argument('--skip-data-checks', action='store_true', help='start without reading annotations and labels')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
@@ -37,7 +37,7 @@ def add_run_arguments(parser: ArgumentParser) -> None:
 
 
 def load_run_config(args: Namespace) -> Config:
-    """Read the config of a run, its launcher and work folder set from the arguments; see :func:`load_config`."""
+    """Read the config of a run, and set its launcher and work folder from the arguments; see :func:`load_config`."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config, args.cfg_options)
     cfg.launcher = args.launcher
@@ -50,4 +50,4 @@ def load_run_config(args: Namespace) -> Config:
 
 def check_checkpoint(path: str | None, argument: str) -> None:
     if path and '://' not in path and not os.path.isfile(path):
-        raise UserError(f'{argument}={path!r} does not exist; give a checkpoint file or its URL.')
+        raise UserError(f'{argument}={path!r} does not exist: pass a checkpoint file or its URL')

@@ -1,6 +1,6 @@
-"""What ``tools/browse.py`` does: draws training samples as the pipeline hands them to the model, with their labels.
+"""``tools/browse.py``: draw training samples with their labels, as the pipeline passes them to the model.
 
-Drawn by mmdet's, mmseg's and mmpretrain's own visualizers; FCMAE's samples show their visible cells.
+Samples are drawn by the visualizers of mmdet, mmseg and mmpretrain. FCMAE's samples show their visible cells.
 """
 
 import os
@@ -22,7 +22,7 @@ from ..utils.errors import UserError
 from .arguments import add_config_options, load_config
 from .data_checks import check_data
 
-MASKED = 114  # grey level of hidden cells
+MASKED = 114  # grey level of masked cells
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
@@ -32,32 +32,32 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         epilog='Example: python tools/browse.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --num 20',
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--out', default='samples', help='folder of the images; default samples')
-    parser.add_argument('--num', type=int, default=12, help='how many samples; default 12')
-    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='default train')
+    parser.add_argument('--out', default='samples', help='output folder for the images; default samples')
+    parser.add_argument('--num', type=int, default=12, help='number of samples; default 12')
+    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train', help='split; default train')
     add_config_options(parser)
     return parser.parse_args(argv)
 
 
 def to_displayable(inputs: np.ndarray, is_bgr: bool) -> np.ndarray:
-    """Turn a sample's channels (C, H, W), uint8 or float, into an RGB image (H, W, 3), uint8.
+    """Convert a sample (C, H, W), uint8 or float, to an RGB image (H, W, 3), uint8.
 
-    Other than three channels show the first one.
+    If the number of channels is not three, the first one is shown in grey.
     """
     if len(inputs) != 3:
         inputs = np.repeat(inputs[:1], 3, axis=0)
     elif is_bgr:
         inputs = inputs[::-1]
     if inputs.dtype != np.uint8 and inputs.max() > 255:
-        inputs = inputs / inputs.max() * 255  # deeper than 8 bits
+        inputs = inputs / inputs.max() * 255  # more than 8 bits
     return np.ascontiguousarray(inputs.transpose(1, 2, 0)).clip(0, 255).astype(np.uint8)
 
 
 class Browser:
-    """Draw the samples of a config's data set.
+    """Renderer for the samples of a config's data set.
 
     Args:
-        cfg (Config): The config.
+        cfg (Config): Config with the data set.
         split (str): 'train', 'val' or 'test'. Defaults to 'train'.
     """
 
@@ -74,7 +74,7 @@ class Browser:
         return len(self.dataset)
 
     def draw(self, index: int) -> np.ndarray:
-        """Return one sample drawn with its labels, RGB (H, W, 3)."""
+        """Return one sample with its labels drawn on it, RGB (H, W, 3)."""
         item = self.dataset[index]
         sample = item['data_samples']
         image = to_displayable(item['inputs'].numpy(), self.is_bgr)
@@ -96,7 +96,7 @@ class Browser:
 
     @staticmethod
     def _beside_masked(image: np.ndarray, visible_cells: np.ndarray) -> np.ndarray:
-        """Draw the image beside itself with hidden cells in grey."""
+        """Return the image next to a copy with masked cells in grey."""
         height, width = (size // CELL for size in image.shape[:2])
         visible = np.zeros(height * width, bool)
         visible[visible_cells] = True
@@ -105,7 +105,7 @@ class Browser:
 
     @staticmethod
     def _unpack(instances: Any) -> None:
-        """Turn boxes and masks into the plain types that mmdet's visualizer draws."""
+        """Convert boxes and masks to the plain types that mmdet's visualizer expects."""
         if hasattr(instances.bboxes, 'tensor'):
             instances.bboxes = instances.bboxes.tensor
         if 'masks' in instances:
@@ -116,11 +116,11 @@ def browse(args: Namespace) -> None:
     """Entry point of ``tools/browse.py``: draw samples.
 
     Raises:
-        ValueError: If the data is not there, or the split has no data set.
+        ValueError: If data files are missing, or the config has no data loader for the split.
     """
     cfg = load_config(args.config, args.cfg_options)
     if not cfg.get(f'{args.split}_dataloader'):
-        raise UserError(f'--split={args.split}: the config has no {args.split}_dataloader.')
+        raise UserError(f'--split={args.split}: the config has no {args.split}_dataloader')
     check_data(cfg, (args.split,))
     browser = Browser(cfg, args.split)
     for index in track_iter_progress(range(min(args.num, len(browser)))):

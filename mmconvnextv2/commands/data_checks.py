@@ -1,4 +1,4 @@
-"""Checks of a config's data before a long start: paths, class names and class counts."""
+"""Checks of a config's data before a run starts: paths, class names and class counts."""
 
 import codecs
 import json
@@ -15,13 +15,13 @@ from ..utils.config import inner_datasets
 from ..utils.errors import UserError
 from .label_checks import check_labels
 
-FOLDER_DATASETS = ('CustomDataset', 'ImageNet')  # which number the folders that they find
+FOLDER_DATASETS = ('CustomDataset', 'ImageNet')  # classes are numbered by their folders
 SPLITS = ('train', 'val', 'test')
 SOFTMAX_HEADS = ('UPerHead', 'PSPHead', 'FCNHead', 'ASPPHead', 'SegformerHead')
 
 
 def _dataset_paths(dataset: dict) -> Iterator[tuple[str, str]]:
-    """Yield (config key, path) for the root, the annotation file and the folders of a dataset."""
+    """Yield (config key, path) for the root, the annotation file and the image folders of a data set."""
     root = dataset.get('data_root') or ''
     if root:
         yield 'data_root', root
@@ -34,18 +34,18 @@ def _dataset_paths(dataset: dict) -> Iterator[tuple[str, str]]:
 
 
 def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> None:
-    """Check that the data of the given splits is there, and that its files, the config and the model agree.
+    """Check that the data of the given splits exists and that its files, the config and the model agree.
 
-    Classes are compared by name, never by order or count alone, between the config, the annotation files or class
-    folders of all splits and the evaluators'. Of several processes, the first one alone reads files.
+    Classes are compared by name, never only by order or count, between the config, the annotation files or class
+    folders of all splits, and the evaluators' files. Only the first of several processes reads files.
 
     Args:
-        cfg (Config): The config.
-        splits (Sequence[str]): Of 'train', 'val' and 'test'.
-        read_files (bool): Whether annotation files and the first labels are read too. Defaults to True.
+        cfg (Config): Config of the run.
+        splits (Sequence[str]): Any of 'train', 'val' and 'test'.
+        read_files (bool): Whether to read annotation files and the first labels, too. Defaults to True.
 
     Raises:
-        ValueError: Naming the config key and the path that is missing, or what disagrees.
+        ValueError: If data is missing or inconsistent; the message names the config key and the path.
     """
     read_files = read_files and is_first_process()
     for split in splits:
@@ -54,8 +54,8 @@ def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> N
             for key, path in _dataset_paths(dataset):
                 if '://' not in path and not os.path.exists(path):
                     raise UserError(
-                        f'{split}_dataloader.dataset.{key}: {path!r} does not exist. Lay the data out as '
-                        'configs/README.md says, or set the key with --cfg-options.'
+                        f'{split}_dataloader.dataset.{key}: {path!r} does not exist: arrange the data as in '
+                        'configs/README.md, or set the key with --cfg-options'
                     )
             check_class_count(cfg, dataset, split, read_files)
             if read_files:
@@ -72,13 +72,13 @@ def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> N
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of the processes that torchrun, srun or mpirun started, before they meet."""
+    """Return whether this is the first process of torchrun, srun or mpirun, before torch.distributed starts."""
     ranks = [os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK') if name in os.environ]
     return not ranks or ranks[0] == '0'
 
 
 def _check_endings(dataset: dict, split: str) -> None:
-    """Refuse images that differ from ``img_suffix`` in capitals alone: mmseg would leave them out."""
+    """Raise ``ValueError`` for images whose suffix differs from ``img_suffix`` only in case, which mmseg would skip."""
     suffix, root = dataset.get('img_suffix'), dataset.get('data_root') or ''
     folder = os.path.join(root, (dataset.get('data_prefix') or {}).get('img_path') or '')
     if not suffix or dataset.get('ann_file') or not os.path.isdir(folder):
@@ -88,7 +88,7 @@ def _check_endings(dataset: dict, split: str) -> None:
     if others:
         raise UserError(
             f'{split}_dataloader.dataset.img_suffix={suffix!r}: {len(others)} of {len(names)} images '
-            f'in {folder} end otherwise, such as {others[0]}, and would be left out: rename them'
+            f'in {folder} have another suffix, such as {others[0]}, and would be skipped: rename them'
         )
 
 
@@ -98,18 +98,19 @@ def _evaluators(cfg: Config, split: str) -> Sequence[dict]:
 
 
 def _check_top_k(cfg: Config, split: str) -> None:
-    """Compare a classifier's evaluators' top-k with the number of classes."""
+    """Check that the top-k of a classifier's evaluators does not exceed the number of classes."""
     counts = model_class_counts(cfg.model) if cfg.default_scope == 'mmpretrain' else set()
     for evaluator in _evaluators(cfg, split):
         topk = evaluator.get('topk', 1)
         if counts and max([topk] if isinstance(topk, int) else topk) > min(counts):
             raise UserError(
-                f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set it to 1, and drop the larger ones'
+                f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set topk=1, and remove the '
+                'larger values'
             )
 
 
 def _check_evaluator(cfg: Config, split: str) -> None:
-    """Compare an evaluator's annotation file with the data it evaluates."""
+    """Check that an evaluator's annotation file exists and lists the images of the data loader."""
     datasets = list(inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}))
     for evaluator in _evaluators(cfg, split):
         theirs = evaluator.get('ann_file') or ''
@@ -136,7 +137,7 @@ def _images_of(path: str) -> set:
 
 
 def _check_folders(cfg: Config, splits: Sequence[str]) -> None:
-    """Compare the folders of classes of all splits, and number names as mmpretrain numbers folders: alphabetically."""
+    """Check that all splits have the same class folders, and sort class names as mmpretrain does: alphabetically."""
     folders = {}
     for split in splits:
         for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}):
@@ -150,7 +151,7 @@ def _check_folders(cfg: Config, splits: Sequence[str]) -> None:
             hidden = [name for name in names if name.startswith('.')]
             if hidden:
                 raise UserError(
-                    f'{root} has a hidden folder {hidden[0]!r}, which would be numbered as a class: remove it'
+                    f'{root} has a hidden folder {hidden[0]!r}, which would be counted as a class: remove it'
                 )
             _name_folders(dataset, names, split, root)
             folders[root] = names
@@ -159,35 +160,40 @@ def _check_folders(cfg: Config, splits: Sequence[str]) -> None:
         differ = sorted(set(folders[roots[0]]) ^ set(folders[root]))
         if differ:
             raise UserError(
-                f'{roots[0]} and {root} have different folders of classes, {differ[:5]}: classes are '
-                'numbered by their folders, so both need all of them; an empty one will do'
+                f'{roots[0]} and {root} have different class folders, {differ[:5]}: classes are numbered by their '
+                'folders, so both need all of them, even if some are empty'
             )
 
 
 def _name_folders(dataset: dict, folders: Sequence[str], split: str, root: str) -> None:
-    """Bring the class names of the config into the order of their folders."""
+    """Sort the class names of the config in the order of their folders.
+
+    Raises:
+        ValueError: If class names and folders do not match.
+    """
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None or isinstance(classes, str):
         return
     if sorted(classes) == list(folders):
         if list(classes) != list(folders):
-            print_log(f'{split}: classes are numbered as their folders: {", ".join(folders)}', 'current')
+            print_log(f'{split}: classes are numbered in the order of their folders: {", ".join(folders)}', 'current')
         dataset['metainfo']['classes'] = tuple(folders)
         return
     if set(classes) & set(folders) or len(classes) != len(folders):
         lacking = [name for name in classes if name not in folders]
         raise UserError(
             f'{split}_dataloader.dataset.metainfo.classes={tuple(classes)}: {root} has the folders '
-            f'{list(folders)}, and none for {lacking}. Name the classes as their folders'
+            f'{list(folders)}, but none for {lacking}. Name the classes like their folders'
         )
     print_log(
-        f'{split}: names of the folders: ' + ', '.join(f'{folder} is {name}' for folder, name in zip(folders, classes)),
+        f'{split}: names of the class folders: '
+        + ', '.join(f'{folder} is {name}' for folder, name in zip(folders, classes)),
         'current',
     )
 
 
 def _check_segmentor(cfg: Config, splits: Sequence[str]) -> None:
-    """Refuse settings of a segmentor that fail after a while, or learn nothing without a word."""
+    """Raise ``ValueError`` for settings of a segmentor that fail only later, or silently learn nothing."""
     head = cfg.model.get('decode_head') or {}
     heads = head if isinstance(head, (list, tuple)) else [head]
     for one in heads:
@@ -195,8 +201,8 @@ def _check_segmentor(cfg: Config, splits: Sequence[str]) -> None:
         sigmoid = any(part.get('use_sigmoid') for part in (loss if isinstance(loss, (list, tuple)) else [loss]))
         if one.get('num_classes') == 1 and not sigmoid and one.get('type') in SOFTMAX_HEADS:
             raise UserError(
-                'model.decode_head.num_classes=1: the only class is always right, and nothing is learnt. '
-                "Name the background too, metainfo.classes=('background', 'crack') with labels 0 and 1, "
+                'model.decode_head.num_classes=1: the only class is always correct, so nothing is learnt. '
+                "Add the background, such as metainfo.classes=('background', 'crack') with labels 0 and 1, "
                 'and set num_classes=2 in decode_head and auxiliary_head'
             )
     loader, norm = cfg.get('train_dataloader') or {}, (heads[0].get('norm_cfg') or {}).get('type', '')
@@ -206,14 +212,14 @@ def _check_segmentor(cfg: Config, splits: Sequence[str]) -> None:
     if 'train' in splits and loader.get('batch_size') == 1 and pools and alone:
         raise UserError(
             f'train_dataloader.batch_size=1: {heads[0].type} pools each image to one value per channel, '
-            'which batch normalisation of a single image cannot learn from. Use batch_size=2, or group '
+            'which batch normalisation cannot normalise for a single image. Use batch_size=2, or group '
             'normalisation: --cfg-options model.decode_head.norm_cfg.type=GN '
             'model.decode_head.norm_cfg.num_groups=32'
         )
 
 
 def model_class_counts(model: dict) -> set:
-    """Collect every ``num_classes`` of the heads that see the data set's classes."""
+    """Return the set of ``num_classes`` of all heads that predict the data set's classes."""
     if isinstance(model, (list, tuple)):
         return set().union(*(model_class_counts(item) for item in model))
     if not isinstance(model, dict):
@@ -224,7 +230,7 @@ def model_class_counts(model: dict) -> set:
 
 
 def dataset_classes(dataset: dict, scope: str) -> tuple[str, ...]:
-    """Return the class names of a data set: those of its ``metainfo``, or else of its type."""
+    """Return the class names of a data set, from its ``metainfo`` or else its type."""
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
         kind = dataset.get('type')
@@ -235,11 +241,10 @@ def dataset_classes(dataset: dict, scope: str) -> tuple[str, ...]:
 
 
 def check_class_count(cfg: Config, dataset: dict, split: str, read_files: bool = True) -> None:
-    """Compare the heads' ``num_classes``, the data set's class names and, if files are read, a COCO-style annotation
-    file.
+    """Compare the heads' ``num_classes``, the data set's class names and, if files are read, a COCO annotation file.
 
     Raises:
-        ValueError: Naming both numbers, or the classes that the annotation file lacks.
+        ValueError: If they differ; the message has both numbers, or the classes missing in the annotation file.
     """
     counts, classes = model_class_counts(cfg.model), dataset_classes(dataset, cfg.default_scope)
     annotated, source = _annotated_classes(cfg, dataset) if read_files else ([], '')
@@ -249,28 +254,28 @@ def check_class_count(cfg: Config, dataset: dict, split: str, read_files: bool =
     if annotated and lacking:
         raise UserError(
             f'metainfo.classes={classes} of {split}_dataloader: {source} has no {lacking}, its categories '
-            f'are {annotated}. Set metainfo.classes to names among them, and num_classes to their count.'
+            f'are {annotated}. Set metainfo.classes to names from this list, and num_classes to their number'
         )
     if classes and counts and counts != {len(classes)}:
         raise UserError(
             f'num_classes={sorted(counts)} in the model, but {len(classes)} classes in metainfo.classes '
-            f'({split}_dataloader). Set num_classes and metainfo.classes to the same classes.'
+            f'({split}_dataloader). Set num_classes to the number of metainfo.classes'
         )
 
 
 def _check_order(annotated: Sequence[str], classes: Sequence[str], source: str, split: str) -> None:
-    """Refuse what mmdet's ``CocoDataset`` would number by order, under other names."""
+    """Raise ``ValueError`` if mmdet's ``CocoDataset``, which numbers categories by order, would mix up the classes."""
     used = [name for name in annotated if name in classes]
     if used != list(classes) and sorted(set(used)) == sorted(classes):
         raise UserError(
             f"{split}_dataloader.dataset.type='CocoDataset' numbers classes in the order of {source}, "
-            f"{used}, and metainfo.classes names them {list(classes)}: set type='CheckedCocoDataset', "
-            "which goes by name, and the evaluator's type='CheckedCocoMetric'"
+            f"{used}, but metainfo.classes is {list(classes)}: set type='CheckedCocoDataset', "
+            "which matches names, and the evaluator's type='CheckedCocoMetric'"
         )
 
 
 def _annotated_classes(cfg: Config, dataset: dict) -> tuple[list, str]:
-    """Return the category names of a COCO-style annotation file, none where there is no such file, and its path."""
+    """Return the category names of a COCO annotation file, empty if there is no such file, and its path."""
     source = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
     if cfg.default_scope != 'mmdet' or not source.endswith('.json') or '://' in source:
         return [], source
@@ -278,13 +283,13 @@ def _annotated_classes(cfg: Config, dataset: dict) -> tuple[list, str]:
 
 
 def _read_categories(path: str) -> list:
-    """Return a COCO-style file's ``categories`` without parsing the rest, which in COCO's own is 450 MB.
+    """Return the ``categories`` of a COCO file without parsing the rest, which is 450 MB for COCO itself.
 
     Raises:
         ValueError: If the file is empty.
     """
     if not os.path.getsize(path):
-        raise UserError(f"the annotation file {path} is empty; expected COCO's JSON.")
+        raise UserError(f'the annotation file {path} is empty: expected COCO JSON')
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.rfind(b'"categories"')
         start = content.find(b'[', place) if place >= 0 else -1
@@ -296,7 +301,7 @@ def _read_categories(path: str) -> list:
 
 
 def _decode_start(content: bytes) -> str:
-    """Decode the beginning of a text, which may end inside a character, as ``datasets.coco`` decodes the whole."""
+    """Decode the start of a text, which may end inside a character, with the encodings of ``datasets.coco``."""
     try:
         return codecs.getincrementaldecoder('utf-8')().decode(content)
     except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""``python -m mmconvnextv2 doctor``: what is installed, what works, and how to fix what does not.
+"""``python -m mmconvnextv2 doctor``: report what is installed, what works, and how to fix what does not.
 
-Every line is found by using the part, a forward, a compiled operation, an import, and not by its version alone.
+Each part is checked by using it, with a forward pass, a compiled operation or an import, not only by its version.
 """
 
 import os
@@ -31,8 +31,8 @@ USED_FOR = {
 MODULES = {'mmdet': 'mmdet', 'mmsegmentation': 'mmseg', 'mmpretrain': 'mmpretrain'}
 HOME = Path(__file__).parents[1]
 OPERATORS_ADVICE = (
-    'compiled for another torch, or for the CPU alone: MMCONVNEXTV2_OPERATORS=torchvision takes those '
-    'of torchvision; for good, pip uninstall mmcv, then pip install mmcv-lite==2.1.0 --no-deps'
+    'compiled for another torch, or only for the CPU: set MMCONVNEXTV2_OPERATORS=torchvision to use those of '
+    'torchvision; permanently, pip uninstall mmcv, then pip install mmcv-lite==2.1.0 --no-deps'
 )
 
 
@@ -40,10 +40,10 @@ class Check(NamedTuple):
     """One line of the report.
 
     Args:
-        name (str): What was looked at.
-        found (str): What was seen.
-        advice (str, optional): What to do. Defaults to None, nothing.
-        is_problem (bool): Whether something that is installed does not work. Defaults to False.
+        name (str): Name of the checked part.
+        found (str): Result of the check.
+        advice (str, optional): What the user can do. Defaults to None, nothing.
+        is_problem (bool): Whether something installed does not work. Defaults to False.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Check(NamedTuple):
 
 
 def try_check(name: str, action: Callable[[], str], advice: str) -> Check:
-    """Run ``action``; its text is what was found, an exception a problem."""
+    """Run ``action`` and report the text that it returns; an exception is reported as a problem."""
     try:
         return Check(name, action())
-    except Exception as error:  # whatever a broken install raises is the finding
+    except Exception as error:  # a broken installation may raise anything
         return Check(name, f'{type(error).__name__}: {error}'.splitlines()[0], advice, is_problem=True)
 
 
 def find_packages() -> Iterator[Check]:
-    """Look at the stack's packages, at forks that overwrite them, and at mixtures of both."""
+    """Check the packages of the stack, forks that overwrite them, and mixtures of both."""
     for name in WORKING:
         others = [other for other in (LITE.get(name), FORKS.get(name)) if other and installed_version(other)]
         found = [installed_version(name)] * bool(installed_version(name))
@@ -70,7 +70,7 @@ def find_packages() -> Iterator[Check]:
             yield Check(
                 name,
                 ', and '.join(found),
-                'they write the same files: pip uninstall all but one, then '
+                'they install the same files: pip uninstall all except one, then '
                 'install that one with --force-reinstall --no-deps',
                 is_problem=True,
             )
@@ -86,38 +86,37 @@ def _missing(name: str) -> Check:
         return Check(
             name,
             'not installed',
-            f"needed for {USED_FOR[name]}; pip install 'mmconvnextv2[ops]' adds {LITE[name]}, and compiles nothing",
+            f"needed for {USED_FOR[name]}; pip install 'mmconvnextv2[ops]' adds {LITE[name]} without compiling",
         )
     return Check(name, 'not installed', f'needed for {USED_FOR.get(name, "everything")}; `make env` installs it')
 
 
 def find_mixture() -> Iterator[Check]:
-    """Tell when some packages are upstream's and others the forks': each family is tested with itself alone."""
+    """Report a mixture of upstream packages and forks, since each family is only tested with itself."""
     upstream = [name for name in FORKS if installed_version(name)]
     forks = [fork for name, fork in FORKS.items() if name not in upstream and installed_version(fork)]
     if upstream and forks:
         yield Check(
             'mixed packages',
             f'{", ".join(upstream)} of upstream with {", ".join(forks)}',
-            'they were not made for each other: pip uninstall one side, then install its packages of the other side',
+            'they are not compatible: pip uninstall one family, and install the same packages of the other',
             is_problem=True,
         )
 
 
 def find_imports() -> Iterator[Check]:
-    """Import what is installed, as far as recipes need it: the packages refuse each other's versions there, and miss
-    what they did not ask for."""
+    """Import the installed packages as recipes do, which reveals incompatible versions and undeclared dependencies."""
     for name, module in MODULES.items():
         if installed_version(name) or installed_version(FORKS[name]):
             yield try_check(
                 f'import {module}',
                 lambda: import_module(f'{module}.utils') and f'{import_module(module).__version__} works',
-                'install what its message names, or the set of requirements/lock.txt',
+                'install what the message names, or the versions in requirements/lock.txt',
             )
 
 
 def find_recipes() -> Iterator[Check]:
-    """Count the configs and tools that travel in the package."""
+    """Count the configs and tools in the package."""
     configs, tools = (len(list((HOME / '.mim' / kind).rglob('*.py'))) for kind in ('configs', 'tools'))
     missing = None if configs and tools else 'the package is incomplete: pip install --force-reinstall mmconvnextv2'
     yield Check(
@@ -129,7 +128,7 @@ def find_recipes() -> Iterator[Check]:
 
 
 def find_devices() -> Iterator[Check]:
-    """Look at CUDA devices, and whether bf16 works on them."""
+    """List CUDA devices, and whether they support bf16."""
     if not torch.cuda.is_available():
         yield _no_device()
         return
@@ -143,7 +142,7 @@ def find_devices() -> Iterator[Check]:
 def _no_device() -> Check:
     found = f'no device for torch, built for CUDA {torch.version.cuda}'
     if not _lists_gpu():
-        return Check('CUDA', found, 'the machine shows no GPU either; with one in it, check its driver')
+        return Check('CUDA', found, 'the machine reports no GPU either; if it has one, check the driver')
     if os.environ.get('CUDA_VISIBLE_DEVICES') is not None:
         return Check('CUDA', found, f'CUDA_VISIBLE_DEVICES={os.environ["CUDA_VISIBLE_DEVICES"]!r} hides the GPU')
     return Check(
@@ -162,20 +161,24 @@ def _lists_gpu() -> bool:
 
 
 def find_operations() -> Iterator[Check]:
-    """Use mmcv's operators on the CPU and, where there is one, on each GPU; import the optional engines."""
+    """Use mmcv's operators on the CPU and on each GPU; import the optional MinkowskiEngine."""
     if any(map(installed_version, ('mmcv', LITE['mmcv'], FORKS['mmcv']))):
         for device in ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]:
             yield try_check(f'mmcv operators, {device}', lambda: _use_operators(device), OPERATORS_ADVICE)
     if installed_version('MinkowskiEngine'):
         yield try_check(
-            'MinkowskiEngine', lambda: import_minkowski_engine().__version__, '`make minkowski` builds it anew'
+            'MinkowskiEngine', lambda: import_minkowski_engine().__version__, '`make minkowski` rebuilds it'
         )
     else:
         yield Check('MinkowskiEngine', 'not installed', 'only for execution=minkowski; `make minkowski` installs it')
 
 
 def _use_operators(device: str) -> str:
-    """Suppress one of two equal boxes, pool a map over the other."""
+    """Suppress one of two equal boxes, pool a map over another box, and check the results.
+
+    Raises:
+        RuntimeError: If a result is wrong.
+    """
     ops, served = import_module('mmcv.ops'), serving_operators()
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]], device=device)
     _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8], device=device), 0.5)
@@ -189,7 +192,7 @@ def _use_operators(device: str) -> str:
 
 
 def find_kernels() -> Iterator[Check]:
-    """Tell on which devices the fused operations run as kernels."""
+    """Report on which devices the fused operations run as kernels."""
     devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
     served = [device for device in devices if use_triton(torch.zeros(1, device=device))]
     advice = None
@@ -199,7 +202,7 @@ def find_kernels() -> Iterator[Check]:
 
 
 def find_executions() -> Iterator[Check]:
-    """Run a narrow backbone forward and backward in every execution and on every kind of device."""
+    """Run a narrow backbone forward and backward with every execution on every type of device."""
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
         for name, execution in EXECUTIONS.items():
             if name == 'minkowski' and (device == 'cuda' or not installed_version('MinkowskiEngine')):
@@ -218,7 +221,7 @@ def _step(device: str, masks: bool, execution: str) -> str:
 
 
 def findings() -> Iterator[Check]:
-    """Yield everything, quickest first."""
+    """Yield all checks, quickest first."""
     yield Check('Python', f'{platform.python_version()} at {sys.executable}')
     yield from find_recipes()
     yield from find_packages()
@@ -230,7 +233,7 @@ def findings() -> Iterator[Check]:
 
 
 def main() -> int:
-    """Print the findings; return how many are problems."""
+    """Print the findings, and return the number of problems."""
     problems = 0
     for finding in findings():
         mark = 'BAD' if finding.is_problem else ' - ' if finding.advice else 'ok '

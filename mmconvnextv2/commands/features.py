@@ -1,4 +1,4 @@
-"""What ``tools/analyze_features.py`` does: feature diversity, activation maps and class selectivity of models."""
+"""``tools/analyze_features.py``: feature diversity, activation maps and class selectivity of models."""
 
 import argparse
 import csv
@@ -29,7 +29,7 @@ EXAMPLES = f"""examples:
 
 
 class Distance(NamedTuple):
-    """A row of ``distance.csv``: the feature cosine distance of one block, mean and deviation over images."""
+    """Row of ``distance.csv``: feature cosine distance of one block, mean and standard deviation over images."""
 
     model: str
     block: str
@@ -37,7 +37,7 @@ class Distance(NamedTuple):
     channels: int
     distance: float
     deviation: float
-    pictures: int  # the column that readers of distance.csv know
+    pictures: int  # number of images; existing readers of distance.csv know this column name
 
 
 @torch.inference_mode()
@@ -64,7 +64,7 @@ def measure_distance(
 def measure_selectivity(
     subject: AnalyzedModel, dataset: LabelledImages, num_classes: int, batch_size: int = 32, num_workers: int = 0
 ) -> dict[str, np.ndarray]:
-    """Return the class selectivity index of every channel (C, ) of each block's output, by the block's name."""
+    """Return the class selectivity indices (C, ) of the output channels of each block, by name of the block."""
     blocks, selectivity = find_blocks(subject.model), ClassSelectivity(num_classes)
     for images, labels in dataset.batches(batch_size, num_workers):
         with watch_outputs(subject.model, blocks, partial(selectivity.add, labels=labels)):
@@ -74,7 +74,7 @@ def measure_selectivity(
 
 @torch.inference_mode()
 def collect_maps(subject: AnalyzedModel, images: torch.Tensor, chosen: Sequence[int]) -> dict[int, torch.Tensor]:
-    """Return the hidden features (B, N, 4C) of chosen blocks for uint8 images (B, 3, H, W)."""
+    """Return the hidden features (B, N, 4C) of the chosen blocks for uint8 images (B, 3, H, W)."""
     blocks, maps = find_blocks(subject.model), {}
     with watch_hidden(
         subject.model, blocks, lambda index, features: maps.update({index: features.cpu()}) if index in chosen else None
@@ -84,10 +84,10 @@ def collect_maps(subject: AnalyzedModel, images: torch.Tensor, chosen: Sequence[
 
 
 def choose_blocks(blocks: Sequence[Block], given: Sequence[str]) -> list[int]:
-    """Return the numbers of blocks given by number or by name; five from first to last if none is given.
+    """Return the indices of blocks given by index or name; five from first to last if none are given.
 
     Raises:
-        ValueError: If there is no such block.
+        ValueError: If a block does not exist.
     """
     if not given:
         return sorted({round(step * (len(blocks) - 1) / 4) for step in range(5)})
@@ -96,13 +96,13 @@ def choose_blocks(blocks: Sequence[Block], given: Sequence[str]) -> list[int]:
     wrong = [one for one, number in zip(given, numbers) if number >= len(blocks)]
     if wrong:
         raise UserError(
-            f'--blocks {" ".join(wrong)}: the model has the blocks 0 to {len(blocks) - 1}, {names[0]} to {names[-1]}'
+            f'--blocks {" ".join(wrong)}: expected blocks 0 to {len(blocks) - 1}, {names[0]} to {names[-1]}'
         )
     return sorted(set(numbers))
 
 
 def run_distance(args: argparse.Namespace) -> None:
-    """Measure, and write ``distance.csv`` and ``distance.png`` after each model."""
+    """Measure feature distances, and write ``distance.csv`` and ``distance.png`` after each model."""
     measured: dict[str, list[Distance]] = {}
     for path in args.add:
         measured.update(read_distances(path))
@@ -130,7 +130,7 @@ def write_distances(folder: str, measured: dict[str, list[Distance]]) -> None:
 
 
 def run_selectivity(args: argparse.Namespace) -> None:
-    """Measure, and write ``selectivity.csv`` and ``selectivity.png``."""
+    """Measure class selectivity, and write ``selectivity.csv`` and ``selectivity.png``."""
     files, labels, classes = choose_labelled(args.folder, args.per_class, args.seed)
     dataset = LabelledImages(files, args.size, labels)
     measured = {}
@@ -156,7 +156,7 @@ def run_selectivity(args: argparse.Namespace) -> None:
 
 
 def run_maps(args: argparse.Namespace) -> None:
-    """Draw ``maps_LABEL.png`` for each model, and write the counts of dead and saturated channels to ``maps.csv``."""
+    """Plot ``maps_LABEL.png`` for each model, and write the counts of dead and saturated channels to ``maps.csv``."""
     files = choose_images(args.images, args.num_images, args.seed)
     images, rows = load_batch(files, args.size), []
     for subject in load_subjects(args.model, args.device):
@@ -184,7 +184,7 @@ def run_maps(args: argparse.Namespace) -> None:
 
 
 def _spread(num_channels: int, num_shown: int) -> list[int]:
-    """Return up to ``num_shown`` channels at even steps."""
+    """Return up to ``num_shown`` evenly spaced channels."""
     return np.linspace(0, num_channels - 1, min(num_shown, num_channels)).round().astype(int).tolist()
 
 
@@ -193,17 +193,17 @@ def _file_name(label: str) -> str:
 
 
 def write_csv(path: str, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Write a table; numbers keep every digit."""
+    """Write a table as CSV; numbers keep all digits."""
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     with open(path, 'w', newline='') as file:
         csv.writer(file).writerows([header, *rows])
 
 
 def read_distances(path: str) -> dict[str, list[Distance]]:
-    """Read ``distance.csv`` of an earlier run: the rows of each model.
+    """Read the ``distance.csv`` of an earlier run, and return the rows of each model.
 
     Raises:
-        ValueError: If the file is none.
+        ValueError: If the file does not have the columns of a ``distance.csv``.
     """
     with open(path, newline='') as file:
         rows = list(csv.reader(file))
@@ -217,9 +217,9 @@ def read_distances(path: str) -> dict[str, list[Distance]]:
 
 
 def parse_args(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line of ``tools/analyze_features.py``."""
+    """Parse the arguments of ``tools/analyze_features.py``."""
     parser = argparse.ArgumentParser(
-        description='Look into the features of models as the ConvNeXt V2 paper does (arXiv 2301.00808).',
+        description='Analyse the features of models as in the ConvNeXt V2 paper (arXiv 2301.00808).',
         epilog=f'{EXAMPLES}\n{HELP}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -229,32 +229,38 @@ def parse_args(given: Sequence[str] | None = None) -> argparse.Namespace:
         tools,
         'distance',
         run_distance,
-        'feature cosine distance of every block over its depth, all models in one figure (figure 4)',
+        'feature cosine distance of every block over depth, all models in one figure (figure 4)',
     )
     distance.add_argument('images', nargs='+', help='image files or folders')
-    distance.add_argument('--num-images', type=_positive, default=1000, help='images at most, drawn (default 1000)')
     distance.add_argument(
-        '--add', nargs='+', default=[], metavar='CSV', help='keep and draw the models of earlier distance.csv files'
+        '--num-images', type=_positive, default=1000, help='sample at most this many images (default 1000)'
+    )
+    distance.add_argument(
+        '--add', nargs='+', default=[], metavar='CSV', help='include the models of earlier distance.csv files'
     )
 
-    maps = _subcommand(tools, 'maps', run_maps, 'maps of channels, dead and saturated ones counted (figure 3)')
+    maps = _subcommand(
+        tools, 'maps', run_maps, 'activation maps of channels, with dead and saturated ones counted (figure 3)'
+    )
     maps.add_argument('images', nargs='+', help='image files or folders')
-    maps.add_argument('--num-images', type=_positive, default=4, help='rows at most (default 4)')
-    maps.add_argument('--blocks', nargs='+', default=[], help='numbers or names (default: five from first to last)')
-    maps.add_argument('--channels', type=_positive, default=64, help='maps shown of a block (default 64)')
+    maps.add_argument('--num-images', type=_positive, default=4, help='maximum number of rows (default 4)')
+    maps.add_argument('--blocks', nargs='+', default=[], help='indices or names (default: five from first to last)')
+    maps.add_argument('--channels', type=_positive, default=64, help='number of maps per block (default 64)')
     maps.add_argument(
         '--tolerance',
         type=float,
         default=0.05,
-        help='dead: at most this share of the usual largest value; saturated: a deviation over sites of '
-        'at most this share of the mean (default 0.05)',
+        help="dead: largest value at most this fraction of the channels' mean largest value; saturated: standard "
+        'deviation over sites at most this fraction of the mean (default 0.05)',
     )
 
     selectivity = _subcommand(
-        tools, 'selectivity', run_selectivity, 'class selectivity index of the channels that blocks give out (figure 7)'
+        tools, 'selectivity', run_selectivity, "class selectivity index of the blocks' output channels (figure 7)"
     )
     selectivity.add_argument('folder', help='labelled images, one folder per class')
-    selectivity.add_argument('--per-class', type=_positive, help='images of a class at most, drawn (default all)')
+    selectivity.add_argument(
+        '--per-class', type=_positive, help='sample at most this many images per class (default all)'
+    )
     return parser.parse_args(given)
 
 
@@ -273,19 +279,19 @@ def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> ar
         action='append',
         required=True,
         metavar=('LABEL', 'SOURCE [WEIGHTS]'),
-        help='a model; give --model once for each',
+        help='a model; repeat --model for more',
     )
-    parser.add_argument('--out', default='work_dirs/analysis', help='folder to write to (default work_dirs/analysis)')
-    parser.add_argument('--size', type=int, default=224, help='pixels of the square crop (default 224)')
-    parser.add_argument('--batch-size', type=_positive, default=32, help='(default 32)')
-    parser.add_argument('--num-workers', type=int, default=0, help='processes that read images (default 0)')
+    parser.add_argument('--out', default='work_dirs/analysis', help='output folder (default work_dirs/analysis)')
+    parser.add_argument('--size', type=int, default=224, help='side of the square crop in pixels (default 224)')
+    parser.add_argument('--batch-size', type=_positive, default=32, help='images per batch (default 32)')
+    parser.add_argument('--num-workers', type=int, default=0, help='number of processes that read images (default 0)')
     parser.add_argument(
         '--device',
         type=_device,
         default='cuda' if torch.cuda.is_available() else 'cpu',
         help='cpu or cuda (default: a GPU if there is one)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the images drawn (default 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the sampled images (default 0)')
     add_traceback(parser)
     return parser
 

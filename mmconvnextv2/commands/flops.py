@@ -1,9 +1,9 @@
-"""Parameters and multiply-adds of a config's model at inference, counted on the meta device: no memory, no weights.
+"""Parameters and multiply-adds of a config's model at inference, counted on the meta device without weights.
 
-Counts convolutions and matrix products, as the published numbers do, by torch's ``FlopCounterMode`` (which counts a
-multiply-add twice). Detectors with proposals are counted as MMDetection 2 counted them for the ConvNeXt papers: 1000
-proposals through every box head and 100 detections through every mask head. UperNet's auxiliary head, which trains
-only, is left out.
+Counts convolutions and matrix products, like the published numbers, with torch's ``FlopCounterMode`` (which counts a
+multiply-add as two operations). Detectors with proposals are counted as by MMDetection 2 for the ConvNeXt papers: 1000
+proposals through every box head and 100 detections through every mask head. UperNet's auxiliary head is left out, since
+it is only used in training.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -36,14 +36,14 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         type=int,
         nargs=2,
         metavar=('HEIGHT', 'WIDTH'),
-        help='pixels; default 800 1280 for detectors, 512 2048 for segmentors, 224 224 for classifiers',
+        help='image size in pixels; default 800 1280 for detectors, 512 2048 for segmentors, 224 224 for classifiers',
     )
     add_config_options(parser)
     return parser.parse_args(argv)
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
-    """Build the config's model without memory for its weights, in evaluation mode."""
+    """Build the config's model on the meta device, without memory for weights, in evaluation mode."""
     model = Config(dict(model=cfg.model)).model  # a copy
     if 'backbone' in model:
         model.backbone.init_cfg = None
@@ -54,24 +54,24 @@ def build_on_meta(cfg: Config) -> nn.Module:
 
 
 def multiply_adds(function: Callable[..., Any], *inputs: Any) -> tuple[Any, float]:
-    """Return the function's result and its multiply-adds."""
+    """Call a function, and return its result and its multiply-adds."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         result = function(*inputs)
     return result, counter.get_total_flops() / 2
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Count the elements of all parameters."""
+    """Return the number of elements of all parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count_costs(model: nn.Module, height: int, width: int) -> Costs:
-    """Count a model's costs for one image, by part.
+    """Return the costs of each part of a model for one image.
 
     Args:
-        model (nn.Module): See :func:`build_on_meta`.
-        height (int): Pixels.
-        width (int): Pixels.
+        model (nn.Module): Model on the meta device, see :func:`build_on_meta`.
+        height (int): Height of the image in pixels.
+        width (int): Width of the image in pixels.
 
     Raises:
         ValueError: For pretraining algorithms, which have no inference.
@@ -79,7 +79,9 @@ def count_costs(model: nn.Module, height: int, width: int) -> Costs:
     channels = next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
     images = torch.empty(1, channels, height, width, device='meta')
     if hasattr(model, 'execution'):
-        raise UserError(f'{type(model).__name__} has no inference: count a detector, segmentor or classifier.')
+        raise UserError(
+            f'{type(model).__name__} has no inference: pass the config of a detector, segmentor or classifier'
+        )
     if hasattr(model, 'roi_head'):
         return _count_proposals(model, images)
     features, work = multiply_adds(model.backbone, images)
@@ -95,7 +97,7 @@ def count_costs(model: nn.Module, height: int, width: int) -> Costs:
 
 
 def _count_proposals(model: nn.Module, images: Tensor) -> Costs:
-    """Count a two-stage detector: what follows the proposals is counted for fixed numbers of them."""
+    """Return the costs of a two-stage detector, whose RoI heads are counted for fixed numbers of proposals."""
     features, backbone = multiply_adds(model.backbone, images)
     features, neck = multiply_adds(model.neck, features)
     _, rpn = multiply_adds(model.rpn_head, features)
@@ -122,7 +124,7 @@ def _as_list(modules: nn.Module | None) -> Sequence[nn.Module]:
 
 
 def total(costs: Costs) -> tuple[int, float]:
-    """Sum the parts: (parameters, multiply-adds)."""
+    """Return the sum over all parts: (parameters, multiply-adds)."""
     return sum(parameters for parameters, _ in costs.values()), sum(work for _, work in costs.values())
 
 

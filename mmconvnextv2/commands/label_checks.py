@@ -1,4 +1,4 @@
-"""A look at the first labels of a segmentation data set before training: what they hold, and what they lack."""
+"""Check of the first labels of a segmentation data set before training: which classes occur, and which do not."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from ..engine.pipelines import name_files
 from ..utils.config import inner_datasets, reads_annotations
 from ..utils.errors import UserError
 
-MOST = 20  # images a split
+MOST = 20  # images per data set
 IGNORED = 255
 
 
 def check_labels(cfg: Config, splits: Sequence[str]) -> None:
-    """Read the first labels of each split as training and evaluation will; say what share of pixels each class has.
+    """Read the first labels of each split as training and evaluation do, and log the share of pixels of each class.
 
     Raises:
-        ValueError: If a label file is unsound, or the labels hold a single class beside what is ignored.
+        ValueError: If a label file is invalid, or the labels contain fewer than two classes apart from ignored pixels.
     """
     for split in splits:
         counts: Counter = Counter()
@@ -36,10 +36,11 @@ def check_labels(cfg: Config, splits: Sequence[str]) -> None:
 
 
 def count_labels(dataset: dict) -> dict | None:
-    """Count the labels of the first images of a data set, as its pipeline reads them, before any augmentation.
+    """Count labels in up to ``MOST`` images of a data set, as its pipeline reads them, before any augmentation.
 
     Returns:
-        dict: ``counts``, pixels by label; ``classes``; ``num_read``, images. None where the pipeline reads none.
+        dict: ``counts``, the number of pixels of each label; ``classes``, their names; ``num_read``, the number of
+        images. None if the pipeline does not read labels.
     """
     steps = first_steps(dataset.get('pipeline') or [])
     if steps is None:
@@ -57,7 +58,7 @@ def count_labels(dataset: dict) -> dict | None:
 
 
 def first_steps(pipeline: list[dict]) -> list[dict] | None:
-    """Return the steps that load image and labels, None without labels or with more in between."""
+    """Return the steps that load an image and its labels; None unless the second or third step reads the labels."""
     for number, step in enumerate(pipeline[:3]):
         if reads_annotations(step):
             return [pipeline[0], step] if number else None
@@ -70,9 +71,9 @@ def _judge(split: str, counts: Counter, classes: Sequence[str], num_read: int) -
     names = {label: classes[label] if label < len(classes) else f'label {label}' for label in found}
     if len(classes) > 1 and len(found) < 2:
         raise UserError(
-            f'{split}: the first {num_read} label files hold {", ".join(names.values()) or "no class"} alone, and '
-            f'{counts[IGNORED] / total:.0%} of pixels are {IGNORED}, which is ignored: nothing can be learnt or '
-            f'evaluated. Masks of 0 and 255 have to be saved as 0 and 1; see also reduce_zero_label'
+            f'{split}: the first {num_read} label files contain only {", ".join(names.values()) or "ignored pixels"}, '
+            f'and {counts[IGNORED] / total:.0%} of pixels are {IGNORED}, which is ignored: nothing can be learnt or '
+            f'evaluated. Save masks of 0 and 255 as 0 and 1; see also reduce_zero_label'
         )
     shares = ', '.join(f'{names[label]} {counts[label] / total:.1%}' for label in found[:12])
     lacking = [name for label, name in enumerate(classes) if label not in counts]

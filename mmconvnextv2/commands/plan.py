@@ -57,9 +57,8 @@ def make_plan(runner: Runner, notes: list[str]) -> Plan:
     size = loader.batch_size or loader.batch_sampler.batch_size  # of its own sampler, as MMDetection's
     if not per_epoch:
         raise UserError(
-            f'train_dataloader: {images} images make no whole batch of {size} '
-            'in each process, and the last, smaller one is dropped: set train_datasize to '
-            'fewer'
+            f'train_dataloader: {images} images do not fill a batch of {size} in each process, and incomplete '
+            'batches are dropped: set a smaller train_dataloader.batch_size'
         )
     unit, length = run_length(cfg)
     max_iters = length * per_epoch if unit == 'epochs' else length

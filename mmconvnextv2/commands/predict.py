@@ -1,7 +1,7 @@
-"""What ``tools/predict.py`` does: a detector's or segmentor's predictions for images, folders and videos.
+"""``tools/predict.py``: predictions of a detector or segmentor for images, folders and videos.
 
-Models are built by mmdet's and mmseg's own functions, run through the pipeline of ``test_dataloader`` and drawn by
-their visualizers.
+Models are built with mmdet's and mmseg's own functions. Inputs pass through the pipeline of ``test_dataloader``, and
+predictions are drawn with the libraries' visualizers.
 """
 
 import json
@@ -41,17 +41,17 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py epoch_6.pth street.jpg film.mp4',
     )
     parser.add_argument('config', help='config file of a detector or segmentor')
-    parser.add_argument('checkpoint', help='checkpoint that it trained')
+    parser.add_argument('checkpoint', help='checkpoint trained with the config')
     parser.add_argument('inputs', nargs='+', help='image files, folders of images, video files')
-    parser.add_argument('--out', default='predictions', help='folder of the results; default predictions')
-    parser.add_argument('--score-thr', type=float, default=0.3, help='least score of an object, 0 to 1; default 0.3')
+    parser.add_argument('--out', default='predictions', help='output folder; default predictions')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score of an object, 0 to 1; default 0.3')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ..')
     add_config_options(parser)
     return parser.parse_args(argv)
 
 
 class ImageSource(NamedTuple):
-    """One input file and the name of its results below the output folder, without an ending."""
+    """Input file, and the name of its results relative to the output folder, without extension."""
 
     path: str
     name: str
@@ -59,15 +59,15 @@ class ImageSource(NamedTuple):
 
 
 def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[ImageSource]:
-    """List the images and videos among files and folders; results of a folder keep its tree.
+    """List the images and videos in files and folders; results of a folder keep its directory structure.
 
     Args:
         inputs (Sequence[str]): Files and folders.
-        extensions (Sequence[str]): Of the files that are taken from folders. Defaults to those of images.
+        extensions (Sequence[str]): Extensions of the files to list from folders. Defaults to those of images.
 
     Raises:
-        FileNotFoundError: If an input is not there.
-        ValueError: If a folder has no image, or two results would have one name.
+        FileNotFoundError: If an input does not exist.
+        ValueError: If a folder has no image, or two results would have the same name.
     """
     sources = []
     for given in inputs:
@@ -79,34 +79,34 @@ def list_sources(inputs: Sequence[str], extensions: Sequence[str] = EXTENSIONS) 
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
-            f'inputs: {len(twice)} names stand for several files, for example {twice[0]!r}; their results '
-            'would overwrite each other. Give the folder above them, or predict in several calls.'
+            f'inputs: {len(twice)} names belong to several files each, for example {twice[0]!r}, whose results '
+            'would overwrite each other. Pass their parent folder, or predict in several calls'
         )
     return sources
 
 
 class Predictor:
-    """A detector or segmentor that draws and describes what it predicts.
+    """Detector or segmentor with methods to draw and describe its predictions.
 
     Args:
-        cfg (Config): The config; ``default_scope`` is 'mmdet' or 'mmseg'.
-        checkpoint (str): A checkpoint that it trained.
-        device (str): Such as 'cpu' or 'cuda:0'.
-        score_threshold (float): Objects below are left out. Defaults to 0.3.
+        cfg (Config): Config whose ``default_scope`` is 'mmdet' or 'mmseg'.
+        checkpoint (str): Checkpoint trained with the config.
+        device (str): Device such as 'cpu' or 'cuda:0'.
+        score_threshold (float): Minimum score of objects to keep, 0 to 1. Defaults to 0.3.
 
     Raises:
-        ValueError: If the scope is another, or the checkpoint belongs to another model.
+        ValueError: If the scope is not 'mmdet' or 'mmseg', the threshold is out of range, or the checkpoint belongs to
+            another model.
     """
 
     def __init__(self, cfg: Config, checkpoint: str, device: str, score_threshold: float = 0.3) -> None:
         self.scope = cfg.default_scope
         if self.scope not in ('mmdet', 'mmseg'):
             raise UserError(
-                f'default_scope={self.scope!r}: predictions are drawn for detectors (mmdet) and '
-                'segmentors (mmseg) only.'
+                f'default_scope={self.scope!r}: only detectors (mmdet) and segmentors (mmseg) are supported'
             )
         if not 0 <= score_threshold <= 1:
-            raise UserError(f'score_threshold={score_threshold}: expected 0 to 1.')
+            raise UserError(f'score_threshold={score_threshold}: expected 0 to 1')
         self.score_threshold = score_threshold
         self.model = load(cfg, checkpoint, device)
         with DefaultScope.overwrite_default_scope(self.scope):
@@ -118,7 +118,7 @@ class Predictor:
 
     @property
     def classes(self) -> list[str]:
-        """Class names by label."""
+        """Return the class names, indexed by label."""
         return list(self.model.classes)
 
     def read(self, path: str) -> dict:
@@ -126,10 +126,13 @@ class Predictor:
         return self.model.read(path)
 
     def __call__(self, image: dict | np.ndarray) -> Any:
-        """Predict for what :meth:`read` gave, or for an image, uint8 (H, W, 3), blue first.
+        """Predict for one image.
+
+        Args:
+            image (dict | np.ndarray): Result of :meth:`read`, or a BGR image, uint8 (H, W, 3).
 
         Returns:
-            DetDataSample | SegDataSample: The prediction, without the objects below the threshold.
+            DetDataSample | SegDataSample: Prediction on the CPU, without objects below the threshold.
         """
         image = self.model.read(image, 'bgr') if isinstance(image, np.ndarray) else image
         (sample,) = self.model.forward([image])
@@ -138,17 +141,17 @@ class Predictor:
         return sample
 
     def draw(self, image_bgr: np.ndarray, sample: Any) -> np.ndarray:
-        """Draw a prediction onto its image; uint8 (H, W, 3), blue first."""
+        """Draw a prediction on its BGR image, uint8 (H, W, 3), and return the result as BGR."""
         options = dict(pred_score_thr=self.score_threshold) if self.scope == 'mmdet' else {}
         self.visualizer.add_datasample('prediction', mmcv.bgr2rgb(image_bgr), sample, draw_gt=False, **options)
         return mmcv.rgb2bgr(self.visualizer.get_image())
 
     def describe(self, sample: Any) -> dict[str, Any]:
-        """Describe a prediction in JSON's types.
+        """Describe a prediction in JSON types.
 
         Returns:
             dict: ``instances``, a list of class, score, box (left, top, right, bottom in pixels) and, if predicted,
-            mask (COCO's run lengths); or ``classes``, the share of pixels in percent of every class that occurs.
+            mask (COCO's RLE); or ``classes``, the percentage of pixels of each class that occurs.
         """
         if self.scope == 'mmseg':
             labels = sample.pred_sem_seg.data
@@ -167,8 +170,10 @@ class Predictor:
 
 
 def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterator[dict[str, Any]]:
-    """Predict for one image file, write its drawing and labels and yield its description; one that cannot be read or
-    is too small for the model is described by an ``error``."""
+    """Predict for one image file, write the drawn image and labels, and yield the description.
+
+    An image that cannot be read or is too small for the model gets an ``error`` in its description.
+    """
     try:
         results = predictor.read(source.path)
         image = as_bgr(results['img'].copy())
@@ -179,7 +184,7 @@ def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterat
         text = ' '.join(str(error).split()) or type(error).__name__
         text = f'it{text.removeprefix(source.path)}' if text.startswith(f'{source.path} ') else text
         if not isinstance(error, UserError):
-            text = f'the model cannot take this image ({text[:300]})'
+            text = f'the model cannot process this image ({text[:300]})'
         print_log(f'skipped {source.path}: {text}', 'current', logging.WARNING)
         yield dict(file=source.path, error=text)
         return
@@ -194,19 +199,19 @@ def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterat
 
 
 def predict_video(predictor: Predictor, source: ImageSource, out: str) -> Iterator[dict[str, Any]]:
-    """Predict for every frame of a video, write the drawn video and yield a description per frame.
+    """Predict for every frame of a video, write the drawn video, and yield one description per frame.
 
-    A video that cannot be read, or ends before the length that it announces, has an ``error`` at the end.
+    A video that cannot be read, or is shorter than its header says, gets a last description with an ``error``.
     """
     reader = mmcv.VideoReader(source.path)
     if not reader.opened or not reader.width:
-        yield dict(file=source.path, error='it cannot be read as a video; convert it, for example to MP4 with H.264')
+        yield dict(file=source.path, error='it cannot be read as a video: convert it, for example to MP4 with H.264')
         return
     target = os.path.join(out, 'drawn', f'{source.name}.mp4')
     os.makedirs(os.path.dirname(target), exist_ok=True)
     writer = cv2.VideoWriter(target, cv2.VideoWriter_fourcc(*'mp4v'), reader.fps or 25, reader.resolution)
     if not writer.isOpened():
-        raise UserError(f'{target} cannot be written: this OpenCV has no MPEG-4 encoder.')
+        raise UserError(f'{target} cannot be written: this OpenCV has no MPEG-4 encoder')
     number = 0
     try:
         for frame in reader:
@@ -217,17 +222,17 @@ def predict_video(predictor: Predictor, source: ImageSource, out: str) -> Iterat
     finally:
         writer.release()
     if number < reader.frame_cnt:
-        text = f'it breaks off after {number} of {reader.frame_cnt} frames: it is damaged or cut'
+        text = f'it ends after {number} of {reader.frame_cnt} frames: it is damaged or truncated'
         print_log(f'{source.path}: {text}', 'current', logging.WARNING)
         yield dict(file=source.path, frame=number, error=text)
 
 
 class Journal:
-    """What is predicted so far, a line of JSON for each description, so that nothing is lost and a run can go on.
+    """Journal of finished predictions, one JSON line per description, from which an interrupted run continues.
 
     Args:
-        out (str): The folder of the results; the journal is its ``predictions.jsonl`` until all is done.
-        run (dict): What the predictions depend on; a journal of another run is begun anew.
+        out (str): Output folder; the journal is ``predictions.jsonl`` in it until all inputs are done.
+        run (dict): Settings that the predictions depend on; a journal with other settings is discarded.
     """
 
     def __init__(self, out: str, run: dict[str, Any]) -> None:
@@ -244,7 +249,7 @@ class Journal:
         self.file = open(self.path, 'a', encoding='utf-8')
 
     def _read(self, run: dict[str, Any]) -> tuple[list[dict], int]:
-        """Return the entries of a journal of the same run, and the bytes up to its last input that is done."""
+        """Return the entries of a journal with the same settings, and its length in bytes up to the last done input."""
         if not os.path.isfile(self.path):
             return [], 0
         entries, place, end = [], 0, 0
@@ -253,18 +258,18 @@ class Journal:
                 place += len(line)
                 try:
                     entries.append(json.loads(line))
-                except ValueError:  # a kill in the middle of a line
+                except ValueError:  # cut off by a kill
                     break
                 end = place if 'done' in entries[-1] else end
         return (entries, end) if entries and entries[0].get('run') == json.loads(json.dumps(run)) else ([], 0)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Write an entry."""
+        """Append an entry."""
         self.file.write(json.dumps(entry) + '\n')
         self.file.flush()
 
     def close(self) -> list[dict]:
-        """End the journal; return the descriptions in it."""
+        """Close the journal, and return its descriptions."""
         self.file.close()
         with open(self.path, encoding='utf-8') as file:
             entries = [json.loads(line) for line in file]
@@ -272,7 +277,7 @@ class Journal:
 
 
 def predict(args: Namespace) -> None:
-    """Entry point of ``tools/predict.py``: predict, and resume what an earlier call left unfinished.
+    """Entry point of ``tools/predict.py``: predict for all inputs, continuing an interrupted earlier call.
 
     Raises:
         ValueError: See :class:`Predictor` and :func:`list_sources`; at the end, if an input could not be predicted.
@@ -295,7 +300,7 @@ def predict(args: Namespace) -> None:
         ),
     )
     if journal.done:
-        print(f'{len(journal.done)} inputs are predicted already: going on')
+        print(f'{len(journal.done)} inputs are already predicted: continuing with the others')
     waiting = [source for source in sources if source.path not in journal.done]
     progress = ProgressBar(sum(mmcv.VideoReader(source.path).frame_cnt if source.is_video else 1 for source in waiting))
     try:
@@ -306,7 +311,7 @@ def predict(args: Namespace) -> None:
                 progress.update()
             journal.add(dict(done=source.path))
     except KeyboardInterrupt:
-        sys.exit(f'\nstopped: {journal.path} holds what is done; the same command goes on')
+        sys.exit(f'\nstopped: finished predictions are in {journal.path}; run the same command to continue')
     predictions = journal.close()
     target = os.path.join(args.out, 'predictions.json')
     order = {source.path: number for number, source in enumerate(sources)}
@@ -318,7 +323,7 @@ def predict(args: Namespace) -> None:
     wrong = [one for one in predictions if 'error' in one]
     if wrong:
         raise UserError(
-            f'{len(wrong)} of {len(sources)} inputs were not predicted, or not whole, and have an error in '
+            f'{len(wrong)} of {len(sources)} inputs were not predicted, or only in part, and have an error in '
             f'{target}: {wrong[0]["file"]}: {wrong[0]["error"]}'
         )
 

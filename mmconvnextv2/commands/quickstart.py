@@ -1,6 +1,7 @@
-"""The whole path on the embedded data set: pretrain, convert, fine-tune from both starts, evaluate, report.
+"""``tools/quickstart.py``: the full workflow on the embedded data set, from pretraining to a report.
 
-Every phase is the command that a user would type; its output goes to a log file, and one line shows how far it is.
+Pretrains, converts, fine-tunes from pretrained weights and from scratch, and evaluates. Each phase runs the command
+that a user would type. Its output goes to a log file, and one line shows its progress.
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..analysis.html import Report, read_curve, read_metric, read_scalars
+from ..analysis.html import RECONSTRUCTION_COLUMNS, Report, read_curve, read_metric, read_scalars
 from ..datasets import make_embedded
 from ..utils.errors import MissingFileError, RunError
 from .arguments import add_traceback
@@ -29,7 +30,7 @@ STARTS = ('pretrained', 'scratch')
 
 
 class Result(NamedTuple):
-    """A metric from both starts, in percent."""
+    """Metric of the pretrained and the scratch run, in percent."""
 
     metric: str
     pretrained: float
@@ -37,10 +38,10 @@ class Result(NamedTuple):
 
 
 def run(command: list[str], work_dir: Path, title: str) -> None:
-    """Run a command with its output in ``work_dir/console.log`` and show its progress on one line.
+    """Run a command with its output in ``work_dir/console.log``, and show its progress in one line.
 
     Raises:
-        RuntimeError: If it fails, after the end of its log was printed.
+        RuntimeError: If the command fails, after printing the end of its log.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / 'console.log'
@@ -58,7 +59,7 @@ def run(command: list[str], work_dir: Path, title: str) -> None:
     print(f'\r  done in {time.monotonic() - started:.0f} s{" " * 50}', flush=True)
     if process.returncode:
         print('\n'.join(log.read_text().splitlines()[-15:]), file=sys.stderr)
-        raise RunError(f'{title} failed: {log} ends with the lines above')
+        raise RunError(f'{title} failed: see the lines above, the end of {log}')
 
 
 def _show_progress(work_dir: Path, seconds: float) -> None:
@@ -81,15 +82,15 @@ def train(config: str, work_dir: Path, title: str, options: list[str]) -> None:
 
 
 def last_checkpoint(work_dir: Path) -> str:
-    """Return the newest checkpoint that a run wrote."""
+    """Return the path of a run's newest checkpoint."""
     return (work_dir / 'last_checkpoint').read_text().strip()
 
 
 def main(seed: int = 0, root: str | None = None) -> list[Result]:
-    """Run everything under ``root``, by default ``work_dirs/quickstart``; return the results."""
+    """Run all phases in ``root``, by default ``work_dirs/quickstart``, and return the results."""
     started, root = time.monotonic(), Path(root or 'work_dirs/quickstart')
     data = Path('work_dirs/quickstart/data')
-    print(f'Drawing the embedded data set in {data} ...', flush=True)
+    print(f'Rendering the embedded data set in {data} ...', flush=True)
     data.parent.mkdir(parents=True, exist_ok=True)
     make_embedded(str(data))
     seeded = [f'randomness.seed={seed}']
@@ -120,7 +121,7 @@ def main(seed: int = 0, root: str | None = None) -> list[Result]:
 
 
 def draw_predictions(root: Path) -> None:
-    """Test both fine-tuned models and draw their predictions beside the truth."""
+    """Test the models fine-tuned from pretrained weights, and draw their predictions next to the ground truth."""
     for task in TASKS:
         work_dir, shown = root / f'{task}_pretrained', root / f'{task}_shown'
         shutil.rmtree(shown, ignore_errors=True)
@@ -147,17 +148,17 @@ def write_report(root: Path, results: list[Result], seed: int, minutes: float) -
     report.text(
         f'FCMAE pretraining of ConvNeXt V2-Atto on procedural images, then Mask R-CNN and UperNet from these '
         f'weights and from scratch with the same schedule. One seed ({seed}), {minutes:.1f} minutes: a '
-        'demonstration, no evidence for either start.'
+        'demonstration, not evidence for either initialisation.'
     )
     report.table(['metric (%)', *STARTS], [list(result) for result in results])
     report.heading('FCMAE')
-    report.curves({'FCMAE': read_curve(root / 'fcmae')}, 'Mean squared error on hidden cells')
+    report.curves({'FCMAE': read_curve(root / 'fcmae')}, 'Mean squared error on masked cells')
     images = sorted((root / 'fcmae').rglob('reconstruction_*.png'), key=lambda path: path.stat().st_mtime)
-    report.thumbnails(images[-1:], 'original | masked | reconstruction of hidden cells | pasted together')
+    report.thumbnails(images[-1:], RECONSTRUCTION_COLUMNS)
     for task in TASKS:
         report.heading(task)
         report.curves({start: read_curve(root / f'{task}_{start}') for start in STARTS}, f'Training loss of {task}')
-        report.thumbnails(sorted((root / f'{task}_shown').rglob('*.png'))[:6], 'truth | prediction')
+        report.thumbnails(sorted((root / f'{task}_shown').rglob('*.png'))[:6], 'ground truth | prediction')
     report.write(root / 'report.html')
 
 
@@ -168,8 +169,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'cores.',
         epilog='Example: python tools/quickstart.py --seed 0',
     )
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--work-dir', help='where everything but the data goes; default: work_dirs/quickstart')
+    parser.add_argument('--seed', type=int, default=0, help='random seed of all runs; default 0')
+    parser.add_argument('--work-dir', help='output folder for everything except the data; default work_dirs/quickstart')
     add_traceback(parser)
     return parser.parse_args(argv)
 
@@ -178,8 +179,10 @@ def quickstart(args: Namespace) -> None:
     """Entry point of ``tools/quickstart.py``.
 
     Raises:
-        ValueError: If the current folder is not the repository's.
+        ValueError: If the current folder is not the repository's root.
     """
     if not os.path.isdir('configs/quickstart'):
-        raise MissingFileError("configs/quickstart is not here: run the quickstart in the repository's folder")
+        raise MissingFileError(
+            'configs/quickstart does not exist here: run the quickstart in the root of the repository'
+        )
     main(args.seed, args.work_dir)

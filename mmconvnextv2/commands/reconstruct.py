@@ -1,4 +1,4 @@
-"""Command line of ``tools/reconstruct.py``: reconstructions of the user's images, from an FCMAE checkpoint."""
+"""``tools/reconstruct.py``: reconstructions of images with an FCMAE checkpoint."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from PIL import Image
 
+from ..analysis.html import RECONSTRUCTION_COLUMNS
 from ..checkpoint import check_weights, extract_state_dict
 from ..checkpoint.load import load_file
 from ..datasets.image_files import list_images
@@ -21,16 +22,16 @@ from .arguments import add_config_options, load_config
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/reconstruct.py``."""
     parser = ArgumentParser(
-        description='Write original | masked | reconstruction | pasted for images, from an FCMAE checkpoint.',
+        description='Write reconstructions of images by an FCMAE checkpoint, next to the originals.',
         epilog='Example: python tools/reconstruct.py configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py '
         'epoch_800.pth a.jpg',
     )
     parser.add_argument('config', help='FCMAE config')
-    parser.add_argument('checkpoint', help='checkpoint of its training, with decoder')
+    parser.add_argument('checkpoint', help='checkpoint trained with the config, with decoder')
     parser.add_argument('images', nargs='+', help='image files or folders')
-    parser.add_argument('--out', default='reconstruction.png', help='default reconstruction.png')
-    parser.add_argument('--num-images', type=int, default=8, help='rows at most; default 8')
-    parser.add_argument('--seed', type=int, default=0, help='of crops and masks; default 0')
+    parser.add_argument('--out', default='reconstruction.png', help='output file; default reconstruction.png')
+    parser.add_argument('--num-images', type=int, default=8, help='maximum number of rows; default 8')
+    parser.add_argument('--seed', type=int, default=0, help='seed of crops and masks; default 0')
     add_config_options(parser)
     return parser.parse_args(argv)
 
@@ -49,19 +50,19 @@ def reconstruct_files(
     seed: int = 0,
     options: dict[str, Any] | None = None,
 ) -> None:
-    """Draw up to ``num_images`` images through a config's own pipeline and model into the file ``out``.
+    """Reconstruct up to ``num_images`` images with a config's pipeline and model, and write them to ``out``.
 
     Args:
-        config (str): An FCMAE config.
-        checkpoint (str): A checkpoint of its training, with decoder.
+        config (str): Path of an FCMAE config.
+        checkpoint (str): Checkpoint trained with the config, with decoder.
         paths (Sequence[str]): Image files and folders.
-        out (str): A PNG, a row per image: original, masked, reconstruction, pasted.
-        num_images (int): Defaults to 8.
-        seed (int): Of crops and masks. Defaults to 0.
-        options (dict, optional): Overrides, as ``--cfg-options``. Defaults to None.
+        out (str): PNG file to write, with one row per image; see ``RECONSTRUCTION_COLUMNS``.
+        num_images (int): Maximum number of images. Defaults to 8.
+        seed (int): Seed of crops and masks. Defaults to 0.
+        options (dict, optional): Overrides, as in ``--cfg-options``. Defaults to None.
 
     Raises:
-        ValueError: If the checkpoint is of another model, or an image cannot be read.
+        ValueError: If the checkpoint belongs to another model, or an image cannot be read.
     """
     cfg = load_config(config, options)
     pipeline_cfg = cfg.train_dataloader.dataset.pipeline
@@ -77,4 +78,4 @@ def reconstruct_files(
             samples.append(pipeline(dict(img_path=path)))
     with torch.no_grad():
         Image.fromarray(render_reconstructions(model, default_collate(samples))).save(out)
-    print(f'{out}: {len(samples)} rows of original | masked | reconstruction of hidden cells | pasted together')
+    print(f'{out}: {len(samples)} rows of {RECONSTRUCTION_COLUMNS}')

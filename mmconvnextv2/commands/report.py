@@ -1,6 +1,6 @@
-"""What ``tools/report.py`` does: one HTML page of any work folder, from what the run left there.
+"""``tools/report.py``: one HTML page for any work folder.
 
-Takes mmengine's log, scalars, config, checkpoint and images as they are; nothing has to be switched on before.
+Reads the log, scalars, config, checkpoint and images that mmengine writes, so nothing has to be enabled before the run.
 """
 
 import re
@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..analysis.html import Report, parse_scalars
+from ..analysis.html import RECONSTRUCTION_COLUMNS, Report, parse_scalars
 from ..checkpoint.load import load_file
 from ..datasets.image_files import list_images
 from ..utils.errors import MissingFileError, UserError
@@ -23,57 +23,57 @@ BORDER = re.compile(r'^[+|].*[+|]$')
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/report.py``."""
     parser = ArgumentParser(
-        description='Write one HTML page of a work folder: curves, metrics, learning rates by layer, images, '
+        description='Write one HTML page for a work folder: curves, metrics, learning rates by layer, images, '
         'environment and config. It opens from disk and needs no network.',
         epilog='Example: python tools/report.py work_dirs/upernet --images work_dirs/upernet_shown',
     )
-    parser.add_argument('work_dir', help='folder that tools/train.py or tools/test.py wrote')
-    parser.add_argument('--out', help='the page; default WORK_DIR/report.html')
+    parser.add_argument('work_dir', help='work folder of tools/train.py or tools/test.py')
+    parser.add_argument('--out', help='output file; default WORK_DIR/report.html')
     parser.add_argument(
         '--images',
-        '--pictures',  # as 0.1 spelt it
+        '--pictures',  # name in 0.1
         '--images',
         nargs='+',
         default=[],
-        help='more images or folders of them, such as that of tools/test.py --show-dir',
+        help='additional images or folders of images, such as those of tools/test.py --show-dir',
     )
-    parser.add_argument('--distance', metavar='CSV', help='feature distances, of tools/analyze_features.py distance')
+    parser.add_argument('--distance', metavar='CSV', help='feature distances from tools/analyze_features.py distance')
     parser.add_argument(
-        '--num-images', '--num-pictures', type=int, default=12, help='at most so many images per section; default 12'
+        '--num-images', '--num-pictures', type=int, default=12, help='maximum number of images per section; default 12'
     )
     add_traceback(parser)
     return parser.parse_args(argv)
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Refuse a link that leads out of a folder: what it shows would go into the page.
+    """Check that a path does not link outside a folder, since the target's content would get into the page.
 
     Raises:
         ValueError: If it does.
     """
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f'{path} links to a place outside {folder}: put a copy of the file in its place')
+        raise UserError(f'{path} links outside {folder}: replace the link with a copy of the file')
 
 
 def find_runs(work_dir: Path) -> list[Path]:
-    """Return the folders of a work folder's runs, oldest first.
+    """Return the folders of the runs in a work folder, oldest first.
 
     Raises:
-        FileNotFoundError: If the folder is not there.
-        ValueError: If no run logged anything in it, or a link leads out of it.
+        FileNotFoundError: If the work folder does not exist.
+        ValueError: If it contains no run, or a link that leads outside.
     """
     if not work_dir.is_dir():
-        raise MissingFileError(f'{work_dir} does not exist; give the --work-dir of a training or test')
+        raise MissingFileError(f'{work_dir} does not exist: pass the --work-dir of a training or test')
     runs = sorted(path for path in work_dir.iterdir() if (path / 'vis_data').is_dir())
     for path in [*runs, *(file for run in runs for file in [*run.glob('*'), *(run / 'vis_data').rglob('*')])]:
         check_inside(path, work_dir)
     if not runs:
-        raise UserError(f'{work_dir} holds no run (no */vis_data); give the --work-dir of a training or test')
+        raise UserError(f'{work_dir} contains no run (no */vis_data): pass the --work-dir of a training or test')
     return runs
 
 
 def read_entries(runs: Sequence[Path]) -> list[dict]:
-    """Return what all runs logged, in order; where a resumed run repeats steps, what it logged takes the place."""
+    """Return the log entries of all runs, in order; entries of a resumed run replace those of the steps it repeats."""
     entries = []
     for run in runs:
         path = run / 'vis_data' / 'scalars.json'
@@ -86,7 +86,7 @@ def read_entries(runs: Sequence[Path]) -> list[dict]:
 
 
 def curves_of(entries: Sequence[dict], names: Sequence[str]) -> Curves:
-    """Return (steps, values) of the named scalars, those that occur twice or more."""
+    """Return (steps, values) of the named scalars that were logged at least twice."""
     curves = {}
     for name in names:
         points = [(entry.get('iter', entry.get('step', 0)), entry[name]) for entry in entries if name in entry]
@@ -96,7 +96,7 @@ def curves_of(entries: Sequence[dict], names: Sequence[str]) -> Curves:
 
 
 def metric_names(entries: Sequence[dict]) -> list[str]:
-    """Return the names that evaluators logged."""
+    """Return the names of the metrics that evaluators logged."""
     names = dict.fromkeys(
         name
         for entry in entries
@@ -107,7 +107,7 @@ def metric_names(entries: Sequence[dict]) -> list[str]:
 
 
 def last_table(log: str) -> str:
-    """Return the last table with a border in a log, such as IoU by class; empty if there is none."""
+    """Return the last table with a border in a log, such as IoU per class; empty if there is none."""
     block, last = [], ''
     for line in [*log.splitlines(), '']:
         if BORDER.match(line):
@@ -118,13 +118,17 @@ def last_table(log: str) -> str:
 
 
 def environment_of(log: str) -> str:
-    """Return mmengine's description of the system from the start of a log; empty if it is not there."""
+    """Return mmengine's description of the system from the start of a log; empty if it is missing."""
     found = re.search(r'System environment:\n(.*?)\n-{20,}', log, re.DOTALL)
     return found[1] if found else ''
 
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
-    """Return the file in the work folder that ``last_checkpoint`` names, wherever that was; None if it is gone."""
+    """Return the file in the work folder with the name in ``last_checkpoint``, even if the folder was moved.
+
+    Returns:
+        Path | None: Path of the file; None if it does not exist.
+    """
     pointer = work_dir / 'last_checkpoint'
     if not pointer.is_file():
         return None
@@ -135,7 +139,7 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
 
 
 def parameter_groups(checkpoint: dict) -> list[dict]:
-    """Describe the optimizer's groups of a training checkpoint: learning rate, its scale, weight decay, parameters."""
+    """Return learning rate, scale, weight decay, tensors and parameters of each optimizer group in a checkpoint."""
     optimizer = checkpoint.get('optimizer') or {}
     state = optimizer.get('state', {})
     described = []
@@ -154,7 +158,7 @@ def parameter_groups(checkpoint: dict) -> list[dict]:
 
 
 def add_learning_rates(report: Report, entries: Sequence[dict], work_dir: Path) -> None:
-    """Add the learning rate of every depth over time and the table of parameter groups."""
+    """Add the learning rate at every depth over time, and the table of parameter groups."""
     base = curves_of(entries, ['base_lr']).get('base_lr')
     path = newest_checkpoint(work_dir)
     groups = parameter_groups(load_file(str(path))) if path else []
@@ -186,7 +190,7 @@ def add_learning_rates(report: Report, entries: Sequence[dict], work_dir: Path) 
 
 
 def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
-    """Add reconstructions, drawn predictions, and the images that were asked for."""
+    """Add reconstructions, drawn predictions, and the images given by the user."""
     found = [path for run in runs for path in sorted((run / 'vis_data').rglob('*.png'))]
     reconstructions = sorted(
         (path for path in found if path.name.startswith('reconstruction')), key=lambda path: path.stat().st_mtime
@@ -196,8 +200,8 @@ def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: 
     if reconstructions:
         report.heading('Reconstructions')
         for path in dict.fromkeys([reconstructions[0], reconstructions[-1]]):
-            report.image(path, f'{path.stem}: original | masked | reconstruction of hidden cells | pasted together')
-    for title, images in (('Predictions beside the truth', drawn), ('Images', given)):
+            report.image(path, f'{path.stem}: {RECONSTRUCTION_COLUMNS}')
+    for title, images in (('Predictions and ground truth', drawn), ('Images', given)):
         if images:
             report.heading(title)
             report.thumbnails(images[-most:], f'{min(most, len(images))} of {len(images)}')
@@ -207,8 +211,8 @@ def report_run(args: Namespace) -> None:
     """Entry point of ``tools/report.py``: write a report.
 
     Raises:
-        FileNotFoundError: If the work folder or an image is not there.
-        ValueError: If there is no run in it.
+        FileNotFoundError: If the work folder or an image does not exist.
+        ValueError: If the work folder contains no run.
     """
     work_dir = Path(args.work_dir)
     runs = find_runs(work_dir)
@@ -235,11 +239,11 @@ def report_run(args: Namespace) -> None:
         report.heading('Losses and speed')
         if len(training) == 1:
             values = ', '.join(f'{name} {training[0][name]:.4g}' for name in losses)
-            report.text(f'Logged once, at iteration {training[0].get("iter", 0)}: {values}. Curves begin with two.')
+            report.text(f'Logged once, at iteration {training[0].get("iter", 0)}: {values}. Curves need two entries.')
         report.curves(curves_of(training, losses), 'Training losses')
         report.curves(
             curves_of(training, ['time', 'data_time']),
-            'Seconds an iteration, and of them waiting for data',
+            'Seconds per iteration, and the part spent waiting for data',
             ylabel='seconds',
         )
         report.curves(curves_of(training, ['grad_norm']), 'Norm of the gradient', ylabel='norm')
@@ -253,7 +257,7 @@ def report_run(args: Namespace) -> None:
         }
         report.curves(
             curves,
-            'Mean cosine distance between channels over normalised depth: 0 where all are alike',
+            'Mean cosine distance between channels over normalised depth; 0 if all channels are alike',
             ylabel='distance',
             xlabel='normalised depth',
         )

@@ -1,4 +1,4 @@
-"""Run a tool: user errors print one line, bugs print a traceback."""
+"""Runner for the command line tools: user errors print one line, bugs print a traceback."""
 
 import errno
 import gc
@@ -15,7 +15,7 @@ from ..engine.console import quiet_warnings
 from ..utils.errors import UserError
 from ..utils.suggestions import explain_build
 
-IN_WORKER = 'Original Traceback (most recent call last)'  # torch puts a worker's traceback into the message
+IN_WORKER = 'Original Traceback (most recent call last)'  # torch includes a worker's traceback in the message
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SILENT = (
     'Timed out waiting',
@@ -29,10 +29,10 @@ NEEDS_COMPILED = 'needs compiled mmcv'  # an operator that torchvision lacks
 
 
 def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
-    """Run a command; what the user can mend ends as one line and exit status 1, anything else as a traceback.
+    """Run a command; errors that the user can fix exit with one line and status 1, others with a traceback.
 
-    Errors that this package raises on purpose, and files that cannot be opened, are the user's to mend;
-    ``--traceback`` shows where they were found.
+    The user can fix errors that this package raises on purpose, and files that cannot be opened. ``--traceback`` shows
+    where such an error was raised.
     """
     if not getattr(args, 'verbose', False):
         quiet_warnings()
@@ -43,19 +43,22 @@ def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
         if message is None or args.traceback:
             raise
         sys.exit(f'error: {message}')
-    if dist.is_initialized():  # left to the interpreter's end, gloo's threads abort the process now and then
-        gc.collect()  # the wrapped model holds the group too
+    if dist.is_initialized():  # gloo's threads sometimes abort the process at interpreter exit
+        gc.collect()  # the wrapped model keeps a reference to the group, too
         dist.destroy_process_group()
 
 
 def run_subcommand(args: Namespace) -> None:
-    """Run what a subcommand's parser set as ``run``; for tools that have several."""
+    """Run the function that a subcommand's parser set as ``run``, for tools with several subcommands."""
     args.run(args)
 
 
 def user_message(error: BaseException | None) -> str | None:
-    """Return the one-line message of an error that is the user's to mend, in this process or a data loader's worker;
-    None for any other."""
+    """Return the one-line message of an error that the user can fix, raised in this process or a data loader's worker.
+
+    Returns:
+        str | None: The message; None for any other error.
+    """
     if error is None:
         return None
     if isinstance(error, UserError):
@@ -69,16 +72,16 @@ def user_message(error: BaseException | None) -> str | None:
 
 
 def explain_fault(error: BaseException) -> str | None:
-    """Return one line for the known faults of a machine, None for any other error.
+    """Return a one-line message for known faults of the machine or the environment, None for any other error.
 
-    These are a full disk, a data loader's worker that died, another process that died or hangs, and too little memory
-    on the GPU.
+    Known are a full disk, missing compiled operators, insufficient GPU memory, images of several sizes in one batch of
+    an evaluation, a dead data worker, and another process that died or hangs.
     """
     text = ' '.join(str(error).split())
     if isinstance(error, OSError) and error.errno in FULL:
         return (
-            f'the disk is full ({error.strerror}): make room, and call again what failed, tools/train.py with '
-            '--resume; what was finished before is whole'
+            f'the disk is full ({error.strerror}): free some space, and run the command again, tools/train.py with '
+            '--resume. Files finished before are complete'
         )
     if isinstance(error, ImportError) and error.name == 'mmcv._ext':
         return (
@@ -88,20 +91,20 @@ def explain_fault(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and NEEDS_COMPILED in text:
         return text
     if isinstance(error, torch.cuda.OutOfMemoryError):
-        return f'too little GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
+        return f'out of GPU memory: lower train_dataloader.batch_size or set model.backbone.with_cp. {text}'
     if 'The image size in a batch should be the same' in text:
         return (
-            'val_dataloader and test_dataloader: images of several sizes are in one batch: set batch_size=1 for '
-            'both, or pad them with model.data_preprocessor.test_cfg.size_divisor=32'
+            'val_dataloader and test_dataloader: a batch contains images of several sizes: set batch_size=1 for '
+            'both, or pad the images with model.data_preprocessor.test_cfg.size_divisor=32'
         )
     if 'DataLoader worker' in text and ('exited unexpectedly' in text or 'is killed by signal' in text):
         return (
-            f'{text.split(". ")[0].rstrip(".")}: a process that reads data died. The machine may lack memory: '
-            'lower train_dataloader.num_workers, then go on with --resume'
+            f'{text.split(". ")[0].rstrip(".")}: a data worker died. The machine may be out of memory: '
+            'lower train_dataloader.num_workers, then continue with --resume'
         )
     if isinstance(error, RuntimeError) and is_distributed() and any(sign in text for sign in SILENT):
         return (
-            f'process {get_rank()} waited in vain for another one, which died or hangs (the limit is '
-            f'env_cfg.dist_cfg.timeout, in seconds): see its log, then go on with --resume. {text}'
+            f'process {get_rank()} waited in vain for another process, which died or hangs (the limit is '
+            f'env_cfg.dist_cfg.timeout, in seconds): see its log, then continue with --resume. {text}'
         )
     return None

@@ -1,4 +1,4 @@
-"""From a config to mmengine's runner: batch norm, processes, checkpoints."""
+"""Building mmengine's runner from a config, with support for CPU training and checks of checkpoints."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from ..engine.runner import NamingRunner
 
 
 def revert_sync_batch_norm(cfg: Config) -> None:
-    """Replace SyncBN by BN in the model where it cannot run: on the CPU and under gloo. Logged."""
+    """Replace SyncBN with BN on the CPU and under gloo, where it cannot run; the change is logged."""
     backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
     if torch.cuda.is_available() and backend != 'gloo':
         return
@@ -25,13 +25,13 @@ def revert_sync_batch_norm(cfg: Config) -> None:
         print_log(f'SyncBN needs CUDA and NCCL: {replaced} norm configs use BN instead', logger='current')
     if cfg.launcher != 'none' and backend == 'nccl':
         cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
-        print_log('no CUDA device: env_cfg.dist_cfg.backend is gloo', logger='current')
+        print_log('no CUDA device: env_cfg.dist_cfg.backend is set to gloo', logger='current')
     if cfg.launcher in ('pytorch', 'slurm') and not torch.cuda.is_available():
         _join_on_cpu(cfg)
 
 
 def _join_on_cpu(cfg: Config) -> None:
-    """Join the processes here, and wrap the model without devices: mmengine would ask for CUDA in both places."""
+    """Initialise the process group and set a model wrapper without devices, since mmengine requires CUDA for both."""
     if not torch.distributed.is_initialized():
         if cfg.launcher == 'slurm':
             _read_slurm()
@@ -47,7 +47,7 @@ def _join_on_cpu(cfg: Config) -> None:
 
 
 def _read_slurm() -> None:
-    """Tell torch what srun told this task, as mmengine does on a GPU; the first host of the job is where all meet."""
+    """Set torch.distributed's variables from Slurm's, as mmengine does on a GPU; the first host is the rendezvous."""
     for name, told in (('RANK', 'PROCID'), ('WORLD_SIZE', 'NTASKS'), ('LOCAL_RANK', 'LOCALID')):
         os.environ[name] = os.environ[f'SLURM_{told}']
     if 'MASTER_ADDR' not in os.environ:
@@ -68,11 +68,11 @@ def _replace_type(node, old: str, new: str) -> int:
 
 
 def build_runner(cfg: Config, whole: bool) -> Runner:
-    """Build the runner that the config asks for.
+    """Build the runner of a config.
 
     Args:
-        cfg (Config): The config.
-        whole (bool): See :class:`MatchingWeightsHook`.
+        cfg (Config): Config of the run.
+        whole (bool): Whether a checkpoint must have every parameter, see :class:`MatchingWeightsHook`.
     """
     revert_sync_batch_norm(cfg)
     allow_mmengine_checkpoints()

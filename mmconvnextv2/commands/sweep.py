@@ -1,6 +1,6 @@
-"""Train a config once for every point of a grid, one after the other, and rank the runs: ``tools/sweep.py``.
+"""``tools/sweep.py``: train a config for every point of a grid, one run after the other, and rank the runs.
 
-The grids are those of arXiv 2301.00808, appendices A.3 and A.4, which names no chosen values.
+The predefined grids are from arXiv 2301.00808, appendices A.3 and A.4, which does not say which values were chosen.
 """
 
 import json
@@ -34,7 +34,7 @@ FINISHED, PLAN = 'finished', 'sweep.json'
 
 
 class Run(NamedTuple):
-    """One point of the grid."""
+    """Run of one point of the grid: its settings, work folder and command."""
 
     settings: dict[str, float]
     folder: Path
@@ -45,37 +45,41 @@ class Run(NamedTuple):
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
-    """Parse the arguments of ``tools/sweep.py``; what follows ``--`` becomes ``train_args``."""
+    """Parse the arguments of ``tools/sweep.py``; arguments after ``--`` become ``train_args``."""
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index('--') if '--' in argv else len(argv)
     parser = ArgumentParser(
-        description='Train a config for every combination of the values given, and rank the runs.',
+        description='Train a config for every combination of the given values, and rank the runs.',
         epilog='Example: python tools/sweep.py configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py --lr 1e-4 '
         '2e-4 --decay 0.8 0.9 -- --amp --cfg-options train_dataloader.batch_size=4',
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--grid', choices=GRIDS, help='the grid of the paper; values given beside it take its place')
+    parser.add_argument('--grid', choices=GRIDS, help="grid of the paper; explicit values replace the grid's")
     parser.add_argument('--lr', type=float, nargs='+', help='learning rates')
-    parser.add_argument('--decay', type=float, nargs='+', help='layer-wise decays of the learning rate')
+    parser.add_argument('--decay', type=float, nargs='+', help='layer-wise decay rates of the learning rate')
     parser.add_argument('--drop-path', type=float, nargs='+', help='drop path rates')
     parser.add_argument('--work-dir', help='folder for the runs; default work_dirs/CONFIG_NAME_sweep')
-    parser.add_argument('--gpus', type=int, default=0, help='start each run by tools/dist_train.sh on so many GPUs')
-    parser.add_argument('--metric', help=f'to rank by; default {", ".join(METRICS.values())}, or loss in pretraining')
+    parser.add_argument(
+        '--gpus', type=int, default=0, help='launch each run with tools/dist_train.sh on this many GPUs'
+    )
+    parser.add_argument(
+        '--metric', help=f'metric to rank by; default {", ".join(METRICS.values())}, or loss in pretraining'
+    )
     add_traceback(parser)
     instead = parser.add_mutually_exclusive_group()
-    instead.add_argument('--dry-run', action='store_true', help='print a command a line for what is not yet finished')
-    instead.add_argument('--table', action='store_true', help='rank what there is, train nothing')
+    instead.add_argument('--dry-run', action='store_true', help='print the commands of unfinished runs, one per line')
+    instead.add_argument('--table', action='store_true', help='rank the existing runs without training')
     args = parser.parse_args(argv[:cut])
     args.train_args = argv[cut + 1 :]
     return args
 
 
 def sweep(args: Namespace) -> None:
-    """Entry point of ``tools/sweep.py``: train what is not finished, then print the table.
+    """Entry point of ``tools/sweep.py``: train the unfinished runs, then print the table.
 
     Raises:
-        ValueError: If nothing is swept, or the arguments for training contradict the sweep.
-        RuntimeError: If runs failed, after all others were trained and the table was printed.
+        ValueError: If there is nothing to sweep, or the training arguments contradict the sweep.
+        RuntimeError: If runs failed, after training all others and printing the table.
     """
     runs = plan_runs(args)
     waiting = [run for run in runs if not run.is_finished()]
@@ -91,7 +95,7 @@ def sweep(args: Namespace) -> None:
     if failed:
         raise RunError(
             f'{len(failed)} of {len(runs)} runs failed: see '
-            f'{", ".join(str(run.folder / "console.log") for run in failed)}; the same command goes on.'
+            f'{", ".join(str(run.folder / "console.log") for run in failed)}; run the same command to continue'
         )
 
 
@@ -100,7 +104,7 @@ def work_dir_of(args: Namespace) -> Path:
 
 
 def grid_of(args: Namespace) -> dict[str, Sequence[float]]:
-    """Return what is swept: the values given, and those of the named grid for the rest.
+    """Return the values to sweep: those given by the user, and those of the named grid for the rest.
 
     Raises:
         ValueError: If there is nothing to sweep.
@@ -109,14 +113,13 @@ def grid_of(args: Namespace) -> dict[str, Sequence[float]]:
     grid = {name: values for name, values in given.items() if values}
     if not grid:
         raise UserError(
-            'nothing to sweep: give values with --lr, --decay or --drop-path, or --grid with one of '
-            f'{", ".join(GRIDS)}.'
+            f'nothing to sweep: pass values with --lr, --decay or --drop-path, or --grid with one of {", ".join(GRIDS)}'
         )
     return grid
 
 
 def plan_runs(args: Namespace) -> list[Run]:
-    """List the runs, each with a folder of its own, and note in the work folder what they have in common.
+    """Return the runs, each with its own folder, and record their common settings in the work folder.
 
     Raises:
         ValueError: See :func:`grid_of`, :func:`check_train_args` and :func:`note_plan`.
@@ -133,30 +136,30 @@ def plan_runs(args: Namespace) -> list[Run]:
 
 
 def check_train_args(args: Namespace, grid: dict[str, Sequence[float]]) -> None:
-    """Raise ``ValueError`` for a config that is not there, and for arguments of the training that the sweep sets."""
+    """Raise ``ValueError`` if the config does not exist or the training arguments include settings of the sweep."""
     read_config(args.config)
     parsed = parse_train_args([args.config, *args.train_args])
     own = [flag for flag, value in (('--work-dir', parsed.work_dir), ('--resume', parsed.resume)) if value]
     own += [KEYS[name] for name in grid if KEYS[name] in (parsed.cfg_options or {})]
     if own:
-        raise UserError(f'{own[0]} is set by the sweep, for each run: take it out of what follows `--`.')
+        raise UserError(f'{own[0]} is set by the sweep for each run: remove it from the arguments after `--`')
 
 
 def note_plan(args: Namespace) -> None:
-    """Write down the config and the arguments of all runs.
+    """Record the config and the training arguments of all runs.
 
     Raises:
-        ValueError: If the work folder holds a sweep of another config or with other arguments.
+        ValueError: If the work folder contains a sweep of another config or with other arguments.
     """
     path, plan = work_dir_of(args) / PLAN, dict(config=str(args.config), train_args=args.train_args)
     if path.exists() and json.loads(path.read_text()) != plan:
-        raise UserError(f'{path.parent} holds another sweep ({path.read_text().strip()}): give another --work-dir.')
+        raise UserError(f'{path.parent} contains another sweep ({path.read_text().strip()}): pass another --work-dir')
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(plan) + '\n')
 
 
 def command_of(args: Namespace, settings: dict[str, float], folder: Path) -> list[str]:
-    """Return the command of one run; it resumes what was interrupted."""
+    """Return the command of one run, which resumes if it was interrupted."""
     start = [sys.executable, str(TOOLS / 'train.py'), args.config]
     if args.gpus:
         start = ['env', f'PYTHON={sys.executable}', 'bash', str(TOOLS / 'dist_train.sh'), args.config, str(args.gpus)]
@@ -168,7 +171,7 @@ def command_of(args: Namespace, settings: dict[str, float], folder: Path) -> lis
 
 
 def train(run: Run) -> bool:
-    """Train one run with its output in ``console.log``; say whether it went through to its end."""
+    """Train one run with its output in ``console.log``, and return whether it finished."""
     run.folder.mkdir(parents=True, exist_ok=True)
     print(f'{run.folder.name}: output in {run.folder / "console.log"}', flush=True)
     with open(run.folder / 'console.log', 'a') as log:
@@ -179,7 +182,7 @@ def train(run: Run) -> bool:
 
 
 def rank(runs: Sequence[Run], args: Namespace) -> str:
-    """Return a Markdown table of the runs, best last value first.
+    """Return a Markdown table of the runs, sorted by their last value, best first.
 
     Raises:
         ValueError: If no run has logged the metric.
@@ -207,7 +210,7 @@ def rank(runs: Sequence[Run], args: Namespace) -> str:
 
 
 def metric_of(args: Namespace, known: set) -> str:
-    """Return the metric to rank by, as it is logged; nothing logged yet leaves it as it is."""
+    """Return the logged name of the metric to rank by, or the given name if nothing is logged yet."""
     cfg = read_config(args.config)
     metric = args.metric or ('loss' if cfg.get('val_cfg') is None else METRICS[cfg.default_scope])
     return find_metric(metric, sorted(known)) if known else metric

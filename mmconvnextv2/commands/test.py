@@ -1,4 +1,4 @@
-"""Command line and run of ``tools/test.py``."""
+"""``tools/test.py``: evaluate a checkpoint."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -26,15 +26,15 @@ def parse_test_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='file for the predictions, .pkl or .pickle')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for images of the predictions')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds a shown image stays')
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation of the config')
+    parser.add_argument('--show-dir', help='folder for images with drawn predictions')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each image; default 2')
+    parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
     add_run_arguments(parser)
     return parser.parse_args(argv)
 
 
 def apply_visualization(cfg: Config, args: Namespace) -> None:
-    """Switch on the scope's visualization hook for ``--show`` and ``--show-dir``."""
+    """Enable the scope's visualization hook for ``--show`` and ``--show-dir``."""
     hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
         'visualization', ConfigDict(VISUALIZATION_HOOKS[cfg.default_scope])
     )
@@ -43,7 +43,7 @@ def apply_visualization(cfg: Config, args: Namespace) -> None:
     hook.update(show=args.show, wait_time=args.wait_time, interval=1)
     if not args.show_dir:
         return
-    folder = os.path.abspath(args.show_dir)  # mmdet would put a relative one below the work folder
+    folder = os.path.abspath(args.show_dir)  # mmdet resolves a relative path against the work folder
     if cfg.default_scope == 'mmseg':
         cfg.visualizer['save_dir'] = folder
     else:
@@ -51,23 +51,23 @@ def apply_visualization(cfg: Config, args: Namespace) -> None:
 
 
 def apply_tta(cfg: Config) -> None:
-    """Wrap the model in the config's ``tta_model`` and test through its ``tta_pipeline``.
+    """Wrap the model in the config's ``tta_model``, and test with its ``tta_pipeline``.
 
     Raises:
-        ValueError: If the config has no such keys.
+        ValueError: If the config lacks one of these keys.
     """
     for key in ('tta_model', 'tta_pipeline'):
         if key not in cfg:
-            raise UserError(f'--tta needs {key} in the config.')
+            raise UserError(f'--tta needs {key} in the config')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    if 'data_preprocessor' in cfg.model.module:  # mmengine would take the one at the top of the config, of the base
+    if 'data_preprocessor' in cfg.model.module:  # mmengine would use the base's, at the top level
         cfg.model.data_preprocessor = deepcopy(cfg.model.module.data_preprocessor)
     for dataset in inner_datasets(cfg.test_dataloader.dataset):
         dataset['pipeline'] = _like_test(deepcopy(cfg.tta_pipeline), dataset.get('pipeline') or [])
 
 
 def _like_test(tta_pipeline: list, test_pipeline: Sequence[dict]) -> list:
-    """Give a TTA pipeline the steps of the test pipeline that read images and labels, for the user's own data."""
+    """Replace the loading steps of a TTA pipeline with those of the test pipeline, which suit the user's data."""
     reads_labels = [step for step in test_pipeline if reads_annotations(step)]
     if test_pipeline:
         tta_pipeline[0] = deepcopy(test_pipeline[0])
@@ -83,13 +83,13 @@ def test(args: Namespace) -> dict:
     """Entry point of ``tools/test.py``: evaluate a checkpoint.
 
     Returns:
-        dict: The metrics.
+        dict: Metrics of the evaluation.
 
     Raises:
         ValueError: If the checkpoint does not exist or ``--out`` is not a pickle file.
     """
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise UserError(f'--out={args.out!r} must end in .pkl or .pickle.')
+        raise UserError(f'--out={args.out!r}: expected a file name that ends in .pkl or .pickle')
     check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_run_config(args)
     check_data(cfg, ('test',), read_files=not args.skip_data_checks)

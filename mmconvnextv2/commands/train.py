@@ -1,7 +1,7 @@
-"""Command line and run of ``tools/train.py``, for MMDetection, MMSegmentation and MMPretrain configs alike.
+"""``tools/train.py``: train with a config of MMDetection, MMSegmentation or MMPretrain.
 
-The arguments are those of OpenMMLab's ``tools/train.py``. Differs from it in checking the data and the class count
-before a long start.
+The arguments include those of OpenMMLab's ``tools/train.py``. Unlike it, this tool checks the data and the class count
+before training starts.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -29,7 +29,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
         epilog='Example: python tools/train.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py --resume',
     )
     parser.add_argument('config', help='config file')
-    parser.add_argument('--resume', nargs='?', const='auto', help='a checkpoint, or nothing for the latest of work-dir')
+    parser.add_argument('--resume', nargs='?', const='auto', help='checkpoint; without a value, the latest in work-dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--plan', action='store_true', help='print what the run would do, and end')
@@ -39,7 +39,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
 
 
 def apply_train_args(cfg: Config, args: Namespace) -> None:
-    """Carry ``--amp``, ``--auto-scale-lr``, ``--resume`` and the flags of ``train_options.py`` into the config.
+    """Apply ``--amp``, ``--auto-scale-lr``, ``--resume`` and the flags of ``train_flags.py`` to the config.
 
     Raises:
         ValueError: If the config lacks ``auto_scale_lr.base_batch_size``, or the checkpoint does not exist; see also
@@ -51,9 +51,9 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
         cfg.optim_wrapper.pop('loss_scale', None)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config.')
+            raise UserError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
-        # mmengine takes the batch of one forward; an optimizer step sees accumulative_counts of them
+        # mmengine counts the batch of one forward, but an optimizer step sees accumulative_counts of them
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
     if args.resume:
         cfg.resume = True
@@ -88,6 +88,6 @@ def _work_folder(cfg: Config, only_plan: bool) -> Iterator[None]:
         with TemporaryDirectory() as cfg.work_dir:
             yield
         return
-    if cfg.launcher == 'none':  # before the runner writes there; of several processes the hook asks the first
+    if cfg.launcher == 'none':  # before the runner writes; in distributed runs the hook's main process locks
         lock_folder(cfg.work_dir)
     yield

@@ -1,8 +1,8 @@
-"""What ``tools/train.py`` switches on by one flag each: trackers, weight averaging, early stopping, compilation.
+"""Flags of ``tools/train.py`` for experiment trackers, weight averaging, early stopping and compilation.
 
-Built on mmengine's visualizer backends and hooks. Differs from them in compiling the backbone alone, in early stopping
-that remembers over a resumed run, takes a metric's short name and counts any gain, and in refusing a decay that is
-given where mmengine wants one minus it.
+Built on mmengine's visualizer backends and hooks, with these differences: only the backbone is compiled; the state of
+early stopping survives a resume, its metric can be given by its short name, and any improvement counts; an EMA decay
+passed as a momentum (one minus the decay) is rejected.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -14,16 +14,17 @@ from mmengine.config import Config, ConfigDict
 from ..engine.hooks.early_stopping import PATIENCE
 from ..utils.errors import UserError
 
-EMA_MOMENTUM = 1e-4  # a decay of 0.9999, that of the paper's fine-tuning (tables 9 to 13)
+EMA_MOMENTUM = 1e-4  # a decay of 0.9999, as in the paper's fine-tuning (tables 9 to 13)
 
 
 def add_train_options(parser: ArgumentParser) -> None:
-    """Add the flags of this module to those of ``tools/train.py``."""
-    parser.add_argument('--tensorboard', action='store_true', help='write what is logged for TensorBoard, too')
+    """Add the flags of this module to the parser of ``tools/train.py``."""
+    parser.add_argument('--tensorboard', action='store_true', help='also log to TensorBoard')
     parser.add_argument(
         '--wandb',
         action='store_true',
-        help='log to Weights & Biases, too; its variables WANDB_MODE=offline, WANDB_PROJECT and WANDB_NAME hold',
+        help='also log to Weights & Biases; honours its variables such as WANDB_MODE=offline, WANDB_PROJECT and '
+        'WANDB_NAME',
     )
     parser.add_argument(
         '--ema',
@@ -31,30 +32,30 @@ def add_train_options(parser: ArgumentParser) -> None:
         nargs='?',
         const=EMA_MOMENTUM,
         metavar='MOMENTUM',
-        help='average the weights, evaluate and save the average: average = (1 - MOMENTUM) * average '
+        help='average the weights, and evaluate and save the average: average = (1 - MOMENTUM) * average '
         f'+ MOMENTUM * weights; default {EMA_MOMENTUM}, which is a decay of {1 - EMA_MOMENTUM}',
     )
     parser.add_argument(
         '--early-stop',
         nargs='+',
         metavar=('METRIC', 'PATIENCE'),
-        help='stop when METRIC, such as bbox_mAP or mIoU, was no better than its best in PATIENCE '
-        f'evaluations in a row; default {PATIENCE}',
+        help='stop when METRIC, such as bbox_mAP or mIoU, has not improved in PATIENCE consecutive evaluations; '
+        f'default {PATIENCE}',
     )
     parser.add_argument(
         '--compile',
         nargs='?',
         const='inductor',
         metavar='BACKEND',
-        help='compile the backbone by torch.compile; default inductor',
+        help='compile the backbone with torch.compile; default inductor',
     )
 
 
 def apply_train_options(cfg: Config, args: Namespace) -> None:
-    """Carry the flags of :func:`add_train_options` into the config.
+    """Apply the flags of :func:`add_train_options` to the config.
 
     Raises:
-        ValueError: Naming the flag that cannot be honoured, and why.
+        ValueError: If a flag cannot be applied; the message names it and the reason.
     """
     if args.tensorboard:
         add_tracker(cfg, '--tensorboard', 'TensorboardVisBackend', 'tensorboard')
@@ -69,10 +70,10 @@ def apply_train_options(cfg: Config, args: Namespace) -> None:
 
 
 def add_tracker(cfg: Config, flag: str, backend: str, package: str) -> None:
-    """Add one of mmengine's backends to the visualizer of whatever scope.
+    """Add one of mmengine's backends to the visualizer of any scope.
 
     Raises:
-        ValueError: If the package that it needs is not installed.
+        ValueError: If the package that the backend needs is not installed.
     """
     if find_spec(package) is None:
         raise UserError(f'{flag} needs the package {package!r}: pip install {package}')
@@ -83,22 +84,22 @@ def add_tracker(cfg: Config, flag: str, backend: str, package: str) -> None:
 
 
 def average_weights(cfg: Config, momentum: float) -> None:
-    """Average the weights after each optimizer step by mmengine's ``EMAHook``.
+    """Average the weights after each optimizer step with mmengine's ``EMAHook``.
 
     Args:
-        cfg (Config): A hook that it has already gets the momentum.
-        momentum (float): The newest weights' share, one minus the decay; 0 < momentum <= 0.5.
+        cfg (Config): Config to change; if it already has such a hook, only the momentum is set.
+        momentum (float): Weight of the newest parameters, one minus the decay; 0 < momentum <= 0.5.
 
     Raises:
-        ValueError: If the momentum is none, or the model is sharded.
+        ValueError: If the momentum is out of range, or the model is sharded.
     """
     if not 0 < momentum <= 0.5:
-        hint = f'; for a decay of {momentum} give {1 - momentum:.6g}' if 0.5 < momentum < 1 else ''
-        raise UserError(f'--ema={momentum}: give the share of the newest weights, above 0 and at most 0.5{hint}.')
+        hint = f'; for a decay of {momentum} pass {1 - momentum:.6g}' if 0.5 < momentum < 1 else ''
+        raise UserError(f'--ema={momentum}: expected a momentum above 0 and at most 0.5{hint}')
     if (cfg.get('strategy') or {}).get('type') == 'FSDP2Strategy':
         raise UserError(
-            "--ema needs a whole copy of the model, and strategy=dict(type='FSDP2Strategy') shards it: "
-            'take one of them out.'
+            "--ema needs a full copy of the model, but strategy=dict(type='FSDP2Strategy') shards it: "
+            'remove one of them'
         )
     given = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') == 'EMAHook']
     for hook in given:
@@ -109,34 +110,34 @@ def average_weights(cfg: Config, momentum: float) -> None:
 
 
 def stop_early(cfg: Config, metric: str, patience: str = str(PATIENCE), *rest: str) -> None:
-    """Stop when a metric no longer gets better; see :class:`BestScoreStoppingHook`.
+    """Stop when a metric no longer improves; see :class:`BestScoreStoppingHook`.
 
     Raises:
         ValueError: If there is no evaluation, or the patience is not a positive whole number.
     """
     if rest or not patience.isdecimal() or not int(patience):
         raise UserError(
-            f'--early-stop {" ".join([metric, patience, *rest])}: give METRIC, or METRIC PATIENCE with '
-            'the number of evaluations to wait, at least 1; put the config before the flag.'
+            f'--early-stop {" ".join([metric, patience, *rest])}: expected METRIC, or METRIC PATIENCE with '
+            'the number of evaluations to wait, at least 1; put the config before the flag'
         )
     if cfg.get('val_cfg') is None:
-        raise UserError(f'--early-stop {metric}: the config has no evaluation (val_cfg), whose metric it could be.')
+        raise UserError(f'--early-stop {metric}: the config has no evaluation (val_cfg) that could log a metric')
     _add_hook(cfg, type='BestScoreStoppingHook', monitor=metric, patience=int(patience))
 
 
 def compile_backbone(cfg: Config, backend: str) -> None:
-    """Compile the backbone alone; the heads of a detector change their shapes with every image.
+    """Compile only the backbone, since the shapes in a detector's heads change with every image.
 
     Raises:
         ValueError: If torch has no such backend, or the config compiles the whole model.
     """
     known = torch.compiler.list_backends(exclude_tags=())
     if backend not in known:
-        raise UserError(f'--compile={backend!r}: torch.compile has the backends {", ".join(known)}.')
+        raise UserError(f'--compile={backend!r}: expected one of the backends {", ".join(known)}')
     if cfg.get('compile'):
         raise UserError(
-            f'--compile compiles the backbone, and compile={cfg.compile} of the config the whole model: '
-            'take one of them out.'
+            f'--compile compiles the backbone, but compile={cfg.compile} in the config compiles the whole model: '
+            'remove one of them'
         )
     _add_hook(cfg, type='CompileBackboneHook', backend=backend)
 

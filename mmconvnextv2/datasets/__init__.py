@@ -1,4 +1,4 @@
-"""The embedded data set: procedural images in the layouts of COCO, ADE20K and plain unlabelled folders."""
+"""Embedded data set: procedural images in the layouts of COCO, ADE20K and plain folders without labels."""
 
 from ..utils.moved import moved_names
 from .synthetic.scenes import GROUNDS, OBJECTS, Scene, render_scene

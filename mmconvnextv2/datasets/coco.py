@@ -1,9 +1,9 @@
-"""COCO's annotation files as people really have them, for MMDetection: one reader for datasets and metric.
+"""Dataset and metric for MMDetection that handle COCO annotation files as they occur in practice.
 
-mmdet's ``CocoDataset`` and ``CocoMetric`` number classes in the order of the file's categories, whatever the config
-calls them, show a bare KeyError for a missing field, and stop in the middle of training or at the first evaluation at
-an object without a mask. Here classes go by name, the file is checked once as it is read, and what cannot be learnt is
-left out before training.
+mmdet's ``CocoDataset`` and ``CocoMetric`` number classes in the order of the file's categories, whatever names the
+config gives, raise a bare KeyError for a missing field, and fail on an object without a mask in the middle of training
+or at the first evaluation. Here classes are matched by name, the file is checked once when it is read, and annotations
+that cannot be used are dropped before training.
 """
 
 import json
@@ -21,7 +21,7 @@ from PIL import Image
 
 from ..utils.errors import UserError
 
-ORIENTATION = 0x0112  # of EXIF
+ORIENTATION = 0x0112  # EXIF tag
 NUM_CHECKED = 50
 FIELDS = dict(
     categories=dict(id=int, name=str),
@@ -31,30 +31,30 @@ FIELDS = dict(
 
 
 def decode_json(content: bytes, source: str) -> Any:
-    """Return the value of a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark, or in cp1252.
+    """Decode a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark, or in cp1252.
 
     Raises:
-        ValueError: If it is not JSON.
+        ValueError: If the content is not JSON.
     """
     try:
         try:
             return json.loads(content)
         except UnicodeDecodeError:
-            print_log(f'{source} is not UTF-8: it is read as cp1252, of Windows', 'current')
+            print_log(f'{source} is not UTF-8: reading it as cp1252, the Windows encoding', 'current')
             return json.loads(content.decode('cp1252'))
     except ValueError as error:
-        raise UserError(f'{source}: no JSON ({error}): the file may be cut short') from error
+        raise UserError(f'{source}: not valid JSON ({error}): the file may be truncated') from error
 
 
 def read_annotations(path: str, backend_args: dict | None = None) -> dict[str, Any]:
-    """Read a COCO file; objects without ``iscrowd`` are none, and ids of objects begin with 1, as evaluation needs.
+    """Read a COCO file, set a missing ``iscrowd`` to 0, and renumber objects from 1 if an id is below 1.
 
     Args:
-        path (str): A local path, or one of mmengine's file backends.
+        path (str): Local path, or a path of one of mmengine's file backends.
         backend_args (dict, optional): See mmengine's ``fileio``. Defaults to None.
 
     Raises:
-        ValueError: If the file is not a COCO JSON, lacks a field, or two images or two objects have one id.
+        ValueError: If the file is not COCO JSON, lacks a field, or two images or two objects share an id.
     """
     content = decode_json(get(path, backend_args=backend_args), path)
     try:
@@ -68,17 +68,17 @@ def read_annotations(path: str, backend_args: dict | None = None) -> dict[str, A
         sound = False
     if not sound:
         raise UserError(f'{path}: {find_problem(content) or "unknown layout"}')
-    if min(ids, default=1) < 1:  # pycocotools takes a match with object 0 for none
+    if min(ids, default=1) < 1:  # pycocotools treats a match with object 0 as no match
         for number, one in enumerate(objects, 1):
             one['id'] = number
     return content
 
 
 class CheckedCOCO(COCO):
-    """pycocotools' index of a file that :func:`read_annotations` has read; categories are found by name.
+    """pycocotools' index of a file read with :func:`read_annotations`; categories are looked up by name.
 
     Args:
-        annotation_file (str, optional): Path. Defaults to None, an empty index.
+        annotation_file (str, optional): Path of the file. Defaults to None, an empty index.
     """
 
     def __init__(self, annotation_file: str | None = None) -> None:
@@ -92,12 +92,13 @@ class CheckedCOCO(COCO):
     def get_cat_ids(
         self, cat_names: Sequence[str] = (), sup_names: Sequence[str] = (), cat_ids: Sequence[int] = ()
     ) -> list[int]:
-        """Return category ids in the order of the names; a name that the file lacks becomes a category without objects.
+        """Return category ids in the order of the names; a name missing in the file gets a category without objects.
 
-        Of several categories of one name, such as the root that Roboflow puts in front, the one with objects is taken.
+        If several categories have the same name, such as the root category that Roboflow adds, the one with objects
+        is used.
 
         Raises:
-            ValueError: If two categories of one name have objects.
+            ValueError: If two categories of the same name have objects.
         """
         if not cat_names or sup_names or cat_ids:
             return super().get_cat_ids(cat_names, sup_names, cat_ids)
@@ -110,7 +111,7 @@ class CheckedCOCO(COCO):
             ids = [one for one in ids if one in used] or ids[-1:]
         if len(ids) > 1:
             raise UserError(
-                f'{self.source}: the categories {ids} are all named {name!r} and have objects: give them '
+                f'{self.source}: the categories {ids} are all named {name!r} and all have objects: give them '
                 'different names'
             )
         if not ids:
@@ -122,19 +123,19 @@ class CheckedCOCO(COCO):
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's ``CocoDataset`` with an answer to every odd annotation, for training, validation and test.
+    """mmdet's ``CocoDataset`` with defined behaviour for unusual annotations, for training, validation and test.
 
-    Classes go by name: ``metainfo.classes`` may be in any order. Left out and counted in the log: boxes wholly outside
-    their image or thinner than a pixel, areas of zero, other classes, and with ``needs_masks`` instances without
-    polygons or RLE. Annotations of no image of the file are passed over. Crowds are ignored in training and
-    evaluation. Category ids may have gaps. Images without annotations are left out by ``filter_cfg``.
+    Classes are matched by name, so ``metainfo.classes`` may be in any order. Boxes entirely outside their image or less
+    than a pixel wide or high, zero areas, other classes and, with ``needs_masks``, instances without polygons or RLE
+    are dropped and counted in the log. Annotations whose image is not in the file are skipped. Crowds are ignored in
+    training and evaluation. Category ids may have gaps. ``filter_cfg`` drops images without annotations.
 
     Args:
         needs_masks (bool): Whether the model learns masks. Defaults to True.
         kwargs: See mmdet's ``CocoDataset``.
 
     Raises:
-        ValueError: If the file is not a COCO JSON, lacks a field, or leaves nothing to train on.
+        ValueError: If the file is not COCO JSON, lacks a field, or contains nothing to train on.
     """
 
     COCOAPI = CheckedCOCO
@@ -144,7 +145,7 @@ class CheckedCocoDataset(CocoDataset):
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Read the file, and tell how much of it is used."""
+        """Read the file, and log how many of its annotations are used."""
         self._num_annotations = 0
         try:
             images = super().load_data_list()
@@ -159,35 +160,35 @@ class CheckedCocoDataset(CocoDataset):
         kept = sum(len(image['instances']) for image in images)
         if kept < self._num_annotations:
             print_log(
-                f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others lie '
-                'outside their image, are thinner than a pixel, of other classes or without a mask',
+                f'{self.ann_file}: {kept} of {self._num_annotations} annotations are used; the others are outside '
+                'their image, thinner than a pixel, of other classes or without a mask',
                 'current',
             )
         return images
 
     def _check_sizes(self, images: Sequence[dict]) -> None:
-        """Compare the sizes that the file gives with those of its first images, turned as their EXIF says.
+        """Compare the sizes in the file with those of its first images, rotated according to EXIF.
 
         Raises:
-            ValueError: If they differ: boxes and masks would lie elsewhere.
+            ValueError: If they differ, since boxes and masks would be misplaced.
         """
         for image in images:
             try:
                 with Image.open(image['img_path']) as file:
                     turned = file.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
                     width, height = file.size[::-1] if turned else file.size
-            except (OSError, SyntaxError, ValueError):  # not there, remote or damaged: whoever reads it says so
+            except (OSError, SyntaxError, ValueError):  # missing, remote or damaged; reported when it is loaded
                 continue
             if (height, width) != (image['height'], image['width']):
                 raise UserError(
                     f'{self.ann_file}: {image["img_path"]} has {width} x {height} pixels'
-                    f'{", turned as its EXIF says" if turned else ""}, the file gives {image["width"]} x '
-                    f'{image["height"]}: export the annotations of these images, or turn them for good with '
-                    'exiftran or ImageMagick -auto-orient'
+                    f'{", rotated according to its EXIF" if turned else ""}, but the file says {image["width"]} x '
+                    f'{image["height"]}: export the annotations for these images again, or rotate the image files '
+                    'with exiftran or ImageMagick -auto-orient'
                 )
 
     def parse_data_info(self, raw_data_info: dict) -> dict:
-        """Leave out what cannot be learnt."""
+        """Drop instances without masks if the model learns masks."""
         self._num_annotations += len(raw_data_info['raw_ann_info'])
         image = super().parse_data_info(raw_data_info)
         if self.needs_masks:
@@ -195,16 +196,16 @@ class CheckedCocoDataset(CocoDataset):
         return image
 
     def filter_data(self) -> list[dict]:
-        """Filter as mmdet does.
+        """Filter images as mmdet does.
 
         Raises:
-            ValueError: If nothing is left, or crowds alone.
+            ValueError: If no image remains, or only crowds.
         """
         images = super().filter_data()
         if not images:
             raise UserError(
                 f'{self.ann_file}: none of its {len(self.data_list)} images has an annotation of the '
-                f'classes {self.metainfo["classes"]}: nothing to train on'
+                f'classes {self.metainfo["classes"]}, so there is nothing to train on: check metainfo.classes'
             )
         instances = [one for image in images for one in image['instances']]
         if not self.test_mode and instances and all(one['ignore_flag'] for one in instances):
@@ -213,16 +214,16 @@ class CheckedCocoDataset(CocoDataset):
 
 
 ALL_CROWDS = (
-    'all {} objects have iscrowd=1, as CVAT exports masks, and a crowd is neither learnt nor evaluated: set '
+    'all {} objects have iscrowd=1, as in mask exports from CVAT, but crowds are neither learnt nor evaluated: set '
     'iscrowd to 0 in the file'
 )
 
 
 @METRICS.register_module()
 class CheckedCocoMetric(CocoMetric):
-    """mmdet's ``CocoMetric`` on files as :class:`CheckedCocoDataset` reads them, classes by name.
+    """mmdet's ``CocoMetric`` that reads files like :class:`CheckedCocoDataset`, with classes matched by name.
 
-    An object without a mask counts in mask AP with its box as mask; the log says how many do.
+    For objects without a mask, mask AP uses the box as the mask; their number is logged.
 
     Args:
         ann_file (str, optional): As in ``CocoMetric``.
@@ -230,7 +231,7 @@ class CheckedCocoMetric(CocoMetric):
         kwargs: See mmdet's ``CocoMetric``.
 
     Raises:
-        ValueError: If the file is unsound, all its objects are crowds, or an image of the data is not in it.
+        ValueError: If the file is invalid, all its objects are crowds, or it lacks an image of the data.
     """
 
     def __init__(self, ann_file: str | None = None, *args, backend_args: dict | None = None, **kwargs) -> None:
@@ -254,12 +255,12 @@ class CheckedCocoMetric(CocoMetric):
             one['segmentation'] = [[left, top, right, top, right, bottom, left, bottom]]
         if without:
             print_log(
-                f'{self.ann_file}: {len(without)} of {len(objects)} objects have no mask; mask AP takes their boxes',
+                f'{self.ann_file}: {len(without)} of {len(objects)} objects have no mask; mask AP uses their boxes',
                 'current',
             )
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Collect a batch.
+        """Collect the results of a batch.
 
         Raises:
             ValueError: If an image is not in the annotation file.
@@ -269,15 +270,15 @@ class CheckedCocoMetric(CocoMetric):
             if unknown:
                 raise UserError(
                     f'val_evaluator.ann_file or test_evaluator.ann_file={self.ann_file!r} has no image '
-                    f'with id {unknown[0]}: set it to the annotation file of the data that is evaluated'
+                    f'with id {unknown[0]}: set it to the annotation file of the evaluated data'
                 )
         super().process(data_batch, data_samples)
 
 
 def find_problem(content: Any) -> str | None:
-    """Return what is wrong with the content of a COCO file, None when every field is there."""
+    """Return what is wrong with the content of a COCO file, or None if all fields are valid."""
     if not isinstance(content, dict):
-        return f"expected COCO's object of {list(FIELDS)}, found a {type(content).__name__}"
+        return f"expected COCO's object with {list(FIELDS)}, found a {type(content).__name__}"
     for part, fields in FIELDS.items():
         if not isinstance(content.get(part), list):
             return f'there is no list {part!r}'
@@ -298,7 +299,7 @@ def find_problem(content: Any) -> str | None:
         if twice:
             one = next(iter(twice))
             return (
-                f'{twice[one]} {part} have id {one}, and {len(twice)} ids in all occur more than once: number them '
-                'anew, as after joining two files'
+                f'{twice[one]} {part} have id {one}, and {len(twice)} ids in total occur more than once: renumber '
+                'them, for example after merging two files'
             )
     return None

@@ -1,4 +1,4 @@
-"""Which files are images, and their pixels as training reads them."""
+"""Listing image files, and reading them as training does."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.bmp', '.webp', '.tif', 
 
 
 def list_images(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) -> list[str]:
-    """Return image files, those of folders in order of name.
+    """List image files; the files of a folder are sorted by name.
 
     Args:
-        paths (Sequence[str]): Files, which are taken as they are, and folders.
-        extensions (Sequence[str]): Endings of the files that are taken from folders, capitals alike. Defaults to those
-            of images.
+        paths (Sequence[str]): Files, which are returned unchanged, and folders, which are searched recursively.
+        extensions (Sequence[str]): Extensions of the files to list from folders, in any case. Defaults to those of
+            images.
 
     Raises:
-        FileNotFoundError: If a path is not there.
-        ValueError: If there is no image.
+        FileNotFoundError: If a path does not exist.
+        ValueError: If no image is found.
     """
     files = []
     for path in paths:
@@ -35,28 +35,28 @@ def list_images(paths: Sequence[str], extensions: Sequence[str] = EXTENSIONS) ->
         else:
             raise MissingFileError(f'{path} does not exist')
     if not files:
-        raise UserError(f'there is no image ({", ".join(extensions)}) in {list(paths)}')
+        raise UserError(f'no image ({", ".join(extensions)}) in {list(paths)}')
     return files
 
 
 def read_rgb(path: str) -> np.ndarray:
-    """Read an image as training does: turned as its EXIF says, 16 bits brought to 8, grey repeated, alpha dropped.
+    """Read an image as training does: rotated by EXIF, 16 bits reduced to 8, grey repeated, alpha dropped.
 
     Returns:
-        np.ndarray: uint8 (H, W, 3), red first.
+        np.ndarray: RGB image, uint8 (H, W, 3).
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it cannot be read as an image.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file cannot be read as an image.
     """
     if not os.path.isfile(path):
         raise MissingFileError(f'{path} does not exist')
     try:
         image = mmcv.imread(path, channel_order='rgb')
-    except cv2.error:  # no bytes, or more pixels than OpenCV takes
+    except cv2.error:  # empty file, or more pixels than OpenCV accepts
         image = None
     if image is None:
-        raise UserError(f'{path} cannot be read as an image: replace it, or take it out')
+        raise UserError(f'{path} cannot be read as an image: replace or remove it')
     return image
 
 
@@ -76,9 +76,9 @@ def read_image(load: Callable[[dict], dict | None] | None, path: str) -> dict:
     if load is None:
         raise UserError(f'{path}: the first step of test_dataloader.dataset.pipeline does not read files: give arrays')
     if not os.path.isfile(path):
-        raise MissingFileError(f'{path} is not there')
+        raise MissingFileError(f'{path} does not exist')
     if not os.path.getsize(path):
-        raise UserError(f'{path} has no bytes')
+        raise UserError(f'{path} is empty')
     try:
         results = load(dict(img_path=path, img_id=0))
     except UserError:

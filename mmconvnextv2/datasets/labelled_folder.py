@@ -1,4 +1,4 @@
-"""Images of a folder, with their classes or without, as analyses look at them: the usual evaluation view."""
+"""Images of a folder, with or without class labels, in the usual evaluation crop, for analyses."""
 
 import os
 import random
@@ -15,12 +15,12 @@ from .image_files import list_images, read_rgb
 
 
 class LabelledImages(Dataset):
-    """RGB images: the short side to 256 / 224 of ``size``, then the centre.
+    """RGB images, resized to a short side of 256 / 224 of ``size`` and centre-cropped.
 
     Args:
-        files (Sequence[str]): Their paths.
-        size (int): Pixels of a side, a multiple of 32. Defaults to 224.
-        labels (Sequence[int], optional): Their classes. Defaults to None, all 0.
+        files (Sequence[str]): Paths of the images.
+        size (int): Side of the crop in pixels, a multiple of 32. Defaults to 224.
+        labels (Sequence[int], optional): Class of each image. Defaults to None, all 0.
 
     Raises:
         ValueError: If ``size`` is not a multiple of 32.
@@ -28,7 +28,7 @@ class LabelledImages(Dataset):
 
     def __init__(self, files: Sequence[str], size: int = 224, labels: Sequence[int] | None = None) -> None:
         if size <= 0 or size % 32:
-            raise UserError(f'--size {size}: give a multiple of 32')
+            raise UserError(f'--size {size}: expected a positive multiple of 32')
         self.files = files
         self.labels = [0] * len(files) if labels is None else labels
         self.view = Compose(
@@ -39,7 +39,7 @@ class LabelledImages(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return an image, uint8 (3, size, size), and its class.
+        """Return one image, uint8 (3, size, size), and its class.
 
         Raises:
             ValueError: If the file cannot be read.
@@ -53,7 +53,7 @@ class LabelledImages(Dataset):
 
 
 def choose_images(paths: Sequence[str], num_images: int, seed: int = 0) -> list[str]:
-    """Return ``num_images`` of the images in files and folders, drawn without replacement; all if they are fewer."""
+    """Sample ``num_images`` of the images in files and folders without replacement; return all if there are fewer."""
     files = list_images(paths)
     if num_images >= len(files):
         return files
@@ -61,25 +61,25 @@ def choose_images(paths: Sequence[str], num_images: int, seed: int = 0) -> list[
 
 
 def choose_labelled(folder: str, per_class: int | None = None, seed: int = 0) -> tuple[list[str], list[int], list[str]]:
-    """Read a folder with one folder per class.
+    """List the images and labels of a folder with one folder per class.
 
     Args:
-        folder (str): The folder.
-        per_class (int, optional): Draw no more images of a class. Defaults to None, all.
-        seed (int): Of the draw. Defaults to 0.
+        folder (str): Folder that contains the class folders.
+        per_class (int, optional): Maximum number of images to sample per class. Defaults to None, all.
+        seed (int): Seed of the sampling. Defaults to 0.
 
     Returns:
-        tuple: Files, their classes as numbers, and the names of the classes.
+        tuple: Files, the label of each file, and the names of the classes.
 
     Raises:
-        FileNotFoundError: If the folder is not there.
+        FileNotFoundError: If the folder does not exist.
         ValueError: If there are fewer than two classes, or one has no image.
     """
     if not os.path.isdir(folder):
         raise MissingFileError(f'{folder} is not a folder')
     classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
     if len(classes) < 2:
-        raise UserError(f'{folder} holds {len(classes)} folders: expected one folder per class, two or more')
+        raise UserError(f'{folder} contains {len(classes)} folders: expected one folder per class, at least two')
     files, labels = [], []
     for label, name in enumerate(classes):
         path = os.path.join(folder, name)
@@ -90,6 +90,6 @@ def choose_labelled(folder: str, per_class: int | None = None, seed: int = 0) ->
 
 
 def load_batch(files: Sequence[str], size: int) -> Tensor:
-    """Return images as one batch, uint8 (B, 3, size, size)."""
+    """Load images into one batch, uint8 (B, 3, size, size)."""
     dataset = LabelledImages(files, size)
     return torch.stack([dataset[index][0] for index in range(len(dataset))])

@@ -1,7 +1,7 @@
-"""Label images of semantic segmentation, checked as they are read, for MMSegmentation.
+"""Loading of semantic segmentation labels for MMSegmentation, with checks.
 
-mmseg turns labels above 255 into others without a word, goes on with labels of another size than their image, and
-leaves values that are not a class to the loss, which names no file.
+mmseg silently wraps labels above 255 to other values and accepts labels whose size differs from their image's.
+Out-of-range labels fail later in the loss, without the file name.
 """
 
 import mmcv
@@ -17,15 +17,16 @@ IGNORED = 255
 
 @TRANSFORMS.register_module()
 class LoadCheckedLabels(LoadAnnotations):
-    """mmseg's ``LoadAnnotations``, which refuses labels that mean nothing; for training, validation and test.
+    """mmseg's ``LoadAnnotations`` that rejects invalid labels, for training, validation and test.
 
     Args:
-        num_classes (int): Of the model; labels are below it, after ``reduce_zero_label``, or 255 for ignored.
+        num_classes (int): Number of classes of the model. After ``reduce_zero_label``, labels must be less than this,
+            or 255 for ignored.
         kwargs: See mmseg's ``LoadAnnotations``.
 
     Raises:
-        ValueError: While reading, naming the file, if labels are out of range, of another size than the image, or in
-            colour.
+        ValueError: While reading, if labels are out of range, of another size than the image, or in colour; the
+            message names the file.
     """
 
     def __init__(self, num_classes: int, **kwargs) -> None:
@@ -33,7 +34,7 @@ class LoadCheckedLabels(LoadAnnotations):
         self.num_classes = num_classes
 
     def transform(self, results: dict) -> dict:
-        """Read the labels of an image; nothing where it has none, as when inferencers predict for it."""
+        """Read the labels of an image; do nothing if it has none, as with mmseg's inferencers."""
         return super().transform(results) if 'seg_map_path' in results else results
 
     def _load_seg_map(self, results: dict) -> None:
@@ -42,27 +43,27 @@ class LoadCheckedLabels(LoadAnnotations):
             fileio.get(path, backend_args=self.backend_args), flag='unchanged', backend=self.imdecode_backend
         )
         if labels is None:
-            raise UserError(f'{path} cannot be read as an image: replace it, or take it out of the data')
+            raise UserError(f'{path} cannot be read as an image: replace it, or remove it from the data')
         labels = labels.squeeze()
         if not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(f'{path} holds numbers of type {labels.dtype}: expected integers, a class index per pixel')
+            raise UserError(f'{path} has values of type {labels.dtype}: expected integers, one class index per pixel')
         if labels.ndim != 2:
             raise UserError(
-                f'{path} has shape {labels.shape}: expected one channel, a class index per pixel; '
-                'colours of a palette are not labels'
+                f'{path} has shape {labels.shape}: expected one channel with a class index per pixel, '
+                'not the colours of a palette'
             )
         size = tuple(results.get('ori_shape', results.get('img_shape'))[:2])  # before any resizing
         if labels.shape != size:
             raise UserError(
                 f'{path} has {labels.shape} rows and columns, its image {results["img_path"]} has '
-                f'{size}: labels and image must have one size'
+                f'{size}: labels and image must have the same size'
             )
         reduces = results['reduce_zero_label'] if self.reduce_zero_label is None else self.reduce_zero_label
         mapped = results.get('label_map') or {}
         if not mapped:
             self._check_range(labels, int(reduces), path)
         labels = labels.astype(np.uint8)
-        labels = np.where(labels == IGNORED, labels, labels - np.uint8(reduces))  # 0 becomes 255
+        labels = np.where(labels == IGNORED, labels, labels - np.uint8(reduces))  # uint8 arithmetic turns 0 into 255
         reduced = labels.copy()
         for old, new in mapped.items():
             labels[reduced == old] = new
@@ -78,5 +79,5 @@ class LoadCheckedLabels(LoadAnnotations):
                 f'{path} has labels {found[:5]} at {wrong.size} pixels: expected 0 to {last}, or '
                 f'{IGNORED} for ignored'
                 + (', where 0 is ignored too' if first else '')
-                + '. Mend the file, or set num_classes and metainfo.classes'
+                + '. Correct the file, or set num_classes and metainfo.classes'
             )

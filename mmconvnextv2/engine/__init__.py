@@ -1,4 +1,4 @@
-"""What a run does, beyond mmengine: hooks, optimizers, pipelines that name their files, FSDP2."""
+"""Extensions of mmengine's runs: hooks, optimizer wrappers, pipelines that name their files, FSDP2."""
 
 from .fsdp2 import FSDP2Strategy
 from .layer_decay import LayerDecayOptimWrapperConstructor

@@ -1,4 +1,4 @@
-"""One run per work folder: two would remove each other's unfinished checkpoints."""
+"""Lock of a work folder, since two runs in one folder would delete each other's unfinished checkpoints."""
 
 import fcntl
 import json
@@ -18,16 +18,16 @@ _held: dict[str, int] = {}  # descriptors by path of the lock file; open until t
 
 
 def lock_folder(folder: str) -> None:
-    """Hold a work folder until this process ends, however it ends; the lock of a dead process is taken over.
+    """Lock a work folder until this process ends, for whatever reason.
 
-    A POSIX lock of the whole file: the kernel releases it with the process, children do not inherit it, and network
-    file systems carry it to other hosts.
+    Uses a POSIX lock on the whole file: the kernel releases it when the process dies, child processes do not inherit
+    it, and network file systems propagate it to other hosts.
 
     Args:
-        folder (str): The work folder; it is made.
+        folder (str): Work folder; created if missing.
 
     Raises:
-        ValueError: If another living process holds it; the message says which.
+        ValueError: If another running process holds the lock; the message names it.
     """
     path = str(Path(folder).resolve() / NAME)
     if path in _held:
@@ -39,10 +39,10 @@ def lock_folder(folder: str) -> None:
     except (BlockingIOError, PermissionError) as error:
         holder = _describe(os.read(descriptor, 4096))
         os.close(descriptor)
-        raise UserError(f'{folder} is in use by {holder}: give another --work-dir, or end that run first') from error
+        raise UserError(f'{folder} is in use by {holder}: pass another --work-dir, or end that run first') from error
     except OSError as error:
         os.close(descriptor)
-        print_log(f'{folder} cannot be locked ({error.strerror}): start no second run in it', 'current')
+        print_log(f'{folder} cannot be locked ({error.strerror}): do not start a second run in it', 'current')
         return
     os.ftruncate(descriptor, 0)
     os.write(

@@ -1,7 +1,8 @@
-"""Sharded training by torch's FSDP2 (``fully_shard``), a strategy for mmengine's ``FlexibleRunner``.
+"""Sharded training with torch's FSDP2 (``fully_shard``), as a strategy for mmengine's ``FlexibleRunner``.
 
-mmengine's own ``FSDPStrategy`` is FSDP1: GPUs only, and optimizer states in a layout of its own. This one trains on
-CPUs too, and its checkpoints are those of an unsharded run: either resumes the other.
+mmengine's own ``FSDPStrategy`` is FSDP1, which needs GPUs and saves optimizer states in a layout specific to it. This
+strategy also trains on CPUs, and its checkpoints have the layout of an unsharded run, so that either can resume from
+the other.
 """
 
 import re
@@ -25,16 +26,16 @@ from .hooks.checkpoint import ATOMIC
 
 @STRATEGIES.register_module()
 class FSDP2Strategy(DDPStrategy):
-    """Split parameters, gradients and optimizer states over all processes, and gather each block when it is needed.
+    """Shard parameters, gradients and optimizer states over all processes, and gather each block when it is needed.
 
-    Use it with ``runner_type='FlexibleRunner'`` and a launcher. Precision is the optimizer wrapper's. mmengine's
-    ``EMAHook`` needs a whole copy of the model and cannot be used.
+    Use it with ``runner_type='FlexibleRunner'`` and a launcher. The optimizer wrapper sets the precision. mmengine's
+    ``EMAHook`` needs a full copy of the model and cannot be used.
 
     Args:
         kwargs: See mmengine's ``DDPStrategy``.
 
     Raises:
-        ValueError: If there is one process alone, or torch is older than 2.6.
+        ValueError: If there is only one process, or torch is older than 2.6.
 
     Examples:
         >>> runner_type = 'FlexibleRunner'
@@ -42,12 +43,12 @@ class FSDP2Strategy(DDPStrategy):
     """
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
-        """Shard each ConvNeXt V2 block, and what remains as one piece."""
+        """Shard each ConvNeXt V2 block, and the rest of the model as one unit."""
         fully_shard, register_fsdp_forward_method = _import_fsdp2()
         if not is_distributed():
             raise UserError(
-                "strategy=dict(type='FSDP2Strategy') shards a model over processes, and there is one: "
-                'start with tools/dist_train.sh, or take runner_type and strategy out of the config'
+                "strategy=dict(type='FSDP2Strategy') shards a model over processes, but there is only "
+                'one: launch with tools/dist_train.sh, or remove runner_type and strategy from the config'
             )
         from torch.distributed.device_mesh import init_device_mesh
 
@@ -55,17 +56,17 @@ class FSDP2Strategy(DDPStrategy):
         mesh = init_device_mesh(get_device(), (self.world_size,))
         for block in [module for module in model.modules() if isinstance(module, ConvNeXtV2Block)]:
             fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh, reshard_after_forward=True)  # else a reconstruction leaves it whole
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)  # otherwise `reconstruct` leaves it unsharded
         if hasattr(model, 'reconstruct'):
             register_fsdp_forward_method(model, 'reconstruct')
         return model
 
     def model_state_dict(self) -> dict:
-        """Return whole weights in the main process, None in their place elsewhere; every process must call it."""
+        """Return the full weights in the main process, and None for each elsewhere; every process must call it."""
         return _gather(self.model.state_dict())
 
     def optim_state_dict(self) -> dict:
-        """Return the whole optimizer state in the main process; every process must call it."""
+        """Return the full optimizer state in the main process; every process must call it."""
         return _gather(super().optim_state_dict())
 
     def save_checkpoint(
@@ -77,7 +78,7 @@ class FSDP2Strategy(DDPStrategy):
         extra_ckpt: dict | None = None,
         callback: Callable | None = None,
     ) -> None:
-        """Write one file of the ordinary layout; every process must call it. Arguments as in mmengine's strategies."""
+        """Write one file in the unsharded layout; every process must call it. Arguments as in mmengine's strategies."""
         checkpoint = dict(state_dict=self.model_state_dict())
         if save_optimizer and hasattr(self, 'optim_wrapper'):
             checkpoint['optimizer'] = self.optim_state_dict()
@@ -94,13 +95,13 @@ class FSDP2Strategy(DDPStrategy):
         save_checkpoint(checkpoint, filename, backend_args=ATOMIC)
 
     def load_checkpoint(self, filename: str, *, map_location='cpu', **kwargs) -> dict:
-        """Read a checkpoint of the ordinary layout, always to the CPU: a GPU may not hold it whole."""
+        """Read a checkpoint in the unsharded layout, always to the CPU, since it may not fit on a GPU."""
         return super().load_checkpoint(filename, map_location='cpu', **kwargs)
 
     def load_model_state_dict(
         self, state_dict: dict, *, strict: bool = False, revise_keys: list = [(r'^module.', '')]
     ) -> None:
-        """Load whole weights, of which each process keeps its part."""
+        """Load full weights, of which each process keeps its shard."""
         parameters, parts = dict(self.model.named_parameters()), OrderedDict()
         for name, value in state_dict.items():
             for pattern, replacement in revise_keys:
@@ -109,7 +110,7 @@ class FSDP2Strategy(DDPStrategy):
         super().load_model_state_dict(parts, strict=strict, revise_keys=[])
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
-        """Load the optimizer state of a whole model, of which each process keeps its part."""
+        """Load the optimizer state of the full model, of which each process keeps its shard."""
         parameters = [parameter for group in self.optim_wrapper.param_groups for parameter in group['params']]
         state = {
             index: {key: _shard_like(value, parameters[index]) for key, value in moments.items()}
@@ -127,7 +128,7 @@ def _import_fsdp2() -> tuple:
 
 
 def _gather(content: dict) -> dict:
-    """Make sharded tensors whole, one at a time, and keep them on the main process's CPU."""
+    """Gather sharded tensors one at a time to the main process's CPU."""
 
     def whole(tensor: Tensor) -> Tensor | None:
         tensor = tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
@@ -137,7 +138,7 @@ def _gather(content: dict) -> dict:
 
 
 def _shard_like(value: Tensor, parameter: Tensor | None) -> Tensor:
-    """Cut this process's part out of a whole tensor, unless it belongs to no sharded parameter."""
+    """Return this process's shard of a full tensor, or the tensor itself if its parameter is not sharded."""
     if not hasattr(parameter, 'placements') or getattr(value, 'shape', None) != parameter.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

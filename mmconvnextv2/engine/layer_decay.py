@@ -1,8 +1,8 @@
 """Layer-wise and group-wise learning-rate decay (ConvNeXt V2, arXiv 2301.00808, appendix A).
 
-The backbone answers at which depth a parameter is. Differs from the upstream constructors: GRN and mask tokens are
-exempt from weight decay, and parameters of equal learning rate and weight decay share one group, so that fused
-optimizers stay fast.
+The backbone knows the depth of each of its parameters. Differences from the upstream constructors: GRN and mask tokens
+are exempt from weight decay, and parameters of equal learning rate and weight decay share one group, which keeps fused
+optimizers fast.
 """
 
 from collections.abc import Callable
@@ -19,31 +19,31 @@ from .model_state import unwrapped
 
 
 def is_exempt_from_weight_decay(name: str, parameter: nn.Parameter) -> bool:
-    """True for vectors and scalars, biases, GRN's gamma and beta of any shape, and mask tokens."""
+    """Return True for vectors, scalars, biases, GRN's gamma and beta of any shape, and mask tokens."""
     leaf = name.rsplit('.', 1)[-1]
     return parameter.ndim <= 1 or leaf in ('bias', 'mask_token') or f'.{name}'.endswith(('.grn.gamma', '.grn.beta'))
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Shrink the learning rate of a ConvNeXt V2 backbone towards its stem.
+    """Optimizer constructor that lowers the learning rate of a ConvNeXt V2 backbone layer by layer towards its stem.
 
-    The model, or its ``backbone``, answers ``get_layer_depth(name, prefix, decay_type)``. Vectors, biases, GRN and
-    mask tokens are not decayed. ``paramwise_cfg`` takes:
+    The model, or its ``backbone``, must have a method ``get_layer_depth(name, prefix, decay_type)``. Vectors, biases,
+    GRN and mask tokens are exempt from weight decay. ``paramwise_cfg`` takes:
 
-    - ``decay_rate`` (float): Factor a layer, in (0, 1].
+    - ``decay_rate`` (float): Factor per layer, in (0, 1].
     - ``decay_type`` (str): 'layer_wise' or 'group_wise'. Defaults to 'group_wise'. Rates published for mmdet, mmseg
-      and ConvNeXt V1 under the name ``layer_wise`` are rates of ``group_wise`` here.
-    - ``custom_keys`` (dict): As in MMEngine: a key that is part of a parameter's name, the longest first, to
-      ``dict(lr_mult=..., decay_mult=...)``. ``lr_mult`` multiplies the layer's scale; ``decay_mult``, when given,
-      replaces the exemption.
+      and ConvNeXt V1 under the name ``layer_wise`` are ``group_wise`` rates here.
+    - ``custom_keys`` (dict): As in MMEngine, maps a substring of parameter names to
+      ``dict(lr_mult=..., decay_mult=...)``. If several match, the longest wins. ``lr_mult`` multiplies the layer's
+      scale; ``decay_mult``, when given, replaces the exemption from weight decay.
 
     Args:
         optim_wrapper_cfg (dict): Config of the optimizer wrapper, with ``optimizer``.
         paramwise_cfg (dict, optional): See above.
 
     Raises:
-        ValueError: For an unknown key or value, and for a model without ``get_layer_depth``.
+        ValueError: For an unknown key or value, or a model without ``get_layer_depth``.
 
     Examples:
         >>> optim_wrapper = dict(
@@ -56,14 +56,16 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, paramwise_cfg)
         unknown = set(self.paramwise_cfg) - {'decay_rate', 'decay_type', 'custom_keys'}
         if unknown:
-            raise UserError(f'paramwise_cfg holds {sorted(unknown)}; allowed are decay_rate, decay_type, custom_keys.')
+            raise UserError(
+                f'paramwise_cfg has unknown keys {sorted(unknown)}: expected decay_rate, decay_type, custom_keys'
+            )
         self.decay_rate = self.paramwise_cfg.get('decay_rate', 1.0)
         self.decay_type = self.paramwise_cfg.get('decay_type', 'group_wise')
         rate = (optim_wrapper_cfg.get('optimizer') or {}).get('lr', 0)
         if not isinstance(rate, Real):
             raise UserError(f'optim_wrapper.optimizer.lr={rate!r}: expected a number')
         if not 0 < self.decay_rate <= 1:
-            raise UserError(f'decay_rate={self.decay_rate!r} must lie in (0, 1].')
+            raise UserError(f'decay_rate={self.decay_rate!r}: expected a number in (0, 1]')
         check_decay_type(self.decay_type)
 
     def _custom_cfg(self, name: str) -> dict:
@@ -72,7 +74,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return {} if match is None else self.paramwise_cfg['custom_keys'][match]
 
     def _settings(self, name: str, parameter: nn.Parameter, depth_of: Callable) -> tuple[float, float]:
-        """Learning-rate scale and weight decay of one parameter."""
+        """Return the learning-rate scale and the weight decay of one parameter."""
         layer_id, num_ids = depth_of(name)
         custom = self._custom_cfg(name)
         scale = self.decay_rate ** (num_ids - layer_id - 1) * custom.get('lr_mult', 1.0)
@@ -81,7 +83,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return scale, weight_decay
 
     def _depth_function(self, module: nn.Module, prefix: str) -> Callable:
-        # mmpretrain's whole models have a method of the same name that knows no decay_type
+        # mmpretrain's classifiers have a method of the same name without decay_type, so ask the backbone
         if hasattr(module, 'backbone'):
             owner, owner_prefix = module.backbone, f'{prefix}backbone.'
         else:
@@ -94,11 +96,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return lambda name: owner.get_layer_depth(name, owner_prefix, self.decay_type)
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs) -> None:
-        """Append one parameter group for each pair of learning rate and weight decay.
+        """Append one parameter group per distinct pair of learning rate and weight decay.
 
         Args:
-            params (List[dict]): The list of groups; modified in place.
-            module (nn.Module): The model.
+            params (List[dict]): List of parameter groups, modified in place.
+            module (nn.Module): Model whose parameters are added.
             prefix (str): Prefix of the parameter names. Defaults to ''.
         """
         module = unwrapped(module)

@@ -1,4 +1,4 @@
-"""Mixed-precision training on any device; mmengine's ``AmpOptimWrapper`` refuses a CPU."""
+"""Mixed-precision training on any device, since mmengine's ``AmpOptimWrapper`` rejects the CPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,24 +14,27 @@ from ..utils.errors import UserError
 
 @OPTIM_WRAPPERS.register_module()
 class BF16OptimWrapper(OptimWrapper):
-    """Run the forward under bfloat16 autocast. The range of bfloat16 needs no loss scaling."""
+    """Optimizer wrapper that runs the forward under bfloat16 autocast.
+
+    The loss is not scaled, since bfloat16 has the exponent range of float32.
+    """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward, inside mmengine's own context (gradient accumulation under DDP)."""
+        """Autocast the forward, inside mmengine's own context (gradient accumulation under DDP)."""
         with super().optim_context(model), torch.autocast(get_device(), dtype=torch.bfloat16):
             yield
 
 
 @OPTIM_WRAPPERS.register_module()
 class FP16OptimWrapper(AmpOptimWrapper):
-    """Run the forward under float16 autocast and scale the loss; on a GPU the same as ``AmpOptimWrapper``.
+    """Optimizer wrapper that runs the forward under float16 autocast and scales the loss.
 
-    Checkpoints of the two are interchangeable.
+    Equal to ``AmpOptimWrapper`` on a GPU; checkpoints of the two are interchangeable.
 
     Args:
-        loss_scale (str | float | dict): ``'dynamic'``, a constant scale, or the arguments of
-            ``torch.amp.GradScaler``. Defaults to ``'dynamic'``.
+        loss_scale (str | float | dict): ``'dynamic'``, a constant scale, or arguments of ``torch.amp.GradScaler``.
+            Defaults to ``'dynamic'``.
         kwargs: See mmengine's ``OptimWrapper``.
 
     Raises:
@@ -39,7 +42,7 @@ class FP16OptimWrapper(AmpOptimWrapper):
     """
 
     def __init__(self, loss_scale: str | float | dict = 'dynamic', **kwargs) -> None:
-        OptimWrapper.__init__(self, **kwargs)  # the parent's own would ask for a GPU
+        OptimWrapper.__init__(self, **kwargs)  # skips AmpOptimWrapper's, which requires a GPU
         constant = isinstance(loss_scale, (int, float)) and loss_scale > 0
         if not (constant or loss_scale == 'dynamic' or isinstance(loss_scale, dict)):
             raise UserError(
@@ -52,6 +55,6 @@ class FP16OptimWrapper(AmpOptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Autocast around the forward, inside mmengine's own context (gradient accumulation under DDP)."""
+        """Autocast the forward, inside mmengine's own context (gradient accumulation under DDP)."""
         with OptimWrapper.optim_context(self, model), torch.autocast(get_device(), dtype=torch.float16):
             yield

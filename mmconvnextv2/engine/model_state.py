@@ -1,4 +1,4 @@
-"""A run's model as hooks want it: unwrapped, or evaluating for a moment."""
+"""Access to a run's model for hooks: unwrapped, or temporarily in evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +9,13 @@ from torch import nn
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the model inside a wrapper for distributed training, or the model itself."""
+    """Return the model inside a wrapper of distributed training, or the model itself."""
     return model.module if is_model_wrapper(model) else model
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluate inside the block without gradients; restore every module's mode on exit."""
+    """Switch to evaluation mode without gradients; restore the mode of every module on exit."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""Pipelines whose errors name the image and the step, in the main process and in data workers alike.
+"""Pipelines whose errors name the image and the step, both in the main process and in data workers.
 
-What mmcv, mmdet, mmseg and mmpretrain raise inside a transform names neither, and ``python -O`` drops assertions.
+Errors that mmcv, mmdet, mmseg and mmpretrain raise inside a transform name neither, and ``python -O`` drops assertions.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ from ..utils.errors import LIBRARIES, UserError
 
 
 class NamingPipeline(Compose):
-    """mmengine's ``Compose`` for transforms that are built: an error in one of OpenMMLab's is one line.
+    """mmengine's ``Compose`` that reports an error in one of OpenMMLab's transforms in one line.
 
-    Errors of the user's own transforms, and of this package's, pass as they are.
+    Errors of this package's transforms and of the user's are raised unchanged.
 
     Args:
-        pipeline (Compose): What it replaces.
+        pipeline (Compose): Pipeline to replace; its transforms are already built.
     """
 
     def __init__(self, pipeline: Compose) -> None:
@@ -27,7 +27,7 @@ class NamingPipeline(Compose):
         """Run the transforms; see ``Compose``.
 
         Raises:
-            UserError: Naming the image, the step and the remedy.
+            UserError: If a transform of OpenMMLab fails; the message names the image, the step and the remedy.
         """
         path = data.get('img_path')
         for number, step in enumerate(self.transforms):
@@ -46,22 +46,20 @@ class NamingPipeline(Compose):
 
 def _explain(number: int, step: Any, path: str | None, error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
-        return (
-            f'{error.filename}: {error.strerror}, and the data name it: put it there, or take it out of the annotations'
-        )
+        return f'{error.filename}: {error.strerror}, but the annotations list it: add the file, or remove its entry'
     name = path or 'an image'
     if isinstance(step, LoadImageFromFile):
-        return f'{name} cannot be read as an image: replace it, or take it out of the data'
+        return f'{name} cannot be read as an image: replace it, or remove it from the data'
     reason = ' '.join(str(error).split()) or 'no reason given'
     return (
         f'{name}: {type(step).__name__}, step {number} of its pipeline, failed with {type(error).__name__}: '
-        f'{reason[:500]}. Check its annotations and the arguments of the step; tools/browse.py shows samples, '
-        '--traceback where it failed'
+        f'{reason[:500]}. Check its annotations and the arguments of the step. tools/browse.py shows '
+        'samples, --traceback shows where it failed'
     )
 
 
 def name_files(dataset: Any) -> None:
-    """Make the pipelines of a data set, or of those that it wraps, name their files."""
+    """Make the pipelines of a data set, including those of wrapped data sets, name their files in errors."""
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     for child in inner:
         if child is not None:

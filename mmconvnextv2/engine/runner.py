@@ -1,4 +1,4 @@
-"""mmengine's runner whose hooks, evaluators and data loaders name themselves when a library's code fails in them."""
+"""mmengine's runner with errors that name the hook, evaluator or data loader in which a library's code failed."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def _explain(where: str, error: Exception) -> str:
 
 
 class NamingEvaluator(Evaluator):
-    """mmengine's ``Evaluator``: an error of a library in one of its metrics is one line that names them."""
+    """mmengine's ``Evaluator`` that reports a library's error in one line with the names of its metrics."""
 
     def process(self, *args, **kwargs) -> None:
         """Process a batch; see ``Evaluator``."""
@@ -46,9 +46,9 @@ class NamingEvaluator(Evaluator):
 
 
 class NamingRunner(Runner):
-    """mmengine's ``Runner``: errors that libraries raise in data loaders, transforms, hooks and metrics are one line.
+    """mmengine's ``Runner`` that reports libraries' errors in data loaders, transforms, hooks and metrics in one line.
 
-    Errors raised by code of the user's own, or of this package, pass as they are.
+    Errors raised by the user's code or by this package are raised unchanged.
     """
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
@@ -66,7 +66,7 @@ class NamingRunner(Runner):
         except UserError:
             raise
         except EXPLAINED as error:
-            if place_of(error).partition('.')[0] != 'torch':  # a data set's is explained by what builds it
+            if place_of(error).partition('.')[0] != 'torch':  # errors of a data set are explained where it is built
                 raise
             given = {key: dataloader.get(key) for key in ('batch_size', 'num_workers')}
             raise UserError(_explain(f'a data loader with {given}', error)) from error

@@ -65,8 +65,10 @@ def _say(image: np.ndarray) -> str:
 
 
 def as_bgr(image: np.ndarray) -> np.ndarray:
-    """Return an image of any depth and number of channels, (H, W) or (H, W, C), as uint8 (H, W, 3) to draw on: one
-    channel as grey, the first three of more."""
+    """Convert an image of any depth, (H, W) or (H, W, C), to uint8 (H, W, 3) to draw on.
+
+    One or two channels show the first one in grey; more channels show the first three.
+    """
     image = image[..., None] if image.ndim == 2 else image
     image = image[..., :3] if image.shape[2] > 2 else image[..., [0, 0, 0]]
     if image.dtype != np.uint8:

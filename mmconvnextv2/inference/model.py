@@ -92,14 +92,16 @@ class Model:
         self.module, self.config = module, config
         names = _class_names(meta, config)
         if not names:
-            raise UserError(f'the checkpoint {source} holds no class names; give one that tools/train.py wrote.')
+            raise UserError(f'the checkpoint {source} has no class names: pass one written by tools/train.py')
         self.classes = tuple(names)
         known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
         self.palette = known.get('palette')
         module.dataset_meta = dict(known, classes=self.classes)
         steps = steps_of_test(config)
         if not steps:
-            raise UserError('test_dataloader.dataset.pipeline is missing: predictions follow it, set it in the config.')
+            raise UserError(
+                'test_dataloader.dataset.pipeline is missing, but predictions need it: set it in the config'
+            )
         self.channels = _channels_of(config, steps[0])
         with DefaultScope.overwrite_default_scope(config.default_scope):
             self._loader = Compose(steps[:1]) if reads_files(steps[0]) else None

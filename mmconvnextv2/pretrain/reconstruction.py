@@ -25,7 +25,7 @@ def image_grid(reconstructed: dict, mean: Tensor | None = None, std: Tensor | No
         std (Tensor, optional): Standard deviation that it divided by. Defaults to None.
 
     Returns:
-        np.ndarray: Image of shape (B * H, 4 * W, 3), uint8.
+        np.ndarray: Image of shape (B * H, 5 * W, 3), uint8.
     """
     columns = []
     for name in COLUMNS:
@@ -51,7 +51,7 @@ def render_reconstructions(model: nn.Module, batch: dict) -> np.ndarray:
 
 @HOOKS.register_module()
 class ReconstructionHook(Hook):
-    """Write original | masked | reconstruction | pasted of the first training images to all visualizer backends.
+    """Write the columns of ``COLUMNS`` for the first training images to all visualizer backends.
 
     Args:
         interval (int): Epochs between visualisations. Defaults to 1.

@@ -104,7 +104,7 @@ def _drop_scope(node: Any) -> None:
 
 
 def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
-    """Read a config, apply overrides, settle its data and import the package of its ``default_scope``.
+    """Read a config, apply overrides, normalise its data settings and import the package of its ``default_scope``.
 
     Args:
         path (str): The config file.
@@ -125,20 +125,23 @@ def _merge(cfg: Config, options: dict[str, Any]) -> None:
     try:
         cfg.merge_from_dict(options)
     except MISFITS as error:
-        for key, value in options.items():  # which of them, by itself
+        for key, value in options.items():  # find the override that fails alone
             try:
                 deepcopy(cfg).merge_from_dict({key: value})
             except MISFITS:
                 raise UserError(
-                    f'--cfg-options {key}={value} does not fit the config ({error}): a dotted key leads '
-                    'through dicts, and through lists of dicts by number'
+                    f'--cfg-options {key}={value} does not fit the config ({error}): the parts of a dotted key '
+                    'must be keys of dicts, or indices of lists of dicts'
                 ) from error
         raise
 
 
 def settle_data(cfg: Config) -> None:
-    """Read the config's data as it was meant: one class given as text is one class, and a loader without workers keeps
-    none."""
+    """Normalise the data settings of a config in place.
+
+    A string in ``metainfo.classes`` that is not a file becomes a tuple with one class. Settings that need data workers
+    are disabled for loaders without workers.
+    """
     for split in SPLITS:
         loader = cfg.get(f'{split}_dataloader') or {}
         if not loader.get('num_workers', 1):
@@ -151,24 +154,24 @@ def settle_data(cfg: Config) -> None:
 
 
 def import_scope(cfg: Config) -> None:
-    """Import the package of ``default_scope`` so that its classes are registered.
+    """Import the package of ``default_scope``, which registers its classes.
 
     Raises:
         ValueError: If the scope is unknown or not installed.
     """
     scope = cfg.get('default_scope')
     if scope not in SCOPES:
-        raise UserError(f'default_scope={scope!r} is unknown; allowed are {sorted(SCOPES)}.')
+        raise UserError(f'default_scope={scope!r} is unknown: expected one of {sorted(SCOPES)}')
     try:
         import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-        for name in OURS.get(scope, ()):  # even where the user's config replaces custom_imports
+        for name in OURS.get(scope, ()):  # even if the user's config replaces custom_imports
             import_module(f'mmconvnextv2.{name}')
     except ModuleNotFoundError as error:
-        raise UserError(f'default_scope={scope!r} needs the package {error.name!r}; install it first.') from error
+        raise UserError(f'default_scope={scope!r} needs the package {error.name!r}: install it first') from error
 
 
 def whole_path(value: object) -> object:
-    """Return a path with commas, which ``--cfg-options`` takes for a list, as it was; any other value as it is."""
+    """Rejoin an existing path with commas, which ``--cfg-options`` splits to a list; return other values unchanged."""
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         joined = ','.join(value)
         return joined if os.path.exists(joined) else value
@@ -176,7 +179,7 @@ def whole_path(value: object) -> object:
 
 
 def inner_datasets(dataset: dict) -> Iterator[dict]:
-    """Walk through wrappers such as RepeatDataset and ConcatDataset down to the datasets that read files."""
+    """Yield the configs of the data sets that read files, inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = dataset.get('dataset', dataset.get('datasets'))
     if inner is None:
         yield dataset
@@ -186,16 +189,16 @@ def inner_datasets(dataset: dict) -> Iterator[dict]:
 
 
 def reads_annotations(step: dict) -> bool:
-    """Whether a step of a pipeline reads boxes, masks or labels."""
+    """Return whether a pipeline step reads boxes, masks or labels."""
     return step['type'].rpartition('.')[2] in LOADERS
 
 
 def steps_of_test(cfg: Config) -> list[dict]:
-    """Return the pipeline of ``test_dataloader``, which ``tools/test.py`` follows, without steps that read labels."""
+    """Return the pipeline of ``test_dataloader``, which ``tools/test.py`` uses, without steps that read labels."""
     dataset = next(inner_datasets((cfg.get('test_dataloader') or {}).get('dataset') or {}), {})
     return [step for step in dataset.get('pipeline') or [] if not reads_annotations(step)]
 
 
 def reads_files(step: dict) -> bool:
-    """Whether a step of a pipeline reads an image file."""
+    """Return whether a pipeline step reads an image file."""
     return step['type'].rpartition('.')[2].startswith('Load')

@@ -257,10 +257,10 @@ def test_mistakes_end_in_one_line(place, capsys):
             ['--model', 'a', 'timm:convnext_atto', 'WEIGHTS'],
             'does not fit ConvNeXt: .* are missing or of a wrong shape',
         ),
-        (['--model', 'a', 'WEIGHTS', '--blocks', '5', '1'], '--blocks 5: the model has the blocks 0 to 4'),
+        (['--model', 'a', 'WEIGHTS', '--blocks', '5', '1'], '--blocks 5: expected blocks 0 to 4'),
         (['--model', 'a', 'WEIGHTS', '--blocks', 'stages.9.9'], '--blocks stages.9.9'),
-        (['--model', 'a', 'WEIGHTS', '--tolerance', '1'], r'--tolerance 1.0: expected a share in \(0, 1\)'),
-        (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: give a multiple of 32'),
+        (['--model', 'a', 'WEIGHTS', '--tolerance', '1'], r'--tolerance 1.0: expected a number in \(0, 1\)'),
+        (['--model', 'a', 'WEIGHTS', '--size', '100'], '--size 100: expected a positive multiple of 32'),
         (['--model', 'a', 'timm:vit_tiny_patch16_224', 'random', '--size', '64'], 'a refuses images of 64x64 pixels'),
     ],
 )
@@ -278,7 +278,7 @@ def test_broken_files_are_named(place, tmp_path):
     (tmp_path / 'broken.png').write_bytes(b'no image')
     with pytest.raises(ValueError, match='broken.png cannot be read as an image'):
         LabelledImages([str(tmp_path / 'broken.png')])[0]
-    with pytest.raises(ValueError, match='holds 0 folders: expected one folder per class'):
+    with pytest.raises(ValueError, match='contains 0 folders: expected one folder per class'):
         choose_labelled(str(tmp_path))
     table = tmp_path / 'table.csv'
     table.write_text('a,b\n1,2\n')

@@ -70,7 +70,7 @@ def test_sharded_run_is_the_replicated_run(images, tmp_path):
 
 def test_one_process_is_refused(images, tmp_path):
     """Without a launcher the error says how to start, and how to do without shards."""
-    with pytest.raises(ValueError, match='FSDP2Strategy.*there is one: start with tools/dist_train.sh, or'):
+    with pytest.raises(ValueError, match='FSDP2Strategy.*there is only one: launch with tools/dist_train.sh, or'):
         train(make_config(images, tmp_path, **FSDP))
 
 

@@ -152,7 +152,7 @@ def test_missing_fields_are_named(tmp_path, part, changes, said):
 @pytest.mark.parametrize(
     'text, said',
     [
-        ('{"images": [', 'no JSON .*cut short'),
+        ('{"images": [', 'not valid JSON .*truncated'),
         ('[]', 'found a list'),
         ('{}', "no list 'categories'"),
         (json.dumps({**content(), 'annotations': None}), "no list 'annotations'"),
@@ -249,9 +249,9 @@ def test_objects_without_masks_are_evaluated(tmp_path, segmentation):
                 content(annotation(1), annotation(2, category_id=90)),
                 categories=[dict(id=7, name='cat'), dict(id=90, name='cat')],
             ),
-            r'categories \[7, 90\] are all named .cat. and have objects',
+            r'categories \[7, 90\] are all named .cat. and all have objects',
         ),
-        (b'{"images": [', 'no JSON'),
+        (b'{"images": [', 'not valid JSON'),
     ],
     ids=['crowds', 'one id', 'another split', 'one name', 'cut'],
 )
@@ -347,8 +347,8 @@ def test_bad_labels_are_refused(tmp_path, pixels, said):
     [
         (1, (48, 32), None),
         (6, (32, 48), None),
-        (6, (48, 32), 'has 32 x 48 pixels, turned as its EXIF says'),
-        (1, (60, 40), 'has 60 x 40 pixels, the file gives 48 x 32'),
+        (6, (48, 32), 'has 32 x 48 pixels, rotated according to its EXIF'),
+        (1, (60, 40), 'has 60 x 40 pixels, but the file says 48 x 32'),
     ],
 )
 def test_sizes_of_other_images_are_refused(tmp_path, orientation, size, said):

@@ -121,7 +121,7 @@ def test_other_names_in_both_splits(tmp_path):
     cfg = classifier(make_folders(tmp_path), ('one', 'two', 'three'))
     assert cfg.train_dataloader.dataset.metainfo.classes == ('one', 'two', 'three')
     (tmp_path / 'val' / 'a').rename(tmp_path / 'val' / 'z')
-    with pytest.raises(ValueError, match=r"different folders of classes, \['a', 'z'\]"):
+    with pytest.raises(ValueError, match=r"different class folders, \['a', 'z'\]"):
         classifier(tmp_path, ('one', 'two', 'three'))
 
 
@@ -151,7 +151,7 @@ def test_order_of_a_plain_coco_dataset(data):
     plain = {'train_dataloader.dataset.type': 'CocoDataset', 'val_dataloader.dataset.type': 'CocoDataset'}
     detector(data, **plain)
     turned = {f'{split}_dataloader.dataset.metainfo.classes': NAMES[::-1] for split in ('train', 'val')}
-    with pytest.raises(ValueError, match="type='CheckedCocoDataset', which goes by name"):
+    with pytest.raises(ValueError, match="type='CheckedCocoDataset', which matches names"):
         detector(data, **plain, **turned)
     detector(data, **turned)
 
@@ -192,13 +192,13 @@ def test_one_class_as_text(data):
     [
         (
             lambda labels: np.where(labels > 4, 255, 0).astype(np.uint8),
-            'label files hold plain alone|hold no class alone',
+            'label files contain only plain|contain only ignored pixels',
         ),
-        (lambda labels: labels * 0 + 1, 'hold plain alone, and 0% of pixels are 255'),
+        (lambda labels: labels * 0 + 1, 'contain only plain, and 0% of pixels are 255'),
         (lambda labels: labels.astype(np.uint16) * 256, 'has labels .* expected 0 to 10'),
         (lambda labels: labels[::2, ::2], r'\(32, 32\) rows and columns, its image .* has \(64, 64\)'),
         (lambda labels: np.stack([labels] * 3, 2), 'expected one channel'),
-        (lambda labels: labels.astype(np.float32) + 0.5, 'numbers of type float32'),
+        (lambda labels: labels.astype(np.float32) + 0.5, 'values of type float32'),
     ],
 )
 @pytest.mark.parametrize('split', ['training', 'validation'])
@@ -221,7 +221,7 @@ def test_capitals_in_endings(data):
     for number, path in enumerate(sorted((data / 'ade/images/training').glob('*.png'))):
         if number % 2:
             path.rename(path.with_suffix('.PNG'))
-    with pytest.raises(ValueError, match='2 of 4 images in .*training end otherwise'):
+    with pytest.raises(ValueError, match='2 of 4 images in .*training have another suffix'):
         segmentor(data)
 
 
@@ -230,7 +230,7 @@ def test_settings_that_learn_nothing(data):
     work."""
     one = {'model.decode_head.num_classes': 1, 'model.auxiliary_head.num_classes': 1}
     one |= {f'{split}_dataloader.dataset.metainfo.classes': ('crack',) for split in ('train', 'val')}
-    with pytest.raises(ValueError, match='num_classes=1: the only class is always right'):
+    with pytest.raises(ValueError, match='num_classes=1: the only class is always correct'):
         segmentor(data, **one)
     with pytest.raises(ValueError, match='batch_size=1: UPerHead pools each image to one value'):
         segmentor(data, **{'train_dataloader.batch_size': 1})
@@ -268,7 +268,7 @@ def test_remedies_train(data, tmp_path):
         )
     )
     assert (tmp_path / 'run' / 'iter_2.pth').is_file()
-    with pytest.raises(ValueError, match='4 images make no whole batch of 64'):
+    with pytest.raises(ValueError, match='4 images do not fill a batch of 64'):
         train(
             arguments(
                 'train_dataloader.batch_size=64',
@@ -282,7 +282,7 @@ def test_sizes_in_a_validation_batch():
     """mmseg's preprocessor takes no batch of several sizes in evaluation: one line names the keys to set."""
     preprocessor = MODELS.build(dict(type='mmseg.SegDataPreProcessor'))
     images = [torch.zeros(3, 8, 8), torch.zeros(3, 8, 9)]
-    with pytest.raises(SystemExit, match='^error: .*set batch_size=1 for both, or pad them with'):
+    with pytest.raises(SystemExit, match='^error: .*set batch_size=1 for both, or pad the images with'):
         run_tool(lambda args: preprocessor(dict(inputs=images, data_samples=None)), Namespace(traceback=False))
 
 
@@ -337,7 +337,7 @@ def test_labels_behind_a_wrapper(data):
     for path in (data / 'ade/annotations/training').glob('*.png'):
         Image.fromarray(np.full((64, 64), 1, np.uint8)).save(path)
     cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=plain)
-    with pytest.raises(ValueError, match='train: the first 4 label files hold plain alone'):
+    with pytest.raises(ValueError, match='train: the first 4 label files contain only plain'):
         check_data(cfg, ('train',))
     cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[plain, cfg.val_dataloader.dataset])
     check_data(cfg, ('train',))

@@ -150,7 +150,7 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(images, tmp_path, k
                 make_config(images, tmp_path / 'disk', **{'default_hooks.checkpoint.max_keep_ckpts': 5}),
                 kind == 'limit',
             )
-        assert stop.value.code.startswith('error: cannot write') and 'make room' in stop.value.code
+        assert stop.value.code.startswith('error: cannot write') and 'free some space' in stop.value.code
         assert '\n' not in stop.value.code
         assert last(tmp_path / 'disk')['state_dict'] and not list((tmp_path / 'disk').glob(f'*{PART}'))
 
@@ -158,7 +158,7 @@ def test_full_disk_is_one_line_and_keeps_the_last_checkpoint(images, tmp_path, k
 def test_killed_worker_is_one_line(images, tmp_path):
     """A data loader's worker that is killed ends the run with one line, and the last checkpoint can be loaded."""
     options = {'train_dataloader.num_workers': 1}
-    with pytest.raises(SystemExit, match='a process that reads data died.*num_workers.*--resume'):
+    with pytest.raises(SystemExit, match='a data worker died.*num_workers.*--resume'):
         train(make_config(images, tmp_path, dawdle=dict(kill_at='05.png', seconds=0.1), **options))
 
 
@@ -232,7 +232,7 @@ def test_hung_process_is_noticed(images, tmp_path):
     said = (tmp_path / 'log0').read_text()
     processes[1].kill()
     assert processes[0].exitcode == 1, said
-    assert 'error: process 0 waited in vain for another one' in said and 'env_cfg.dist_cfg.timeout' in said
+    assert 'error: process 0 waited in vain for another process' in said and 'env_cfg.dist_cfg.timeout' in said
 
 
 def test_sigterm_to_one_of_two_ends_both(images, tmp_path):

@@ -55,7 +55,7 @@ def test_nothing_changed_says_nothing(images, half, tmp_path):
     _, text = go_on(half, tmp_path, images, epochs=4)
     assert 'end: 2 epochs -> 4 epochs' in text and 'learning rate:' not in text and last(tmp_path)['meta']['iter'] == 12
     _, text = go_on((tmp_path / 'last_checkpoint').read_text(), tmp_path / 'again', images, epochs=4)
-    assert 'changed since' not in text and 'nothing is left to train' in text
+    assert 'changed since' not in text and 'there is nothing to train' in text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_changed_rate_is_honoured(images, half, tmp_path, options, facts):
     fresh, resumed = rates(tmp_path / 'fresh'), rates(tmp_path / 'on')
     assert sorted(resumed) == list(range(7, 13))
     np.testing.assert_allclose([resumed[step] for step in resumed], [fresh[step] for step in resumed], rtol=1e-6)
-    assert 'changed since the checkpoint, and honoured' in text
+    assert 'changed since the checkpoint, and applied' in text
 
 
 def test_a_changed_weight_decay_is_honoured(images, half, tmp_path):
@@ -123,7 +123,7 @@ def test_another_number_of_images_in_the_middle_is_refused(images, half, tmp_pat
     folder.mkdir()
     for number in range(8):
         Image.new('RGB', (64, 64)).save(folder / f'{number}.png')
-    with pytest.raises(SystemExit, match='from 3 to 2 iterations in an epoch, and the checkpoint is from the middle'):
+    with pytest.raises(SystemExit, match='from 3 to 2 iterations per epoch, and the checkpoint is from the middle'):
         go_on(str(tmp_path / 'middle.pth'), tmp_path / 'on', str(folder))
 
 
@@ -134,14 +134,14 @@ def forge_moments(state):
 @pytest.mark.parametrize(
     'change, said',
     [
-        (forge_moments, r'holds exp_avg of shape \(1,\) for a parameter of shape'),
+        (forge_moments, r'has exp_avg of shape \(1,\) for a parameter of shape'),
         (
             lambda state: state['state'].update({0: dict(step=[1], exp_avg=torch.zeros(4, 3, 4, 4))}),
-            'holds step of shape',
+            'has step of shape',
         ),
-        (lambda state: state['param_groups'].pop(), 'of other sizes than'),
-        (lambda state: state.update(param_groups=[7]), 'of other sizes than'),
-        (lambda state: state['param_groups'][0]['params'].pop(), 'of other sizes than'),
+        (lambda state: state['param_groups'].pop(), "of the checkpoint's optimizer do not match"),
+        (lambda state: state.update(param_groups=[7]), "of the checkpoint's optimizer do not match"),
+        (lambda state: state['param_groups'][0]['params'].pop(), "of the checkpoint's optimizer do not match"),
     ],
 )
 def test_moments_that_do_not_fit(images, half, tmp_path, change, said):
@@ -162,7 +162,7 @@ def test_moments_that_do_not_fit(images, half, tmp_path, change, said):
         (dict(optimizer=[1]), 'holds optimizer as list'),
         (dict(message_hub=dict(log_scalars=1)), 'holds message_hub.log_scalars as int'),
         (dict(param_schedulers=3), 'holds param_schedulers as int'),
-        (dict(meta={}), 'holds weights and no training'),
+        (dict(meta={}), 'holds only weights, not the training state'),
     ],
 )
 def test_misshapen_checkpoints(images, half, tmp_path, change, said):

@@ -153,7 +153,7 @@ def test_bad_images_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', tmp_path / 'in')
     assert ended.startswith('error: 2 of 4 inputs were not predicted') and 'a.jpg: it cannot be read' in ended
     assert [Path(one['file']).name for one in found] == ['a.jpg', 'b.png', 'c.png', 'd.png']
-    assert found[2]['error'] == 'it has no bytes' and found[1]['classes'] == found[3]['classes']
+    assert found[2]['error'] == 'it is empty' and found[1]['classes'] == found[3]['classes']
     assert {path.name for path in (tmp_path / 'out').iterdir()} == {'predictions.json', 'drawn', 'labels'}
 
 
@@ -172,7 +172,7 @@ def test_stopped_predictions_go_on(tools, trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Predictor, '__call__', stop_at_the_second)
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *images)
-    assert 'the same command goes on' in ended and found is None
+    assert 'run the same command to continue' in ended and found is None
     with open(tmp_path / 'out' / 'predictions.jsonl', 'a') as file:
         file.write('{"file": "torn')
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'out', *images)
@@ -194,7 +194,7 @@ def test_cut_video_is_said(tools, trained, tmp_path):
     assert ended is None and len(found) == 30
     film.write_bytes(film.read_bytes()[: film.stat().st_size * 2 // 3])
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'cut', film)
-    assert f'breaks off after {len(found) - 1} of 30 frames' in ended and 1 < len(found) < 30
+    assert f'it ends after {len(found) - 1} of 30 frames' in ended and 1 < len(found) < 30
     assert found[-1]['frame'] == len(found) - 1 and 'classes' in found[-2]
     (tmp_path / 'junk.mp4').write_bytes(b'junk')
     ended, found = predict_all(tools, trained, 'upernet', tmp_path / 'junk', tmp_path / 'junk.mp4', film)

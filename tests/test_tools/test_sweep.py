@@ -78,11 +78,11 @@ def test_mistakes(tmp_path):
     own = ['--work-dir', str(tmp_path / 'sweep')]
     plan_runs(parse_args([UPERNET, '--lr', '1', *own]))
     for arguments, message in (
-        ([], 'nothing to sweep: give values with --lr'),
+        ([], 'nothing to sweep: pass values with --lr'),
         (['--lr', '1', '--', '--work-dir', 'x'], '--work-dir is set by the sweep'),
         (['--lr', '1', '--', '--resume'], '--resume is set by the sweep'),
         (['--lr', '1', '--', '--cfg-options', 'optim_wrapper.optimizer.lr=2'], 'optim_wrapper.optimizer.lr is set'),
-        (['--lr', '1', *own, '--', '--amp'], 'holds another sweep .*give another --work-dir'),
+        (['--lr', '1', *own, '--', '--amp'], 'contains another sweep .*pass another --work-dir'),
     ):
         with pytest.raises(ValueError, match=message):
             plan_runs(parse_args([UPERNET, *arguments]))
@@ -113,7 +113,7 @@ def test_table_is_sorted_by_the_last_value(tmp_path, capsys):
     ]
     sweep(parse_args([*arguments, '--metric', 'loss']))
     assert [line.split('|')[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == ['3', '2', '1', '4']
-    with pytest.raises(ValueError, match="metric 'mDice'.* there is .*mIoU"):
+    with pytest.raises(ValueError, match="metric 'mDice'.* available are .*mIoU"):
         sweep(parse_args([*arguments, '--metric', 'mDice']))
 
 

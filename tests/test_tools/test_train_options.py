@@ -152,7 +152,7 @@ def test_ema_counts_optimizer_steps(tools):
     assert (hook.type, hook.momentum, hook.interval) == ('EMAHook', 1e-4, 4)
     (own,) = hooks('--ema', '0.001', custom_hooks=[dict(type='EMAHook', momentum=1e-4, begin_iter=7)])
     assert own == dict(type='EMAHook', momentum=0.001, begin_iter=7)
-    with pytest.raises(ValueError, match='--ema=0.999: .* for a decay of 0.999 give 0.001'):
+    with pytest.raises(ValueError, match='--ema=0.999: .* for a decay of 0.999 pass 0.001'):
         hooks('--ema', '0.999')
     with pytest.raises(ValueError, match='FSDP2Strategy'):
         hooks('--ema', strategy=dict(type='FSDP2Strategy'))
@@ -211,9 +211,9 @@ def test_early_stop_explains(tools, tmp_path):
     """A metric that the evaluation does not give, one without a known direction, a wrong patience and a config without
     an evaluation each end in one line that says what to do."""
     for task, arguments, message in (
-        ('upernet', ['mIou'], "metric 'mIou': did you mean 'mIoU'\\? there is aAcc, mIoU, mAcc"),
-        ('upernet', ['sharpness'], "early stopping on 'sharpness': names with .*rule='greater'"),
-        ('upernet', ['mIoU', 'soon'], '--early-stop mIoU soon: give METRIC, or METRIC PATIENCE'),
+        ('upernet', ['mIou'], "metric 'mIou': did you mean 'mIoU'\\? available are aAcc, mIoU, mAcc"),
+        ('upernet', ['sharpness'], "early stopping on 'sharpness': whether .*rule='greater'"),
+        ('upernet', ['mIoU', 'soon'], '--early-stop mIoU soon: expected METRIC, or METRIC PATIENCE'),
         ('fcmae', ['loss'], '--early-stop loss: the config has no evaluation'),
     ):
         with pytest.raises(SystemExit, match=f'^error: {message}'):
@@ -260,8 +260,8 @@ def test_compiled_backbone_learns_the_same(tools, trained, tmp_path, task):
 def test_compile_explains():
     """An unknown backend, and a config that compiles the whole model, are refused."""
     for compiled, arguments, message in (
-        (None, ['--compile', 'fastest'], "--compile='fastest': torch.compile has the backends .*inductor"),
-        (True, ['--compile'], 'compile=True of the config'),
+        (None, ['--compile', 'fastest'], "--compile='fastest': expected one of the backends .*inductor"),
+        (True, ['--compile'], 'compile=True in the config'),
     ):
         with pytest.raises(ValueError, match=message):
             apply_train_args(Config(dict(compile=compiled)), parse_train_args(['a.py', *arguments]))

@@ -1,1 +1,1 @@
-"""Procedural images with labels."""
+"""Procedural images with labels, and the embedded data set made of them."""

@@ -1,7 +1,7 @@
 """Procedural scenes: textured, shaded objects that occlude each other on textured grounds.
 
-A scene depends on (seed, split, index) alone. Every class of object has a shape, a texture of varying scale and phase,
-and a hue of its own from which its objects stray; grounds have any hue.
+A scene depends only on (seed, split, index). Each object class has its own shape, a texture of varying scale and phase,
+and a hue around which its objects vary. Grounds can have any hue.
 """
 
 from colorsys import hsv_to_rgb
@@ -13,8 +13,8 @@ from PIL import Image
 GROUNDS = ('plain', 'stripes', 'marble', 'tiles')
 OBJECTS = ('disc', 'square', 'triangle', 'star', 'ring', 'cross')
 SPLITS = ('unlabelled', 'train', 'val')
-MIN_VISIBLE = 0.3  # of an object's own area, and at least MIN_PIXELS; what shows less is not drawn at all
-MIN_PIXELS = 30
+MIN_VISIBLE = 0.3  # minimum visible share of an object's area; objects that show less are left out
+MIN_PIXELS = 30  # minimum visible pixels at a size of 128; scales with the area of the image
 
 
 class Scene(NamedTuple):
@@ -23,7 +23,7 @@ class Scene(NamedTuple):
     Attributes:
         image (np.ndarray): RGB, uint8, (H, W, 3).
         labels (np.ndarray): uint8, (H, W): 1 + ground, or 1 + len(GROUNDS) + category; never 0 (unlabelled).
-        instances (list): Per object its category and where it is visible, bool (H, W). Masks do not overlap.
+        instances (list): Category and visible mask, bool (H, W), of each object. Masks do not overlap.
     """
 
     image: np.ndarray
@@ -32,7 +32,7 @@ class Scene(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """An object and its own coordinates, each (H, W); the object lies within [-1, 1]."""
+    """An object's class and local coordinates ``u``, ``v``, each (H, W); the object is within [-1, 1]."""
 
     kind: int
     u: np.ndarray
@@ -50,7 +50,7 @@ def _wave(phase: np.ndarray) -> np.ndarray:
 
 
 def _ground_texture(generator: np.random.Generator, kind: int, size: int) -> np.ndarray:
-    """Return a ground's pattern in [0, 1], (size, size): how much of its second colour shows."""
+    """Return a ground's pattern in [0, 1], (size, size): the weight of its light colour."""
     y, x = np.mgrid[:size, :size].astype(np.float64)
     angle, period = generator.uniform(0, np.pi), generator.uniform(7, 14)
     along = (x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period
@@ -64,7 +64,7 @@ def _ground_texture(generator: np.random.Generator, kind: int, size: int) -> np.
 
 
 def object_mask(kind: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Return where an object is, bool, of the shape of its coordinates ``u``, ``v``."""
+    """Return an object's mask, bool, in the shape of its coordinates ``u``, ``v``."""
     radius, angle = np.hypot(u, v), np.arctan2(v, u)
     return {
         'disc': lambda: radius < 0.9,
@@ -107,7 +107,7 @@ def _blend(light: np.ndarray, dark: np.ndarray, pattern: np.ndarray) -> np.ndarr
 
 
 def _place(generator: np.random.Generator, size: int) -> Placement:
-    """Draw an object's class, place, size and angle."""
+    """Sample an object's class, position, size and angle."""
     kind = int(generator.integers(len(OBJECTS)))
     y, x = np.mgrid[:size, :size].astype(np.float64)
     radius, angle = size * generator.uniform(0.1, 0.28), generator.uniform(-0.6, 0.6)
@@ -117,7 +117,7 @@ def _place(generator: np.random.Generator, size: int) -> Placement:
 
 
 def _visible_masks(objects: list[Placement]) -> list[np.ndarray]:
-    """Return where each object shows, bool (H, W): later objects lie in front."""
+    """Return the visible mask of each object, bool (H, W); later objects are in front."""
     masks, covered = [], False
     for item in reversed(objects):
         mask = object_mask(*item)
@@ -127,7 +127,7 @@ def _visible_masks(objects: list[Placement]) -> list[np.ndarray]:
 
 
 def _place_objects(generator: np.random.Generator, size: int) -> list[Placement]:
-    """Place two to five objects, back to front, and leave out those that hardly show."""
+    """Sample two to five objects, ordered back to front, and drop those that are hardly visible."""
     objects = [_place(generator, size) for _ in range(generator.integers(2, 6))]
     shown = [mask.sum() for mask in _visible_masks(objects)]
     whole = [object_mask(*item).sum() for item in objects]
@@ -139,13 +139,13 @@ def _place_objects(generator: np.random.Generator, size: int) -> list[Placement]
 
 
 def render_scene(seed: int, split: int, index: int, size: int) -> Scene:
-    """Draw one scene.
+    """Render one scene.
 
     Args:
-        seed (int): Of the data set.
+        seed (int): Seed of the data set.
         split (int): Index into ``SPLITS``.
-        index (int): Number of the image in its split.
-        size (int): Side in pixels.
+        index (int): Index of the image in its split.
+        size (int): Side of the image in pixels.
 
     Returns:
         Scene: The image and its labels.
@@ -164,7 +164,7 @@ def render_scene(seed: int, split: int, index: int, size: int) -> Scene:
 
 
 def _light(generator: np.random.Generator, size: int) -> np.ndarray:
-    """Return illumination that falls from 1 to about 0.6 in a random direction, (size, size, 1)."""
+    """Return an illumination that falls from about 1 to 0.6 in a random direction, (size, size, 1)."""
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     angle = generator.uniform(0, 2 * np.pi)
     return (0.8 + 0.14 * (x * np.cos(angle) + y * np.sin(angle)))[..., None]

@@ -1,6 +1,7 @@
-"""The embedded data set: scenes written as unlabelled images, in COCO instance layout and in ADE20K layout.
+"""Writer of the embedded data set: unlabelled images, COCO instance layout and ADE20K layout.
 
-Label 0 means unlabelled in ADE20K layout, then come grounds, then objects, for ``reduce_zero_label=True``.
+In the ADE20K layout label 0 means unlabelled, followed by grounds, then objects, for use with
+``reduce_zero_label=True``.
 """
 
 import json
@@ -17,22 +18,22 @@ from ...utils.errors import UserError
 from .scenes import OBJECTS, SPLITS, render_scene
 
 ADE_FOLDERS = {'train': 'training', 'val': 'validation'}
-DRAWING = 3  # counts changes of the scenes, so that a folder drawn by an earlier version is not taken for this one
+DRAWING = 3  # version of the scenes; a folder written by an earlier version does not count as the same data set
 
 
 @dataclass(frozen=True)
 class EmbeddedSpec:
-    """What to draw.
+    """Size and seed of an embedded data set.
 
     Args:
-        unlabelled (int): Images without labels, at least 1. Defaults to 1000.
-        train (int): Labelled training images, at least 1. Defaults to 240.
-        val (int): Labelled validation images, at least 1. Defaults to 80.
-        size (int): Side in pixels, at least 32. Defaults to 128.
-        seed (int): Not negative. Defaults to 0.
+        unlabelled (int): Number of images without labels, at least 1. Defaults to 1000.
+        train (int): Number of labelled training images, at least 1. Defaults to 240.
+        val (int): Number of labelled validation images, at least 1. Defaults to 80.
+        size (int): Side of the images in pixels, at least 32. Defaults to 128.
+        seed (int): Seed of the scenes, at least 0. Defaults to 0.
 
     Raises:
-        ValueError: Naming the value that is out of range.
+        ValueError: If a value is out of range; the message names it.
     """
 
     unlabelled: int = 1000
@@ -48,12 +49,12 @@ class EmbeddedSpec:
                 raise UserError(f'{name}={value!r}: expected a whole number of at least {least}')
 
     def manifest(self) -> dict:
-        """Return what ``spec.json`` holds."""
+        """Return the content of ``spec.json``."""
         return dict(drawing=DRAWING, **asdict(self))
 
 
 def holds(root: str, spec: EmbeddedSpec) -> bool:
-    """Tell whether ``root`` is a complete data set of this spec."""
+    """Return whether ``root`` is a complete data set of this spec."""
     try:
         with open(os.path.join(root, 'spec.json')) as file:
             return json.load(file) == spec.manifest()
@@ -62,16 +63,16 @@ def holds(root: str, spec: EmbeddedSpec) -> bool:
 
 
 def make_embedded(root: str, spec: EmbeddedSpec = EmbeddedSpec()) -> bool:
-    """Write the data set to ``root``; all or nothing.
+    """Write the data set to ``root``, completely or not at all.
 
     The folder gets ``unlabelled/``, ``coco/{train2017,val2017,annotations}``,
-    ``ade/{images,annotations}/{training,validation}`` and, for the next call, ``spec.json``.
+    ``ade/{images,annotations}/{training,validation}`` and ``spec.json``, by which the next call recognises it.
 
     Returns:
-        bool: Whether it was drawn; False when ``root`` holds the same already.
+        bool: Whether it was written; False if ``root`` already holds the same data set.
 
     Raises:
-        ValueError: If ``root`` exists and holds anything else.
+        ValueError: If ``root`` exists and is not the same data set.
     """
     if holds(root, spec):
         return False
@@ -85,7 +86,7 @@ def make_embedded(root: str, spec: EmbeddedSpec = EmbeddedSpec()) -> bool:
         os.chmod(partial, 0o755)
         os.rename(partial, root)
     except OSError:
-        if holds(root, spec):  # another process was faster
+        if holds(root, spec):  # another process wrote it first
             return False
         raise
     finally:
@@ -94,7 +95,7 @@ def make_embedded(root: str, spec: EmbeddedSpec = EmbeddedSpec()) -> bool:
 
 
 def _write(root: str, spec: EmbeddedSpec) -> None:
-    """Write every split, the manifest last."""
+    """Write all splits, then the manifest."""
     folder = os.path.join(root, 'unlabelled')
     os.makedirs(folder)
     os.makedirs(os.path.join(root, 'coco', 'annotations'))
@@ -131,7 +132,7 @@ def _write_labelled(root: str, split: str, spec: EmbeddedSpec) -> None:
 
 
 def _annotation(number: int, image: int, category: int, mask: np.ndarray) -> dict:
-    """Return a COCO annotation of a bool mask (H, W); category ids count from 1."""
+    """Return the COCO annotation of a bool mask (H, W); category ids count from 1."""
     encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
     box = [float(value) for value in coco_mask.toBbox(encoded)]
     segmentation = dict(size=encoded['size'], counts=encoded['counts'].decode())

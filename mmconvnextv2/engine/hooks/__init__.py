@@ -1,4 +1,4 @@
-"""Hooks of a training run."""
+"""Hooks for training runs."""
 
 from .checkpoint import VerifiedCheckpointHook
 from .compile_backbone import CompileBackboneHook

@@ -1,8 +1,8 @@
-"""Checkpoints that a kill, a full disk or a failing one cannot spoil.
+"""Checkpoints that survive a kill, a full disk or a failing disk.
 
-mmengine's ``CheckpointHook`` writes over the final name, deletes the oldest checkpoint before the new one is there, and
-truncates ``last_checkpoint`` to write it. Here a file takes its name once it is whole, on the disk and read back; only
-then does ``last_checkpoint`` point to it, and only then are outdated files removed.
+mmengine's ``CheckpointHook`` writes directly to the final name, deletes the oldest checkpoint before the new one is
+complete, and truncates ``last_checkpoint`` to write it. Here a file gets its final name once it is complete, flushed to
+disk and read back. Only then does ``last_checkpoint`` point to it, and only then are outdated files removed.
 """
 
 import os
@@ -19,27 +19,27 @@ from mmengine.registry import HOOKS
 from ...utils.errors import RunError
 from ..folder_lock import lock_folder
 
-PART = '.part'  # ends the name of a file that is being written
-OUTDATED = 'outdated_checkpoints'  # in a checkpoint, the files that it makes outdated
+PART = '.part'  # suffix of a file that is being written
+OUTDATED = 'outdated_checkpoints'  # key in a checkpoint's message hub: the files that it makes outdated
 CHUNK = 2**24
 ATOMIC = dict(backend='atomic')
 
 
 class AtomicBackend(LocalBackend):
-    """Local files that are either whole or as they were before: mmengine's file backend named ``'atomic'``.
+    """mmengine file backend ``'atomic'``, which writes a local file completely or not at all.
 
-    A kill leaves at most a file ending in ``.part`` beside them.
+    A kill leaves at most a file ending in ``.part`` next to it.
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes under another name, to the disk; read them back; then rename.
+        """Write bytes to a temporary name, flush them to disk, read them back, then rename.
 
         Args:
-            obj (bytes): The content.
-            filepath (str | Path): Its place; folders are made.
+            obj (bytes): Content of the file.
+            filepath (str | Path): Path of the file; missing folders are created.
 
         Raises:
-            RuntimeError: If the disk is full or gives other bytes back. What was at ``filepath`` before is untouched.
+            RuntimeError: If the disk is full or returns other bytes. A previous file at ``filepath`` is untouched.
         """
         target = Path(filepath)
         part = target.with_name(target.name + PART)
@@ -54,17 +54,17 @@ class AtomicBackend(LocalBackend):
             part.unlink(missing_ok=True)
             raise RunError(
                 f'cannot write {target} ({len(obj) / 2**20:.1f} MiB): {error.strerror}, {_free(target.parent)} MiB are '
-                'free. Earlier checkpoints are untouched: make room, then go on with --resume'
+                'free. Earlier checkpoints are untouched: free some space, then continue with --resume'
             ) from error
         if not whole:
             part.unlink()
             raise RunError(
-                f'{target} came back from the disk with other bytes than were written: the disk is '
-                'failing. Earlier checkpoints are untouched: set another --work-dir'
+                f'{target} reads back different bytes than were written: the disk is failing. Earlier checkpoints '
+                'are untouched: set another --work-dir'
             )
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
-        """Write text as :meth:`put` does."""
+        """Write text in the same way as :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
 
 
@@ -76,7 +76,7 @@ def _write_to_disk(path: Path, content: bytes) -> None:
 
 
 def _holds(path: Path, content: bytes) -> bool:
-    """Whether a file holds exactly these bytes."""
+    """Return whether a file holds exactly these bytes."""
     view = memoryview(content)
     with open(path, 'rb') as file:
         same = all(file.read(CHUNK) == view[start : start + CHUNK] for start in range(0, len(view), CHUNK))
@@ -84,7 +84,7 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring a rename to the disk."""
+    """Flush a rename to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -100,19 +100,19 @@ register_backend('atomic', AtomicBackend, force=True)
 
 
 def write_last_checkpoint(runner, checkpoint: str) -> None:
-    """Make a checkpoint the one that ``--resume`` takes."""
+    """Point ``last_checkpoint``, which ``--resume`` follows, to a checkpoint."""
     if is_main_process():
         AtomicBackend().put_text(str(checkpoint), os.path.join(runner.work_dir, 'last_checkpoint'))
 
 
 @HOOKS.register_module()
 class VerifiedCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook``, of whose files one is always loadable, whenever the run is killed.
+    """mmengine's ``CheckpointHook`` that always keeps a loadable checkpoint, whenever the run is killed.
 
-    For a moment there is one file more than ``max_keep_ckpts``: the oldest goes after the newest is whole.
+    There is briefly one file more than ``max_keep_ckpts``, since the oldest is removed once the newest is complete.
 
     Args:
-        backend_args (dict, optional): Where files go that are not local; those backends write whole objects
+        backend_args (dict, optional): Backend for files that are not local; such backends write objects atomically
             themselves. Defaults to None, this package's ``AtomicBackend``.
         kwargs: See mmengine's ``CheckpointHook``.
     """
@@ -123,11 +123,11 @@ class VerifiedCheckpointHook(CheckpointHook):
         super().__init__(*args, backend_args=backend_args, out_dir=out_dir, **kwargs)
 
     def before_train(self, runner) -> None:
-        """Settle the folder, and take away what a killed run was writing, or had yet to remove.
+        """Lock the folder, and remove files that a killed run left unfinished or had not yet removed.
 
-        Which files a resumed checkpoint calls its own is believed only of files in this run's folder with names that
-        this hook gives, and only if the checkpoint itself lies there: a run that goes on in another folder owns
-        nothing of the old one.
+        The list of files in a resumed checkpoint is trusted only for files in this run's folder whose names match this
+        hook's, and only if the checkpoint itself is in that folder. A run that resumes in another folder does not own
+        the files of the old one.
         """
         noted = runner.message_hub.runtime_info
         steps = noted.pop('keep_ckpt_ids', [])
@@ -155,15 +155,18 @@ class VerifiedCheckpointHook(CheckpointHook):
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
 
     def _lies_here(self, path: str) -> bool:
-        """Whether a file lies in the folder of this run's checkpoints, links resolved where it is local."""
+        """Return whether a file is in the folder of this run's checkpoints; links of local paths are resolved."""
         folder = os.path.dirname(str(path))
         if '://' in str(path) or '://' in str(self.out_dir):
             return folder == str(self.out_dir).rstrip('/')
         return os.path.realpath(folder) == os.path.realpath(self.out_dir)
 
     def _own_path(self, path: object) -> str | None:
-        """Return where a file that a checkpoint names lies in this run's folder, also after that was moved; None if
-        this hook gives no such name, or it is not there."""
+        """Return the path in this run's folder of a file that a checkpoint lists, even if the folder was moved.
+
+        Returns:
+            str | None: The path; None if this hook does not write such names or the file does not exist.
+        """
         name = os.path.basename(path) if isinstance(path, str) else ''
         template = '[0-9]+'.join(map(re.escape, re.split(r'\{[^}]*\}', self.filename_tmpl)))
         if not re.fullmatch(f'(best_.+_)?{template}', name):
@@ -172,7 +175,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         return own if self.file_backend.exists(own) else None
 
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
-        """Write, point to it, and only then remove what is outdated."""
+        """Write the checkpoint, point ``last_checkpoint`` to it, and only then remove outdated files."""
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         outdated = self._note_step(runner, step)
@@ -192,7 +195,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         self._remove(outdated)
 
     def _note_step(self, runner, step: int) -> list[str]:
-        """Note a step among those that are kept; return the paths that it makes outdated."""
+        """Record a step as kept, and return the paths of checkpoints that it makes outdated."""
         if self.max_keep_ckpts <= 0 or step in self.keep_ckpt_ids:
             return []
         steps = [*self.keep_ckpt_ids, step]
@@ -203,11 +206,11 @@ class VerifiedCheckpointHook(CheckpointHook):
         return outdated
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
-        """Save the best as mmengine does, and remove the best before it afterwards."""
+        """Save the best checkpoint as mmengine does, and only then remove the previous best."""
         if not self.save_best:
             return
         before = self._best_paths()
-        self._set_best_paths(dict.fromkeys(before))  # so that mmengine removes nothing
+        self._set_best_paths(dict.fromkeys(before))  # otherwise mmengine removes them before saving
         super()._save_best_checkpoint(runner, metrics)
         after = {key: path or before.get(key) for key, path in self._best_paths().items()}
         self._set_best_paths(after)
@@ -223,7 +226,7 @@ class VerifiedCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict = paths
 
     def _remove(self, paths: list[str]) -> None:
-        """Remove checkpoints of this run: whatever a path says, only what this hook names in its folder."""
+        """Remove checkpoints of this run; paths outside its folder or with names of another form are skipped."""
         for path in paths if is_main_process() else []:
             own = self._own_path(path)
             if own is None or not self._lies_here(path):

@@ -1,4 +1,4 @@
-"""CompileBackboneHook: torch.compile for the backbone alone."""
+"""CompileBackboneHook: torch.compile for the backbone only."""
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -9,20 +9,20 @@ from ..model_state import unwrapped
 
 @HOOKS.register_module()
 class CompileBackboneHook(Hook):
-    """Compile ``model.backbone`` in place before training, so that names in checkpoints stay.
+    """Compile ``model.backbone`` in place before training, which keeps the names in checkpoints.
 
-    Each size of images is compiled on its own, since inductor of torch 2.11 fails on graphs of any size; after
-    ``torch._dynamo.config.recompile_limit`` (8) of them, other sizes run uncompiled.
+    Each image size is compiled separately, since inductor of torch 2.11 fails on graphs with dynamic shapes. After
+    ``torch._dynamo.config.recompile_limit`` (8) sizes, further sizes run uncompiled.
 
     Args:
-        backend (str): One of ``torch.compiler.list_backends()``. Defaults to ``'inductor'``.
+        backend (str): Name from ``torch.compiler.list_backends()``. Defaults to ``'inductor'``.
     """
 
     def __init__(self, backend: str = 'inductor') -> None:
         self.backend = backend
 
     def before_train(self, runner: Runner) -> None:
-        """Compile; the work is done at the first forward."""
+        """Mark the backbone for compilation, which happens in the first forward."""
         model = unwrapped(runner.model)
         model.backbone.compile(backend=self.backend, dynamic=False)
-        runner.logger.info(f'the backbone is compiled by {self.backend}: the first iterations take longer')
+        runner.logger.info(f'compiling the backbone with {self.backend}: the first iterations take longer')

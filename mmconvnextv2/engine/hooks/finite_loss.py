@@ -1,4 +1,4 @@
-"""FiniteLossHook: stops at, or skips, updates whose loss or gradients are not finite."""
+"""FiniteLossHook: stop at, or skip, updates whose loss or gradients are not finite."""
 
 import logging
 import math
@@ -15,23 +15,23 @@ from ...utils.errors import RunError, UserError
 
 
 def image_names(batch: Any) -> list[str]:
-    """List the files of a batch as data loaders give it."""
+    """Return the image files of a batch from a data loader."""
     samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return [str(getattr(sample, 'img_path', '?')) for sample in samples or []]
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """Stop at a loss or gradient that is NaN or infinite, or skip a set number of such updates; name the images.
+    """Stop at a loss or gradient that is NaN or infinite, or skip up to a maximum of such updates; log the images.
 
-    A bad update changes neither weights nor moments. A fused optimizer is told on the device, without waiting, that a
-    gradient is not finite (torch's ``found_inf``), and leaves everything as it is; from another one the gradients are
-    taken away before it steps, for which the host waits. Under fp16 the loss scaler does so. No checkpoint is written
-    between a bad update and the end of the run.
+    A bad update changes neither weights nor moments. A fused optimizer gets the flag on the device without a
+    synchronisation (torch's ``found_inf``) and skips the step. For other optimizers the gradients are removed before
+    the step, which makes the host wait for the device. Under fp16 the loss scaler skips the step. No checkpoint is
+    written between a bad update and the end of the run.
 
     Args:
-        max_skips (int): Updates that may be skipped in the whole run, resumed ones included. Defaults to 0: stop at the
-            first.
+        max_skips (int): Maximum number of skipped updates in the whole run, including those before a resume. Defaults
+            to 0, which stops at the first.
 
     Raises:
         ValueError: If ``max_skips`` is negative.
@@ -44,22 +44,22 @@ class FiniteLossHook(Hook):
             raise UserError(f'max_skips={max_skips} of FiniteLossHook: expected 0 or more')
         self.max_skips = max_skips
         self._num_skips = 0
-        self._found = None  # whether the step of this iteration met a bad gradient
+        self._found = None  # whether this iteration's step found a bad gradient
         self._bad = []
         self._images = []  # of the batches since the last update
 
     def before_train(self, runner) -> None:
-        """Look at gradients before each step."""
+        """Register the gradient check before each optimizer step, and restore the count of skipped updates."""
         self._num_skips = runner.message_hub.runtime_info.get('num_skipped_updates', 0)
         optimizer = runner.optim_wrapper.optimizer
         optimizer.register_step_pre_hook(self._look_at_gradients)
         optimizer.register_step_post_hook(self._forget)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Name the images of a bad loss; count a bad update.
+        """Log the images of a bad loss, and count a bad update.
 
         Raises:
-            RuntimeError: If it is one too many.
+            RuntimeError: If more than ``max_skips`` updates were bad.
         """
         self._images += image_names(data_batch)
         loss = float(torch.as_tensor((outputs or {}).get('loss', 0.0)).detach())
@@ -78,9 +78,9 @@ class FiniteLossHook(Hook):
         runner.message_hub.update_info('num_skipped_updates', self._num_skips)
         if self._num_skips > self.max_skips:
             raise RunError(
-                f'stopped at iteration {runner.iter + 1}: {found}. --resume goes on from the last '
-                'checkpoint, which is from before; look at those images, lower the learning rate, or '
-                f'skip more such updates by default_hooks.finite_loss.max_skips (now {self.max_skips})'
+                f'stopped at iteration {runner.iter + 1}: {found}. --resume continues from the last checkpoint, '
+                'which was saved before that. Check those images, lower the learning rate, or raise '
+                f'default_hooks.finite_loss.max_skips, which is {self.max_skips}'
             )
         print_log(
             f'iteration {runner.iter + 1}: skipped an update, {self._num_skips} of at most {self.max_skips}: {found}',
@@ -90,7 +90,7 @@ class FiniteLossHook(Hook):
 
     @torch.compiler.disable  # a graph of a whole training step cannot set attributes of the optimizer
     def _look_at_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Keep the step from doing anything when a gradient is not finite; a loss scaler has its own way."""
+        """Make the optimizer skip the step if a gradient is not finite; a loss scaler does so itself."""
         if getattr(optimizer, 'found_inf', None) is not None:
             return
         parameters = [
@@ -112,7 +112,7 @@ class FiniteLossHook(Hook):
 
 
 def _not_finite(gradients: list[Tensor]) -> Tensor:
-    """Return whether any element of all gradients is NaN or infinite, a bool scalar on their device."""
+    """Return whether any element of the gradients is NaN or infinite, as a bool scalar on their device."""
     norm = torch.nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
     return ~torch.isfinite(norm)

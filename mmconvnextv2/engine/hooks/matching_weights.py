@@ -1,4 +1,4 @@
-"""Initial weights and a resumed run: refusal of another model's checkpoint, no reading of what is replaced."""
+"""Checks of loaded weights: reject another model's checkpoint, and skip initial weights that a resume replaces."""
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -12,18 +12,18 @@ from ...checkpoint.strict import check_weights
 
 
 class MatchingWeightsHook(Hook):
-    """Refuse a checkpoint of another model, which mmengine would load in part and go on.
+    """Reject a checkpoint of another model, which mmengine would silently load in part.
 
     Args:
-        whole (bool): Whether every parameter must be there, as for resuming and testing. Otherwise, for
-            ``load_from``, those of the backbone: heads may differ in their classes.
+        whole (bool): Whether every parameter must be in the checkpoint, as for resuming and testing. If False, as for
+            ``load_from``, only the backbone's must, since heads may have other classes.
     """
 
     def __init__(self, whole: bool) -> None:
         self.whole = whole
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Run :func:`check_weights`."""
+        """Check the weights with :func:`check_weights`."""
         model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
         model = model.module if isinstance(model, BaseTTAModel) else model
         if isinstance(model, nn.Module) and not is_model_wrapper(model):  # sharded parameters have other shapes
@@ -31,13 +31,13 @@ class MatchingWeightsHook(Hook):
 
 
 def skip_initial_weights_on_resume(runner: Runner) -> bool:
-    """Keep a run that resumes from downloading or reading the weights that it once started from.
+    """Prevent a run that resumes from downloading or reading its initial weights.
 
-    mmengine initialises the model before it resumes. Call this between building the runner and ``runner.train()``; it
-    takes the pretrained initializers off the model's modules when there is a checkpoint to resume from.
+    mmengine initialises the model before it resumes. Call this between building the runner and ``runner.train()``. It
+    removes the pretrained initializers from the model's modules if there is a checkpoint to resume from.
 
     Returns:
-        bool: Whether the run resumes.
+        bool: Whether the run resumes from a checkpoint.
     """
     cfg = runner.cfg
     resumes = cfg.get('resume') and (cfg.get('load_from') or find_latest_checkpoint(runner.work_dir))

@@ -1,4 +1,4 @@
-"""PreemptionHook: on a signal, finish the iteration, save a checkpoint and exit; MMEngine dies at once."""
+"""PreemptionHook: on a signal, finish the iteration, save a checkpoint and exit; plain MMEngine dies at once."""
 
 import os
 import signal
@@ -20,8 +20,10 @@ INTERRUPTED = 'interrupted.pth'
 
 
 def ignore_sigterm(initialise: Callable | None, worker: int) -> None:
-    """Start a data loader's worker that takes SIGTERM from its parent alone: a cluster may send it to every process,
-    and the main one needs its workers until the checkpoint is written."""
+    """Worker init that ignores SIGTERM unless the parent process sent it.
+
+    A cluster may send SIGTERM to every process, but the main process needs its workers until the checkpoint is written.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
     if initialise is not None:
@@ -36,17 +38,17 @@ def _end_when_the_parent_says() -> None:
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On SIGTERM save ``interrupted.pth`` after the iteration under way, and end with status 143.
+    """On SIGTERM, save ``interrupted.pth`` after the current iteration, and exit with status 143.
 
-    ``--resume`` goes on from it: at the very iteration with ``ResumableTrainLoop`` and iteration-based loops, at the
-    start of the epoch under way, with the weights as they are, with mmengine's ``EpochBasedTrainLoop``. While
-    validating, the process ends at once, and ``--resume`` takes the last checkpoint. A second signal ends the process
-    without saving.
+    ``--resume`` continues from that file, at the same iteration with ``ResumableTrainLoop`` and iteration-based loops.
+    With mmengine's ``EpochBasedTrainLoop`` it repeats the current epoch from the saved weights. During validation the
+    process exits at once, and ``--resume`` continues from the last checkpoint. A second signal ends the process without
+    saving.
 
     Args:
-        signals (Sequence[str]): What asks for an end. Defaults to ('SIGTERM', ).
-        interval (int): Iterations per agreement of several processes whether a stop was requested of one of them.
-            Defaults to 10; a single process looks after each.
+        signals (Sequence[str]): Names of the signals that request a stop. Defaults to ('SIGTERM', ).
+        interval (int): Number of iterations between checks of whether any process was asked to stop, if there are
+            several. Defaults to 10; a single process checks after each iteration.
 
     Raises:
         ValueError: If a signal is unknown or the interval not positive.
@@ -67,7 +69,7 @@ class PreemptionHook(Hook):
         self._handlers = {}
 
     def before_run(self, runner) -> None:
-        """Listen, and make the data loader's workers not listen."""
+        """Install the signal handlers, and make the data loader's workers ignore the signal."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._handlers = {number: signal.signal(number, self._request_stop) for number in self.signals}
@@ -76,7 +78,7 @@ class PreemptionHook(Hook):
             loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
 
     def after_run(self, runner) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -99,9 +101,9 @@ class PreemptionHook(Hook):
             self._end(runner, dict(epoch=runner.epoch + 1, iter=runner.iter))
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """If a stop was requested, exit; a single process only, since several cannot agree during an evaluation."""
+        """If a stop was requested, exit; only for a single process, since several cannot agree during an evaluation."""
         if self._requested_at is not None and not is_distributed():
-            self._leave(runner, 'ends while validating: --resume goes on from the last checkpoint')
+            self._leave(runner, 'exiting during validation: --resume continues from the last checkpoint')
 
     def _request_stop(self, number: int, frame: Any) -> None:
         if self._requested_at is not None:
@@ -110,7 +112,7 @@ class PreemptionHook(Hook):
         self._requested_at = time.monotonic()
 
     def _stop_requested(self) -> bool:
-        """Whether a stop was requested of any process."""
+        """Return whether a stop was requested of any process."""
         requested = torch.tensor(int(self._requested_at is not None))
         if is_distributed():
             all_reduce(requested, 'max')
@@ -120,7 +122,7 @@ class PreemptionHook(Hook):
         path = os.path.join(runner.work_dir, INTERRUPTED)
         runner.save_checkpoint(runner.work_dir, INTERRUPTED, by_epoch=False, meta=dict(meta), backend_args=ATOMIC)
         write_last_checkpoint(runner, path)
-        self._leave(runner, f'saved {path} after iteration {meta["iter"]}: go on with --resume')
+        self._leave(runner, f'saved {path} after iteration {meta["iter"]}: continue with --resume')
 
     def _leave(self, runner, what: str) -> None:
         seconds = time.monotonic() - (self._requested_at or time.monotonic())

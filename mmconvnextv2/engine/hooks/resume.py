@@ -1,7 +1,7 @@
-"""What changed between a checkpoint and the config that goes on from it: refused, or honoured and said in one table.
+"""ResumeHook: reject config changes that a resumed run cannot follow; apply and log the others.
 
-mmengine restores the optimizer's hyperparameters and the schedule of the checkpoint, whatever the config says now, and
-counts on with the iterations of an epoch that may have another length.
+mmengine restores the checkpoint's optimizer hyperparameters and schedule whatever the config says, and keeps counting
+iterations even if the length of an epoch has changed.
 """
 
 import json
@@ -17,13 +17,13 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from ...checkpoint.training_state import advance_schedulers
 from ...utils.errors import UserError
 
-FACTS = 'training_facts'  # in the message hub, and so in checkpoints
+FACTS = 'training_facts'  # key in the message hub, which checkpoints store
 SCHEDULE = ('learning rate', 'schedule', 'end', 'iterations in an epoch')
 SKIPPED = ('params', 'lr', 'initial_lr', 'param_names')
 
 
 def training_facts(runner: Runner) -> dict[str, Any]:
-    """Describe what a run's learning depends on, in plain values."""
+    """Return what the course of training depends on, as JSON values."""
     loop, cfg = runner.train_loop, runner.cfg
     loader = loop.dataloader
     batch = getattr(loader, 'batch_size', None) or getattr(loader.batch_sampler, 'batch_size', 0)
@@ -44,11 +44,12 @@ def training_facts(runner: Runner) -> dict[str, Any]:
 
 
 class ResumeHook(Hook):
-    """Compare a checkpoint with the config that goes on from it.
+    """Compare a checkpoint with the config of the run that resumes from it.
 
-    Refused: moments that do not fit the parameters, other parameter groups, the same classes in another order, another
-    number of iterations in an epoch in the middle of one. Honoured and logged: learning rates, weight decay and other
-    hyperparameters, the schedule, the end, and the number of images at the end of an epoch.
+    Rejected are optimizer moments whose shapes differ from the parameters', other parameter groups, the same classes in
+    another order, and, in the middle of an epoch, another number of iterations per epoch. Applied and logged are
+    changes of learning rates, weight decay and other hyperparameters, of the schedule, of the length of training, and,
+    at the end of an epoch, of the number of images.
     """
 
     priority = 'LOWEST'
@@ -57,16 +58,17 @@ class ResumeHook(Hook):
         self._advances = False
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Bring the checkpoint in line with the config before it is restored.
+        """Adapt the checkpoint to the config before it is restored.
 
         Raises:
-            ValueError: If they cannot be.
+            ValueError: If the checkpoint cannot be adapted.
         """
         if not (isinstance(runner, Runner) and runner._resume and isinstance(runner.optim_wrapper, OptimWrapper)):
             return
         if 'epoch' not in (checkpoint.get('meta') or {}) or 'iter' not in checkpoint['meta']:
             raise UserError(
-                '--resume: the file holds weights and no training (meta.epoch, meta.iter): start from it with load_from'
+                '--resume: the file holds only weights, not the training state (meta.epoch, meta.iter): start from it '
+                'with load_from'
             )
         checkpoint.setdefault('message_hub', dict(log_scalars={}, runtime_info={}, resumed_keys={}))
         now = training_facts(runner)
@@ -84,7 +86,7 @@ class ResumeHook(Hook):
         _tell(runner, changed)
 
     def before_train(self, runner: Runner) -> None:
-        """Take a changed schedule to where the run is, and note what the run depends on for the next checkpoint."""
+        """Advance a changed schedule to the current iteration, and store the training facts for later checkpoints."""
         if not isinstance(runner, Runner) or not isinstance(runner.optim_wrapper, OptimWrapper):
             return
         if self._advances:
@@ -95,20 +97,20 @@ class ResumeHook(Hook):
         runner.message_hub.update_info(FACTS, training_facts(runner))
         if runner._resume and runner.iter >= runner.max_iters:
             runner.logger.warning(
-                f'the checkpoint has all {runner.iter} iterations behind it, and nothing is left to '
-                'train: raise train_cfg.max_epochs or max_iters to go on'
+                f'the checkpoint was saved after all {runner.iter} iterations, so there is nothing to train: raise '
+                'train_cfg.max_epochs or max_iters to continue'
             )
 
 
 def _facts_of(checkpoint: dict, now: dict[str, Any]) -> dict[str, Any]:
-    """Return what a checkpoint says of its run; of one that says nothing, what can be seen in it."""
+    """Return the training facts that a checkpoint stores, or else those that can be inferred from it."""
     facts = checkpoint['message_hub'].get('runtime_info', {}).get(FACTS)
     if isinstance(facts, dict):
         return facts
     facts, meta, length = {}, checkpoint['meta'], now['iterations in an epoch']
     if length and meta['epoch']:
         name = os.path.basename(str(checkpoint['message_hub'].get('runtime_info', {}).get('last_ckpt')))
-        at_end = name.startswith('epoch')  # others may be from the middle of an epoch
+        at_end = name.startswith('epoch')  # other names may be from the middle of an epoch
         first, end = meta['epoch'] * length, (meta['epoch'] + (0 if at_end else 1)) * length
         if not first <= meta['iter'] <= end:
             facts['iterations in an epoch'] = meta['iter'] / (meta['epoch'] + (0 if at_end else 0.5))
@@ -125,39 +127,39 @@ def _check_classes(change: tuple[Any, Any] | None) -> None:
     before, now = change or ((), ())
     if before != now and isinstance(before, list) and isinstance(now, list) and sorted(before) == sorted(now):
         raise UserError(
-            f'the checkpoint was trained with the classes {before}, the config has {now}: the same labels '
-            'would mean other classes. Put metainfo.classes in the former order'
+            f'the checkpoint was trained with the classes {before}, but the config has {now}: the same labels '
+            'would mean other classes. Restore the old order in metainfo.classes'
         )
 
 
 def _settle_epochs(meta: dict, changed: dict[str, tuple], length: int | None) -> None:
-    """Count on from the same epoch where its length has changed."""
+    """Convert the iteration count to the new length of an epoch, if it has changed."""
     before = changed.get('iterations in an epoch', (None,))[0]
     if not length or not isinstance(before, (int, float)) or before <= 0:
         return
     epochs, rest = divmod(meta['iter'], before)
-    if rest or epochs not in (meta['epoch'], meta['epoch'] + 1):  # the latter of one saved by iterations
+    if rest or epochs not in (meta['epoch'], meta['epoch'] + 1):  # + 1 if saved by iteration
         raise UserError(
-            f'the number of images or the batch size changed, from {before:g} to {length} iterations in an '
-            f'epoch, and the checkpoint is from the middle of epoch {meta["epoch"] + 1}: go on from one '
+            f'the number of images or the batch size has changed, from {before:g} to {length} iterations per '
+            f'epoch, and the checkpoint is from the middle of epoch {meta["epoch"] + 1}: resume from one '
             'saved at the end of an epoch, or start from its weights with load_from'
         )
     meta.update(epoch=int(epochs), iter=int(epochs) * length)
 
 
 def _settle_optimizer(wrapper: OptimWrapper, state: dict) -> dict[str, tuple]:
-    """Check the moments against the parameters, and give the checkpoint's groups the config's hyperparameters.
+    """Check the moments against the parameters, and set the config's hyperparameters in the checkpoint's groups.
 
     Raises:
-        ValueError: If groups, parameters or shapes differ.
+        ValueError: If groups, numbers of parameters or shapes differ.
     """
     ours, theirs = wrapper.optimizer.param_groups, state.get('param_groups') or []
     shaped = all(isinstance(group, dict) and isinstance(group.get('params'), list) for group in theirs)
     if not shaped or [len(group['params']) for group in ours] != [len(group['params']) for group in theirs]:
         raise UserError(
-            f'the optimizer of the checkpoint has {len(theirs)} parameter groups, of other sizes than the '
-            f'{len(ours)} of this config: keep optim_wrapper.paramwise_cfg and frozen_stages, or start '
-            'from the weights with load_from'
+            f"the {len(theirs)} parameter groups of the checkpoint's optimizer do not match the {len(ours)} of this "
+            'config: keep optim_wrapper.paramwise_cfg and frozen_stages as they were, or start from the weights '
+            'with load_from'
         )
     _check_moments(ours, theirs, state.get('state') or {})
     changed: dict[str, tuple] = {}
@@ -179,7 +181,7 @@ def _settle_optimizer(wrapper: OptimWrapper, state: dict) -> dict[str, tuple]:
 
 
 def _take_rates(wrapper: OptimWrapper, state: dict) -> None:
-    """Give a checkpoint's groups the learning rates of a run that begins, for schedules that are run anew."""
+    """Set the initial learning rates of a new run in the checkpoint's groups, for schedules that start again."""
     base, old_base = getattr(wrapper, 'base_param_settings', None), state.get('base_param_settings')
     pairs = [*zip(wrapper.optimizer.param_groups, state['param_groups'])]
     if base and isinstance(old_base, dict):
@@ -189,21 +191,21 @@ def _take_rates(wrapper: OptimWrapper, state: dict) -> None:
 
 
 def _check_moments(ours: list[dict], theirs: list[dict], state: dict) -> None:
-    """Refuse moments of another shape than their parameter: fused optimizers write as far as the parameter reaches."""
+    """Reject moments whose shape differs from their parameter's, since fused optimizers would write out of bounds."""
     for group, old in zip(ours, theirs):
         for parameter, index in zip(group['params'], old['params']):
             entry = state.get(index) or {}
             for name, value in entry.items() if isinstance(entry, dict) else [('state', entry)]:
                 is_tensor = isinstance(value, torch.Tensor)
                 if name != 'step' and is_tensor:
-                    fits = hasattr(parameter, 'to_local') or value.shape == parameter.shape  # or is sharded
+                    fits = hasattr(parameter, 'to_local') or value.shape == parameter.shape  # or sharded
                 else:
                     fits = isinstance(value, (int, float, type(None))) or is_tensor and value.numel() == 1
                 if not fits:
                     raise UserError(
-                        f'the optimizer of the checkpoint holds {name} of shape '
-                        f'{tuple(getattr(value, "shape", ()))} for a parameter of shape '
-                        f'{tuple(parameter.shape)}: it is of another model, or was changed'
+                        f"the checkpoint's optimizer has {name} of shape {tuple(getattr(value, 'shape', ()))} "
+                        f'for a parameter of shape {tuple(parameter.shape)}: the checkpoint is of another model, or '
+                        'was edited. Start from its weights with load_from'
                     )
 
 
@@ -216,10 +218,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _tell(runner: Runner, changed: dict[str, tuple]) -> None:
-    """Log what changed and is honoured."""
+    """Log the changes that the resumed run applies."""
     rows = [f'  {name}: {_describe(before)} -> {_describe(now)}' for name, (before, now) in changed.items()]
     if rows:
-        runner.logger.info('changed since the checkpoint, and honoured:\n' + '\n'.join(rows))
+        runner.logger.info('changed since the checkpoint, and applied:\n' + '\n'.join(rows))
 
 
 def _describe(value: Any) -> str:
