@@ -18,9 +18,9 @@ def own_scope():
         del DefaultScope._instance_dict[name]
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def make_backbone():
-    """Return a function that builds a randomised float64 backbone; all calls draw the same weights."""
+    """Return a function that builds a float64 backbone, with the same random weights in all calls."""
 
     def make(arch=NARROW, **kwargs):
         generator = torch.Generator().manual_seed(0)

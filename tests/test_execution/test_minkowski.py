@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from test_invariants import needs_minkowski, values_and_gradients
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
@@ -32,15 +33,6 @@ SHAPES = {  # cells as rows x columns, and the visible ones of each image
     'first row hidden': ((3, 2), [[3, 4]]),
     'mixed': ((2, 4), [[0, 5, 7], [2, 3, 6]]),
 }
-needs_minkowski = pytest.mark.skipif(find_spec('MinkowskiEngine') is None, reason='run `make minkowski`')
-
-
-def outputs_and_gradients(model, images, cells, execution):
-    images = images.clone().requires_grad_()
-    maps = model(images, cells, execution)
-    generator = torch.Generator().manual_seed(2)
-    loss = sum((one * torch.randn(one.shape, generator=generator, dtype=one.dtype)).sum() for one in maps)
-    return [*maps, *torch.autograd.grad(loss, [images, *model.parameters()])]
 
 
 def make_case(shape):
@@ -56,8 +48,8 @@ def make_case(shape):
 def test_agrees_in_values_and_gradients(make_backbone, shape, other):
     """Maps and the gradients of images and weights equal the other executions' in float64, whatever is hidden."""
     model, (images, cells) = make_backbone(), make_case(shape)
-    ours = outputs_and_gradients(model, images, cells, 'minkowski')
-    for one, reference in zip(ours, outputs_and_gradients(model, images, cells, other), strict=True):
+    ours = values_and_gradients(model, images, cells, 'minkowski')
+    for one, reference in zip(ours, values_and_gradients(model, images, cells, other), strict=True):
         assert one.any()
         torch.testing.assert_close(one, reference, rtol=1e-9, atol=1e-9)
 
@@ -66,8 +58,8 @@ def test_agrees_in_values_and_gradients(make_backbone, shape, other):
 def test_agrees_when_recomputed(make_backbone):
     """Activation checkpointing runs each block again on its own stage's coordinates and gives the same gradients."""
     images, cells = make_case('mixed')
-    once = outputs_and_gradients(make_backbone().train(), images, cells, 'minkowski')
-    again = outputs_and_gradients(make_backbone(with_cp=True).train(), images, cells, 'minkowski')
+    once = values_and_gradients(make_backbone().train(), images, cells, 'minkowski')
+    again = values_and_gradients(make_backbone(with_cp=True).train(), images, cells, 'minkowski')
     for one, other in zip(once, again, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -91,9 +83,9 @@ def test_runs_minkowski_engine(make_backbone, monkeypatch):
     for name in ('ConvolutionForwardCPU', 'ConvolutionBackwardCPU'):
         count(backend, name)
     images, cells = make_case('mixed')
-    outputs_and_gradients(make_backbone(), images, cells, 'packed')
+    values_and_gradients(make_backbone(), images, cells, 'packed')
     assert not calls
-    outputs_and_gradients(make_backbone(), images, cells, 'minkowski')
+    values_and_gradients(make_backbone(), images, cells, 'minkowski')
     assert calls == dict(forward=sum(NARROW['depths']), ConvolutionForwardCPU=3, ConvolutionBackwardCPU=3)
 
 
