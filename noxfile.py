@@ -27,8 +27,7 @@ FORKS = (
 )  # what the fork's mmdet asks for besides
 # Tests of the backbone, its executions, weights and pretraining; those that need neither mmdet, mmseg nor mmcv.ops
 BARE = [
-    'tests/test_backbone_contract.py',
-    'tests/test_layers.py',
+    'tests/test_backbone.py',
     'tests/test_layer_decay.py',
     'tests/test_response_norms.py',
     'tests/test_execution',
@@ -39,7 +38,6 @@ BARE = [
 # With them, and the building of every recipe; what is left tests set-up, packaging and tools
 PORTABLE = [
     'tests/test_mmcv_operators',
-    'tests/test_backbone.py',
     'tests/test_versions.py',
     'tests/test_recipes/test_every_leaf.py',
     *BARE[:-1],
