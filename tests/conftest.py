@@ -3,10 +3,9 @@
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from small_models import NARROW
 
 from mmconvnextv2 import ConvNeXtV2
-
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 
 
 @pytest.fixture(autouse=True)

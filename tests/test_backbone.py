@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from mmpretrain.models import ConvNeXt, ImageClassifier
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
@@ -65,9 +66,8 @@ def test_outputs_equal_mmpretrains(arch):
 
 def test_convnext_v1_is_an_option():
     """Without a response norm and with LayerScale the backbone is mmpretrain's ConvNeXt V1."""
-    arch = dict(depths=[1, 1, 2, 1], channels=[8, 16, 16, 24])
-    ours = randomise(ConvNeXtV2(arch, response_norm=None, layer_scale_init_value=1e-6))
-    theirs = ConvNeXt(arch, gap_before_final_norm=False, out_indices=[0, 1, 2, 3]).double()
+    ours = randomise(ConvNeXtV2(NARROW, response_norm=None, layer_scale_init_value=1e-6))
+    theirs = ConvNeXt(NARROW, gap_before_final_norm=False, out_indices=[0, 1, 2, 3]).double()
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from small_models import NARROW
 
 from mmconvnextv2.checkpoint import check_weights
 from mmconvnextv2.checkpoint.load import load_file
@@ -20,17 +21,17 @@ needs_onnx = pytest.mark.skipif(
     not find_spec('onnxruntime') or not find_spec('onnxscript'),
     reason='needs onnx, onnxruntime and onnxscript: make export',
 )
-NARROW = 'dict(_delete_=True, depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))'
 SEGMENTOR = f"""
 _base_ = 'mmconvnextv2::quickstart/upernet.py'
 model = dict(
-    backbone=dict(arch={NARROW}, init_cfg=None),
+    backbone=dict(arch=dict(_delete_=True, **{NARROW}), init_cfg=None),
     decode_head=dict(in_channels=(4, 6, 8, 10), channels=8, norm_cfg=dict(type='SyncBN')),
     auxiliary_head=dict(in_channels=8, channels=8))
 """
 CLASSIFIER = f"""
 _base_ = 'mmconvnextv2::classification/convnextv2-a_fcmae-ft_in1k-224.py'
-model = dict(backbone=dict(arch={NARROW}, init_cfg=None), head=dict(in_channels=10, num_classes=7))
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, **{NARROW}), init_cfg=None), head=dict(in_channels=10, num_classes=7))
 """
 SIZES = ((2, 96, 128), (1, 75, 109))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from framework_models import NARROW, SCOPES, build, make_runner
+from framework_models import SCOPES, build, make_runner
 from mmengine.hooks import EMAHook
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2

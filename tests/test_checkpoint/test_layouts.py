@@ -8,13 +8,13 @@ import pytest
 import timm
 import torch
 from mmengine.registry import MODELS
+from small_models import NARROW
 from sparse_reference import official_sparse_file
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import LAYOUTS, detect_layout, from_canonical, to_canonical
 
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 
 

@@ -5,6 +5,7 @@ from importlib import metadata
 
 import pytest
 import torch
+from small_models import NARROW
 from sparse_reference import official_sparse_file, sparse_reference
 from torch import nn
 
@@ -15,8 +16,6 @@ from mmconvnextv2.checkpoint.cross_check import Outputs, run
 from mmconvnextv2.checkpoint.layouts import CLASSIFIERS
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.utils.compat import name_and_version
-
-NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
 def make(arch=NARROW, **kwargs):
@@ -250,7 +249,7 @@ def test_whole_classifiers_keep_their_scores(tmp_path, layout):
     """A classifier goes into every layout that has one and back, head included, bit for bit; mmpretrain, timm and
     Hugging Face compute the same scores from it."""
     model, images = make(), torch.randn(2, 3, 64, 96)
-    head = nn.Linear(24, 3)
+    head = nn.Linear(10, 3)
     weights = {f'backbone.{name}': value for name, value in model.state_dict().items()}
     weights.update({f'head.fc.{name}': value for name, value in head.state_dict().items()})
     source, target, back = (str(tmp_path / name) for name in ('source.pth', 'target.pth', 'back.safetensors'))

@@ -6,13 +6,12 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import LAYOUTS, from_canonical, skip_initial_weights_on_resume, to_canonical
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
-
-NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
 def make(**kwargs):

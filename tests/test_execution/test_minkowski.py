@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from small_models import NARROW
 from test_invariants import needs_minkowski, values_and_gradients
 from torch import nn
 
@@ -25,7 +26,6 @@ from mmconvnextv2.models.execution.minkowski import (
 )
 from mmconvnextv2.ops.grid import Grid
 
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 SHAPES = {  # cells as rows x columns, and the visible ones of each image
     'one cell': ((1, 1), [[0]]),
     'last row hidden': ((3, 2), [[0, 1, 3], [0, 2, 3]]),

@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
+from small_models import NARROW
 
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 from mmconvnextv2.pretrain import FCMAE
@@ -66,7 +67,7 @@ def make_config(folder, work_dir, batch=BATCH, num_workers=0, **options):
             **options,
         }
     )
-    cfg.model.backbone.arch = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
+    cfg.model.backbone.arch = NARROW
     cfg.custom_hooks = options.get('custom_hooks', [])
     if is_distributed():  # what tools/train.py adds to the config on a CPU
         cfg.merge_from_dict(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from small_models import NARROW
 from sparse_reference import loss_reference
 from torch import nn
 
@@ -20,7 +21,6 @@ from mmconvnextv2.pretrain.masking import num_visible
 CONFIGS = Path(__file__).parents[2] / 'configs'
 BASE = 'fcmae_convnextv1-b'
 LEAVES = sorted((CONFIGS / 'ablations').glob(f'{BASE}_*.py'))
-NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 VISIBLE = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
 HIDDEN = torch.tensor([[1, 3, 4, 5], [0, 2, 3, 4]])
 DECODERS = {

@@ -15,11 +15,11 @@ from mmengine.runner import Runner
 from mmpretrain.models import SelfSupDataPreprocessor
 from mmpretrain.structures import DataSample
 from PIL import Image
+from small_models import NARROW, make_fcmae
 from sparse_reference import loss_reference, run_block
 from torch import nn
 
 from mmconvnextv2.pretrain import (
-    FCMAE,
     DeterministicSampler,
     FCMAEDataPreprocessor,
     FCMAEDecoder,
@@ -29,21 +29,7 @@ from mmconvnextv2.pretrain import (
 from mmconvnextv2.pretrain.reconstruction import render_reconstructions
 
 FCMAE_CONFIGS = Path(__file__).parents[2] / 'configs' / 'fcmae'
-NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 KEYS = ('img_path', 'visible_cells')
-
-
-def make_model(in_channels=3, **kwargs):
-    torch.manual_seed(0)
-    model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3,), out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=12),
-        head=dict(type='FCMAEHead'),
-        **kwargs,
-    ).double()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def make_pixels(*shape, dtype=np.uint8):
@@ -77,7 +63,7 @@ def write_tiff(path, pixels):
 @pytest.mark.parametrize('channels', (1, 4))
 def test_loss_of_any_size_is_the_published_one(height, width, channels):
     """On images that are not square the loss is that of a plain loop over masked cells."""
-    model, images = make_model(channels), torch.randn(1, channels, height, width, dtype=torch.float64)
+    model, images = make_fcmae(channels), torch.randn(1, channels, height, width, dtype=torch.float64)
     visible = torch.arange(0, height * width // 1024, 2)[None]
     with torch.no_grad():
         decoded = model.neck(model.backbone(images, visible, 'packed'), visible)
@@ -116,7 +102,7 @@ def test_decoder_is_an_ordinary_convnet(height, width):
 def test_reconstruction_of_any_channels(channels):
     """Reconstructions of images with any channels keep visible pixels, and a perfect prediction gives the original
     back everywhere."""
-    model = make_model(channels)
+    model = make_fcmae(channels)
     images = torch.randn(2, channels, 64, 96, dtype=torch.float64)
     visible, hidden = torch.tensor([[0, 2], [1, 5]]), torch.tensor([[1, 3, 4, 5], [0, 2, 3, 4]])
     shown = model.reconstruct(images, visible)['masked'] != 0
@@ -264,9 +250,9 @@ def test_wrong_number_of_channels_is_refused():
     with pytest.raises(ValueError, match='3 values in mean and std, but the images have 1 channels'):
         FCMAEDataPreprocessor([1, 2, 3], [1, 1, 1])(dict(inputs=torch.zeros(2, 1, 32, 32)))
     with pytest.raises(ValueError, match='data_preprocessor has 3 values in mean and std, .*in_channels=4'):
-        make_model(4, data_preprocessor=dict(mean=[1, 2, 3], std=[1, 1, 1]))
+        make_fcmae(4, data_preprocessor=dict(mean=[1, 2, 3], std=[1, 1, 1]))
     sample = DataSample(metainfo=dict(visible_cells=np.array([0])))
-    model, images = make_model(4), torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+    model, images = make_fcmae(4), torch.zeros(1, 1, 64, 64, dtype=torch.float64)
     with pytest.raises(ValueError, match='images have 1 channels, .*in_channels=4'):
         model.loss(images, [sample])
     with pytest.raises(ValueError, match='images have 1 channels, .*in_channels=4'):

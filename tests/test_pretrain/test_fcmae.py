@@ -7,29 +7,15 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
+from small_models import NARROW, make_fcmae
 from sparse_reference import loss_reference
-from torch import nn
 from torch.utils.data import DataLoader
 
-from mmconvnextv2.pretrain import FCMAE, DeterministicSampler, FCMAEMaskGenerator, UnlabelledImages
+from mmconvnextv2.pretrain import DeterministicSampler, FCMAEMaskGenerator, UnlabelledImages
 from mmconvnextv2.pretrain.masking import masked_cells_of, num_visible
 
-NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 CELLS = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
 CONFIG = 'configs/fcmae/fcmae_convnextv2-atto_1xb64-800e_folder.py'
-
-
-def make_model(execution='packed', in_channels=3):
-    torch.manual_seed(0)
-    model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3,), out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=12),
-        head=dict(type='FCMAEHead'),
-        execution=execution,
-    ).double()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def make_samples():
@@ -46,7 +32,7 @@ def make_images(channels=3):
 @pytest.mark.parametrize('channels', (3, 5))
 def test_loss_is_the_published_one(channels):
     """The loss is the mean squared error on masked cells against pixels normalised per cell, by a plain loop."""
-    model, images = make_model(in_channels=channels), make_images(channels)
+    model, images = make_fcmae(in_channels=channels), make_images(channels)
     visible = torch.from_numpy(CELLS)
     with torch.no_grad():
         decoded = model.neck(model.backbone(images, visible, 'packed')[-1], visible)
@@ -59,7 +45,7 @@ def test_executions_give_one_loss_and_one_gradient():
     """Packed and masked give the same loss and gradients, and every parameter has one, as DDP needs."""
     results = []
     for execution in ('packed', 'masked'):
-        model = make_model(execution)
+        model = make_fcmae(execution=execution)
         loss = model.loss(make_images(), make_samples())['loss']
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for packed, masked in zip(*results, strict=True):
@@ -70,7 +56,7 @@ def test_executions_give_one_loss_and_one_gradient():
 def test_reconstruction_keeps_visible_pixels():
     """In the pasted image visible cells are the original's bits, and the prediction fills the others alone."""
     images = make_images()
-    reconstructed = make_model().reconstruct(images, torch.from_numpy(CELLS))
+    reconstructed = make_fcmae().reconstruct(images, torch.from_numpy(CELLS))
     shown = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
     shown[0, :, :32, :32] = shown[0, :, :32, 64:] = shown[1, :, :32, 32:64] = shown[1, :, 32:, 64:] = True
     assert torch.equal(reconstructed['pasted'] * shown, images * shown)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from small_models import NARROW
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,7 +15,7 @@ from mmconvnextv2.ops.matmul import HAS_INNER_PRODUCT
 from mmconvnextv2.pretrain import FCMAE
 from mmconvnextv2.pretrain.masking import masked_cells_of
 
-CHANNELS, DEPTHS, WIDTH = (4, 6, 8, 10), (1, 1, 2, 1), 12
+CHANNELS, DEPTHS, WIDTH = NARROW['channels'], NARROW['depths'], 12
 BATCH, CELLS, VISIBLE = 2, 6, 2  # of 2 x 3 cells
 SITES = [VISIBLE * patch**2 for patch in (8, 4, 2, 1)]  # of an image, by stage
 aten = torch.ops.aten
@@ -70,7 +71,7 @@ class Products(TorchDispatchMode):
 def make_model(execution='packed', fused=True):
     torch.manual_seed(0)
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=dict(depths=DEPTHS, channels=CHANNELS), out_indices=(3,), out_norm=False),
+        backbone=dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3,), out_norm=False),
         neck=dict(type='FCMAEDecoder', channels=WIDTH),
         head=dict(type='FCMAEHead'),
         execution=execution,

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
 from scipy.optimize import minimize
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2.checkpoint.load import load_file
@@ -28,7 +29,6 @@ from mmconvnextv2.pretrain.probe import (
 from mmconvnextv2.pretrain.sampler import seeded
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-atto_1xb64-800e_folder.py'
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 SIZE, MEAN, STD = 64, 110.0, 60.0
 
 

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 from PIL import Image
+from small_models import NARROW
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.commands.train import parse_train_args, train
@@ -145,7 +146,6 @@ def test_data_and_start(name):
 
 
 # ---- a leaf of each kind, run by tools/train.py on a tiny folder of images
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 4, 8, 8))
 CLASSES = ('checks', 'rings', 'stripes')
 
 
@@ -174,7 +174,7 @@ def run(name, folder, work_dir, *more):
     base = LEAVES / f'convnextv2-{name}.py'
     config.write_text(
         f"_base_ = '{base}'\nmodel = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW})), "
-        'head=dict(in_channels=8))\n'
+        'head=dict(in_channels=10))\n'
         'sizes = size = recipe = train_pipeline = test_pipeline = None\n'
     )  # printing them costs seconds
     loaders = ['train_dataloader'] if 'ft_in22k' in name else ['train_dataloader', 'val_dataloader']

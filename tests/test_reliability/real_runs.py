@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
+from small_models import NARROW
 
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.commands.run_tool import run_tool
@@ -73,7 +74,7 @@ def make_config(images, work_dir, epochs=4, dawdle=None, **options):
             **options,
         }
     )
-    cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
+    cfg.model.backbone.arch = NARROW
     cfg.custom_hooks = []
     if dawdle:
         cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='Dawdle', **dawdle))
