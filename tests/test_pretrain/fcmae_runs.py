@@ -138,7 +138,6 @@ def in_processes(function, *arguments, folder, num_processes=2):
 
 def _join(rank, function, arguments, meeting, num_processes):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_processes))
-    torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=num_processes)
     function(*arguments)
     torch.distributed.destroy_process_group()

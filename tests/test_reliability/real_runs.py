@@ -82,14 +82,9 @@ def make_config(images, work_dir, epochs=4, dawdle=None, **options):
 
 
 def train(cfg, resume=False):
-    """Train as ``tools/train.py`` does, its ending included, in one thread: the number of threads changes last bits."""
+    """Train as ``tools/train.py`` does, its ending included."""
     cfg.resume = resume
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        run_tool(lambda args: build_runner(cfg, whole=True).train(), type('Arguments', (), dict(traceback=False)))
-    finally:
-        torch.set_num_threads(threads)
+    run_tool(lambda args: build_runner(cfg, whole=True).train(), type('Arguments', (), dict(traceback=False)))
 
 
 def start(function, *arguments, log):
@@ -105,7 +100,6 @@ def _work(function, arguments, log):
     os.setpgid(0, 0)
     sys.stdout = sys.stderr = open(log, 'w', buffering=1)
     os.dup2(sys.stderr.fileno(), 2)
-    torch.set_num_threads(1)
     function(*arguments)
 
 

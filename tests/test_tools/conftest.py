@@ -1,13 +1,11 @@
 """A tiny data set, narrow models, and the tools run in this process or as a command."""
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from small_models import NARROW
 
 from mmconvnextv2.commands.run_tool import run_tool
@@ -131,9 +129,7 @@ class Tools:
             '--cfg-options',
             *self.options(task, *options),
         ]
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}
-        )
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope='session')
@@ -145,10 +141,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tools(data, tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Tools(data, tmp_path_factory.mktemp('configs'))
-    torch.set_num_threads(threads)
+    return Tools(data, tmp_path_factory.mktemp('configs'))
 
 
 @pytest.fixture(scope='session')

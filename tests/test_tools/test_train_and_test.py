@@ -189,7 +189,6 @@ def test_two_processes_train_and_test(tools, tmp_path):
     environment = {
         **os.environ,
         'PYTHON': sys.executable,
-        'OMP_NUM_THREADS': '1',
         'PORT': '29517',
         'CUDA_VISIBLE_DEVICES': '',
     }
@@ -207,7 +206,7 @@ def test_two_processes_train_and_test(tools, tmp_path):
 
 
 def test_slurm_command(tmp_path):
-    """slurm_train.sh asks srun for the tasks, GPUs and job that it was told, and hands the arguments on."""
+    """slurm_train.sh asks srun for the tasks, GPUs and job that it was given, and passes the arguments on."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)
