@@ -111,7 +111,7 @@ def assert_close(found, wanted, tolerance):
 @needs_onnx
 @pytest.mark.parametrize('part, half', [('backbone', False), ('segmentor', False), ('segmentor', True)])
 def test_onnx_file(trained, export, part, half):
-    """One file serves images of any size and batch in onnxruntime, and tells what a reader must know."""
+    """One file serves images of any size and batch in onnxruntime, and states what a reader must know."""
     import onnxruntime
 
     config, checkpoint, model = trained('segmentor')
@@ -157,7 +157,7 @@ def test_half_precision_keeps_large_norms(make_backbone):
 
 
 def test_pooling_to_cells():
-    """The product that stands for adaptive pooling is adaptive pooling, where cells overlap too."""
+    """The product that replaces adaptive pooling equals adaptive pooling, where cells overlap too."""
     for size in ((6, 6), (7, 5), (1, 13), (12, 2)):
         features = torch.randn(2, 3, *size)
         for cells in (1, 2, 3, 6):
@@ -190,7 +190,7 @@ def test_hugging_face_folder(trained, export):
 
 
 def test_timm_file_and_card(trained, export, tmp_path):
-    """timm creates the model from the file with the call that its card shows, and the card says what was told."""
+    """timm creates the model from the file with the call that its card shows, and the card says what was given."""
     pytest.importorskip('timm')
     config, checkpoint, model = trained('classifier')
     path = export(

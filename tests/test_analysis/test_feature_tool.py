@@ -112,7 +112,7 @@ def test_selectivity_of_a_labelled_folder(place):
 
 
 def test_maps_count_channels(place):
-    """The table counts channels that are made dead and saturated in chosen blocks, and the figure is drawn."""
+    """The table counts channels that are made dead and saturated in chosen blocks, and the figure is plotted."""
     model = make_model()
     with torch.no_grad():
         hidden = model.stages[2][1].grn
@@ -215,7 +215,7 @@ def test_other_norms_need_their_config(place):
 
 
 def test_choice_of_images(place):
-    """Images are drawn by the seed, without doubles, in order of name, and per class."""
+    """Images are sampled by the seed, without duplicates, in order of name, and per class."""
     every = choose_images([str(place / 'pictures')], 10)
     assert len(every) == 6 and choose_images([str(place / 'pictures')], 6) == every
     drawn = choose_images([str(place / 'pictures')], 3, seed=1)

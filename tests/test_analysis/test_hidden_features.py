@@ -34,7 +34,7 @@ def make_ours(**kwargs):
 def make_timm(weights, **kwargs):
     model = timm.models.convnext.ConvNeXt(depths=NARROW['depths'], dims=NARROW['channels'], num_classes=0, **kwargs)
     layout = 'timm-conv' if kwargs.get('conv_mlp') else 'timm'
-    model.load_state_dict(from_canonical(weights, layout), strict=False)  # but for the final norm
+    model.load_state_dict(from_canonical(weights, layout), strict=False)  # except for the final norm
     return model.double().eval()
 
 

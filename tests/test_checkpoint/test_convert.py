@@ -1,4 +1,4 @@
-"""The converting tool writes whole files or none, tells what it did, and its files work in the foreign libraries."""
+"""The conversion tool writes whole files or none, reports what it did, and its files work in the foreign libraries."""
 
 import argparse
 import os
@@ -122,7 +122,7 @@ def test_nothing_is_written_on_failure(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 def test_a_full_disk_leaves_the_older_file(tmp_path, suffix):
-    """A target that cannot be written to its end stays as it was, without a partial file beside it."""
+    """A target that cannot be written to its end stays as it was, without a partial file next to it."""
     source, target = tmp_path / 'source.pth', tmp_path / f'target.{suffix}'
     torch.save(make(), source)
     target.write_bytes(b'older')

@@ -63,7 +63,7 @@ def serving(folder):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to serve, beside an empty download cache."""
+    """A folder to serve, and an empty download cache."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (tmp_path / 'served').mkdir()
     return tmp_path / 'served'
@@ -227,7 +227,7 @@ def test_a_cached_file_is_verified(folder):
 
 
 def test_many_at_once(folder):
-    """Eight threads that ask for one file get it whole, and leave one file."""
+    """Eight threads that request one file get it whole, and leave one file."""
     (folder / 'weights.safetensors').write_bytes(CONTENT)
     with serving(folder) as (address, _), ThreadPoolExecutor(8) as pool:
         found = list(pool.map(load_file, [f'{address}/weights.safetensors'] * 8))

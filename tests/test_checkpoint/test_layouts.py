@@ -119,7 +119,7 @@ def test_foreign_files_are_named():
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_odd_values_are_refused(layout):
-    """A weight that is not a tensor, one of another rank, and one that stands in the file twice, raise."""
+    """A weight that is not a tensor, one of another rank, and one that is in the file twice, raise."""
     weights = from_canonical(make(out_norm=False).state_dict(), layout)
     reshaped = {'official-sparse': 'kernel', 'timm-conv': 'mlp.fc1.weight'}.get(layout, 'fc1.weight')
     name = next((name for name in weights if name.endswith(reshaped)), next(iter(weights)))

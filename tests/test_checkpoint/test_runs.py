@@ -83,7 +83,7 @@ def test_resume_neither_needs_nor_loads_the_initial_weights(tmp_path):
 
 @pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
 def test_canonical_weights_are_found_inside_models(prefix):
-    """Weights under a model's and a wrapper's prefix, beside a head and a decoder, come out as they went in."""
+    """Weights under a model's and a wrapper's prefix, next to a head and a decoder, come out as they went in."""
     weights = make(out_norm=False).state_dict()
     inside = {prefix + name: value for name, value in weights.items()}
     if 'backbone' in prefix:

@@ -188,7 +188,7 @@ def make_both(config):
 
 
 def loss_of(ours, step, weights=None):
-    """The loss of a step's images, with other weights in place of the model's own if given."""
+    """The loss of a step's images, with other weights instead of the model's own if given."""
     from mmpretrain.structures import DataSample
 
     generator = torch.Generator().manual_seed(step)

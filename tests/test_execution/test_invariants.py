@@ -38,14 +38,14 @@ def assert_same(ours, theirs):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def hidden_pixels(images, cells):
-    """Return a bool mask (B, 1, H, W), True at hidden pixels, by a plain loop."""
-    hidden = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool)
+def masked_pixels(images, cells):
+    """Return a bool mask (B, 1, H, W), True at masked pixels, by a plain loop."""
+    masked = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool)
     for image, visible in enumerate(cells.tolist()):
         for cell in visible:
             row, column = divmod(cell, images.shape[-1] // 32)
-            hidden[image, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = False
-    return hidden
+            masked[image, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = False
+    return masked
 
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
@@ -58,16 +58,16 @@ def test_all_visible_is_dense(make_backbone, images, execution):
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
 @pytest.mark.parametrize('value', (7.0, math.nan))
-def test_hidden_pixels_do_not_matter(make_backbone, images, execution, value):
-    """Changing hidden pixels, to NaN too, changes no value and no gradient, and hidden cells come back zero."""
+def test_masked_pixels_do_not_matter(make_backbone, images, execution, value):
+    """Changing masked pixels, to NaN too, changes no value and no gradient, and masked cells come back zero."""
     model = make_backbone()
-    hidden = hidden_pixels(images, CELLS)
+    masked = masked_pixels(images, CELLS)
     expected = values_and_gradients(model, images, CELLS, execution)
-    changed = torch.where(hidden, torch.full_like(images, value), images)
+    changed = torch.where(masked, torch.full_like(images, value), images)
     assert_same(values_and_gradients(model, changed, CELLS, execution), expected)
     for output in expected[:4]:
         stride = images.shape[-1] // output.shape[-1]
-        assert not output.masked_select(hidden[..., ::stride, ::stride]).any()
+        assert not output.masked_select(masked[..., ::stride, ::stride]).any()
 
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
@@ -111,7 +111,7 @@ def test_equals_sparse_reference(make_backbone, images, expected, execution):
 
 
 def test_mask_to_visible_cells():
-    """The convenience mask becomes ascending cell indices, and uneven images are refused."""
+    """A bool mask becomes ascending cell indices; images with unequal numbers of visible cells are refused."""
     mask = torch.tensor([[[True, False, True], [False, False, True]], [[False, True, False], [True, True, False]]])
     assert torch.equal(mask_to_visible_cells(mask), CELLS)
     mask[0] = True

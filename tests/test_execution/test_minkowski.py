@@ -1,4 +1,4 @@
-"""The execution over MinkowskiEngine's sparse tensors; the invariants shared by all stand beside this file."""
+"""The execution over MinkowskiEngine's sparse tensors; ``test_invariants.py`` has what all executions share."""
 
 import collections
 import importlib
@@ -28,9 +28,9 @@ from mmconvnextv2.ops.grid import Grid
 
 SHAPES = {  # cells as rows x columns, and the visible ones of each image
     'one cell': ((1, 1), [[0]]),
-    'last row hidden': ((3, 2), [[0, 1, 3], [0, 2, 3]]),
-    'last column hidden': ((2, 3), [[0, 3], [1, 3], [0, 4]]),
-    'first row hidden': ((3, 2), [[3, 4]]),
+    'last row masked': ((3, 2), [[0, 1, 3], [0, 2, 3]]),
+    'last column masked': ((2, 3), [[0, 3], [1, 3], [0, 4]]),
+    'first row masked': ((3, 2), [[3, 4]]),
     'mixed': ((2, 4), [[0, 5, 7], [2, 3, 6]]),
 }
 
@@ -46,7 +46,7 @@ def make_case(shape):
 @pytest.mark.parametrize('other', ('masked', 'packed'))
 @pytest.mark.parametrize('shape', SHAPES)
 def test_agrees_in_values_and_gradients(make_backbone, shape, other):
-    """Maps and the gradients of images and weights equal the other executions' in float64, whatever is hidden."""
+    """Maps and the gradients of images and weights equal the other executions' in float64, for each shape of mask."""
     model, (images, cells) = make_backbone(), make_case(shape)
     ours = values_and_gradients(model, images, cells, 'minkowski')
     for one, reference in zip(ours, values_and_gradients(model, images, cells, other), strict=True):
@@ -66,7 +66,7 @@ def test_agrees_when_recomputed(make_backbone):
 
 @needs_minkowski
 def test_runs_minkowski_engine(make_backbone, monkeypatch):
-    """A step runs one channelwise convolution a block, and MinkowskiEngine's compiled kernels once a downsampling."""
+    """A step runs one channelwise convolution per block, and MinkowskiEngine's kernels once per downsampling."""
     engine, backend = import_minkowski_engine(), importlib.import_module('MinkowskiEngineBackend._C')
     calls = collections.Counter()
 
@@ -129,8 +129,8 @@ def test_kernels_by_hand():
 
 
 @needs_minkowski
-def test_draws_no_random_number(make_backbone):
-    """A forward leaves the random state alone, so DropPath draws what it draws with the other executions."""
+def test_samples_no_random_number(make_backbone):
+    """A forward leaves the random state alone, so DropPath drops the same images as with the other executions."""
     images, cells = make_case('mixed')
     model = make_backbone(drop_path_rate=0.5).train()
     results = []
@@ -184,7 +184,7 @@ def test_fcmae_trains_a_step():
 
 @needs_minkowski
 def test_leaves_the_standard_library_alone():
-    """The name that MinkowskiEngine needs in ``collections`` is gone again after its import."""
+    """The name that MinkowskiEngine needs in ``collections`` is removed after its import."""
     import_minkowski_engine()
     assert not hasattr(collections, 'Sequence')
 

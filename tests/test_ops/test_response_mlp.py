@@ -49,7 +49,7 @@ def assert_equals_the_reference(shape, masked):
 
 @pytest.mark.parametrize('shape, masked', itertools.product(SHAPES, (False, True)))
 def test_equals_the_reference(shape, masked):
-    """Values and all seven gradients equal plain autograd in float64, folded or not, all sites counted or some."""
+    """Values and all seven gradients equal plain autograd in float64, folded or not, with all sites counted or some."""
     assert_equals_the_reference(SHAPES[shape], masked)
 
 

@@ -116,7 +116,7 @@ def test_reconstruction_of_any_channels(channels):
 
 def test_stored_images_are_read_as_they_are(tmp_path):
     """Grey, colour and alpha of 8 and 16 bits come with their values on the scale 0 to 255, in the order of the file
-    but for three channels, which come reversed."""
+    except for three channels, which are reversed."""
     for channels in (1, 3, 4):
         pixels = make_pixels(9, 7, channels)
         for ending in ('png', 'tif', *(['webp'] if channels > 1 else ['bmp', 'pgm'])):

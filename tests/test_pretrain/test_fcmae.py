@@ -54,7 +54,7 @@ def test_executions_give_one_loss_and_one_gradient():
 
 
 def test_reconstruction_keeps_visible_pixels():
-    """In the pasted image visible cells are the original's bits, and the prediction fills the others alone."""
+    """In the pasted image visible cells are the original's bits, and the prediction fills only the others."""
     images = make_images()
     reconstructed = make_fcmae().reconstruct(images, torch.from_numpy(CELLS))
     shown = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
@@ -65,8 +65,8 @@ def test_reconstruction_keeps_visible_pixels():
     assert ((reconstructed['pasted'] - images).abs() * ~shown).sum() > 0
 
 
-def test_hidden_cells_complement_visible_ones():
-    """Hidden cells are exactly the others, ascending."""
+def test_masked_cells_complement_visible_ones():
+    """Masked cells are exactly the others, ascending."""
     assert masked_cells_of(torch.from_numpy(CELLS), 6).tolist() == [[1, 3, 4, 5], [0, 2, 3, 4]]
 
 
@@ -101,7 +101,7 @@ def make_pipeline():
 
 
 @pytest.mark.parametrize('num_workers', (0, 2))
-def test_draws_depend_on_seed_epoch_and_index_alone(folder, num_workers):
+def test_samples_depend_only_on_seed_epoch_and_index(folder, num_workers):
     """Crops, flips and masks are the same with any number of workers and global state, and differ between epochs."""
     dataset = UnlabelledImages(str(folder), make_pipeline())
     sampler = DeterministicSampler(dataset, seed=7)
@@ -127,7 +127,7 @@ def _draws(dataset, seed, epoch):
     return list(sampler)
 
 
-def test_runner_trains_resumes_and_draws(folder, tmp_path):
+def test_runner_trains_resumes_and_reconstructs(folder, tmp_path):
     """The shipped folder config trains through mmengine's Runner, writes a reconstruction, and resumes."""
     from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
 

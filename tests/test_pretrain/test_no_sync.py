@@ -1,4 +1,4 @@
-"""A packed pretraining step does no work for hidden cells and never waits for the GPU."""
+"""A packed pretraining step does no work for masked cells and never waits for the GPU."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from mmconvnextv2.pretrain.masking import masked_cells_of
 
 CHANNELS, DEPTHS, WIDTH = NARROW['channels'], NARROW['depths'], 12
 BATCH, CELLS, VISIBLE = 2, 6, 2  # of 2 x 3 cells
-SITES = [VISIBLE * patch**2 for patch in (8, 4, 2, 1)]  # of an image, by stage
+SITES = [VISIBLE * patch**2 for patch in (8, 4, 2, 1)]  # per image, by stage
 aten = torch.ops.aten
 READS_VALUES = {
     aten._local_scalar_dense,
@@ -165,14 +165,14 @@ DOWNSAMPLING = BATCH * sum(
 
 
 def expected_products():
-    """Multiplications of matrix products: encoder at visible sites, decoder block everywhere, prediction at hidden."""
+    """Multiplications of matrix products: encoder at visible sites, decoder block everywhere, prediction at masked."""
     decoder = BATCH * CELLS * 8 * WIDTH**2 + BATCH * (CELLS - VISIBLE) * WIDTH * 32 * 32 * 3
     return ENCODER + DOWNSAMPLING + decoder
 
 
 @pytest.mark.parametrize('fused', (True, False))
 def test_linears_multiply_visible_sites_alone(fused):
-    """The matrix products of a packed step are those of K cells in the encoder and of the hidden cells in the
+    """The matrix products of a packed step are those of K cells in the encoder and of the masked cells in the
     prediction, no more, and twice as many in the backward; masked visits all sites."""
     step, images, visible = make_step(fused=fused)
     with Products() as forward:

@@ -197,7 +197,7 @@ def run(folder, labelled, work_dir, hooks):
 
 
 def test_training_goes_on_bit_for_bit(tmp_path):
-    """With the hook, after DropPath's draws of two epochs, weights and moments are those without it; the scores stand
+    """With the hook, after DropPath's draws of two epochs, weights and moments are those without it; the scores are
     in the message hub, the scalars of the local backend and TensorBoard's events, once an epoch."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

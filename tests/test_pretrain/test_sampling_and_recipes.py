@@ -25,8 +25,8 @@ def make_samples(visible=VISIBLE):
     return [DataSample(metainfo=dict(visible_cells=cells)) for cells in visible]
 
 
-def test_hidden_pixels_change_the_target_alone(monkeypatch):
-    """Other hidden pixels give the same decoded map, bit for bit, and another loss; the loss does not look at the
+def test_masked_pixels_change_the_target_alone(monkeypatch):
+    """Other masked pixels give the same decoded map, bit for bit, and another loss; the loss does not look at the
     pixels of visible cells but through the encoder."""
     model, images = make_fcmae(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
     shown = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
@@ -42,7 +42,7 @@ def test_hidden_pixels_change_the_target_alone(monkeypatch):
 
 
 def test_target_without_normalisation_is_the_pixels():
-    """With norm_pix=False the target is the hidden cells' own pixels, in raster order and channels last."""
+    """With norm_pix=False the target is the masked cells' own pixels, in raster order and channels last."""
     model, images = make_fcmae(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
     model.head.norm_pix = False
     target, mean, deviation = model.head.target(images, torch.tensor([[4], [2]]))
@@ -105,7 +105,7 @@ def test_execution_that_cannot_mask_is_refused(execution, message):
 
 @pytest.mark.parametrize('size, ranks', [(12, 3), (13, 4), (2, 5)])
 def test_ranks_share_every_image(monkeypatch, size, ranks):
-    """Over all ranks an epoch visits each image once, but for as few repeats as make ranks even; dealing the
+    """Over all ranks an epoch visits each image once, except for the few repeats that make ranks even; dealing the
     one-process order out in turn gives each rank's."""
 
     def draws(rank, world_size, epoch):

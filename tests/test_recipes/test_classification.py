@@ -18,7 +18,7 @@ from mmconvnextv2.commands.train import parse_train_args, train
 
 LEAVES = Path(__file__).parents[2] / 'configs' / 'classification'
 FCMAE, FROM22K, TO22K = '{}_fcmae-ft_in1k-224', '{}_in22k-ft_in1k-{}', '{}_fcmae-ft_in22k-224'
-# Tables 9 to 13 of arXiv 2301.00808 as printed, but for the base learning rate of B and L, the official code's.
+# Tables 9 to 13 of arXiv 2301.00808 as printed, except for the base learning rate of B and L, the official code's.
 # Base lr (a batch of 256), batch, weight decay, layer decay, its type, drop path, epochs, warm-up, smoothing, mixup,
 # cutmix, EMA.
 SINGLE, GROUP, NO_LAYER_DECAY = 'layer_wise', 'group_wise', None

@@ -1,4 +1,4 @@
-"""The paper's response-norm tables: a leaf a row, each builds, differs in what it says, and trains."""
+"""The paper's response-norm tables: one leaf per row, each builds, differs in what it says, and trains."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mmconvnextv2.pretrain import FCMAEMaskGenerator
 CONFIGS = Path(__file__).parents[2] / 'configs'
 RECIPE = CONFIGS / 'fcmae' / 'fcmae_convnextv2-base_64xb64-800e_in1k.py'
 ARCH = dict(depths=(1, 1, 1, 1), channels=(16, 16, 24, 32))  # SE's bottleneck has a sixteenth of 4C channels
-ROWS = {  # the norm, and the published top-1 that the leaf quotes beside the 84.6 of GRN
+ROWS = {  # the norm, and the published top-1 that the leaf quotes next to the 84.6 of GRN
     'grn-average': (dict(type='GRN', aggregation='average'), '83.7'),
     'grn-l1': (dict(type='GRN', aggregation='L1'), '84.3'),
     'grn-standardize': (dict(type='GRN', normalization='standardize'), '84.5'),
