@@ -27,8 +27,7 @@ FORKS = (
 )  # with the other dependencies of the fork's mmdet
 # Tests of the backbone, its executions, weights and pretraining that need neither mmdet, mmseg nor mmcv.ops
 BARE = [
-    'tests/test_backbone_contract.py',
-    'tests/test_layers.py',
+    'tests/test_backbone.py',
     'tests/test_layer_decay.py',
     'tests/test_response_norms.py',
     'tests/test_execution',
@@ -39,7 +38,6 @@ BARE = [
 # These, and tests that build every recipe; the remaining tests cover set-up, packaging and tools
 PORTABLE = [
     'tests/test_mmcv_operators',
-    'tests/test_backbone.py',
     'tests/test_versions.py',
     'tests/test_recipes/test_every_leaf.py',
     *BARE[:-1],

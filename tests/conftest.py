@@ -1,12 +1,19 @@
-"""A narrow backbone with every parameter random, so that GRN is not the identity and leaks are visible."""
+"""One thread per process, and a narrow backbone with every parameter random, which makes GRN and leaks visible."""
+
+import os
 
 import pytest
 import torch
 from mmengine.registry import DefaultScope
+from small_models import NARROW
 
 from mmconvnextv2 import ConvNeXtV2
 
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
+# On tensors this small, threads that wait for each other cost more than they save: 30 times as much when pytest-xdist
+# runs as many workers as there are cores. The number of threads also changes last bits. Processes
+# that tests start inherit the variable.
+torch.set_num_threads(1)
+os.environ['OMP_NUM_THREADS'] = '1'
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +25,9 @@ def own_scope():
         del DefaultScope._instance_dict[name]
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def make_backbone():
-    """Return a function that builds a randomised float64 backbone; all calls draw the same weights."""
+    """Return a function that builds a float64 backbone, with the same random weights in all calls."""
 
     def make(arch=NARROW, **kwargs):
         generator = torch.Generator().manual_seed(0)

@@ -35,7 +35,7 @@ def test_same_images_each_time(root, tmp_path):
 
 
 def test_image_does_not_depend_on_the_others(root):
-    """The last training image on disk is drawn alike without those before it."""
+    """The last training image on disk is the same when those before it are not rendered."""
     assert np.array_equal(np.asarray(Image.open(root / 'coco/train2017/000005.png')), render_scene(0, 1, 5, 64).image)
     assert np.array_equal(np.asarray(Image.open(root / 'unlabelled/000001.png')), render_scene(0, 0, 1, 64).image)
 
@@ -121,7 +121,7 @@ def test_occlusion_and_scale_vary():
 
 
 def test_complete_folder_is_reused_and_others_are_left_alone(root, tmp_path):
-    """A complete folder is not drawn again; one with other images, or foreign files, is refused untouched."""
+    """A complete folder is not rendered again; one with other images, or foreign files, is refused untouched."""
     before = (root / 'spec.json').stat().st_mtime_ns
     assert not make_embedded(str(root), SPEC)
     assert (root / 'spec.json').stat().st_mtime_ns == before
@@ -162,6 +162,6 @@ def test_nothing_is_left_when_drawing_fails(tmp_path, monkeypatch):
     ],
 )
 def test_refuses_a_bad_spec(values, words):
-    """What cannot be drawn is named with its value and the least allowed one."""
+    """A setting that cannot be rendered is named with its value and the least allowed one."""
     with pytest.raises(ValueError, match=words):
         EmbeddedSpec(**values)

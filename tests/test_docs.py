@@ -1,4 +1,4 @@
-"""What the documents say can be done: commands parse, files and names exist, and the quick commands run as told."""
+"""The documents are true: commands parse, files and names exist, and the quick commands run as described."""
 
 import argparse
 import ast
@@ -160,13 +160,13 @@ def test_links_lead_somewhere(path):
 
 
 def spans(path):
-    """Return what stands in backticks outside blocks."""
+    """Return the text in backticks outside blocks."""
     return re.findall(r'`([^`\n]+)`', BLOCK.sub('', path.read_text()))
 
 
 @pytest.mark.parametrize('path', GUIDES, ids=name_of)
 def test_named_files_exist(path):
-    """Whatever stands in backticks as a path of the repository is one, from the root or beside the document."""
+    """Every path of the repository in backticks exists, from the root or from the document's folder."""
     for span in spans(path):
         match = IN_REPOSITORY.match(span)
         if match and not re.search(r'[A-Z]{4,}', match[0].replace('README', '').replace('NAME', 'NAMES')):
@@ -246,7 +246,7 @@ SMALLER = ['train_dataloader.batch_size=8', 'train_dataloader.num_workers=1', 'v
 
 
 def save(config, path, **meta):
-    """Write a checkpoint of a quickstart config's model, newly drawn."""
+    """Write a checkpoint of a quickstart config's model, newly initialised."""
     cfg = read(str(ROOT / 'configs' / 'quickstart' / f'{config}.py'))
     cfg.model.backbone.init_cfg = None
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -260,8 +260,7 @@ def save(config, path, **meta):
 @pytest.fixture(scope='module')
 def left_by_quickstart(tmp_path_factory):
     """A folder with what ``make quickstart`` leaves: little data, and models that have learnt nothing."""
-    home, threads = tmp_path_factory.mktemp('home'), torch.get_num_threads()
-    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp('home')
     for folder in ('configs', 'tools'):
         (home / folder).symlink_to(ROOT / folder)
     root = home / 'work_dirs' / 'quickstart'
@@ -274,8 +273,7 @@ def left_by_quickstart(tmp_path_factory):
             root / f'{task}_pretrained' / f'{name}.pth',
             dataset_meta=dict(classes=[f'class {number}' for number in range(classes)], palette=[[0, 0, 0]] * classes),
         )
-    yield home
-    torch.set_num_threads(threads)
+    return home
 
 
 def follow(path, monkeypatch, capfd):

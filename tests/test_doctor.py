@@ -49,7 +49,7 @@ def test_broken_operations_are_a_problem(tmp_path):
 
 
 def test_two_distributions_of_the_same_files(tmp_path, monkeypatch):
-    """A fork beside the package that it replaces is a problem, named with both versions."""
+    """A fork installed next to the package that it replaces is a problem, named with both versions."""
     info = tmp_path / 'onedl_mmengine-0.12.0.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: onedl-mmengine\nVersion: 0.12.0\n')
@@ -89,7 +89,7 @@ def test_packages_of_both_families(monkeypatch):
 
 
 def test_mmcv_lite_is_mmcv(monkeypatch):
-    """mmcv-lite serves as mmcv; beside mmcv it is a problem, since both write the same files; without either the
+    """mmcv-lite serves as mmcv; next to mmcv it is a problem, since both write the same files; without either the
     report says how to install one that compiles nothing."""
 
     def report(**installed):

@@ -27,7 +27,7 @@ BUILTIN = {
 
 
 class Image(torch.utils.data.Dataset):
-    """Raises an error where a data loader asks for its second item."""
+    """A data set that raises an error at its second item."""
 
     def __init__(self, error):
         self.error = error

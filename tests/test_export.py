@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from small_models import NARROW
 
 from mmconvnextv2.checkpoint import check_weights
 from mmconvnextv2.checkpoint.load import load_file
@@ -20,17 +21,17 @@ needs_onnx = pytest.mark.skipif(
     not find_spec('onnxruntime') or not find_spec('onnxscript'),
     reason='needs onnx, onnxruntime and onnxscript: make export',
 )
-NARROW = 'dict(_delete_=True, depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))'
 SEGMENTOR = f"""
 _base_ = 'mmconvnextv2::quickstart/upernet.py'
 model = dict(
-    backbone=dict(arch={NARROW}, init_cfg=None),
+    backbone=dict(arch=dict(_delete_=True, **{NARROW}), init_cfg=None),
     decode_head=dict(in_channels=(4, 6, 8, 10), channels=8, norm_cfg=dict(type='SyncBN')),
     auxiliary_head=dict(in_channels=8, channels=8))
 """
 CLASSIFIER = f"""
 _base_ = 'mmconvnextv2::classification/convnextv2-a_fcmae-ft_in1k-224.py'
-model = dict(backbone=dict(arch={NARROW}, init_cfg=None), head=dict(in_channels=10, num_classes=7))
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, **{NARROW}), init_cfg=None), head=dict(in_channels=10, num_classes=7))
 """
 SIZES = ((2, 96, 128), (1, 75, 109))
 
@@ -110,7 +111,7 @@ def assert_close(found, wanted, tolerance):
 @needs_onnx
 @pytest.mark.parametrize('part, half', [('backbone', False), ('segmentor', False), ('segmentor', True)])
 def test_onnx_file(trained, export, part, half):
-    """One file serves images of any size and batch in onnxruntime, and tells what a reader must know."""
+    """One file serves images of any size and batch in onnxruntime, and states what a reader must know."""
     import onnxruntime
 
     config, checkpoint, model = trained('segmentor')
@@ -156,7 +157,7 @@ def test_half_precision_keeps_large_norms(make_backbone):
 
 
 def test_pooling_to_cells():
-    """The product that stands for adaptive pooling is adaptive pooling, where cells overlap too."""
+    """The product that replaces adaptive pooling equals adaptive pooling, where cells overlap too."""
     for size in ((6, 6), (7, 5), (1, 13), (12, 2)):
         features = torch.randn(2, 3, *size)
         for cells in (1, 2, 3, 6):
@@ -189,7 +190,7 @@ def test_hugging_face_folder(trained, export):
 
 
 def test_timm_file_and_card(trained, export, tmp_path):
-    """timm creates the model from the file with the call that its card shows, and the card says what was told."""
+    """timm creates the model from the file with the call that its card shows, and the card says what was given."""
     pytest.importorskip('timm')
     config, checkpoint, model = trained('classifier')
     path = export(

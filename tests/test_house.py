@@ -56,7 +56,7 @@ def test_imports_run_down(name):
 
 
 def test_modules_have_no_circles():
-    """Modules can be put in an order in which each imports earlier ones alone; a package's face is left out."""
+    """Modules can be put in an order in which each imports only earlier ones; a package's face is left out."""
     faces = {name for name, path in MODULES.items() if path.name == '__init__.py'}
     waiting = {name: imports_of(name) - faces for name in set(MODULES) - faces}
     while waiting:
@@ -66,7 +66,7 @@ def test_modules_have_no_circles():
 
 
 def test_root_is_empty():
-    """Beside packages the root holds its face, the command and the version."""
+    """Besides packages the root holds its face, the command and the version."""
     assert {path.name for path in ROOT.glob('*.py')} == {'__init__.py', '__main__.py', 'version.py'}
 
 

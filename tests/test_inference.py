@@ -108,7 +108,7 @@ def test_other_mistakes_are_named(tmp_path, models):
     model, image = models['upernet'], np.zeros((8, 8, 3), np.uint8)
     (tmp_path / 'text.png').write_text('no image')
     for given, said in (
-        ('nowhere.png', 'nowhere.png is not there'),
+        ('nowhere.png', 'nowhere.png does not exist'),
         (tmp_path / 'text.png', 'text.png cannot be read'),
     ):
         with pytest.raises(ValueError, match=said):

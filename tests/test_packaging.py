@@ -99,7 +99,7 @@ def test_config_of_the_wheel_builds_outside_the_clone(site, tmp_path):
 
 
 def test_wheel_carries_every_document_of_the_configs(site):
-    """The pages that lie beside the configs travel with them."""
+    """The pages next to the configs are packaged with them."""
     pages = list((ROOT / 'configs').rglob('*.md'))
     assert len(pages) > 1
     for page in pages:
@@ -107,7 +107,7 @@ def test_wheel_carries_every_document_of_the_configs(site):
 
 
 def test_requirements_are_the_versions_that_work(site):
-    """What the extras ask for is what the package accepts when it is imported, bound for bound; none asks for mmcv."""
+    """The extras require what the package accepts when it is imported, bound for bound; none requires mmcv."""
     (distribution,) = metadata.distributions(path=[str(site)])
     asked = {}
     for requirement in map(Requirement, distribution.requires):
@@ -195,7 +195,7 @@ def test_tools_of_the_wheel_run_by_name(site, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec('onnxruntime'), reason='needs onnxruntime: make export')
 def test_page_of_the_installed_package(site, tmp_path):
-    """With the wheel alone on the path, everything that docs/installed.md tells can be done in an empty folder, and
+    """With the wheel alone on the path, everything that docs/installed.md describes can be done in an empty folder, and
     prints what it shows: train, test, predict for segmentation and detection, export, convert."""
     run = subprocess.run(
         [sys.executable, str(ROOT / 'tests' / 'wheel_story.py'), str(tmp_path)],

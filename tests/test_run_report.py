@@ -77,7 +77,7 @@ def page_of(work_dir, *arguments):
 
 
 def test_page_tells_what_the_runs_logged(work_dir):
-    """The last metric, the last table of the log, the environment and the config stand on the page; parameter groups
+    """The last metric, the last table of the log, the environment and the config are on the page; parameter groups
     are counted from the checkpoint; nothing asks the network."""
     page = page_of(work_dir)
     assert '<td>mIoU</td><td>41.25</td>' in page and '<td>loss</td>' not in page
@@ -115,8 +115,8 @@ def test_feature_distances_are_drawn(work_dir, tmp_path, monkeypatch):
 
 
 def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
-    """Of the iterations that both runs logged, the resumed run's are drawn; time is that of training alone, and rates
-    are drawn for each depth."""
+    """Of the iterations that both runs logged, the resumed run's are plotted; time is that of training only, and rates
+    are plotted for each depth."""
     drawn = {}
     monkeypatch.setattr(
         'mmconvnextv2.commands.report.Report.curves', lambda self, curves, caption, ylabel='loss': drawn.update(curves)

@@ -147,7 +147,7 @@ def test_missing_python(machine):
 
 
 def test_no_venv_module(machine):
-    """A Python without venv, as Debian ships it, is told with the package that has it."""
+    """A Python without venv, as Debian ships it, is reported with the package to install."""
     (machine.home / 'no-venv').touch()
     assert_refused(machine.run(), 'venv', 'python3.11-venv')
     assert_nothing_written(machine)
@@ -202,7 +202,7 @@ def test_other_operators_replace_those_that_are_there(machine):
 
 
 def test_no_disk(machine):
-    """A full disk is told with what is free and what is needed."""
+    """A full disk is reported with the free and the needed space."""
     machine.put('df', 'echo; echo "disk 100 97 3145728 97% /"')
     assert_refused(machine.run(), '3 GiB', '10 GiB', 'VENV=')
     assert_nothing_written(machine)
@@ -225,7 +225,7 @@ def test_foreign_folder(machine, content):
 
 
 def test_missing_cuda_toolkit(compiling):
-    """A GPU without nvcc is told before anything is fetched, with the version needed and the way without."""
+    """A GPU without nvcc is reported before anything is fetched, with the version needed and the way without."""
     compiling.put('nvidia-smi', GPU)
     assert_refused(compiling.run(CUDA_HOME=str(compiling.home)), 'CUDA toolkit 13.0', 'missing', 'FORCE_CUDA=0')
     compiling.put('nvcc', NVCC.replace('13.0', '11.8'))
@@ -240,7 +240,7 @@ def test_unknown_cuda_choice(machine):
 
 
 def test_toolkit_is_the_one_of_the_locked_torch():
-    """The CUDA version that the set-up asks for is the one that the installed torch was built with."""
+    """The CUDA version that the set-up requires is the one that the installed torch was built with."""
     torch = pytest.importorskip('torch')
     if torch.version.cuda is None:
         pytest.skip('this torch was built without CUDA')

@@ -55,7 +55,7 @@ def check_place(folder: Path) -> None:
 
 
 def follow(folder: Path, page: str, through_mim: bool) -> None:
-    """Write the page's files, run its commands but for those that install, and compare what they print."""
+    """Write the page's files, run its commands except for those that install, and compare what they print."""
     for name, content in FILE.findall(page):
         (folder / name).write_text(content)
     printed = ''

@@ -4,6 +4,7 @@ The arguments include those of OpenMMLab's ``tools/train.py``. Unlike it, this t
 before training starts.
 """
 
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,7 @@ def _work_folder(cfg: Config, only_plan: bool) -> Iterator[None]:
     """Lock the work folder; a run that is only planned gets a temporary one."""
     if only_plan:
         with TemporaryDirectory() as cfg.work_dir:
+            cfg.experiment_name = os.path.basename(cfg.work_dir)  # mmengine's visualizers are shared by name
             yield
         return
     if cfg.launcher == 'none':  # before the runner writes; in distributed runs the hook's main process locks

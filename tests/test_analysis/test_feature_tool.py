@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
@@ -22,10 +23,9 @@ from mmconvnextv2.datasets.labelled_folder import LabelledImages, choose_images,
 from mmconvnextv2.utils.config import IMAGENET
 
 ROOT = Path(__file__).parents[2]
-ARCH = dict(depths=(1, 1, 2, 1), channels=(8, 12, 16, 20))
 
 
-def make_model(seed=0, arch=ARCH, **kwargs):
+def make_model(seed=0, arch=NARROW, **kwargs):
     torch.manual_seed(seed)
     model = ConvNeXtV2(arch, **kwargs)
     for parameter in model.parameters():
@@ -93,7 +93,7 @@ def test_distance_of_two_models(place):
             assert float(row['deviation']) == pytest.approx(expected.std(correction=0).item(), abs=1e-5)
     assert [row['block'] for row in rows[:5]] == [f'stages.{one}' for one in ('0.0', '1.0', '2.0', '2.1', '3.0')]
     assert [float(row['depth']) for row in rows[:5]] == [0, 0.25, 0.5, 0.75, 1]
-    assert [int(row['channels']) for row in rows[:5]] == [32, 48, 64, 64, 80] and rows[0]['pictures'] == '6'
+    assert [int(row['channels']) for row in rows[:5]] == [16, 24, 32, 32, 40] and rows[0]['pictures'] == '6'
     assert Image.open(out / 'distance.png').size == (1050, 630)
 
 
@@ -108,11 +108,11 @@ def test_selectivity_of_a_labelled_folder(place):
             low, high = sorted(features[..., channel].clamp(min=0).mean().item() for features in (one, other))
             expected.append((high - low) / (high + low) if high else 0.0)
     assert [float(row['selectivity']) for row in rows] == pytest.approx(expected, abs=1e-3)
-    assert len(rows) == 8 + 12 + 16 + 16 + 20 and (out / 'selectivity.png').stat().st_size > 10000
+    assert len(rows) == 4 + 6 + 8 + 8 + 10 and (out / 'selectivity.png').stat().st_size > 10000
 
 
 def test_maps_count_channels(place):
-    """The table counts channels that are made dead and saturated in chosen blocks, and the figure is drawn."""
+    """The table counts channels that are made dead and saturated in chosen blocks, and the figure is plotted."""
     model = make_model()
     with torch.no_grad():
         hidden = model.stages[2][1].grn
@@ -189,7 +189,7 @@ def test_normalisation_is_the_configs(place):
     config = place / 'own.py'
     config.write_text(
         'model = dict(data_preprocessor=dict(mean=[1., 2., 3.], std=[4., 5., 6.]), backbone=dict('
-        f"type='ConvNeXtV2', arch={ARCH}))\n"
+        f"type='ConvNeXtV2', arch={NARROW}))\n"
     )
     own, usual = load_subject('any', str(config), 'random'), load_subject('any', str(place / 'v2.pth'))
     seen = []
@@ -206,7 +206,7 @@ def test_other_norms_need_their_config(place):
     torch.save(model.state_dict(), place / 'se.pth')
     config = place / 'se.py'
     config.write_text(
-        f"model = dict(backbone=dict(type='ConvNeXtV2', arch={ARCH}, response_norm=dict(type='SE', ratio=4)))\n"
+        f"model = dict(backbone=dict(type='ConvNeXtV2', arch={NARROW}, response_norm=dict(type='SE', ratio=4)))\n"
     )
     loaded = load_subject('any', str(config), str(place / 'se.pth')).model.state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
@@ -215,7 +215,7 @@ def test_other_norms_need_their_config(place):
 
 
 def test_choice_of_images(place):
-    """Images are drawn by the seed, without doubles, in order of name, and per class."""
+    """Images are sampled by the seed, without duplicates, in order of name, and per class."""
     every = choose_images([str(place / 'pictures')], 10)
     assert len(every) == 6 and choose_images([str(place / 'pictures')], 6) == every
     drawn = choose_images([str(place / 'pictures')], 3, seed=1)

@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from mmpretrain.models import ConvNeXt, VisionTransformer
+from small_models import NARROW
 from torch import nn
 from transformers import ConvNextV2Config, ConvNextV2Model
 
@@ -19,27 +20,26 @@ from mmconvnextv2.analysis.feature_hooks import (
 )
 from mmconvnextv2.checkpoint import from_canonical
 
-ARCH = dict(depths=(1, 2, 1, 1), channels=(8, 12, 16, 20))
-NAMES = ['stages.0.0', 'stages.1.0', 'stages.1.1', 'stages.2.0', 'stages.3.0']
+NAMES = ['stages.0.0', 'stages.1.0', 'stages.2.0', 'stages.2.1', 'stages.3.0']
 
 
 def make_ours(**kwargs):
     torch.manual_seed(0)
-    model = ConvNeXtV2(ARCH, out_norm=False, **kwargs)
+    model = ConvNeXtV2(NARROW, out_norm=False, **kwargs)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.double().eval()
 
 
 def make_timm(weights, **kwargs):
-    model = timm.models.convnext.ConvNeXt(depths=ARCH['depths'], dims=ARCH['channels'], num_classes=0, **kwargs)
+    model = timm.models.convnext.ConvNeXt(depths=NARROW['depths'], dims=NARROW['channels'], num_classes=0, **kwargs)
     layout = 'timm-conv' if kwargs.get('conv_mlp') else 'timm'
-    model.load_state_dict(from_canonical(weights, layout), strict=False)  # but for the final norm
+    model.load_state_dict(from_canonical(weights, layout), strict=False)  # except for the final norm
     return model.double().eval()
 
 
 def make_mmpretrain(weights, **kwargs):
-    model = ConvNeXt(dict(depths=ARCH['depths'], channels=ARCH['channels']), **kwargs).double()
+    model = ConvNeXt(NARROW, **kwargs).double()
     wanted = model.state_dict()
     model.load_state_dict({key: value.view(wanted[key].shape) for key, value in weights.items()}, strict=False)
     model.eval()
@@ -47,7 +47,7 @@ def make_mmpretrain(weights, **kwargs):
 
 
 def make_transformers(weights):
-    model = ConvNextV2Model(ConvNextV2Config(depths=ARCH['depths'], hidden_sizes=ARCH['channels']))
+    model = ConvNextV2Model(ConvNextV2Config(depths=NARROW['depths'], hidden_sizes=NARROW['channels']))
     model.load_state_dict(from_canonical(weights, 'huggingface'), strict=False)
     return model.double().eval()
 
@@ -90,7 +90,7 @@ def test_other_libraries_give_the_same_features(library, images):
     for watch, factor in ((watch_hidden, 4), (watch_outputs, 1)):
         found, expected = collect(watch, theirs, images), collect(watch, ours, images)
         assert [one.shape for one in found] == [
-            (2, (16 >> stage) ** 2, factor * ARCH['channels'][stage]) for stage in (0, 1, 1, 2, 3)
+            (2, (16 >> stage) ** 2, factor * NARROW['channels'][stage]) for stage in (0, 1, 2, 2, 3)
         ]
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * other.abs().max().item())
@@ -101,13 +101,13 @@ def test_hidden_features_are_what_the_second_linear_reads(norm, images):
     """What is seen in a block, computed by hand from its input: the depthwise branch, activation and response norm."""
     model = make_ours(response_norm=norm)
     hidden, outputs = collect(watch_hidden, model, images), collect(watch_outputs, model, images)
-    block, before = model.stages[1][1], outputs[1]
+    block, before = model.stages[2][1], outputs[2]
     with torch.no_grad():
-        branch = block.depthwise_conv(before.transpose(1, 2).unflatten(2, (8, 8))).flatten(2).transpose(1, 2)
+        branch = block.depthwise_conv(before.transpose(1, 2).unflatten(2, (4, 4))).flatten(2).transpose(1, 2)
         expected = F.gelu(block.pointwise_conv1(block.norm(branch)))
         expected = block.grn(expected) if norm else expected
-        torch.testing.assert_close(hidden[2], expected, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(outputs[2], before + block.pointwise_conv2(expected), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(hidden[3], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(outputs[3], before + block.pointwise_conv2(expected), rtol=1e-9, atol=1e-9)
 
 
 def test_watching_changes_nothing_and_ends(images):

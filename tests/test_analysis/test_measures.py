@@ -27,7 +27,7 @@ def distance_by_loops(features):
 @pytest.mark.parametrize(
     'channels, distance',
     [
-        (([1, 2, 3], [2, 4, 6], [10, 20, 30]), 0.0),  # collapsed: all alike but for their strength
+        (([1, 2, 3], [2, 4, 6], [10, 20, 30]), 0.0),  # collapsed: all alike except for their strength
         (([5, 5],), 0.0),
         (([1, 0, 0], [0, 2, 0], [0, 0, 3]), 1 / 3),  # orthogonal: 6 of 9 pairs at 1 / 2
         (([1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]), 3 / 8),  # orthogonal: 12 of 16 pairs at 1 / 2

@@ -3,9 +3,9 @@
 from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from small_models import NARROW
 from torch.utils.data import DataLoader
 
-NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 SCOPES = dict(detector='mmdet', segmentor='mmseg', classifier='mmpretrain', pretraining='mmpretrain')
 
 
@@ -14,13 +14,21 @@ def config_of(kind, **backbone):
     backbone = dict(type='ConvNeXtV2', arch=NARROW, **backbone)
     if kind == 'segmentor':
         head = dict(
-            type='FCNHead', in_channels=24, channels=8, in_index=3, num_convs=1, num_classes=3, norm_cfg=dict(type='BN')
+            type='FCNHead',
+            in_channels=NARROW['channels'][3],
+            channels=8,
+            in_index=3,
+            num_convs=1,
+            num_classes=3,
+            norm_cfg=dict(type='BN'),
         )
         return dict(type='EncoderDecoder', backbone=backbone, decode_head=head)
     if kind == 'classifier':
         backbone.update(out_indices=(3,), gap_before_final_norm=True)
         return dict(
-            type='ImageClassifier', backbone=backbone, head=dict(type='LinearClsHead', in_channels=24, num_classes=3)
+            type='ImageClassifier',
+            backbone=backbone,
+            head=dict(type='LinearClsHead', in_channels=NARROW['channels'][3], num_classes=3),
         )
     if kind == 'pretraining':
         import mmconvnextv2.pretrain  # noqa: F401

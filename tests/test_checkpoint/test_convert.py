@@ -1,4 +1,4 @@
-"""The converting tool writes whole files or none, tells what it did, and its files work in the foreign libraries."""
+"""The conversion tool writes whole files or none, reports what it did, and its files work in the foreign libraries."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
@@ -25,7 +26,6 @@ from mmconvnextv2.checkpoint.convert import LAYOUTS, check_conversion, convert_f
 from mmconvnextv2.checkpoint.load import load_file
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
-NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
 def make(arch=NARROW, out_norm=False, **kwargs):
@@ -92,7 +92,7 @@ def test_report_follows_each_weight(tmp_path):
     source = str(tmp_path / 'source.pth')
     torch.save(make(), source)
     report = convert_file(source, str(tmp_path / 'target.pth'), 'official-sparse')
-    assert ('stages.0.0.depthwise_conv.weight -> encoder.stages.0.0.dwconv.kernel, (8, 1, 7, 7) to (49, 8)') in report
+    assert ('stages.0.0.depthwise_conv.weight -> encoder.stages.0.0.dwconv.kernel, (4, 1, 7, 7) to (49, 4)') in report
     assert '0 kept\n' in report and report.endswith('0 dropped')
 
 
@@ -122,7 +122,7 @@ def test_nothing_is_written_on_failure(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
 def test_a_full_disk_leaves_the_older_file(tmp_path, suffix):
-    """A target that cannot be written to its end stays as it was, without a partial file beside it."""
+    """A target that cannot be written to its end stays as it was, without a partial file next to it."""
     source, target = tmp_path / 'source.pth', tmp_path / f'target.{suffix}'
     torch.save(make(), source)
     target.write_bytes(b'older')
@@ -157,7 +157,7 @@ def test_whole_fcmae_models(tmp_path):
     weights = model.state_dict()
     official = pretraining_from_canonical(weights)
     assert official['mask_token'].shape == (1, 12, 1, 1) and official['pred.weight'].shape == (3072, 12, 1, 1)
-    assert official['decoder.0.grn.gamma'].shape == (1, 1, 1, 48) and official['proj.weight'].shape == (12, 24, 1, 1)
+    assert official['decoder.0.grn.gamma'].shape == (1, 1, 1, 48) and official['proj.weight'].shape == (12, 10, 1, 1)
     assert torch.equal(
         official['encoder.stages.1.0.dwconv.kernel'][2 * 7 + 5],
         weights['backbone.stages.1.0.depthwise_conv.weight'][:, 0, 5, 2],

@@ -19,6 +19,7 @@ import pytest
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 from safetensors.torch import save
+from small_models import NARROW
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import download, load_backbone
@@ -62,7 +63,7 @@ def serving(folder):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to serve, beside an empty download cache."""
+    """A folder to serve, and an empty download cache."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     (tmp_path / 'served').mkdir()
     return tmp_path / 'served'
@@ -86,13 +87,12 @@ def test_a_url_is_fetched_once(folder, capfd):
 
 def test_a_backbone_starts_from_a_url(folder):
     """A backbone loads from a URL bit for bit, and a second time without the server."""
-    arch = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
-    source, buffer = ConvNeXtV2(arch), io.BytesIO()
+    source, buffer = ConvNeXtV2(NARROW), io.BytesIO()
     torch.save(source.state_dict(), buffer)
     (folder / 'backbone.pth').write_bytes(buffer.getvalue())
     with serving(folder) as (address, _):
-        load_backbone(ConvNeXtV2(arch), f'{address}/backbone.pth')
-    target = ConvNeXtV2(arch)
+        load_backbone(ConvNeXtV2(NARROW), f'{address}/backbone.pth')
+    target = ConvNeXtV2(NARROW)
     load_backbone(target, f'{address}/backbone.pth')
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
 
@@ -227,7 +227,7 @@ def test_a_cached_file_is_verified(folder):
 
 
 def test_many_at_once(folder):
-    """Eight threads that ask for one file get it whole, and leave one file."""
+    """Eight threads that request one file get it whole, and leave one file."""
     (folder / 'weights.safetensors').write_bytes(CONTENT)
     with serving(folder) as (address, _), ThreadPoolExecutor(8) as pool:
         found = list(pool.map(load_file, [f'{address}/weights.safetensors'] * 8))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from framework_models import NARROW, SCOPES, build, make_runner
+from framework_models import SCOPES, build, make_runner
 from mmengine.hooks import EMAHook
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
@@ -116,7 +117,7 @@ def test_moving_averages_of_the_official_code_and_timm(tmp_path, place, average)
 
 @pytest.mark.parametrize('kind', SCOPES)
 def test_resume_needs_no_initial_weights(tmp_path, kind):
-    """A whole model resumes from its checkpoint without the file that it once started from, and does not start anew
+    """A whole model resumes from its checkpoint without the file that it once started from, and does not start over
     without it."""
     allow_mmengine_checkpoints()
     first = make_runner(build(kind), tmp_path, experiment_name=f'first_{kind}')
@@ -168,7 +169,7 @@ def test_one_line_tells_what_was_loaded(tmp_path, layout):
 
 
 def test_log_of_an_adapted_stem_and_of_dropped_norms(tmp_path):
-    """Repeating the stem is told in the same line, and so is an output norm that the model does not have."""
+    """Repeating the stem is reported in the same line, and so is an output norm that the model does not have."""
     path = str(tmp_path / 'file.pth')
     torch.save(make().state_dict(), path)
     (line,) = capture(load_backbone, ConvNeXtV2(NARROW, in_channels=5, out_indices=(0,)), path)

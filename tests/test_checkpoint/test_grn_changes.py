@@ -6,12 +6,12 @@ import logging
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2, ConvNeXtV2Pretrained
 from mmconvnextv2.checkpoint import from_canonical
 
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 GRN = dict(type='GRN')
 OTHERS = [dict(type=kind) for kind in ('LRN', 'BN', 'LN', 'SE', 'CBAM')] + [dict(type='GRN', affine=False)]
 

@@ -8,12 +8,13 @@ import pytest
 import timm
 import torch
 from mmengine.registry import MODELS
+from small_models import NARROW
+from sparse_reference import official_sparse_file
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
 from mmconvnextv2.checkpoint import LAYOUTS, detect_layout, from_canonical, to_canonical
 
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
 
 
@@ -45,42 +46,11 @@ def test_timm_knows_the_names(arch):
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
-def sparse_file(weights):
-    """Write the official sparse layout by loops from its description: in a kernel the row offset runs fastest."""
-    out = {'mask_token': torch.zeros(1, 512, 1, 1), 'pred.bias': torch.zeros(3072)}
-    for key, value in weights.items():
-        name = 'encoder.' + key
-        if key.startswith('downsample_layers.0'):
-            out[name] = value
-        elif key.startswith('downsample_layers') and key.endswith('1.weight'):
-            kernel = torch.zeros(4, value.shape[1], value.shape[0])
-            for row in range(2):
-                for column in range(2):
-                    kernel[column * 2 + row] = value[:, :, row, column].t()
-            out[name.replace('weight', 'kernel')] = kernel
-        elif key.startswith('downsample_layers') and key.endswith('1.bias'):
-            out[name] = value[None]
-        elif key.startswith('downsample_layers'):
-            out[name.replace('.0.weight', '.0.ln.weight').replace('.0.bias', '.0.ln.bias')] = value
-        elif 'depthwise_conv.weight' in key:
-            kernel = torch.zeros(49, len(value))
-            for row in range(7):
-                for column in range(7):
-                    kernel[column * 7 + row] = value[:, 0, row, column]
-            out[name.replace('depthwise_conv.weight', 'dwconv.kernel')] = kernel
-        elif 'depthwise_conv' in key or 'grn' in key:
-            out[name.replace('depthwise_conv', 'dwconv')] = value[None]
-        else:
-            name = name.replace('.norm.', '.norm.ln.')
-            out[name.replace('pointwise_conv1', 'pwconv1.linear').replace('pointwise_conv2', 'pwconv2.linear')] = value
-    return out
-
-
 def test_sparse_file_through_the_tool(tmp_path):
     """A hand-made official sparse file goes through the tool and gives the dense model back, bit for bit."""
     weights = make(out_norm=False).state_dict()
     source, target = tmp_path / 'sparse.pth', tmp_path / 'dense.pth'
-    torch.save(dict(model=sparse_file(weights)), source)
+    torch.save(dict(model=official_sparse_file(weights)), source)
     run = subprocess.run([sys.executable, TOOL, source, target], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     back = torch.load(target, weights_only=True)['state_dict']
@@ -166,7 +136,7 @@ def test_foreign_files_are_named():
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_odd_values_are_refused(layout):
-    """A weight that is not a tensor, one of another rank, and one that stands in the file twice, raise."""
+    """A weight that is not a tensor, one of another rank, and one that is in the file twice, raise."""
     weights = from_canonical(make(out_norm=False).state_dict(), layout)
     reshaped = {'official-sparse': 'kernel', 'timm-conv': 'mlp.fc1.weight'}.get(layout, 'fc1.weight')
     name = next((name for name in weights if name.endswith(reshaped)), next(iter(weights)))

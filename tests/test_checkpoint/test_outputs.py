@@ -1,11 +1,12 @@
-"""Converted weights do in the foreign libraries, and in the masked walk of the official files, what they do here."""
+"""Converted weights give the outputs of the foreign libraries, and of the official sparse files, here too."""
 
 import sys
 from importlib import metadata
 
 import pytest
 import torch
-import torch.nn.functional as F
+from small_models import NARROW
+from sparse_reference import official_sparse_file, sparse_reference
 from torch import nn
 
 from mmconvnextv2 import ARCHS, ConvNeXtV2
@@ -15,8 +16,6 @@ from mmconvnextv2.checkpoint.cross_check import Outputs, relative_difference, ru
 from mmconvnextv2.checkpoint.layouts import CLASSIFIERS
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.utils.compat import name_and_version
-
-NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
 def make(arch=NARROW, **kwargs):
@@ -126,116 +125,22 @@ def test_libraries_know_the_names(arch):
         assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
-def shift(maps, row, column):
-    """Map (B, C, H, W) whose site (y, x) holds the old (y + row, x + column), zero outside."""
-    height, width = maps.shape[-2:]
-    padded = F.pad(maps, (3, 3, 3, 3))
-    return padded[..., 3 + row : 3 + row + height, 3 + column : 3 + column + width]
-
-
-def run_sparse_file(weights, images, cells):
-    """Walk an official sparse file over visible cells as it is described: one matrix a kernel offset, the row offset
-    fastest, on maps whose hidden sites are zero before each convolution; GRN per image over visible sites."""
-
-    def norm(sites, name):
-        return F.layer_norm(sites, sites.shape[-1:], weights[f'{name}.weight'], weights[f'{name}.bias'], 1e-6)
-
-    shown = torch.zeros(len(images), 1, images.shape[2] // 32 * images.shape[3] // 32)
-    shown = shown.scatter(2, cells[:, None], 1.0).view(len(images), 1, images.shape[2] // 32, images.shape[3] // 32)
-    name = 'encoder.downsample_layers.0'
-    maps = F.conv2d(images, weights[f'{name}.0.weight'], weights[f'{name}.0.bias'], stride=4)
-    maps = norm(maps.permute(0, 2, 3, 1), f'{name}.1').permute(0, 3, 1, 2)
-    for stage in range(4):
-        if stage:
-            name = f'encoder.downsample_layers.{stage}'
-            sites, kernel = norm(maps.permute(0, 2, 3, 1), f'{name}.0.ln'), weights[f'{name}.1.kernel']
-            maps = sum(sites[:, index % 2 :: 2, index // 2 :: 2] @ kernel[index] for index in range(4))
-            maps = (maps + weights[f'{name}.1.bias']).permute(0, 3, 1, 2)
-        visible = F.interpolate(shown, maps.shape[-2:])
-        for block in range(NARROW['depths'][stage]):
-            name = f'encoder.stages.{stage}.{block}'
-            maps = maps * visible
-            kernel = weights[f'{name}.dwconv.kernel']
-            sites = sum(
-                shift(maps, index % 7 - 3, index // 7 - 3) * kernel[index][:, None, None] for index in range(49)
-            )
-            sites = norm(sites.permute(0, 2, 3, 1) + weights[f'{name}.dwconv.bias'], f'{name}.norm.ln')
-            sites = F.gelu(
-                F.linear(sites, weights[f'{name}.pwconv1.linear.weight'], weights[f'{name}.pwconv1.linear.bias'])
-            )
-            sites = sites * visible.permute(0, 2, 3, 1)
-            length = sites.square().sum((1, 2), keepdim=True).sqrt()
-            response = sites * length / (length.mean(-1, keepdim=True) + 1e-6)
-            sites = weights[f'{name}.grn.gamma'] * response + weights[f'{name}.grn.beta'] + sites
-            sites = F.linear(sites, weights[f'{name}.pwconv2.linear.weight'], weights[f'{name}.pwconv2.linear.bias'])
-            maps = maps + sites.permute(0, 3, 1, 2) * visible
-    return maps * visible
-
-
-def draw_sparse_file():
-    """An official sparse file made by hand: names and shapes from its description, values drawn, decoder included."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(shape, generator=generator) * 0.3
-
-    stem = 'encoder.downsample_layers.0'
-    weights = {
-        'mask_token': draw(1, 512, 1, 1),
-        f'{stem}.0.weight': draw(8, 3, 4, 4),
-        f'{stem}.0.bias': draw(8),
-        f'{stem}.1.weight': draw(8),
-        f'{stem}.1.bias': draw(8),
-    }
-    for stage, (depth, width) in enumerate(zip(NARROW['depths'], NARROW['channels'])):
-        if stage:
-            name, before = f'encoder.downsample_layers.{stage}', NARROW['channels'][stage - 1]
-            weights.update(
-                {
-                    f'{name}.0.ln.weight': draw(before),
-                    f'{name}.0.ln.bias': draw(before),
-                    f'{name}.1.kernel': draw(4, before, width),
-                    f'{name}.1.bias': draw(1, width),
-                }
-            )
-        for block in range(depth):
-            name, wide = f'encoder.stages.{stage}.{block}', 4 * width
-            weights.update(
-                {
-                    f'{name}.dwconv.kernel': draw(49, width),
-                    f'{name}.dwconv.bias': draw(1, width),
-                    f'{name}.norm.ln.weight': draw(width),
-                    f'{name}.norm.ln.bias': draw(width),
-                    f'{name}.pwconv1.linear.weight': draw(wide, width),
-                    f'{name}.pwconv1.linear.bias': draw(wide),
-                    f'{name}.pwconv2.linear.weight': draw(width, wide),
-                    f'{name}.pwconv2.linear.bias': draw(width),
-                    f'{name}.grn.gamma': draw(1, wide),
-                    f'{name}.grn.beta': draw(1, wide),
-                }
-            )
-    return {
-        **weights,
-        'proj.weight': draw(512, 24, 1, 1),
-        'decoder.0.dwconv.weight': draw(512, 1, 7, 7),
-        'pred.bias': draw(3072),
-    }
-
-
 @pytest.mark.parametrize('cells', [[[0, 3, 5], [1, 2, 4]], [list(range(6))] * 2], ids=['half', 'all'])
 def test_a_sparse_file_becomes_the_dense_model(tmp_path, cells):
-    """A sparse file made by hand converts to the model whose masked and packed outputs are what the file's own kernels
-    give, and whose dense output is that of all cells visible."""
-    weights, cells = draw_sparse_file(), torch.tensor(cells)
-    torch.save(dict(model=weights, epoch=799), tmp_path / 'sparse.pth')
+    """A sparse file made by hand, decoder included, converts to the model whose masked and packed outputs are those of
+    the sparse reference, and whose dense output is that of all cells visible."""
+    weights = make(out_norm=False).state_dict()
+    decoder = {'proj.weight': torch.randn(512, 24, 1, 1), 'decoder.0.dwconv.weight': torch.randn(512, 1, 7, 7)}
+    torch.save(dict(model={**official_sparse_file(weights), **decoder}, epoch=799), tmp_path / 'sparse.pth')
     model = ConvNeXtV2(NARROW, out_indices=(3,), out_norm=False).eval()
     load_backbone(model, str(tmp_path / 'sparse.pth'))
     images = torch.randn(2, 3, 64, 96)
-    expected = run_sparse_file(weights, images, cells)
+    expected = sparse_reference(weights, NARROW['depths'], images, cells)[3]
     with torch.no_grad():
         for execution in ('masked', 'packed'):
-            torch.testing.assert_close(model(images, cells, execution)[0], expected, rtol=1e-4, atol=1e-4)
-        if cells.shape[1] == 6:
+            found = model(images, torch.tensor(cells), execution)[0]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        if len(cells[0]) == 6:
             torch.testing.assert_close(model(images)[0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -342,7 +247,7 @@ def test_whole_classifiers_keep_their_scores(tmp_path, layout):
     """A classifier goes into every layout that has one and back, head included, bit for bit; mmpretrain, timm and
     Hugging Face compute the same scores from it."""
     model, images = make(), torch.randn(2, 3, 64, 96)
-    head = nn.Linear(24, 3)
+    head = nn.Linear(10, 3)
     weights = {f'backbone.{name}': value for name, value in model.state_dict().items()}
     weights.update({f'head.fc.{name}': value for name, value in head.state_dict().items()})
     source, target, back = (str(tmp_path / name) for name in ('source.pth', 'target.pth', 'back.safetensors'))
@@ -368,6 +273,6 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     torch.save(make().state_dict(), source)
     with pytest.raises(ValueError, match='not a classifier: head.fc.weight, head.fc.bias missing'):
         convert_file(source, str(tmp_path / 'a.pth'), 'timm', classifier=True)
-    torch.save(draw_sparse_file(), source)
+    torch.save(official_sparse_file(make(out_norm=False).state_dict()), source)
     with pytest.raises(ValueError, match='official-sparse layout has no classifier: choose from canonical'):
         convert_file(source, str(tmp_path / 'a.pth'), 'timm', classifier=True)

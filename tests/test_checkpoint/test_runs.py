@@ -6,13 +6,12 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import LAYOUTS, from_canonical, skip_initial_weights_on_resume, to_canonical
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
-
-NARROW = dict(depths=(1, 1, 2, 1), channels=(8, 16, 16, 24))
 
 
 def make(**kwargs):
@@ -84,7 +83,7 @@ def test_resume_neither_needs_nor_loads_the_initial_weights(tmp_path):
 
 @pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
 def test_canonical_weights_are_found_inside_models(prefix):
-    """Weights under a model's and a wrapper's prefix, beside a head and a decoder, come out as they went in."""
+    """Weights under a model's and a wrapper's prefix, next to a head and a decoder, come out as they went in."""
     weights = make(out_norm=False).state_dict()
     inside = {prefix + name: value for name, value in weights.items()}
     if 'backbone' in prefix:

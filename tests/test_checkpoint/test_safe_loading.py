@@ -1,4 +1,4 @@
-"""Files that mmengine and the official code write are read; whatever else a file asks for is refused before it runs."""
+"""Files that mmengine and the official code write are read; whatever else a file calls is refused before it runs."""
 
 import argparse
 import io
@@ -190,7 +190,7 @@ def test_damaged_files_are_named(tmp_path, content, message):
 
 
 def test_other_byte_order_is_refused(tmp_path):
-    """An archive that says it is of the other byte order is refused, not read as it stands."""
+    """An archive that says it is of the other byte order is refused, not read as native."""
     path, swapped = tmp_path / 'a.pth', tmp_path / 'b.pth'
     path.write_bytes(WEIGHTS)
     other = b'big' if sys.byteorder == 'little' else b'little'
@@ -206,7 +206,7 @@ def test_missing_file_is_named(tmp_path):
 
 
 def test_safetensors(tmp_path):
-    """A safetensors file is told by its content, whatever its name, and gives the same bits."""
+    """A safetensors file is recognised by its content, whatever its name, and gives the same bits."""
     path, weights = str(tmp_path / 'weights.pth'), dict(weight=torch.randn(3, 4))
     save_file(weights, path)
     assert torch.equal(load_file(path)['weight'], weights['weight'])

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from PIL import Image
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2.checkpoint.convert import convert_training_file
@@ -26,13 +27,13 @@ from mmconvnextv2.checkpoint.training_state import (  # noqa: E402
 )
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'convert_checkpoint.py'
-DEPTHS, CHANNELS, WIDTH = (1, 1, 2, 1), (4, 6, 8, 10), 12
-CONFIG = """
+DEPTHS, CHANNELS, WIDTH = NARROW['depths'], NARROW['channels'], 12
+CONFIG = f"""
 custom_imports = dict(imports=['mmconvnextv2.pretrain'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
 model = dict(
     type='FCMAE', execution='packed',
-    backbone=dict(type='ConvNeXtV2', arch=dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10)), out_indices=(3, ),
+    backbone=dict(type='ConvNeXtV2', arch={NARROW}, out_indices=(3, ),
                   out_norm=False),
     neck=dict(type='FCMAEDecoder', channels=12), head=dict(type='FCMAEHead'))
 optim_wrapper = dict(
@@ -187,7 +188,7 @@ def make_both(config):
 
 
 def loss_of(ours, step, weights=None):
-    """The loss of a step's images, with other weights in place of the model's own if given."""
+    """The loss of a step's images, with other weights instead of the model's own if given."""
     from mmpretrain.structures import DataSample
 
     generator = torch.Generator().manual_seed(step)
@@ -306,7 +307,7 @@ def write_run_config(folder, epochs=2):
             'log_level': 'ERROR',
         }
     )
-    cfg.model.backbone.arch = dict(depths=DEPTHS, channels=CHANNELS)
+    cfg.model.backbone.arch = NARROW
     cfg.custom_hooks = []
     cfg.dump(str(folder / 'run.py'))
     return str(folder / 'run.py')

@@ -5,25 +5,29 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-import torch.nn.functional as F
+from sparse_reference import sparse_reference
 
 from mmconvnextv2.models.execution import mask_to_visible_cells
 
 needs_minkowski = pytest.mark.skipif(find_spec('MinkowskiEngine') is None, reason='run `make minkowski`')
 EXECUTIONS = ('masked', 'packed', pytest.param('minkowski', marks=needs_minkowski))
-CELLS = torch.tensor([[0, 2, 5], [1, 3, 4]])  # of 2 x 3 cells
-SMALL = dict(depths=(1, 1, 1, 1), channels=(2, 3, 3, 2))
+LISTS = [[0, 2, 5], [1, 3, 4]]  # of 2 x 3 cells
+CELLS = torch.tensor(LISTS)
+SMALL = dict(depths=(1, 1, 1, 2), channels=(2, 3, 3, 4))  # the reference runs site by site
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def images():
     return torch.randn(2, 3, 64, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def values_and_gradients(model, images, *args):
-    """Return all maps, and the gradients of a random function of them for the images and every parameter."""
+def values_and_gradients(model, images, *args, run=None):
+    """Return all maps, and the gradients of a random function of them for the images and every parameter.
+
+    ``run`` computes the maps; by default the model does.
+    """
     images = images.clone().requires_grad_()
-    outputs = model(images, *args)
+    outputs = (run or model)(images, *args)
     generator = torch.Generator().manual_seed(2)
     loss = sum((one * torch.randn(one.shape, generator=generator, dtype=one.dtype)).sum() for one in outputs)
     return list(outputs) + list(torch.autograd.grad(loss, [images, *model.parameters()]))
@@ -34,14 +38,14 @@ def assert_same(ours, theirs):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def hidden_pixels(images, cells):
-    """Return a bool mask (B, 1, H, W), True at hidden pixels, by a plain loop."""
-    hidden = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool)
+def masked_pixels(images, cells):
+    """Return a bool mask (B, 1, H, W), True at masked pixels, by a plain loop."""
+    masked = torch.ones(len(images), 1, *images.shape[-2:], dtype=torch.bool)
     for image, visible in enumerate(cells.tolist()):
         for cell in visible:
             row, column = divmod(cell, images.shape[-1] // 32)
-            hidden[image, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = False
-    return hidden
+            masked[image, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32] = False
+    return masked
 
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
@@ -54,16 +58,16 @@ def test_all_visible_is_dense(make_backbone, images, execution):
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
 @pytest.mark.parametrize('value', (7.0, math.nan))
-def test_hidden_pixels_do_not_matter(make_backbone, images, execution, value):
-    """Changing hidden pixels, to NaN too, changes no value and no gradient, and hidden cells come back zero."""
+def test_masked_pixels_do_not_matter(make_backbone, images, execution, value):
+    """Changing masked pixels, to NaN too, changes no value and no gradient, and masked cells come back zero."""
     model = make_backbone()
-    hidden = hidden_pixels(images, CELLS)
+    masked = masked_pixels(images, CELLS)
     expected = values_and_gradients(model, images, CELLS, execution)
-    changed = torch.where(hidden, torch.full_like(images, value), images)
+    changed = torch.where(masked, torch.full_like(images, value), images)
     assert_same(values_and_gradients(model, changed, CELLS, execution), expected)
     for output in expected[:4]:
         stride = images.shape[-1] // output.shape[-1]
-        assert not output.masked_select(hidden[..., ::stride, ::stride]).any()
+        assert not output.masked_select(masked[..., ::stride, ::stride]).any()
 
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
@@ -89,83 +93,25 @@ def test_leaky_leaks(make_backbone, images):
     assert (model(images, CELLS, 'leaky')[0] - model(images, CELLS, 'masked')[0]).abs().max() > 1e-3
 
 
-def sparse_reference(model, image, cells):
-    """Run the backbone on a dictionary of visible sites, from the published formula, one site at a time."""
+@pytest.fixture(scope='module')
+def expected(make_backbone, images):
+    """The maps and gradients of the sparse reference, which takes seconds."""
+    model = make_backbone(SMALL)
     weights = dict(model.named_parameters())
-    columns = image.shape[-1] // 32
-
-    def norm(vector, name):
-        return F.layer_norm(vector, vector.shape, weights[f'{name}.weight'], weights[f'{name}.bias'], 1e-6)
-
-    def strided(read, sites, size, name):
-        kernel, bias = weights[f'{name}.weight'], weights[f'{name}.bias']
-        return {
-            (y, x): bias
-            + sum(kernel[:, :, i, j] @ read(y * size + i, x * size + j) for i in range(size) for j in range(size))
-            for y, x in sites
-        }
-
-    def visible(stride):
-        patch = 32 // stride
-        return [
-            (cell // columns * patch + i, cell % columns * patch + j)
-            for cell in cells
-            for i in range(patch)
-            for j in range(patch)
-        ]
-
-    outputs, sites = [], {}
-    for stage in range(4):
-        name = f'downsample_layers.{stage}'
-        if stage == 0:
-            sites = strided(lambda y, x: image[:, y, x], visible(4), 4, f'{name}.0')
-            sites = {site: norm(value, f'{name}.1') for site, value in sites.items()}
-        else:
-            before = {site: norm(value, f'{name}.0') for site, value in sites.items()}
-            sites = strided(lambda y, x: before[y, x], visible(4 * 2**stage), 2, f'{name}.1')
-        for block in range(model.depths[stage]):
-            sites = sparse_block(weights, f'stages.{stage}.{block}', sites, norm)
-        outputs.append({site: norm(value, f'norm{stage}') for site, value in sites.items()})
-    return outputs
-
-
-def sparse_block(weights, name, sites, norm):
-    """Apply one block to a dictionary of sites; absent neighbours read as zero."""
-    kernel = weights[f'{name}.depthwise_conv.weight'][:, 0]
-    hidden = {}
-    for y, x in sites:
-        total = weights[f'{name}.depthwise_conv.bias']
-        for i in range(7):
-            for j in range(7):
-                if (y + i - 3, x + j - 3) in sites:
-                    total = total + kernel[:, i, j] * sites[y + i - 3, x + j - 3]
-        total = norm(total, f'{name}.norm')
-        total = weights[f'{name}.pointwise_conv1.weight'] @ total + weights[f'{name}.pointwise_conv1.bias']
-        hidden[y, x] = 0.5 * total * (1 + torch.erf(total / math.sqrt(2)))
-    response = torch.stack(list(hidden.values())).square().sum(0).sqrt()
-    response = response / (response.mean() + 1e-6)
-    gamma, beta = weights[f'{name}.grn.gamma'], weights[f'{name}.grn.beta']
-    second = weights[f'{name}.pointwise_conv2.weight'], weights[f'{name}.pointwise_conv2.bias']
-    return {
-        site: sites[site] + second[0] @ (value + gamma * value * response + beta) + second[1]
-        for site, value in hidden.items()
-    }
+    return values_and_gradients(model, images, run=lambda one: sparse_reference(weights, model.depths, one, LISTS))
 
 
 @pytest.mark.parametrize('execution', EXECUTIONS)
-def test_equals_sparse_reference(make_backbone, execution):
-    """Values equal a slow sparse network written from the formula over a dictionary of visible sites."""
-    model = make_backbone(SMALL)
-    image = torch.randn(3, 32, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    outputs = model(image[None], torch.tensor([[1]]), execution)
-    with torch.no_grad():
-        for ours, theirs in zip(outputs, sparse_reference(model, image, [1])):
-            for (y, x), value in theirs.items():
-                torch.testing.assert_close(ours[0, :, y, x], value, rtol=1e-9, atol=1e-9)
+def test_equals_sparse_reference(make_backbone, images, expected, execution):
+    """On a batch of non-square images, maps and the gradients of images and every parameter equal those of a slow
+    sparse network written from the paper, a dictionary of visible sites."""
+    ours = values_and_gradients(make_backbone(SMALL), images, CELLS, execution)
+    assert_same(ours, expected)
+    assert all(one.any() for one in ours)
 
 
 def test_mask_to_visible_cells():
-    """The convenience mask becomes ascending cell indices, and uneven images are refused."""
+    """A bool mask becomes ascending cell indices; images with unequal numbers of visible cells are refused."""
     mask = torch.tensor([[[True, False, True], [False, False, True]], [[False, True, False], [True, True, False]]])
     assert torch.equal(mask_to_visible_cells(mask), CELLS)
     mask[0] = True

@@ -1,4 +1,4 @@
-"""The execution over MinkowskiEngine's sparse tensors; the invariants shared by all stand beside this file."""
+"""The execution over MinkowskiEngine's sparse tensors; ``test_invariants.py`` has what all executions share."""
 
 import collections
 import importlib
@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from small_models import NARROW
+from test_invariants import needs_minkowski, values_and_gradients
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
@@ -24,23 +26,13 @@ from mmconvnextv2.models.execution.minkowski import (
 )
 from mmconvnextv2.ops.grid import Grid
 
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 SHAPES = {  # cells as rows x columns, and the visible ones of each image
     'one cell': ((1, 1), [[0]]),
-    'last row hidden': ((3, 2), [[0, 1, 3], [0, 2, 3]]),
-    'last column hidden': ((2, 3), [[0, 3], [1, 3], [0, 4]]),
-    'first row hidden': ((3, 2), [[3, 4]]),
+    'last row masked': ((3, 2), [[0, 1, 3], [0, 2, 3]]),
+    'last column masked': ((2, 3), [[0, 3], [1, 3], [0, 4]]),
+    'first row masked': ((3, 2), [[3, 4]]),
     'mixed': ((2, 4), [[0, 5, 7], [2, 3, 6]]),
 }
-needs_minkowski = pytest.mark.skipif(find_spec('MinkowskiEngine') is None, reason='run `make minkowski`')
-
-
-def outputs_and_gradients(model, images, cells, execution):
-    images = images.clone().requires_grad_()
-    maps = model(images, cells, execution)
-    generator = torch.Generator().manual_seed(2)
-    loss = sum((one * torch.randn(one.shape, generator=generator, dtype=one.dtype)).sum() for one in maps)
-    return [*maps, *torch.autograd.grad(loss, [images, *model.parameters()])]
 
 
 def make_case(shape):
@@ -54,10 +46,10 @@ def make_case(shape):
 @pytest.mark.parametrize('other', ('masked', 'packed'))
 @pytest.mark.parametrize('shape', SHAPES)
 def test_agrees_in_values_and_gradients(make_backbone, shape, other):
-    """Maps and the gradients of images and weights equal the other executions' in float64, whatever is hidden."""
+    """Maps and the gradients of images and weights equal the other executions' in float64, for each shape of mask."""
     model, (images, cells) = make_backbone(), make_case(shape)
-    ours = outputs_and_gradients(model, images, cells, 'minkowski')
-    for one, reference in zip(ours, outputs_and_gradients(model, images, cells, other), strict=True):
+    ours = values_and_gradients(model, images, cells, 'minkowski')
+    for one, reference in zip(ours, values_and_gradients(model, images, cells, other), strict=True):
         assert one.any()
         torch.testing.assert_close(one, reference, rtol=1e-9, atol=1e-9)
 
@@ -66,15 +58,15 @@ def test_agrees_in_values_and_gradients(make_backbone, shape, other):
 def test_agrees_when_recomputed(make_backbone):
     """Activation checkpointing runs each block again on its own stage's coordinates and gives the same gradients."""
     images, cells = make_case('mixed')
-    once = outputs_and_gradients(make_backbone().train(), images, cells, 'minkowski')
-    again = outputs_and_gradients(make_backbone(with_cp=True).train(), images, cells, 'minkowski')
+    once = values_and_gradients(make_backbone().train(), images, cells, 'minkowski')
+    again = values_and_gradients(make_backbone(with_cp=True).train(), images, cells, 'minkowski')
     for one, other in zip(once, again, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 @needs_minkowski
 def test_runs_minkowski_engine(make_backbone, monkeypatch):
-    """A step runs one channelwise convolution a block, and MinkowskiEngine's compiled kernels once a downsampling."""
+    """A step runs one channelwise convolution per block, and MinkowskiEngine's kernels once per downsampling."""
     engine, backend = import_minkowski_engine(), importlib.import_module('MinkowskiEngineBackend._C')
     calls = collections.Counter()
 
@@ -91,9 +83,9 @@ def test_runs_minkowski_engine(make_backbone, monkeypatch):
     for name in ('ConvolutionForwardCPU', 'ConvolutionBackwardCPU'):
         count(backend, name)
     images, cells = make_case('mixed')
-    outputs_and_gradients(make_backbone(), images, cells, 'packed')
+    values_and_gradients(make_backbone(), images, cells, 'packed')
     assert not calls
-    outputs_and_gradients(make_backbone(), images, cells, 'minkowski')
+    values_and_gradients(make_backbone(), images, cells, 'minkowski')
     assert calls == dict(forward=sum(NARROW['depths']), ConvolutionForwardCPU=3, ConvolutionBackwardCPU=3)
 
 
@@ -137,8 +129,8 @@ def test_kernels_by_hand():
 
 
 @needs_minkowski
-def test_draws_no_random_number(make_backbone):
-    """A forward leaves the random state alone, so DropPath draws what it draws with the other executions."""
+def test_samples_no_random_number(make_backbone):
+    """A forward leaves the random state alone, so DropPath drops the same images as with the other executions."""
     images, cells = make_case('mixed')
     model = make_backbone(drop_path_rate=0.5).train()
     results = []
@@ -192,7 +184,7 @@ def test_fcmae_trains_a_step():
 
 @needs_minkowski
 def test_leaves_the_standard_library_alone():
-    """The name that MinkowskiEngine needs in ``collections`` is gone again after its import."""
+    """The name that MinkowskiEngine needs in ``collections`` is removed after its import."""
     import_minkowski_engine()
     assert not hasattr(collections, 'Sequence')
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_invariants import CELLS, EXECUTIONS, assert_same, hidden_pixels, needs_minkowski, values_and_gradients
+from test_invariants import CELLS, EXECUTIONS, assert_same, masked_pixels, needs_minkowski, values_and_gradients
 from torch import nn
 
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
@@ -64,9 +64,9 @@ def test_all_visible_is_dense(make, images):
 
 @every_norm
 @pytest.mark.parametrize('execution', EXECUTIONS)
-def test_hidden_pixels_do_not_matter(make, images, execution):
-    """NaN in hidden pixels changes no value, no gradient and no running statistic; other numbers of them would."""
-    spoiled = torch.where(hidden_pixels(images, CELLS), math.nan, images)
+def test_masked_pixels_do_not_matter(make, images, execution):
+    """NaN in masked pixels changes no value, no gradient and no running statistic."""
+    spoiled = torch.where(masked_pixels(images, CELLS), math.nan, images)
     expected = run(make(), images, CELLS, execution)
     assert_same(run(make(), spoiled, CELLS, execution), expected)
     assert all(one.isfinite().all() for one in expected)
@@ -98,14 +98,14 @@ def test_state_dict_does_not_depend_on_execution(make, images):
 
 
 @pytest.mark.parametrize('execution', MASKING)
-def test_site_gate_is_a_convolution_that_reads_zero_at_hidden_sites(execution):
-    """CBAM's site gate equals one convolution from two channels to one over a map with hidden sites set to zero."""
+def test_site_gate_is_a_convolution_that_reads_zero_at_masked_sites(execution):
+    """CBAM's site gate equals one convolution from two channels to one over a map with masked sites set to zero."""
     torch.manual_seed(0)
     gate = nn.Conv2d(2, 2, 7, padding=3, groups=2, bias=False).double()
     walk, cells = get_execution(execution, True), torch.tensor([[1, 2]])
     _, grid = walk.enter(torch.zeros(1, 3, 64, 64, dtype=torch.float64), cells, nn.Conv2d(3, 2, 4, 4).double())
     sites = torch.randn(1, 128, 2, dtype=torch.float64)
-    features = walk.leave(sites, Grid(16, 16, 4, cells))  # (1, 2, 16, 16), zero at hidden sites
+    features = walk.leave(sites, Grid(16, 16, 4, cells))  # (1, 2, 16, 16), zero at masked sites
     expected = nn.functional.conv2d(features, gate.weight.transpose(0, 1), padding=3)
     ours = walk.leave(walk.depthwise(sites, grid, gate).sum(-1, keepdim=True), grid)
     shown = walk.leave(torch.ones_like(sites[..., :1]), grid) > 0
@@ -113,7 +113,7 @@ def test_site_gate_is_a_convolution_that_reads_zero_at_hidden_sites(execution):
 
 
 def test_default_block_is_the_fused_one_bit_for_bit():
-    """GRN named with all its defaults takes the fused path and gives the very bits of a block that names none."""
+    """GRN named with all its defaults takes the fused path and gives the bits of a block that names none."""
     named = dict(type='GRN', aggregation='L2', normalization='x/sum', residual=True, affine=True)
     blocks = [ConvNeXtV2Block(4), ConvNeXtV2Block(4, response_norm=named)]
     for block in blocks:

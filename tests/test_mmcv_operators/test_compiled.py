@@ -1,4 +1,4 @@
-"""mmcv's operators by torchvision beside compiled ones: the same numbers, from single calls to a whole Mask R-CNN."""
+"""mmcv's operators by torchvision against compiled ones: the same numbers, from single calls to a whole Mask R-CNN."""
 
 import sys
 from importlib.machinery import PathFinder
@@ -25,7 +25,7 @@ def operators():
 
 
 def test_cases_of_the_table(operators):
-    """NMS, matching, Soft-NMS but for the Gaussian one, and RoIAlign are equal bit for bit, gradients too; Gaussian
+    """NMS, matching, Soft-NMS except for the Gaussian one, and RoIAlign are equal bit for bit, gradients too; Gaussian
     Soft-NMS to the last bit of exp, deformable convolution to 1e-6 of the largest value."""
     extensions = operators.load()
     for name, case in operators.cases().items():

@@ -1,6 +1,6 @@
 """What ``test_kernels.py`` runs in an interpreter of its own: every Triton kernel against torch's operations.
 
-On the CPU through Triton's interpreter, which Triton chooses when it is imported; on a GPU compiled. Shapes are no
+On the CPU through Triton's interpreter, which Triton chooses when it is imported; on a GPU compiled. Shapes are not
 multiples of a kernel's tiles.
 """
 

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2, ConvNeXtV2Block
@@ -14,12 +15,10 @@ from mmconvnextv2.models.convnext_v2 import set_kernels
 from mmconvnextv2.ops import dispatch
 from mmconvnextv2.ops.grid import Grid
 
-ARCH = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
-
 
 def make_backbone(**options):
     torch.manual_seed(0)
-    model = ConvNeXtV2(ARCH, **options).double()
+    model = ConvNeXtV2(NARROW, **options).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return model
@@ -57,19 +56,19 @@ def test_pretraining_follows_the_backbone(kernels):
     from mmconvnextv2.pretrain import FCMAE
 
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=ARCH, kernels=kernels, out_indices=(3,), out_norm=False),
+        backbone=dict(type='ConvNeXtV2', arch=NARROW, kernels=kernels, out_indices=(3,), out_norm=False),
         neck=dict(type='FCMAEDecoder', channels=8),
         head=dict(type='FCMAEHead'),
     )
-    assert [one.kernels for one in model.modules() if isinstance(one, ConvNeXtV2Block)] == [kernels] * 5
+    assert [one.kernels for one in model.modules() if isinstance(one, ConvNeXtV2Block)] == [kernels] * 6
 
 
 def test_unknown_setting_is_refused():
     """A misspelt setting names the known ones, in the config and in the environment."""
     with pytest.raises(ValueError, match=r"kernels='triton' is unknown: choose from \['auto', 'torch', 'layers'\]"):
-        ConvNeXtV2(ARCH, kernels='triton')
+        ConvNeXtV2(NARROW, kernels='triton')
     with pytest.raises(ValueError, match='kernels=.no. is unknown'):
-        set_kernels(ConvNeXtV2(ARCH), 'no')
+        set_kernels(ConvNeXtV2(NARROW), 'no')
     run = subprocess.run(
         [sys.executable, 'tools/get_flops.py', 'configs/quickstart/upernet.py'],
         capture_output=True,

@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
+from small_models import NARROW
 
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 from mmconvnextv2.pretrain import FCMAE
@@ -66,7 +67,7 @@ def make_config(folder, work_dir, batch=BATCH, num_workers=0, **options):
             **options,
         }
     )
-    cfg.model.backbone.arch = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
+    cfg.model.backbone.arch = NARROW
     cfg.custom_hooks = options.get('custom_hooks', [])
     if is_distributed():  # what tools/train.py adds to the config on a CPU
         cfg.merge_from_dict(
@@ -137,7 +138,6 @@ def in_processes(function, *arguments, folder, num_processes=2):
 
 def _join(rank, function, arguments, meeting, num_processes):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(num_processes))
-    torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', init_method=f'file://{meeting}', rank=rank, world_size=num_processes)
     function(*arguments)
     torch.distributed.destroy_process_group()

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
+from small_models import NARROW
+from sparse_reference import loss_reference
 from torch import nn
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
@@ -19,9 +21,8 @@ from mmconvnextv2.pretrain.masking import num_visible
 CONFIGS = Path(__file__).parents[2] / 'configs'
 BASE = 'fcmae_convnextv1-b'
 LEAVES = sorted((CONFIGS / 'ablations').glob(f'{BASE}_*.py'))
-NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 VISIBLE = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
-HIDDEN = torch.tensor([[1, 3, 4, 5], [0, 2, 3, 4]])
+MASKED = torch.tensor([[1, 3, 4, 5], [0, 2, 3, 4]])
 DECODERS = {
     'convnext': dict(type='FCMAEDecoder', channels=16, depth=2),
     'unet': dict(type='FCMAEUNetDecoder', channels=16),
@@ -141,8 +142,8 @@ def test_narrow_leaf_trains_a_step(leaf):
 
 
 @pytest.mark.parametrize('decoder', DECODERS)
-def test_hidden_pixels_change_the_target_alone(decoder):
-    """Other hidden pixels, even NaN, leave the decoded map as it is, bit for bit, for every decoder."""
+def test_masked_pixels_change_the_target_alone(decoder):
+    """Other masked pixels, even NaN, leave the decoded map unchanged, bit for bit, for every decoder."""
     model, images, shown = make_model(decoder), make_images(), shown_pixels()
     visible = torch.from_numpy(VISIBLE)
     with torch.no_grad():
@@ -158,8 +159,8 @@ def test_hidden_pixels_change_the_target_alone(decoder):
 
 
 @pytest.mark.parametrize('decoder', DECODERS)
-def test_features_of_hidden_cells_never_enter(decoder):
-    """Whatever the encoder gives at hidden cells, NaN included, the decoder puts its mask token there; at visible cells
+def test_features_of_masked_cells_never_enter(decoder):
+    """Whatever the encoder gives at masked cells, NaN included, the decoder puts its mask token there; at visible cells
     it reads every one of the maps it is given."""
     model = make_model(decoder)
     visible = torch.from_numpy(VISIBLE)
@@ -177,25 +178,15 @@ def test_features_of_hidden_cells_never_enter(decoder):
 @pytest.mark.parametrize('decoder', DECODERS)
 @pytest.mark.parametrize('channels', (1, 5))
 def test_loss_is_the_published_one(decoder, channels):
-    """Whatever the decoder and the number of channels, on images that are not square, the loss is the mean squared
-    error on hidden cells alone against pixels normalised cell by cell, by a plain loop."""
+    """Whatever the decoder and the number of channels, the loss on images that are not square is the mean squared error
+    on masked cells against pixels normalised per cell, by a plain loop."""
     model, images = make_model(decoder, channels), make_images(channels)
-    visible, errors = torch.from_numpy(VISIBLE), []
+    visible = torch.from_numpy(VISIBLE)
     with torch.no_grad():
         decoded = model.neck(model.backbone(images, visible, 'packed'), visible)
-        weight, bias, stride = model.head.pred.weight.numpy(), model.head.pred.bias.numpy(), model.neck.stride
-        for image, cells in enumerate(HIDDEN.tolist()):
-            for cell in cells:
-                top, left = 32 * (cell // 3), 32 * (cell % 3)
-                pixels = images[image, :, top : top + 32, left : left + 32].numpy()
-                target = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
-                for row in range(0, 32, stride):
-                    for column in range(0, 32, stride):
-                        site = decoded[image, :, (top + row) // stride, (left + column) // stride].numpy()
-                        predicted = (weight @ site + bias).reshape(stride, stride, channels).transpose(2, 0, 1)
-                        errors.append((predicted - target[:, row : row + stride, column : column + stride]) ** 2)
+        expected = loss_reference(model.head, decoded, images, VISIBLE.tolist())
         loss = model.loss(images, make_samples())['loss']
-    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-10)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize('decoder', DECODERS)
@@ -211,16 +202,16 @@ def test_executions_agree_under_every_decoder(decoder):
 
 
 @pytest.mark.parametrize('decoder', DECODERS)
-def test_reconstruction_stands_where_the_prediction_belongs(decoder):
+def test_reconstruction_undoes_the_normalisation(decoder):
     """The reconstruction of a cell is its predicted pixels times its deviation plus its mean, zero at visible cells."""
     model, images = make_model(decoder), make_images()
     visible = torch.from_numpy(VISIBLE)
     reconstructed = model.reconstruct(images, visible)
     with torch.no_grad():
         decoded = model.neck(model.backbone(images, visible, 'packed'), visible)
-        predicted = model.head(decoded, HIDDEN).view(2, 4, 32, 32, 3)
+        predicted = model.head(decoded, MASKED).view(2, 4, 32, 32, 3)
     expected = torch.zeros_like(images)
-    for image, cells in enumerate(HIDDEN.tolist()):
+    for image, cells in enumerate(MASKED.tolist()):
         for number, cell in enumerate(cells):
             where = (
                 image,
@@ -310,6 +301,6 @@ def test_ratios_that_the_error_names_work(height, width, low, high):
 
 
 def test_one_cell_cannot_be_masked():
-    """An image of one cell has no workable ratio; the error asks for larger images."""
+    """An image of one cell has no workable ratio; the error suggests larger images."""
     with pytest.raises(ValueError, match='images of 32x32 pixels.*larger images'):
         FCMAEMaskGenerator(0.5).transform(dict(img=np.zeros((32, 32, 3))))

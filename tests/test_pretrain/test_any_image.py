@@ -15,10 +15,11 @@ from mmengine.runner import Runner
 from mmpretrain.models import SelfSupDataPreprocessor
 from mmpretrain.structures import DataSample
 from PIL import Image
+from small_models import NARROW, make_fcmae
+from sparse_reference import loss_reference, run_block
 from torch import nn
 
 from mmconvnextv2.pretrain import (
-    FCMAE,
     DeterministicSampler,
     FCMAEDataPreprocessor,
     FCMAEDecoder,
@@ -28,21 +29,7 @@ from mmconvnextv2.pretrain import (
 from mmconvnextv2.pretrain.reconstruction import render_reconstructions
 
 FCMAE_CONFIGS = Path(__file__).parents[2] / 'configs' / 'fcmae'
-NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 KEYS = ('img_path', 'visible_cells')
-
-
-def make_model(in_channels=3, **kwargs):
-    torch.manual_seed(0)
-    model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3,), out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=12),
-        head=dict(type='FCMAEHead'),
-        **kwargs,
-    ).double()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def make_pixels(*shape, dtype=np.uint8):
@@ -75,30 +62,20 @@ def write_tiff(path, pixels):
 @pytest.mark.parametrize('height, width', [(32, 64), (64, 32), (96, 160), (224, 32)])
 @pytest.mark.parametrize('channels', (1, 4))
 def test_loss_of_any_size_is_the_published_one(height, width, channels):
-    """On images that are not square the loss is that of a plain loop over hidden cells."""
-    model, cells = make_model(channels), height * width // 1024
-    images = torch.randn(1, channels, height, width, dtype=torch.float64)
-    visible = np.arange(0, cells, 2)
-    sample = DataSample(metainfo=dict(visible_cells=visible))
+    """On images that are not square the loss is that of a plain loop over masked cells."""
+    model, images = make_fcmae(channels), torch.randn(1, channels, height, width, dtype=torch.float64)
+    visible = torch.arange(0, height * width // 1024, 2)[None]
     with torch.no_grad():
-        decoded = model.neck(
-            model.backbone(images, torch.from_numpy(visible)[None], 'packed'), torch.from_numpy(visible)[None]
-        )
-        loss = model.loss(images, [sample])['loss'].item()
-    errors = []
-    for cell in range(1, cells, 2):
-        row, column = divmod(cell, width // 32)
-        pixels = images[0, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32].numpy()
-        target = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
-        predicted = model.head.pred(decoded[0, :, row, column]).detach().numpy()
-        errors.append((predicted - target.transpose(1, 2, 0).ravel()) ** 2)
-    assert loss == pytest.approx(np.mean(errors), rel=1e-10)
+        decoded = model.neck(model.backbone(images, visible, 'packed'), visible)
+        loss = model.loss(images, [DataSample(metainfo=dict(visible_cells=visible[0].numpy()))])['loss']
+        expected = loss_reference(model.head, decoded, images, visible.tolist())
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize('height, width', [(64, 96), (160, 32)])
 def test_decoder_is_an_ordinary_convnet(height, width):
-    """On maps that are not square the decoder equals convolutions written with torch's functions, hidden cells taken
-    from the mask token."""
+    """On maps that are not square the decoder equals a projection and blocks written from the paper over all cells, in
+    which masked cells hold the mask token."""
     torch.manual_seed(0)
     decoder = FCMAEDecoder(in_channels=5, channels=8, depth=2).double()
     for parameter in decoder.parameters():
@@ -106,30 +83,26 @@ def test_decoder_is_an_ordinary_convnet(height, width):
     rows, columns = height // 32, width // 32
     features = torch.randn(2, 5, rows, columns, dtype=torch.float64)
     visible = torch.tensor([[0, 3], [1, 4]])
+    weights = {name: parameter.detach() for name, parameter in decoder.named_parameters()}
     with torch.no_grad():
         decoded = decoder(features, visible)
-        maps = nn.functional.conv2d(features, decoder.proj.weight, decoder.proj.bias).flatten(2)
-        for image in range(2):
-            for cell in set(range(rows * columns)) - set(visible[image].tolist()):
-                maps[image, :, cell] = decoder.mask_token
-        maps = maps.view(2, 8, rows, columns)
-        for block in decoder.blocks:
-            branch = block.depthwise_conv(maps).permute(0, 2, 3, 1)
-            branch = nn.functional.layer_norm(branch, (8,), block.norm.weight, block.norm.bias, 1e-6)
-            branch = nn.functional.gelu(branch @ block.pointwise_conv1.weight.T + block.pointwise_conv1.bias)
-            norm = branch.pow(2).sum((1, 2), keepdim=True).sqrt()
-            scaled = branch * norm / (norm.mean(-1, keepdim=True) + 1e-6)
-            branch = block.grn.gamma * scaled + block.grn.beta + branch
-            branch = branch @ block.pointwise_conv2.weight.T + block.pointwise_conv2.bias
-            maps = maps + branch.permute(0, 3, 1, 2)
-    torch.testing.assert_close(decoded, maps, rtol=1e-10, atol=1e-10)
+        maps = nn.functional.conv2d(features, weights['proj.weight'], weights['proj.bias'])
+    for image, cells in enumerate(visible.tolist()):
+        sites = {(y, x): maps[image, :, y, x] for y in range(rows) for x in range(columns)}
+        for y, x in sites:
+            if y * columns + x not in cells:
+                sites[y, x] = weights['mask_token'].flatten()
+        for number in range(2):
+            sites = run_block(weights, f'blocks.{number}', sites)
+        for (y, x), expected in sites.items():
+            torch.testing.assert_close(decoded[image, :, y, x], expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize('channels', (1, 4, 5))
 def test_reconstruction_of_any_channels(channels):
     """Reconstructions of images with any channels keep visible pixels, and a perfect prediction gives the original
     back everywhere."""
-    model = make_model(channels)
+    model = make_fcmae(channels)
     images = torch.randn(2, channels, 64, 96, dtype=torch.float64)
     visible, hidden = torch.tensor([[0, 2], [1, 5]]), torch.tensor([[1, 3, 4, 5], [0, 2, 3, 4]])
     shown = model.reconstruct(images, visible)['masked'] != 0
@@ -143,7 +116,7 @@ def test_reconstruction_of_any_channels(channels):
 
 def test_stored_images_are_read_as_they_are(tmp_path):
     """Grey, colour and alpha of 8 and 16 bits come with their values on the scale 0 to 255, in the order of the file
-    but for three channels, which come reversed."""
+    except for three channels, which are reversed."""
     for channels in (1, 3, 4):
         pixels = make_pixels(9, 7, channels)
         for ending in ('png', 'tif', *(['webp'] if channels > 1 else ['bmp', 'pgm'])):
@@ -277,9 +250,9 @@ def test_wrong_number_of_channels_is_refused():
     with pytest.raises(ValueError, match='3 values in mean and std, but the images have 1 channels'):
         FCMAEDataPreprocessor([1, 2, 3], [1, 1, 1])(dict(inputs=torch.zeros(2, 1, 32, 32)))
     with pytest.raises(ValueError, match='data_preprocessor has 3 values in mean and std, .*in_channels=4'):
-        make_model(4, data_preprocessor=dict(mean=[1, 2, 3], std=[1, 1, 1]))
+        make_fcmae(4, data_preprocessor=dict(mean=[1, 2, 3], std=[1, 1, 1]))
     sample = DataSample(metainfo=dict(visible_cells=np.array([0])))
-    model, images = make_model(4), torch.zeros(1, 1, 64, 64, dtype=torch.float64)
+    model, images = make_fcmae(4), torch.zeros(1, 1, 64, 64, dtype=torch.float64)
     with pytest.raises(ValueError, match='images have 1 channels, .*in_channels=4'):
         model.loss(images, [sample])
     with pytest.raises(ValueError, match='images have 1 channels, .*in_channels=4'):

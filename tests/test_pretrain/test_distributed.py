@@ -6,10 +6,9 @@ import torch
 import torch.distributed as dist
 from fcmae_runs import in_processes
 from mmpretrain.structures import DataSample
+from small_models import make_fcmae
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-
-from mmconvnextv2.pretrain import FCMAE
 
 
 class Loss(nn.Module):
@@ -17,19 +16,7 @@ class Loss(nn.Module):
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.model = FCMAE(
-            backbone=dict(
-                type='ConvNeXtV2',
-                arch=dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10)),
-                out_indices=(3,),
-                out_norm=False,
-            ),
-            neck=dict(type='FCMAEDecoder', channels=12),
-            head=dict(type='FCMAEHead'),
-        ).double()
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.3)
+        self.model = make_fcmae()
 
     def forward(self, images, samples):
         return self.model.loss(images, samples)['loss']

@@ -10,28 +10,15 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
-from torch import nn
+from small_models import NARROW, make_fcmae
+from sparse_reference import loss_reference
 from torch.utils.data import DataLoader
 
-from mmconvnextv2.pretrain import FCMAE, DeterministicSampler, FCMAEMaskGenerator, UnlabelledImages
+from mmconvnextv2.pretrain import DeterministicSampler, FCMAEMaskGenerator, UnlabelledImages
 from mmconvnextv2.pretrain.masking import masked_cells_of, num_visible
 
-NARROW = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
 CELLS = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
 CONFIG = 'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
-
-
-def make_model(execution='packed', in_channels=3):
-    torch.manual_seed(0)
-    model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3,), out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=12),
-        head=dict(type='FCMAEHead'),
-        execution=execution,
-    ).double()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def make_samples():
@@ -47,28 +34,21 @@ def make_images(channels=3):
 
 @pytest.mark.parametrize('channels', (3, 5))
 def test_loss_is_the_published_one(channels):
-    """The loss is the mean squared error on hidden cells against pixels normalised cell by cell, by a plain loop."""
-    model, images = make_model(in_channels=channels), make_images(channels)
+    """The loss is the mean squared error on masked cells against pixels normalised per cell, by a plain loop."""
+    model, images = make_fcmae(in_channels=channels), make_images(channels)
     visible = torch.from_numpy(CELLS)
-    errors = []
     with torch.no_grad():
         decoded = model.neck(model.backbone(images, visible, 'packed')[-1], visible)
-        for image in range(2):
-            for cell in set(range(6)) - set(CELLS[image].tolist()):
-                row, column = divmod(cell, 3)
-                pixels = images[image, :, row * 32 : row * 32 + 32, column * 32 : column * 32 + 32].numpy()
-                target = (pixels - pixels.mean()) / np.sqrt(pixels.var(ddof=1) + 1e-6)
-                predicted = model.head.pred(decoded[image, :, row, column]).numpy()
-                errors.append((predicted - target.transpose(1, 2, 0).ravel()) ** 2)
+        expected = loss_reference(model.head, decoded, images, CELLS.tolist())
         loss = model.loss(images, make_samples())['loss']
-    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-10)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
 
 
 def test_executions_give_one_loss_and_one_gradient():
     """Packed and masked give the same loss and gradients, and every parameter has one, as DDP needs."""
     results = []
     for execution in ('packed', 'masked'):
-        model = make_model(execution)
+        model = make_fcmae(execution=execution)
         loss = model.loss(make_images(), make_samples())['loss']
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for packed, masked in zip(*results, strict=True):
@@ -77,9 +57,9 @@ def test_executions_give_one_loss_and_one_gradient():
 
 
 def test_reconstruction_keeps_visible_pixels():
-    """In the pasted image visible cells are the original's bits, and the prediction fills the others alone."""
+    """In the pasted image visible cells are the original's bits, and the prediction fills only the others."""
     images = make_images()
-    reconstructed = make_model().reconstruct(images, torch.from_numpy(CELLS))
+    reconstructed = make_fcmae().reconstruct(images, torch.from_numpy(CELLS))
     shown = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
     shown[0, :, :32, :32] = shown[0, :, :32, 64:] = shown[1, :, :32, 32:64] = shown[1, :, 32:, 64:] = True
     assert torch.equal(reconstructed['pasted'] * shown, images * shown)
@@ -88,8 +68,8 @@ def test_reconstruction_keeps_visible_pixels():
     assert ((reconstructed['pasted'] - images).abs() * ~shown).sum() > 0
 
 
-def test_hidden_cells_complement_visible_ones():
-    """Hidden cells are exactly the others, ascending."""
+def test_masked_cells_complement_visible_ones():
+    """Masked cells are exactly the others, ascending."""
     assert masked_cells_of(torch.from_numpy(CELLS), 6).tolist() == [[1, 3, 4, 5], [0, 2, 3, 4]]
 
 
@@ -124,7 +104,7 @@ def make_pipeline():
 
 
 @pytest.mark.parametrize('num_workers', (0, 2))
-def test_draws_depend_on_seed_epoch_and_index_alone(folder, num_workers):
+def test_samples_depend_only_on_seed_epoch_and_index(folder, num_workers):
     """Crops, flips and masks are the same with any number of workers and global state, and differ between epochs."""
     dataset = UnlabelledImages(str(folder), make_pipeline())
     sampler = DeterministicSampler(dataset, seed=7)
@@ -150,7 +130,7 @@ def _draws(dataset, seed, epoch):
     return list(sampler)
 
 
-def test_runner_trains_resumes_and_draws(folder, tmp_path):
+def test_runner_trains_resumes_and_reconstructs(folder, tmp_path):
     """The shipped folder config trains through mmengine's Runner, writes a reconstruction, and resumes."""
     from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
 
@@ -188,7 +168,7 @@ def test_runner_trains_resumes_and_draws(folder, tmp_path):
 def test_unaided_reconstruction_uses_visible_cells_only():
     """What the model is not told stays out: masked pixels change the reconstruction and not the unaided one, which is
     the prediction on a mean and deviation averaged over visible cells by hand."""
-    model = make_model().double()
+    model = make_fcmae().double()
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

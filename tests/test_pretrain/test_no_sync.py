@@ -1,9 +1,10 @@
-"""A packed pretraining step does no work for hidden cells and never waits for the GPU."""
+"""A packed pretraining step does no work for masked cells and never waits for the GPU."""
 
 import numpy as np
 import pytest
 import torch
 from mmpretrain.structures import DataSample
+from small_models import NARROW
 from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,9 +15,9 @@ from mmconvnextv2.ops.matmul import HAS_INNER_PRODUCT
 from mmconvnextv2.pretrain import FCMAE
 from mmconvnextv2.pretrain.masking import masked_cells_of
 
-CHANNELS, DEPTHS, WIDTH = (4, 6, 8, 10), (1, 1, 2, 1), 12
+CHANNELS, DEPTHS, WIDTH = NARROW['channels'], NARROW['depths'], 12
 BATCH, CELLS, VISIBLE = 2, 6, 2  # of 2 x 3 cells
-SITES = [VISIBLE * patch**2 for patch in (8, 4, 2, 1)]  # of an image, by stage
+SITES = [VISIBLE * patch**2 for patch in (8, 4, 2, 1)]  # per image, by stage
 aten = torch.ops.aten
 READS_VALUES = {
     aten._local_scalar_dense,
@@ -70,7 +71,7 @@ class Products(TorchDispatchMode):
 def make_model(execution='packed', fused=True):
     torch.manual_seed(0)
     model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=dict(depths=DEPTHS, channels=CHANNELS), out_indices=(3,), out_norm=False),
+        backbone=dict(type='ConvNeXtV2', arch=NARROW, out_indices=(3,), out_norm=False),
         neck=dict(type='FCMAEDecoder', channels=WIDTH),
         head=dict(type='FCMAEHead'),
         execution=execution,
@@ -164,14 +165,14 @@ DOWNSAMPLING = BATCH * sum(
 
 
 def expected_products():
-    """Multiplications of matrix products: encoder at visible sites, decoder block everywhere, prediction at hidden."""
+    """Multiplications of matrix products: encoder at visible sites, decoder block everywhere, prediction at masked."""
     decoder = BATCH * CELLS * 8 * WIDTH**2 + BATCH * (CELLS - VISIBLE) * WIDTH * 32 * 32 * 3
     return ENCODER + DOWNSAMPLING + decoder
 
 
 @pytest.mark.parametrize('fused', (True, False))
 def test_linears_multiply_visible_sites_alone(fused):
-    """The matrix products of a packed step are those of K cells in the encoder and of the hidden cells in the
+    """The matrix products of a packed step are those of K cells in the encoder and of the masked cells in the
     prediction, no more, and twice as many in the backward; masked visits all sites."""
     step, images, visible = make_step(fused=fused)
     with Products() as forward:

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from PIL import Image
 from scipy.optimize import minimize
+from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2.checkpoint.load import load_file
@@ -28,7 +29,6 @@ from mmconvnextv2.pretrain.probe import (
 from mmconvnextv2.pretrain.sampler import seeded
 
 CONFIG = Path(__file__).parents[2] / 'configs' / 'fcmae' / 'fcmae_convnextv2-a_1xb64-800e_folder.py'
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))
 SIZE, MEAN, STD = 64, 110.0, 60.0
 
 
@@ -197,7 +197,7 @@ def run(folder, labelled, work_dir, hooks):
 
 
 def test_training_goes_on_bit_for_bit(tmp_path):
-    """With the hook, after DropPath's draws of two epochs, weights and moments are those without it; the scores stand
+    """With the hook, after DropPath's draws of two epochs, weights and moments are those without it; the scores are
     in the message hub, the scalars of the local backend and TensorBoard's events, once an epoch."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

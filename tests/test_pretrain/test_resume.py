@@ -68,7 +68,6 @@ def start(folder, work_dir, num_workers, *arguments):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
         start_new_session=True,
     )
 

@@ -9,11 +9,11 @@ import torch
 from mmengine.config import Config
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from torch import nn
+from small_models import make_fcmae
 
 import mmconvnextv2.pretrain.sampler as data
 from mmconvnextv2.models.convnext_v2 import ARCHS
-from mmconvnextv2.pretrain import FCMAE, DeterministicSampler, FCMAEMaskGenerator
+from mmconvnextv2.pretrain import DeterministicSampler, FCMAEMaskGenerator
 from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'fcmae'
@@ -21,28 +21,14 @@ LEAVES = sorted(CONFIGS.glob('*.py'))
 VISIBLE = np.array([[0, 2], [1, 5]])  # of 2 x 3 cells
 
 
-def make_model(**kwargs):
-    torch.manual_seed(0)
-    arch = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
-    model = FCMAE(
-        backbone=dict(type='ConvNeXtV2', arch=arch, out_indices=(3,), out_norm=False),
-        neck=dict(type='FCMAEDecoder', channels=12),
-        head=dict(type='FCMAEHead'),
-        **kwargs,
-    ).double()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
-
-
 def make_samples(visible=VISIBLE):
     return [DataSample(metainfo=dict(visible_cells=cells)) for cells in visible]
 
 
-def test_hidden_pixels_change_the_target_alone(monkeypatch):
-    """Other hidden pixels give the same decoded map, bit for bit, and another loss; the loss does not look at the
+def test_masked_pixels_change_the_target_alone(monkeypatch):
+    """Other masked pixels give the same decoded map, bit for bit, and another loss; the loss does not look at the
     pixels of visible cells but through the encoder."""
-    model, images = make_model(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    model, images = make_fcmae(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
     shown = torch.zeros(2, 1, 64, 96, dtype=torch.bool)
     shown[0, :, :32, :32] = shown[0, :, :32, 64:] = shown[1, :, :32, 32:64] = shown[1, :, 32:, 64:] = True
     decoded = []
@@ -56,8 +42,8 @@ def test_hidden_pixels_change_the_target_alone(monkeypatch):
 
 
 def test_target_without_normalisation_is_the_pixels():
-    """With norm_pix=False the target is the hidden cells' own pixels, in raster order and channels last."""
-    model, images = make_model(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    """With norm_pix=False the target is the masked cells' own pixels, in raster order and channels last."""
+    model, images = make_fcmae(), torch.randn(2, 3, 64, 96, dtype=torch.float64)
     model.head.norm_pix = False
     target, mean, deviation = model.head.target(images, torch.tensor([[4], [2]]))
     assert torch.equal(target[0, 0].view(32, 32, 3), images[0, :, 32:, 32:64].permute(1, 2, 0))
@@ -114,12 +100,12 @@ def test_samples_without_or_with_uneven_cells_are_refused():
 def test_execution_that_cannot_mask_is_refused(execution, message):
     """A wrong execution key is refused when the model is built, not at the first step."""
     with pytest.raises(ValueError, match=message):
-        make_model(execution=execution)
+        make_fcmae(execution=execution)
 
 
 @pytest.mark.parametrize('size, ranks', [(12, 3), (13, 4), (2, 5)])
 def test_ranks_share_every_image(monkeypatch, size, ranks):
-    """Over all ranks an epoch visits each image once, but for as few repeats as make ranks even; dealing the
+    """Over all ranks an epoch visits each image once, except for the few repeats that make ranks even; dealing the
     one-process order out in turn gives each rank's."""
 
     def draws(rank, world_size, epoch):

@@ -28,7 +28,7 @@ def cost(monkeypatch):
 
 
 def read_batches(images, folder, batch):
-    """Return, a batch of an epoch, the image numbers and the visible cells that this process gets."""
+    """Return, for each batch of an epoch, the image numbers and the visible cells that this process gets."""
     cfg = make_config(images, folder, batch)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
@@ -82,7 +82,7 @@ def test_all_that_saves_memory_together(tmp_path):
 def test_multiply_adds_of_a_step(cost):
     """A forward's multiply-adds are those of every matrix product over visible sites, of the decoder over all cells and
     the prediction of hidden ones, plus the depthwise convolutions of visible sites in the first stage and of whole maps
-    in the others. Backward makes it three times as many, but for the gradient of the image."""
+    in the others. Backward makes it three times as many, except for the gradient of the image."""
     counted = cost.count('atto', arch=dict(depths=DEPTHS, channels=WIDTHS))
     visible, cells, sides = 19, 49, (8, 4, 2, 1)
     sites = [visible * side**2 for side in sides]
@@ -91,7 +91,7 @@ def test_multiply_adds_of_a_step(cost):
     products += sum(depth * 8 * width**2 * number for depth, width, number in zip(DEPTHS, WIDTHS, sites))
     products += cells * (WIDTHS[-1] * 512 + 8 * 512**2)
     predictions = (cells - visible) * 512 * 3072
-    maps = [49 * depth * width * side**2 for depth, width, side in zip(DEPTHS, WIDTHS, sides)]  # a cell
+    maps = [49 * depth * width * side**2 for depth, width, side in zip(DEPTHS, WIDTHS, sides)]  # per cell
     assert counted.forward == products + predictions + visible * maps[0] + cells * (sum(maps[1:]) + 49 * 512)
     assert counted.step == 3 * counted.forward - stem
 

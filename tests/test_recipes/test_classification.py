@@ -11,13 +11,14 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import HOOKS
 from PIL import Image
+from small_models import NARROW
 
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.commands.train import parse_train_args, train
 
 LEAVES = Path(__file__).parents[2] / 'configs' / 'classification'
 FCMAE, FROM22K, TO22K = '{}_fcmae-ft_in1k-224', '{}_in22k-ft_in1k-{}', '{}_fcmae-ft_in22k-224'
-# Tables 9 to 13 of arXiv 2301.00808 as printed, but for the base learning rate of B and L, the official code's.
+# Tables 9 to 13 of arXiv 2301.00808 as printed, except for the base learning rate of B and L, the official code's.
 # Base lr (a batch of 256), batch, weight decay, layer decay, its type, drop path, epochs, warm-up, smoothing, mixup,
 # cutmix, EMA.
 SINGLE, GROUP, NO_LAYER_DECAY = 'layer_wise', 'group_wise', None
@@ -145,7 +146,6 @@ def test_data_and_start(name):
 
 
 # ---- a leaf of each kind, run by tools/train.py on a tiny folder of images
-NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 4, 8, 8))
 CLASSES = ('checks', 'rings', 'stripes')
 
 
@@ -174,7 +174,7 @@ def run(name, folder, work_dir, *more):
     base = LEAVES / f'convnextv2-{name}.py'
     config.write_text(
         f"_base_ = '{base}'\nmodel = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW})), "
-        'head=dict(in_channels=8))\n'
+        'head=dict(in_channels=10))\n'
         'sizes = size = recipe = train_pipeline = test_pipeline = None\n'
     )  # printing them costs seconds
     loaders = ['train_dataloader'] if 'ft_in22k' in name else ['train_dataloader', 'val_dataloader']

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_models import NARROW
 
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
 
 CUSTOM = Path(__file__).parents[2] / 'configs' / 'custom'
-NARROW = dict(depths=(1, 1, 1, 1), channels=(8, 8, 16, 16))
+WIDTHS = list(NARROW['channels'])
 
 
 @pytest.fixture(scope='module')
@@ -96,7 +97,7 @@ def test_detection(own, tmp_path, name):
     config = write_copy(tmp_path, name, own, ('round', 'edged'))
     with config.open('a') as file:
         file.write(
-            'model.update(neck=dict(in_channels=[8, 8, 16, 16], out_channels=16),\n'
+            f'model.update(neck=dict(in_channels={WIDTHS}, out_channels=16),\n'
             '    rpn_head=dict(in_channels=16, feat_channels=16), roi_head=dict(\n'
             '        bbox_roi_extractor=dict(out_channels=16), mask_roi_extractor=dict(out_channels=16),\n'
             '        bbox_head=dict(in_channels=16, fc_out_channels=16),\n'
@@ -117,8 +118,8 @@ def test_segmentation(own, tmp_path, name):
     config = write_copy(tmp_path, name, own, ('a', 'b', 'c'))
     with config.open('a') as file:
         file.write(
-            'model.update(decode_head=dict(in_channels=[8, 8, 16, 16], channels=8),\n'
-            '    auxiliary_head=dict(in_channels=16, channels=8), data_preprocessor=dict(size=(64, 64)))\n'
+            f'model.update(decode_head=dict(in_channels={WIDTHS}, channels=8),\n'
+            '    auxiliary_head=dict(in_channels=8, channels=8), data_preprocessor=dict(size=(64, 64)))\n'
         )
     logged = run(
         config,

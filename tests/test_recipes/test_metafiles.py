@@ -1,4 +1,4 @@
-"""``model-index.yml`` and the metafiles tell the truth about every recipe."""
+"""``model-index.yml`` and the metafiles are true of every recipe."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ def test_every_recipe_is_indexed_once(metafiles, indexed):
 
 
 def test_results_are_published_ones(indexed):
-    """No number is ours: each names its source, stands in the leaf or the table of recipes, and no weights are ours."""
+    """No number is ours: each names its source, is in the leaf or the table of recipes, and no weights are ours."""
     table = (ROOT / 'configs' / 'README.md').read_text().splitlines()
     listed = 0
     for path, entry in indexed.items():

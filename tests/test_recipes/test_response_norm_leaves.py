@@ -1,4 +1,4 @@
-"""The paper's response-norm tables: a leaf a row, each builds, differs in what it says, and trains."""
+"""The paper's response-norm tables: one leaf per row, each builds, differs in what it says, and trains."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from mmconvnextv2.pretrain import FCMAEMaskGenerator
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 RECIPE = CONFIGS / 'fcmae' / 'fcmae_convnextv2-b_64xb64-800e_in1k.py'
-NARROW = dict(depths=(1, 1, 1, 1), channels=(16, 16, 24, 32))
-ROWS = {  # the norm, and the published top-1 that the leaf quotes beside the 84.6 of GRN
+ARCH = dict(depths=(1, 1, 1, 1), channels=(16, 16, 24, 32))  # SE's bottleneck has a sixteenth of 4C channels
+ROWS = {  # the norm, and the published top-1 that the leaf quotes next to the 84.6 of GRN
     'grn-average': (dict(type='GRN', aggregation='average'), '83.7'),
     'grn-l1': (dict(type='GRN', aggregation='L1'), '84.3'),
     'grn-standardize': (dict(type='GRN', normalization='standardize'), '84.5'),
@@ -87,7 +87,7 @@ def test_row_differs_in_its_norm_alone(row):
 def test_narrow_row_trains_a_step(row):
     """A narrow copy makes a step of FCMAE in which every parameter has a finite gradient that is not all zero."""
     cfg = Config.fromfile(str(pretraining_leaf(row)))
-    cfg.model.backbone.arch, cfg.model.neck.channels = NARROW, 16
+    cfg.model.backbone.arch, cfg.model.neck.channels = ARCH, 16
     torch.manual_seed(0)
     model = MODELS.build(cfg.model).double().train()
     for parameter in model.parameters():
@@ -114,7 +114,7 @@ def test_role_of_grn(role):
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         backbone = MODELS.build(cfg.model).backbone
-    assert norm_of(backbone) == norm_of(ConvNeXtV2(NARROW, response_norm=norm))
+    assert norm_of(backbone) == norm_of(ConvNeXtV2(ARCH, response_norm=norm))
     assert (backbone.stages[3][0].gamma is not None) == bool(scale)
     for key in ('response_norm', 'layer_scale_init_value'):
         cfg.model.backbone.pop(key, None)

@@ -1,4 +1,4 @@
-"""The data of the runs: drawn, the same every time."""
+"""The data of the runs, rendered the same every time."""
 
 from pathlib import Path
 

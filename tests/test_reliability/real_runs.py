@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmpretrain.registry import TRANSFORMS
 from PIL import Image
+from small_models import NARROW
 
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.commands.run_tool import run_tool
@@ -73,7 +74,7 @@ def make_config(images, work_dir, epochs=4, dawdle=None, **options):
             **options,
         }
     )
-    cfg.model.backbone.arch = dict(depths=(1, 1, 1, 1), channels=(4, 6, 8, 10))
+    cfg.model.backbone.arch = NARROW
     cfg.custom_hooks = []
     if dawdle:
         cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='Dawdle', **dawdle))
@@ -81,14 +82,9 @@ def make_config(images, work_dir, epochs=4, dawdle=None, **options):
 
 
 def train(cfg, resume=False):
-    """Train as ``tools/train.py`` does, its ending included, in one thread: the number of threads changes last bits."""
+    """Train as ``tools/train.py`` does, its ending included."""
     cfg.resume = resume
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        run_tool(lambda args: build_runner(cfg, whole=True).train(), type('Arguments', (), dict(traceback=False)))
-    finally:
-        torch.set_num_threads(threads)
+    run_tool(lambda args: build_runner(cfg, whole=True).train(), type('Arguments', (), dict(traceback=False)))
 
 
 def start(function, *arguments, log):
@@ -104,7 +100,6 @@ def _work(function, arguments, log):
     os.setpgid(0, 0)
     sys.stdout = sys.stderr = open(log, 'w', buffering=1)
     os.dup2(sys.stderr.fileno(), 2)
-    torch.set_num_threads(1)
     function(*arguments)
 
 

@@ -30,7 +30,7 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def data(drawn, tmp_path):
-    """A copy of the drawn data whose files a test may change."""
+    """A copy of the rendered data whose files a test may change."""
 
     shutil.copytree(drawn, tmp_path / 'data')
     return tmp_path / 'data'
@@ -90,7 +90,7 @@ def test_sound_data_pass(data, tmp_path):
 
 @pytest.mark.parametrize('classes', [('c', 'a', 'b'), ['b', 'c', 'a']])
 def test_folders_keep_their_names(tmp_path, classes):
-    """Whatever the order of the names, each image's label stands for its own folder's name."""
+    """Whatever the order of the names, each image's label means its own folder's name."""
     cfg = classifier(make_folders(tmp_path), classes)
     for split in ('train', 'val'):
         with DefaultScope.overwrite_default_scope('mmpretrain'):

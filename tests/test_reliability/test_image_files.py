@@ -1,4 +1,4 @@
-"""Every odd image has one answer in pretraining: it is read as told here, or skipped and counted."""
+"""Every odd image has one answer in pretraining: it is read as described here, or skipped and counted."""
 
 import io
 import os
@@ -96,8 +96,8 @@ def test_odd_images_are_read(tmp_path, name):
 
 
 def test_turned_and_cmyk_photographs_are_read(tmp_path):
-    """A JPEG comes upright as its orientation tag says, a CMYK one in colour; both equal Pillow's reading but for the
-    losses of decoders."""
+    """A JPEG comes upright as its orientation tag says, a CMYK one in colour; both equal Pillow's reading except for
+    the losses of decoders."""
     from PIL import ImageOps
 
     smooth = COLOUR.resize((9, 8)).resize((80, 70), Image.BICUBIC)

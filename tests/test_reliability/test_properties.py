@@ -1,4 +1,4 @@
-"""Properties of masking, conversion and the executions that hold for whatever is drawn."""
+"""Properties of masking, conversion and the executions that hold for every sampled case."""
 
 import numpy as np
 import pytest
@@ -31,8 +31,8 @@ def random_backbone(arch, seed, **kwargs):
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(1e-6, 1 - 1e-6), st.integers(0, 2**31))
 def test_masks_hide_their_share(rows, columns, ratio, seed):
-    """For any size and ratio the draw is refused, or shows floor(cells * (1 - ratio)) different cells in ascending
-    order; with the hidden ones they are all cells, once."""
+    """For any size and ratio the mask is refused, or shows floor(cells * (1 - ratio)) different cells in ascending
+    order; with the masked ones they are all cells, once."""
     results, cells = dict(img=np.zeros((32 * rows, 32 * columns, 1), np.uint8)), rows * columns
     expected = int(np.floor(cells * (1 - ratio) + 1e-9))
     np.random.seed(seed)
@@ -42,8 +42,8 @@ def test_masks_hide_their_share(rows, columns, ratio, seed):
         return
     visible = FCMAEMaskGenerator(ratio).transform(results)['visible_cells']
     assert len(visible) == expected == num_visible(cells, ratio) and (np.diff(visible) > 0).all()
-    hidden = masked_cells_of(torch.from_numpy(visible)[None], cells)[0].tolist()
-    assert hidden == sorted(set(range(cells)) - set(visible.tolist()))
+    masked = masked_cells_of(torch.from_numpy(visible)[None], cells)[0].tolist()
+    assert masked == sorted(set(range(cells)) - set(visible.tolist()))
 
 
 @settings(max_examples=25, deadline=None)
@@ -62,7 +62,7 @@ def test_conversion_there_and_back_is_the_same(arch, layout, seed):
 @settings(max_examples=15, deadline=None)
 @given(archs, st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.data())
 def test_executions_agree(arch, rows, columns, batch, data):
-    """For any arch, size and mask the packed and the masked forward agree, do not read hidden pixels, NaN included, and
+    """For any arch, size and mask the packed and the masked forward agree, do not read masked pixels, NaN included, and
     treat each image of a batch as if it were alone."""
     cells = rows * columns
     assume(cells > 1)

@@ -1,13 +1,12 @@
 """A tiny data set, narrow models, and the tools run in this process or as a command."""
 
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-import torch
+from small_models import NARROW
 
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.test import parse_test_args, test
@@ -16,24 +15,24 @@ from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
 
 ROOT = Path(__file__).parents[2]
 SCALARS = 'num_workers=0 persistent_workers=False'.split()
-WIDTHS = [8, 8, 16, 16]
-BACKBONE = f'backbone=dict(arch=dict(_delete_=True, depths=(1, 1, 1, 1), channels={WIDTHS}))'
-NARROW = {
+WIDTHS = list(NARROW['channels'])
+BACKBONE = f'backbone=dict(arch=dict(_delete_=True, **{NARROW}))'
+MODELS = {
     'fcmae': f'model = dict({BACKBONE}, neck=dict(channels=8))',
     'mask-rcnn': f'model = dict({BACKBONE}, neck=dict(in_channels={WIDTHS}))',
     'upernet': f'model = dict({BACKBONE}, decode_head=dict(in_channels={WIDTHS}, channels=8), '
-    'auxiliary_head=dict(in_channels=16, channels=8))',
+    'auxiliary_head=dict(in_channels=8, channels=8))',
 }
 
 
 class Tools:
     """Run ``tools/train.py`` and ``tools/test.py`` on a task of the quickstart, made small by overrides."""
 
-    arch = dict(depths=(1, 1, 1, 1), channels=WIDTHS)
+    arch = NARROW
 
     def __init__(self, data, configs):
         self.data, self.configs = data, {}
-        for task, narrow in NARROW.items():
+        for task, narrow in MODELS.items():
             self.configs[task] = str(configs / f'{task}.py')
             base = ROOT / 'configs' / 'quickstart' / f'{task}.py'
             (configs / f'{task}.py').write_text(f"_base_ = '{base}'\n{narrow}\n")
@@ -130,9 +129,7 @@ class Tools:
             '--cfg-options',
             *self.options(task, *options),
         ]
-        return subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1'}
-        )
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope='session')
@@ -144,10 +141,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tools(data, tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield Tools(data, tmp_path_factory.mktemp('configs'))
-    torch.set_num_threads(threads)
+    return Tools(data, tmp_path_factory.mktemp('configs'))
 
 
 @pytest.fixture(scope='session')

@@ -51,7 +51,7 @@ def test_pretraining(tools, tmp_path, option, pieces, num_workers):
             'param_scheduler.0.end=-5',
             ("type='LinearLR' of the config refuses its arguments", "'end': -5", 'larger than'),
         ),
-        ('train_cfg.max_iters=two', ("type='IterBasedTrainLoop'", "'max_iters': 'two'")),
+        ('train_cfg.max_iters=two', ("train_cfg.max_iters='two': expected a whole number",)),
         ('model.decode_head.channels=-4', ("type='UPerHead'", "'channels': -4", 'negative dimension')),
         ('default_hooks.checkpoint.save_best=foo', ("type='VerifiedCheckpointHook'", "'save_best': 'foo'")),
         ('train_dataloader.batch_size=-1', ("a data loader with {'batch_size': -1", 'positive integer')),

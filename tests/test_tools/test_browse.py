@@ -21,7 +21,7 @@ def source(folder, number=0):
 
 
 def test_masked_sample(tools, tmp_path):
-    """An FCMAE sample stands beside itself with six cells of ten in grey and the others unchanged."""
+    """An FCMAE sample is shown next to its masked copy: six cells of ten in grey, the others unchanged."""
     for image in draw(
         tools.configs['fcmae'], tmp_path, *tools.options('fcmae'), 'train_dataloader.dataset.pipeline.1.scale=160'
     ):
@@ -37,7 +37,7 @@ def test_masked_sample(tools, tmp_path):
 
 
 def test_detection_sample_keeps_the_colours(tools, tmp_path):
-    """Without augmentation, a detection sample is its file, red first, but for the drawn objects."""
+    """Without augmentation, a detection sample is its file, red first, except for the drawn objects."""
     drawn = draw(
         tools.configs['mask-rcnn'],
         tmp_path,

@@ -32,7 +32,7 @@ def environment(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ['PATH']])
-    return {**os.environ, 'PATH': path, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    return {**os.environ, 'PATH': path, 'CUDA_VISIBLE_DEVICES': ''}
 
 
 def start(command, environment, work_dir, tail):

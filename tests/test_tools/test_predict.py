@@ -100,7 +100,7 @@ def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_p
 
 
 def test_video_frames_are_predicted_one_by_one(tools, trained, tmp_path):
-    """A video gives a description per frame, equal to those of the frames as images, and a drawn video as long."""
+    """A video gives a description per frame, equal to those of the frames as images, and an annotated video as long."""
     sources = sorted((tools.data / VAL['upernet']).glob('*.png'))
     film = tmp_path / 'film.avi'
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*'FFV1'), 5, (64, 64))  # without loss
@@ -159,7 +159,7 @@ def test_bad_images_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
 
 def test_stopped_predictions_go_on(tools, trained, tmp_path, monkeypatch):
     """A run that is stopped, or killed in the middle of a line, loses nothing: called again it predicts the rest alone,
-    and the file is that of a run in one go; other settings begin anew."""
+    and the file is that of a run in one go; other settings start over."""
     images = sorted((tools.data / VAL['upernet']).glob('*.png'))
     whole = predict_all(tools, trained, 'upernet', tmp_path / 'whole', *images)[1]
     seen, call = [], Predictor.__call__
@@ -217,7 +217,7 @@ def build_model(cfg):
     ],
 )
 def test_other_channels_follow_the_test_pipeline(tools, tmp_path, load, channels):
-    """A model of grey images or of arrays with five bands, whose loader stands in test_dataloader alone, predicts
+    """A model of grey images or of arrays with five bands, whose loader is only in test_dataloader, predicts
     what ``tools/test.py``'s data loader feeds it; frames of a video become grey too."""
     cfg = read_config(tools.configs['upernet'])
     import_scope(cfg)

@@ -14,7 +14,7 @@ UPERNET = 'configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py'
 
 
 def test_paper_grids(tmp_path):
-    """The grids are the products of the paper's values, a value given by hand takes a grid's place, and every run
+    """The grids are the products of the paper's values, a value given by hand replaces the grid's, and every run
     carries its point in settings, folder and overrides."""
     sizes = {
         name: len(plan_runs(parse_args([UPERNET, '--grid', name, '--work-dir', str(tmp_path / name)])))
@@ -95,7 +95,7 @@ def write_run(folder, *entries):
 
 
 def test_table_is_sorted_by_the_last_value(tmp_path, capsys):
-    """The best last value leads, for a loss the least; the best of a run's way is told beside it; runs without a value
+    """The best last value leads, for a loss the least; the best of the run is next to it; runs without a value
     come last; a metric that nobody logged is refused with what there is."""
     arguments = [UPERNET, '--lr', '1', '2', '3', '4', '--work-dir', str(tmp_path), '--table']
     write_run(tmp_path / 'lr1', dict(loss=3.0, iter=1, step=1), dict(mIoU=50.0, step=1), dict(mIoU=40.0, step=2))

@@ -14,9 +14,9 @@ import torch
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
+from sparse_reference import official_sparse_file
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.checkpoint import from_canonical
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.commands.test import parse_test_args
 from mmconvnextv2.utils.config import load_config
@@ -122,28 +122,13 @@ def test_auto_scale_lr(tools, tmp_path, counts, ratio):
     assert list(rates) == [pytest.approx(0.064 * ratio)]
 
 
-def official_sparse_file(path, arch):
-    """Write random weights in the official sparse layout, from its description; return them under dense names."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = ConvNeXtV2(arch, out_norm=False).state_dict()
-    weights = {name: torch.randn(value.shape, generator=generator) * 0.1 for name, value in shapes.items()}
-    foreign = from_canonical(weights, 'official-sparse')
-    for name in foreign:  # the kernels by hand: the first axis counts column * side + row
-        if name.endswith('dwconv.kernel'):
-            dense = weights[name[len('encoder.') :].replace('dwconv.kernel', 'depthwise_conv.weight')]
-            foreign[name] = torch.stack([dense[:, 0, i % 7, i // 7] for i in range(49)])
-        elif name.endswith('.kernel'):
-            dense = weights[name[len('encoder.') :].replace('kernel', 'weight')]
-            foreign[name] = torch.stack([dense[:, :, i % 2, i // 2].t() for i in range(4)])
-    torch.save(dict(model={**foreign, 'mask_token': torch.zeros(1, 512, 1, 1)}), path)
-    return weights
-
-
 @pytest.mark.parametrize('task', ['mask-rcnn', 'upernet'])
 def test_sparse_weights_reach_a_training_step(tools, tmp_path, task):
     """An official sparse file goes through the converter and a training step at rate zero; the checkpoint's backbone
     then equals the file's weights bit for bit."""
-    weights = official_sparse_file(tmp_path / 'sparse.pt', tools.arch)
+    shapes = ConvNeXtV2(tools.arch, out_norm=False).state_dict()
+    weights = {name: 0.1 * torch.randn(value.shape) for name, value in shapes.items()}
+    torch.save(dict(model=official_sparse_file(weights)), tmp_path / 'sparse.pt')
     subprocess.run(
         [sys.executable, 'tools/convert_checkpoint.py', tmp_path / 'sparse.pt', tmp_path / 'dense.pth'],
         cwd=ROOT,
@@ -204,7 +189,6 @@ def test_two_processes_train_and_test(tools, tmp_path):
     environment = {
         **os.environ,
         'PYTHON': sys.executable,
-        'OMP_NUM_THREADS': '1',
         'PORT': '29517',
         'CUDA_VISIBLE_DEVICES': '',
     }
@@ -222,7 +206,7 @@ def test_two_processes_train_and_test(tools, tmp_path):
 
 
 def test_slurm_command(tmp_path):
-    """slurm_train.sh asks srun for the tasks, GPUs and job that it was told, and hands the arguments on."""
+    """slurm_train.sh asks srun for the tasks, GPUs and job that it was given, and passes the arguments on."""
     srun = tmp_path / 'srun'
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     srun.chmod(0o755)

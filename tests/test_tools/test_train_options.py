@@ -27,7 +27,7 @@ EVERY_ITERATION = 'default_hooks.checkpoint.interval=1', 'default_hooks.logger.i
 
 @METRICS.register_module()
 class DictatedScore(BaseMetric):
-    """The scores that the test wants, one an evaluation."""
+    """The scores that the test sets, one per evaluation."""
 
     def __init__(self, scores):
         super().__init__()
@@ -59,7 +59,7 @@ def logged(work_dir):
 
 def test_tensorboard_holds_what_is_logged(tools, tmp_path):
     """TensorBoard's own reader finds each iteration's loss and the evaluation's mIoU of scalars.json in the events,
-    beside which scalars.json is still written."""
+    and scalars.json is still written."""
     tools.train('upernet', tmp_path, 'train_cfg.max_iters=2', *EVERY_ITERATION, arguments=['--tensorboard'])
     events = EventAccumulator(str(next(tmp_path.rglob('events.out*')).parent))
     events.Reload()
@@ -98,7 +98,7 @@ def test_wandb(tools, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**os.environ, 'WANDB_MODE': 'offline', 'OMP_NUM_THREADS': '1'},
+        env={**os.environ, 'WANDB_MODE': 'offline'},
     )
     if find_spec('wandb') is None:
         assert run.stderr.splitlines()[-1] == "error: --wandb needs the package 'wandb': pip install wandb"
@@ -140,7 +140,7 @@ def test_ema_is_the_average_of_the_weights(tools, tmp_path):
 
 
 def test_ema_counts_optimizer_steps(tools):
-    """Accumulated forwards make one average, a recipe's own average is changed and not doubled, and a decay in place of
+    """Accumulated forwards make one average, a recipe's own average is changed and not doubled, and a decay instead of
     the momentum is refused with the right number."""
 
     def hooks(*arguments, **options):
@@ -178,7 +178,7 @@ def validations(work_dir):
 @pytest.mark.slow
 def test_early_stop(tools, tmp_path):
     """Training ends after two evaluations in a row that are not above the best; the smallest gain starts the count
-    anew, an equal score does not; and the best score is remembered over a resumed run."""
+    again, an equal score does not; and a resumed run remembers the best score."""
     tools.train(
         'upernet',
         tmp_path / 'a',
@@ -233,7 +233,7 @@ COMPILED = []
 
 @torch._dynamo.register_backend
 def remembering(graph, inputs):
-    """Run a graph as it is, and remember what it computes with."""
+    """Run a graph unchanged, and remember its operations."""
     COMPILED.append({node.target for node in graph.graph.nodes if node.op == 'call_function'})
     return graph.forward
 

@@ -50,7 +50,7 @@ def drawn(tmp_path_factory):
 
 
 def own_segmentation(drawn, folder, bands):
-    """Images of the drawn data as own files, JPEG or arrays of bands, with labels 0 to 2."""
+    """Images of the rendered data as own files, JPEG or arrays of bands, with labels 0 to 2."""
     for made, split in (('training', 'train'), ('validation', 'val')):
         for part in ('images', 'labels'):
             (folder / part / split).mkdir(parents=True)
@@ -65,7 +65,7 @@ def own_segmentation(drawn, folder, bands):
 
 
 def own_detection(drawn, folder):
-    """The drawn images and two of their classes as own files."""
+    """The rendered images and two of their classes as own files."""
     for split in ('train', 'val'):
         content = json.loads((drawn / f'coco/annotations/instances_{split}2017.json').read_text())
         content['categories'] = content['categories'][:2]

@@ -1,0 +1,22 @@
+"""Small models that tests of several folders build."""
+
+import torch
+from torch import nn
+
+NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))  # two blocks in one stage, another width in each
+
+
+def make_fcmae(in_channels=3, **kwargs):
+    """Return a float64 FCMAE of the narrow backbone, with every parameter random."""
+    from mmconvnextv2.pretrain import FCMAE
+
+    torch.manual_seed(0)
+    model = FCMAE(
+        backbone=dict(type='ConvNeXtV2', arch=NARROW, in_channels=in_channels, out_indices=(3,), out_norm=False),
+        neck=dict(type='FCMAEDecoder', channels=12),
+        head=dict(type='FCMAEHead'),
+        **kwargs,
+    ).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
