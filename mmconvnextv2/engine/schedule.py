@@ -93,7 +93,8 @@ def fit_schedule(cfg: Config) -> str | None:
 
 def _scale(scheduler: dict, factor: float) -> None:
     by_epoch = scheduler.get('by_epoch', True)
-    in_order = scheduler.get('end', 1) > scheduler.get('begin', 0)  # otherwise MMEngine refuses it, as it should
+    if scheduler.get('end', 1) <= scheduler.get('begin', 0):
+        return  # MMEngine rejects it, with the values as written
 
     def scaled(value: float) -> float:
         if by_epoch:
@@ -113,7 +114,7 @@ def _scale(scheduler: dict, factor: float) -> None:
                 scheduler[key] = int(scheduler[key])
         if 'milestones' in scheduler:
             scheduler['milestones'] = [int(one) for one in scheduler['milestones']]
-    if not by_epoch and in_order:
+    if not by_epoch:
         _keep_order(scheduler)
 
 
