@@ -4,64 +4,33 @@ Importing the package registers the backbone with mmengine, and torchvision's op
 compiled ones. It only requires torch and mmengine.
 """
 
-import warnings
-from importlib import import_module
-from typing import Any
-
-warnings.filterwarnings('ignore', 'pkg_resources is deprecated')  # which mmengine and mmcv import
-
-# isort: off
+# Each call must come before the imports after it
+# fmt: off
 from .version import __version__
-from .utils.compat import check_versions
+from .utils.compat import check_versions, silence_pkg_resources
 
+silence_pkg_resources()
 check_versions()
 
 from .mmcv_operators import register
 
 register()  # before anything imports mmcv.ops
 
-# isort: on
 from .checkpoint import ConvNeXtV2Pretrained, create_backbone
 from .engine import BF16OptimWrapper, FP16OptimWrapper, LayerDecayOptimWrapperConstructor
-from .engine.hooks import (
-    BestScoreStoppingHook,
-    CompileBackboneHook,
-    FiniteLossHook,
-    PreemptionHook,
-    VerifiedCheckpointHook,
-)
+from .engine.hooks import BestScoreStoppingHook, CompileBackboneHook, FiniteLossHook, PreemptionHook
+from .engine.hooks import VerifiedCheckpointHook
 from .models import ARCHS, GRN, ConvNeXtV2, ConvNeXtV2Block
 from .utils.config import read_config, register_names
 from .utils.moved import moved_names, register_moved
 
-_moved = moved_names(__name__)
-
-
-def __getattr__(name: str) -> Any:
-    """Import what needs more than torch and mmengine when it is used."""
-    if name in ('Model', 'load'):
-        return getattr(import_module('.inference', __name__), name)
-    return _moved(name)
-
-
+# load and its results need more than torch and mmengine: they are imported when they are used
+__getattr__ = moved_names(__name__, lazy=dict.fromkeys(('Model', 'load'), 'engine.inference'))
 register_moved()
 register_names()
 
 __all__ = [
-    'ARCHS',
-    'BF16OptimWrapper',
-    'BestScoreStoppingHook',
-    'CompileBackboneHook',
-    'ConvNeXtV2',
-    'ConvNeXtV2Block',
-    'ConvNeXtV2Pretrained',
-    'create_backbone',
-    'load',
-    'FP16OptimWrapper',
-    'FiniteLossHook',
-    'GRN',
-    'PreemptionHook',
-    'VerifiedCheckpointHook',
-    '__version__',
-    'read_config',
+    'ARCHS', 'BF16OptimWrapper', 'BestScoreStoppingHook', 'CompileBackboneHook', 'ConvNeXtV2', 'ConvNeXtV2Block',
+    'ConvNeXtV2Pretrained', 'create_backbone', 'load', 'FP16OptimWrapper', 'FiniteLossHook', 'GRN',
+    'PreemptionHook', 'VerifiedCheckpointHook', '__version__', 'read_config'
 ]

@@ -20,7 +20,6 @@ SHELVES = [
     'pretrain',
     'analysis',
     'export',
-    'inference',
     'commands',
 ]
 

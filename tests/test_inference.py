@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader
 from PIL import Image
 
 import mmconvnextv2
-from mmconvnextv2.inference.images import to_pipeline_image
+from mmconvnextv2.engine.inference.images import to_pipeline_image
 
 sys.path.insert(0, str(Path(__file__).parent / 'test_release_0_1'))
 from make_data import draw_data  # noqa: E402

@@ -1,5 +1,5 @@
 _base_ = './cascade-mask-rcnn_convnextv2-b_fpn_ms-crop-3x_coco.py'
-# Published: none. Large-scale jitter to 1024 in place of the multi-scale crop.
+# Published: none. Large-scale jitter to 1024 instead of the multi-scale crop.
 image_size = (1024, 1024)
 model = dict(data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]))
 train_pipeline = [

@@ -77,9 +77,9 @@ def _judge(split: str, counts: Counter, classes: Sequence[str], num_read: int) -
         )
     shares = ', '.join(f'{names[label]} {counts[label] / total:.1%}' for label in found[:12])
     lacking = [name for label, name in enumerate(classes) if label not in counts]
-    told = f'; {len(lacking)} classes do not occur in them, such as {lacking[0]}' if lacking else ''
+    missing = f'; {len(lacking)} classes do not occur in them, such as {lacking[0]}' if lacking else ''
     print_log(
         f'{split}: labels of {num_read} images: {shares}{", ..." if len(found) > 12 else ""}, ignored '
-        f'{counts[IGNORED] / total:.1%}{told}',
+        f'{counts[IGNORED] / total:.1%}{missing}',
         'current',
     )

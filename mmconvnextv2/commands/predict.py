@@ -23,8 +23,8 @@ from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import ProgressBar
 
 from ..datasets.image_files import EXTENSIONS, list_images
-from ..inference import load
-from ..inference.images import as_bgr
+from ..engine.inference import load
+from ..engine.inference.images import as_bgr
 from ..utils.atomic import replacing
 from ..utils.config import steps_of_test
 from ..utils.errors import UserError
@@ -122,7 +122,7 @@ class Predictor:
         return list(self.model.classes)
 
     def read(self, path: str) -> dict:
-        """Read an image file as the config's test pipeline does; see :meth:`~mmconvnextv2.inference.Model.read`."""
+        """Read an image file as the config's test pipeline does; see ``Model.read``."""
         return self.model.read(path)
 
     def __call__(self, image: dict | np.ndarray) -> Any:

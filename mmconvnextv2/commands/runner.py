@@ -48,8 +48,8 @@ def _join_on_cpu(cfg: Config) -> None:
 
 def _read_slurm() -> None:
     """Set torch.distributed's variables from Slurm's, as mmengine does on a GPU; the first host is the rendezvous."""
-    for name, told in (('RANK', 'PROCID'), ('WORLD_SIZE', 'NTASKS'), ('LOCAL_RANK', 'LOCALID')):
-        os.environ[name] = os.environ[f'SLURM_{told}']
+    for name, given in (('RANK', 'PROCID'), ('WORLD_SIZE', 'NTASKS'), ('LOCAL_RANK', 'LOCALID')):
+        os.environ[name] = os.environ[f'SLURM_{given}']
     if 'MASTER_ADDR' not in os.environ:
         hosts = subprocess.check_output(['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], text=True)
         os.environ['MASTER_ADDR'] = hosts.split()[0]

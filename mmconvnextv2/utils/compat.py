@@ -4,6 +4,7 @@ Upstream's packages have forks that are maintained for newer torch. A fork is an
 so an environment can hold only one of the two.
 """
 
+import warnings
 from collections.abc import Iterator
 from importlib import metadata
 
@@ -67,3 +68,8 @@ def check_versions() -> None:
     wrong = list(wrong_versions())
     if wrong:
         raise ImportError('; '.join(wrong) + '. The tested set is requirements/lock.txt.')
+
+
+def silence_pkg_resources() -> None:
+    """Ignore setuptools' warning that mmengine and mmcv import pkg_resources: it is printed at each such import."""
+    warnings.filterwarnings('ignore', 'pkg_resources is deprecated')

@@ -5,7 +5,7 @@ A finder at the end of ``sys.meta_path`` serves them, so no file has to remain w
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -154,15 +154,19 @@ def _import_name(dotted: str) -> Any:
     return getattr(import_module(f'{PACKAGE}.{module}'), name)
 
 
-def moved_names(module: str) -> Callable[[str], Any]:
+def moved_names(module: str, lazy: Mapping[str, str] | None = None) -> Callable[[str], Any]:
     """Return a module-level ``__getattr__`` for a package whose modules or names have moved.
 
     Args:
         module (str): The package's ``__name__``.
+        lazy (Mapping, optional): Names of the package that are imported when they are used, with the module that has
+            them. Defaults to None.
     """
     prefix = f'{module}.'.partition('.')[2]
 
     def get(name: str) -> Any:
+        if lazy and name in lazy:
+            return _import_name(f'{lazy[name]}.{name}')
         if f'{prefix}{name}' in MOVED:
             return import_module(f'{module}.{name}')
         renamed = RENAMED.get(f'{prefix}{name}')

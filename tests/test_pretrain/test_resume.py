@@ -168,7 +168,7 @@ def test_seen_images_are_not_read_again(images, quiet, tmp_path, monkeypatch):
 
 
 def test_another_batch_is_refused(images, quiet, tmp_path):
-    """A resumed run with another number of images an iteration is refused with both numbers and the way out."""
+    """A resumed run with another number of images per iteration is rejected with both numbers and the way out."""
     with pytest.raises(ValueError, match='batch_size=2 in 1 processes makes 2 images .* has 4: set it to 4, or .*lo'):
         resume(make_config(images, tmp_path, batch=2, **EVERYTHING), quiet / 'iter_2.pth')
 

@@ -199,7 +199,7 @@ def test_skipped_updates_change_nothing(images, tmp_path, fused):
 
 
 def train_in_two(rank, images, work_dir, meeting, seconds):
-    """Train in one of two processes, each of which takes its own seconds an image."""
+    """Train in one of two processes, each of which takes its own time per image."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{meeting}', rank=rank, world_size=2, timeout=timedelta(seconds=3)

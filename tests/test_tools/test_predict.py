@@ -18,7 +18,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
 from mmconvnextv2.commands.predict import Predictor, list_sources, parse_args, predict
 from mmconvnextv2.commands.run_tool import run_tool
-from mmconvnextv2.inference.images import as_bgr
+from mmconvnextv2.engine.inference.images import as_bgr
 from mmconvnextv2.utils.config import import_scope, read_config
 
 ROOT = Path(__file__).parents[2]

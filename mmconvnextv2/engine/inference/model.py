@@ -13,12 +13,12 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ..checkpoint import check_weights, extract_state_dict
-from ..checkpoint.load import load_file
-from ..datasets.image_files import read_image
-from ..engine.console import quiet_warnings
-from ..utils.config import import_scope, load_config, reads_files, steps_of_test
-from ..utils.errors import UserError
+from ...checkpoint import check_weights, extract_state_dict
+from ...checkpoint.load import load_file
+from ...datasets.image_files import read_image
+from ...utils.config import import_scope, load_config, reads_files, steps_of_test
+from ...utils.errors import UserError
+from ..console import quiet_warnings
 from .images import to_pipeline_image
 from .results import Classification, Detections, Segmentation
 
@@ -120,7 +120,7 @@ class Model:
 
         Args:
             images: A path, a Pillow image or an array, or a list of them. Arrays are uint8 or uint16 (H, W), (H, W, 3)
-                or (H, W, 4); see :func:`~mmconvnextv2.inference.images.to_pipeline_image`.
+                or (H, W, 4); see :func:`~mmconvnextv2.engine.inference.images.to_pipeline_image`.
             batch_size (int): Images per forward pass; of several sizes, the model's preprocessor pads them to the
                 largest. Defaults to 1.
             channel_order (str): Order of the colour channels of arrays, ``'rgb'`` or ``'bgr'``. Defaults to ``'rgb'``.

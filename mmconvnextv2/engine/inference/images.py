@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ..utils.errors import UserError
+from ...utils.errors import UserError
 
 ORDERS = ('rgb', 'bgr')
 
