@@ -176,8 +176,8 @@ def _dense(model, images, bf16):
 
 def downstream(config, batch, side, device, backbone='ours'):
     """Build the detector or segmentor of a recipe, with our backbone or mmpretrain's, on random images."""
-    from mmconvnextv2.commands.runner import revert_sync_batch_norm
     from mmconvnextv2.commands.arguments import load_config
+    from mmconvnextv2.commands.runner import revert_sync_batch_norm
 
     cfg = load_config(config)
     revert_sync_batch_norm(cfg)

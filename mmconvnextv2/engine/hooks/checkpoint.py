@@ -16,6 +16,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from ...checkpoint.plain import restore_histories, to_plain
 from ...utils.errors import RunError
 from ..folder_lock import lock_folder
 
@@ -150,6 +151,15 @@ class VerifiedCheckpointHook(CheckpointHook):
         if isinstance(self.file_backend, AtomicBackend) and is_main_process():
             for part in Path(self.out_dir).glob('*' + PART):
                 part.unlink(missing_ok=True)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Leave only tensors and plain types in a checkpoint, after all other hooks have added theirs."""
+        for name, value in checkpoint.items():
+            checkpoint[name] = to_plain(value)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Restore the logged scalars to what mmengine resumes from."""
+        restore_histories((checkpoint.get('message_hub') or {}).get('log_scalars') or {})
 
     def _path_of(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
