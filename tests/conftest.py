@@ -1,19 +1,32 @@
-"""One thread per process, and a narrow backbone with every parameter random, which makes GRN and leaks visible."""
+"""Settings that make small runs fast, and a narrow backbone with every parameter random: GRN and leaks are visible."""
 
+import ast
 import os
 
 import pytest
 import torch
+from mmengine.config import config as mmengine_config
 from mmengine.registry import DefaultScope
 from small_models import NARROW
 
 from mmconvnextv2 import ConvNeXtV2
 
 # On tensors this small, threads that wait for each other cost more than they save: 30 times as much when pytest-xdist
-# runs as many workers as there are cores. The number of threads also changes last bits. Processes
-# that tests start inherit the variable.
+# runs as many workers as there are cores. The number of threads also changes last bits. Processes that tests start
+# inherit the variable.
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
+
+
+def check_syntax(text, **options):
+    """Return a config's text unformatted, if it is Python."""
+    ast.parse(text)
+    return text, True
+
+
+# mmengine formats the config of a run with yapf seven times, which is most of the time of a small run. Commands that
+# tests start in processes of their own still do.
+mmengine_config.FormatCode = check_syntax
 
 
 @pytest.fixture(autouse=True)
