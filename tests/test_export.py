@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,6 +215,16 @@ def test_safetensors_folder(trained, export):
     state = {name: value for name, value in model.state_dict().items() if not name.startswith('data_preprocessor')}
     assert weights.keys() == state.keys() and all(torch.equal(weights[name], state[name]) for name in state)
     check_weights(model, weights, folder)
+
+
+def test_detectors_are_not_cut_in_silence(export, tmp_path):
+    """A detector's backbone is exported only if it is asked for by name; a bare command says so before it writes."""
+    release = Path(__file__).parent / 'test_release_0_1' / 'files' / 'mask-rcnn'
+    config, checkpoint = str(release / 'config.py'), str(release / 'epoch_1.pth')
+    with pytest.raises(ValueError, match=r"'MaskRCNN' \(mmdet\) is not exported whole: add --part backbone"):
+        export('program', config, checkpoint, out='detector.pt2')
+    assert not (tmp_path / 'detector.pt2').exists()
+    export('program', config, checkpoint, '--part', 'backbone', out='backbone.pt2')
 
 
 def test_mistakes_are_one_sentence(trained, export, tmp_path):

@@ -50,7 +50,11 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument('config', help='config file of any recipe')
     parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone in any layout')
     parser.add_argument('out', metavar=f'OUT{suffix}', help='the file to write')
-    parser.add_argument('--part', choices=PARTS, help='default: the whole segmentor or classifier, else the backbone')
+    parser.add_argument(
+        '--part',
+        choices=PARTS,
+        help='what to export; default: the whole segmentor or classifier. Detectors and FCMAE need --part backbone',
+    )
     parser.add_argument(
         '--size',
         type=int,

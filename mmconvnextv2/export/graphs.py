@@ -168,9 +168,20 @@ class Exported(NamedTuple):
 
 
 def default_part(cfg: Config) -> str:
-    """Return the part to export by default: the whole model if ``WHOLE`` has its type, else the backbone."""
+    """Return the part to export by default, the whole model.
+
+    Raises:
+        ValueError: If the whole model cannot be exported, as that of a detector: it must be said that the file is to
+            hold its backbone only.
+    """
     kinds = {(scope, kind): part for part, (scope, kind, _) in WHOLE.items()}
-    return kinds.get((cfg.default_scope, cfg.model.type), 'backbone')
+    part = kinds.get((cfg.default_scope, cfg.model.type))
+    if part is None:
+        raise UserError(
+            f'model.type={cfg.model.type!r} ({cfg.default_scope}) is not exported whole: add --part backbone to export '
+            f'its backbone, without {"neck, heads and boxes" if cfg.default_scope == "mmdet" else "the rest"}'
+        )
+    return part
 
 
 def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weights: str = 'default') -> Exported:
