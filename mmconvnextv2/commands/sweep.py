@@ -11,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 from typing import NamedTuple
 
 from ..engine.hooks.early_stopping import find_metric
@@ -24,6 +25,7 @@ KEYS = dict(
     lr='optim_wrapper.optimizer.lr',
     decay='optim_wrapper.paramwise_cfg.decay_rate',
     drop_path='model.backbone.drop_path_rate',
+    seed='randomness.seed',
 )
 GRIDS = {
     'mask-rcnn': dict(decay=(0.9, 0.95), drop_path=(0.2, 0.3, 0.4, 0.5)),  # A.3, learning rate 1e-4
@@ -58,6 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--lr', type=float, nargs='+', help='learning rates')
     parser.add_argument('--decay', type=float, nargs='+', help='layer-wise decay rates of the learning rate')
     parser.add_argument('--drop-path', type=float, nargs='+', help='drop path rates')
+    parser.add_argument('--seed', type=int, nargs='+', help='seeds; a second table has means and deviations over them')
     parser.add_argument('--work-dir', help='folder for the runs; default work_dirs/CONFIG_NAME_sweep')
     parser.add_argument(
         '--gpus', type=int, default=0, help='launch each run with tools/dist_train.sh on this many GPUs'
@@ -113,7 +116,8 @@ def grid_of(args: Namespace) -> dict[str, Sequence[float]]:
     grid = {name: values for name, values in given.items() if values}
     if not grid:
         raise UserError(
-            f'nothing to sweep: pass values with --lr, --decay or --drop-path, or --grid with one of {", ".join(GRIDS)}'
+            'nothing to sweep: pass values with --lr, --decay, --drop-path or --seed, or --grid with one of '
+            f'{", ".join(GRIDS)}'
         )
     return grid
 
@@ -206,7 +210,26 @@ def rank(runs: Sequence[Run], args: Namespace) -> str:
     at = len(rows[0]) - 4
     rows.sort(key=lambda row: (row[at] == '', row[at] if falls or row[at] == '' else -row[at]))
     header = [*runs[0].settings, f'{metric}, last', 'best', 'at step', '']
-    return '\n'.join([_line(header), '|---' * len(header) + '|', *map(_line, rows)])
+    table = '\n'.join([_line(header), '|---' * len(header) + '|', *map(_line, rows)])
+    if len({run.settings.get('seed') for run in runs}) > 1:
+        table += '\n\n' + _over_seeds(list(runs[0].settings), rows, metric, falls)
+    return table
+
+
+def _over_seeds(names: list[str], rows: list[list], metric: str, falls: bool) -> str:
+    """Return a Markdown table of the mean and the deviation over seeds of the last value, best mean first."""
+    groups: dict[tuple, list[float]] = {}
+    for row in rows:
+        values = groups.setdefault(tuple(value for name, value in zip(names, row) if name != 'seed'), [])
+        values += [row[len(names)]] if row[len(names)] != '' else []
+    means = [
+        [*group, mean(values), stdev(values) if len(values) > 1 else '', len(values)]
+        for group, values in groups.items()
+        if values
+    ]
+    means.sort(key=lambda row: row[-3] if falls else -row[-3])
+    header = [*(name for name in names if name != 'seed'), f'{metric}, last: mean', 'deviation', 'seeds']
+    return '\n'.join([_line(header), '|---' * len(header) + '|', *map(_line, means)])
 
 
 def metric_of(args: Namespace, known: set) -> str:

@@ -33,6 +33,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--resume', nargs='?', const='auto', help='checkpoint; without a value, the latest in work-dir')
     parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
+    parser.add_argument('--seed', type=int, help='seed of initialisation, data order, augmentation and masks')
     parser.add_argument('--plan', action='store_true', help='print what the run would do, and end')
     add_train_options(parser)
     add_run_arguments(parser)
@@ -47,6 +48,8 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
             :func:`~mmconvnextv2.commands.train_flags.apply_train_options`.
     """
     apply_train_options(cfg, args)
+    if args.seed is not None:
+        cfg.merge_from_dict({'randomness.seed': args.seed})
     if args.amp:
         cfg.optim_wrapper.type = 'BF16OptimWrapper'
         cfg.optim_wrapper.pop('loss_scale', None)

@@ -118,6 +118,20 @@ def test_table_is_sorted_by_the_last_value(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_seeds_are_averaged(tmp_path, capsys):
+    """With several seeds a second table has the mean and the sample deviation of each point, best mean first."""
+    arguments = [UPERNET, '--lr', '1e-4', '2e-4', '--seed', '0', '1', '2', '--work-dir', str(tmp_path)]
+    runs = plan_runs(parse_args(arguments))
+    assert [parse_train_args(run.command[2:]).cfg_options['randomness.seed'] for run in runs] == [0, 1, 2] * 2
+    for run, value in zip(runs, [1.0, 2.0, 6.0, 4.0, 4.0]):  # the last one has not started
+        (run.folder / 'run' / 'vis_data').mkdir(parents=True)
+        (run.folder / 'run' / 'vis_data' / 'scalars.json').write_text(json.dumps(dict(mIoU=value, step=1)) + '\n')
+    sweep(parse_args([*arguments, '--table']))
+    means = capsys.readouterr().out.strip().split('\n\n')[1].splitlines()
+    assert means[0] == '| lr | mIoU, last: mean | deviation | seeds |'
+    assert means[2:] == ['| 0.0002 | 4 | 0 | 2 |', '| 0.0001 | 3 | 2.64575 | 3 |']
+
+
 def test_sweep_trains_and_goes_on(tools, tmp_path, capsys):
     """Two learning rates are trained with their rates and ranked by mIoU; called again with one run no longer finished,
     it goes on from its checkpoint and leaves the other alone; a run that fails is named and the others are trained."""

@@ -265,3 +265,10 @@ def test_compile_explains():
     ):
         with pytest.raises(ValueError, match=message):
             apply_train_args(Config(dict(compile=compiled)), parse_train_args(['a.py', *arguments]))
+
+
+def test_seed_is_that_of_the_run():
+    """``--seed`` becomes ``randomness.seed``, and other keys of ``randomness`` stay."""
+    cfg = Config(dict(randomness=dict(seed=0, deterministic=True), optim_wrapper=dict()))
+    apply_train_args(cfg, parse_train_args(['config.py', '--seed', '7']))
+    assert cfg.randomness == dict(seed=7, deterministic=True)
