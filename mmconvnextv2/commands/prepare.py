@@ -1,0 +1,380 @@
+"""``tools/prepare.py``: from what a labelling tool exports to the layout, the split and the config of a first training.
+
+Reads COCO json (CVAT, Roboflow, Label Studio), YOLO folders, json of labelme, VIA and Label Studio for detection, and
+label PNGs for segmentation. Nothing of the export is changed.
+"""
+
+import json
+import os
+import shutil
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ..analysis.html import Report
+from ..datasets.formats import LabelledImage, Labels, Shape, read_label_maps, read_labels
+from ..datasets.image_files import EXTENSIONS, read_rgb
+from ..utils.atomic import new_folder
+from ..utils.errors import UserError
+from .arguments import add_traceback
+
+SPLITS = ('train', 'val')
+LEAST_AREA = 1.0  # square pixels of an object
+SAMPLES = 12  # images on the page
+RECIPES = dict(detect='custom/mask-rcnn_own-classes.py', segment='custom/upernet_own-classes.py')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Namespace:
+    """Parse the arguments of ``tools/prepare.py``."""
+    parser = ArgumentParser(
+        description='Turn an export of a labelling tool into a training set: OUT/ with images, labels, a split, '
+        'config.py and samples.html.',
+        epilog='Example: python tools/prepare.py export/annotations/instances_default.json --out data/own',
+    )
+    parser.add_argument('source', help='json (COCO, VIA, Label Studio) or folder (YOLO, labelme, Roboflow, label PNGs)')
+    parser.add_argument('--images', help='folder of the images; default: looked for around SOURCE')
+    parser.add_argument('--out', required=True, help='folder to write; it must not exist')
+    parser.add_argument('--task', choices=tuple(RECIPES), default='detect', help='default detect')
+    parser.add_argument('--val', type=float, default=0.2, help='share of images for validation; default 0.2')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the split; default 0')
+    add_traceback(parser)
+    return parser.parse_args(argv)
+
+
+def prepare(args: Namespace) -> None:
+    """Entry point of ``tools/prepare.py``.
+
+    Raises:
+        ValueError: If the export cannot be read, images are missing, or a class would have no objects to learn.
+    """
+    if not 0 < args.val < 1:
+        raise UserError(f'--val {args.val}: expected a share between 0 and 1')
+    with new_folder(args.out) as folder:
+        lines = (prepare_detection if args.task == 'detect' else prepare_segmentation)(args, Path(folder))
+    print('\n'.join(lines))
+    print(f'{args.out}: images, labels, config.py and samples.html; look at the samples, then start with')
+    print(f'    python tools/train.py {os.path.join(args.out, "config.py")}')
+
+
+def prepare_detection(args: Namespace, folder: Path) -> list[str]:
+    """Write COCO json, images, config and samples, and return what to print."""
+    labels = read_labels(args.source)
+    files = find_images(labels, args.source, args.images)
+    notes, sizes = list(labels.notes), {}
+    for image in labels.images:
+        sizes[image.file] = read_rgb(files[image.file]).shape[:2]
+        image.shapes = [shape for shape in image.shapes if _is_sound(shape, sizes[image.file], image.file, notes)]
+    boxes = sum(shape.is_box for image in labels.images for shape in image.shapes)
+    if boxes:
+        notes.append(f'{boxes} objects are boxes without an outline: their masks are the boxes, so ignore mask AP')
+    names = [{shape.name for shape in image.shapes} for image in labels.images]
+    parts = split_images(labels.images, names, args.val, args.seed)
+    counts = {}
+    for split, chosen in zip(SPLITS, parts):
+        (folder / split).mkdir()
+        content = _coco_of(chosen, labels.classes, files, sizes, folder / split)
+        (folder / f'{split}.json').write_text(json.dumps(content))
+        counts[split] = Counter(shape.name for image in chosen for shape in image.shapes)
+    _write_config(args, folder, labels.classes)
+    _write_page(
+        folder,
+        args,
+        labels.classes,
+        counts,
+        notes,
+        [
+            (files[image.file], _draw_shapes(read_rgb(files[image.file]), image.shapes, labels.classes))
+            for image in labels.images[:SAMPLES]
+        ],
+    )
+    return _summary(labels.tool, parts, labels.classes, counts, 'objects', notes)
+
+
+def prepare_segmentation(args: Namespace, folder: Path) -> list[str]:
+    """Write label PNGs, images, config and samples, and return what to print."""
+    maps = read_label_maps(args.source)
+    found = {label: np.unique(maps.read(label)) for _, label in maps.pairs}
+    images = [LabelledImage(image) for image, _ in maps.pairs]
+    label_of = dict(maps.pairs)
+    names = [{maps.classes[value] for value in found[label_of[one.file]] if value < 255} for one in images]
+    parts = split_images(images, names, args.val, args.seed)
+    suffixes = {Path(image.file).suffix for image in images}
+    suffix = suffixes.pop() if len(suffixes) == 1 else '.png'
+    counts, notes = {}, []
+    for split, chosen in zip(SPLITS, parts):
+        (folder / 'images' / split).mkdir(parents=True)
+        (folder / 'labels' / split).mkdir(parents=True)
+        counts[split] = Counter()
+        for image in chosen:
+            labels, pixels = maps.read(label_of[image.file]), read_rgb(image.file)
+            if labels.shape != pixels.shape[:2]:
+                raise UserError(
+                    f'{image.file} is {pixels.shape[1]} x {pixels.shape[0]} pixels, its labels are {labels.shape[1]} x '
+                    f'{labels.shape[0]}: export both at one size'
+                )
+            stem = Path(image.file).stem
+            target = folder / 'images' / split / f'{stem}{suffix}'
+            if Path(image.file).suffix == suffix:
+                shutil.copyfile(image.file, target)
+            else:  # several formats become one
+                cv2.imwrite(str(target), pixels[..., ::-1])
+            cv2.imwrite(str(folder / 'labels' / split / f'{stem}.png'), labels)
+            counts[split].update(maps.classes[value] for value in np.unique(labels) if value < 255)
+    _write_config(args, folder, maps.classes, suffix)
+    _write_page(
+        folder,
+        args,
+        maps.classes,
+        counts,
+        notes,
+        [(image, _draw_map(read_rgb(image), maps.read(label))) for image, label in maps.pairs[:SAMPLES]],
+    )
+    return _summary('label PNGs', parts, maps.classes, counts, 'images', notes)
+
+
+def find_images(labels: Labels, source: str, given: str | None) -> dict[str, str]:
+    """Return the file of each image of an export, looked for by path and then by name.
+
+    Raises:
+        ValueError: If images are missing, or two files have the name of one.
+    """
+    root = Path(given or source)
+    root = root if root.is_dir() else root.parent
+    roots = [root] if given else [root, root.parent]
+    by_name: dict[str, list[Path]] = {}
+    for place in roots:
+        by_name = {}
+        for path in sorted(place.rglob('*')):
+            if path.suffix.lower() in EXTENSIONS:
+                by_name.setdefault(path.name, []).append(path)
+        if any(Path(image.file).name in by_name for image in labels.images):
+            break
+    files, missing = {}, []
+    for image in labels.images:
+        name = Path(image.file.replace('\\', '/'))
+        candidates = [path for path in by_name.get(name.name, []) if str(path).endswith(str(name))]
+        candidates = candidates or by_name.get(name.name, [])
+        same_split = [path for path in candidates if image.split and image.split[:3] in str(path)]
+        candidates = same_split if len(candidates) > 1 and same_split else candidates
+        if len(candidates) > 1:
+            raise UserError(f'{image.file}: {candidates[0]} and {candidates[1]} have this name: pass --images')
+        if candidates:
+            files[image.file] = str(candidates[0])
+        else:
+            missing.append(image.file)
+    if missing:
+        raise UserError(
+            f'{len(missing)} of {len(labels.images)} images are not below {roots[-1]}, such as {missing[0]}: export '
+            'with images, or pass their folder with --images'
+        )
+    return files
+
+
+def split_images(
+    images: list[LabelledImage], names: list[set[str]], share: float, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Split images for training and validation, so that each class with two images or more occurs in both.
+
+    A split that the export gives is kept. Otherwise images are shuffled, and rare classes are dealt first.
+
+    Raises:
+        ValueError: If there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise UserError(f'{len(images)} labelled images: expected at least 2, one to train and one to validate')
+    if {image.split for image in images} == set(SPLITS):
+        return tuple([image for image in images if image.split == split] for split in SPLITS)
+    order = np.random.default_rng(seed).permutation(len(images))
+    wanted = min(max(1, round(share * len(images))), len(images) - 1)
+    frequency = Counter(name for found in names for name in found)
+    chosen: set[int] = set()
+    for name, count in sorted(frequency.items(), key=lambda one: (one[1], one[0])):
+        holders = [index for index in order if name in names[index]]
+        if count > 1 and not chosen & set(holders) and len(chosen) < wanted:
+            chosen.add(int(holders[0]))
+    for index in order:
+        lone = any(
+            all(other in chosen or name not in names[other] or other == index for other in range(len(images)))
+            for name in names[index]
+        )
+        if len(chosen) < wanted and not lone:
+            chosen.add(int(index))
+    for index in order:  # where every class is rare
+        if len(chosen) < wanted:
+            chosen.add(int(index))
+    train = [image for index, image in enumerate(images) if index not in chosen]
+    return train, [image for index, image in enumerate(images) if index in chosen]
+
+
+def _is_sound(shape: Shape, size: tuple[int, int], file: str, notes: list[str]) -> bool:
+    """Clip an outline to its image, in place; return whether anything is left of it."""
+    if shape.rle is not None:
+        return True
+    height, width = size
+    for polygon in shape.polygons:
+        clipped = [min(max(number, 0.0), (width, height)[index % 2]) for index, number in enumerate(polygon)]
+        if max(abs(one - other) for one, other in zip(polygon, clipped)) > 1:
+            notes.append(f'{file}: an outline of {shape.name} left the image and was clipped')
+        polygon[:] = clipped
+    if sum(map(_area, shape.polygons)) < LEAST_AREA:
+        notes.append(f'{file}: a {shape.name} of less than {LEAST_AREA:g} pixel was left out')
+        return False
+    return True
+
+
+def _area(polygon: list[float]) -> float:
+    x, y = np.array(polygon[::2]), np.array(polygon[1::2])
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+
+
+def _coco_of(
+    images: list[LabelledImage], classes: list[str], files: dict[str, str], sizes: dict[str, tuple[int, int]], to: Path
+) -> dict[str, Any]:
+    """Copy images, and return their COCO json."""
+    content: dict[str, Any] = dict(
+        images=[], annotations=[], categories=[dict(id=label + 1, name=name) for label, name in enumerate(classes)]
+    )
+    taken: set[str] = set()
+    for number, image in enumerate(images, 1):
+        name = Path(files[image.file]).name
+        name = f'{number}_{name}' if name in taken else name
+        taken.add(name)
+        shutil.copyfile(files[image.file], to / name)
+        height, width = sizes[image.file]
+        content['images'].append(dict(id=number, file_name=name, height=height, width=width))
+        for shape in image.shapes:
+            content['annotations'].append(
+                dict(
+                    id=len(content['annotations']) + 1,
+                    image_id=number,
+                    category_id=classes.index(shape.name) + 1,
+                    iscrowd=int(shape.crowd),
+                    **_outline(shape, height, width),
+                )
+            )
+    return content
+
+
+def _outline(shape: Shape, height: int, width: int) -> dict[str, Any]:
+    if shape.rle is None:
+        corners = np.concatenate([np.array(polygon).reshape(-1, 2) for polygon in shape.polygons])
+        (left, top), (right, bottom) = corners.min(0), corners.max(0)
+        area = sum(map(_area, shape.polygons))
+        bbox = [float(left), float(top), float(right - left), float(bottom - top)]
+        return dict(segmentation=shape.polygons, area=area, bbox=bbox)
+    rle = shape.rle
+    if isinstance(rle['counts'], list):
+        rle = coco_mask.frPyObjects(rle, height, width)
+    encoded = dict(rle, counts=rle['counts'] if isinstance(rle['counts'], bytes) else rle['counts'].encode())
+    area, bbox = float(coco_mask.area(encoded)), coco_mask.toBbox(encoded).tolist()
+    return dict(segmentation=shape.rle, area=area, bbox=bbox)
+
+
+def _write_config(args: Namespace, folder: Path, classes: list[str], suffix: str = '') -> None:
+    root = os.path.abspath(args.out) + '/' * (args.task == 'detect')
+    heads = (
+        'roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes)))'
+        if args.task == 'detect'
+        else 'decode_head=dict(num_classes=len(classes)), auxiliary_head=dict(num_classes=len(classes))'
+    )
+    ending = f', img_suffix={suffix!r}' if suffix else ''
+    lines = [
+        f'# Written by tools/prepare.py from {os.path.basename(os.path.normpath(args.source))}.',
+        f"_base_ = 'mmconvnextv2::{RECIPES[args.task]}'",
+        f'classes = {tuple(classes)!r}',
+        f'data_root = {root!r}',
+        f'model = dict({heads})',
+        f'own = dict(data_root=data_root, metainfo=dict(classes=classes){ending})',
+    ]
+    if args.task == 'segment':
+        lines += [
+            "own_labels = dict(type='LoadCheckedLabels', num_classes=len(classes))",
+            'steps = [_base_.resize, _base_.crop, _base_.flip, _base_.colour, _base_.pack]',
+            'train_pipeline = [_base_.load, own_labels, *steps]',
+            'test_pipeline = [_base_.load, _base_.test_resize, own_labels, _base_.pack]',
+            'train_dataloader = dict(dataset=dict(pipeline=train_pipeline, **own))',
+            'val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **own))',
+            'test_dataloader = val_dataloader',
+        ]
+    else:
+        lines += [
+            'train_dataloader = dict(dataset=own)',
+            'val_dataloader = dict(dataset=own)',
+            'test_dataloader = val_dataloader',
+            "val_evaluator = dict(ann_file=data_root + 'val.json')",
+            'test_evaluator = val_evaluator',
+        ]
+    (folder / 'config.py').write_text('\n'.join(lines) + '\n')
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    """Return a distinct colour per label: hues at the golden angle."""
+    hsv = np.uint8([[[label * 110 % 180, 200, 255]]])
+    return tuple(map(int, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]))
+
+
+def _draw_shapes(image: np.ndarray, shapes: list[Shape], classes: list[str]) -> np.ndarray:
+    drawn = np.ascontiguousarray(image)
+    thickness = max(1, max(image.shape[:2]) // 300)
+    for shape in shapes:
+        colour = _colour(classes.index(shape.name))
+        outlines = [np.array(polygon).reshape(-1, 1, 2).round().astype(np.int32) for polygon in shape.polygons]
+        cv2.polylines(drawn, outlines, True, colour, thickness)
+        if outlines:
+            left, top = outlines[0].min(0)[0]
+            place = (int(left), max(int(top) - 3, 12))
+            cv2.putText(drawn, shape.name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thickness, colour, thickness)
+    return drawn
+
+
+def _draw_map(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    colours = np.array([_colour(label) for label in range(255)] + [(0, 0, 0)], np.uint8)[labels]
+    return np.where((labels == 255)[..., None], image, image // 2 + colours // 2)
+
+
+def _write_page(
+    folder: Path,
+    args: Namespace,
+    classes: list[str],
+    counts: dict[str, Counter],
+    notes: list[str],
+    samples: list[tuple[str, np.ndarray]],
+) -> None:
+    page = Report(f'Samples of {os.path.basename(os.path.normpath(args.out))}')
+    unit = 'objects' if args.task == 'detect' else 'images'
+    for path, drawn in samples:
+        _, png = cv2.imencode('.jpg', drawn[..., ::-1])
+        page.image(png.tobytes(), os.path.basename(path))
+    rows = [[name, *(counts[split][name] for split in SPLITS)] for name in classes]
+    page.table(['class', *(f'{split}: {unit}' for split in SPLITS)], rows)
+    for note in notes:
+        page.text(note)
+    page.write(folder / 'samples.html')
+
+
+def _summary(
+    tool: str,
+    parts: tuple[list[LabelledImage], list[LabelledImage]],
+    classes: list[str],
+    counts: dict[str, Counter],
+    unit: str,
+    notes: list[str],
+) -> list[str]:
+    lines = [f'{tool}: {sum(map(len, parts))} images, {len(parts[0])} for training and {len(parts[1])} for validation']
+    width = max(map(len, classes))
+    for name in classes:
+        warning = '' if all(counts[split][name] for split in SPLITS) else f'  <- none in {_lacking(counts, name)}'
+        numbers = ', '.join(f'{counts[split][name]} {unit} in {split}' for split in SPLITS)
+        lines.append(f'    {name:{width}}  {numbers}{warning}')
+    shown = notes[:8] + [f'and {len(notes) - 8} more, on samples.html'] * (len(notes) > 8)
+    return lines + [f'note: {note}' for note in shown]
+
+
+def _lacking(counts: dict[str, Counter], name: str) -> str:
+    return ' and '.join(split for split in SPLITS if not counts[split][name])
