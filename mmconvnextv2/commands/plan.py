@@ -7,6 +7,7 @@ import torch
 from mmengine.dist import get_world_size
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
+from torch import nn
 
 from ..engine.model_state import unwrapped
 from ..engine.runner import NamingRunner
@@ -148,6 +149,8 @@ def _checkpoints(runner: Runner, unit: str, length: int, warnings: list[str]) ->
     kept = min(written, most) if most and most > 0 else written
     kept += bool(hook.get('save_best'))
     model = unwrapped(runner.model)
+    if not isinstance(model, nn.Module):  # FlexibleRunner builds it later, in shards
+        return f'{kept} kept of {written}'
     trained = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
     frozen = sum(one.numel() * one.element_size() for one in model.parameters() if not one.requires_grad)
     states = 2 if hook.get('save_optimizer', True) else 0  # AdamW's two moments
@@ -162,6 +165,8 @@ def _checkpoints(runner: Runner, unit: str, length: int, warnings: list[str]) ->
 
 def _device(runner: Runner) -> str:
     model = unwrapped(runner.model)
+    if not isinstance(model, nn.Module):
+        return f'{get_world_size()} processes with {type(runner.strategy).__name__}'
     device = next(model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     precision = {'BF16OptimWrapper': 'bfloat16', 'FP16OptimWrapper': 'float16', 'AmpOptimWrapper': 'autocast'}

@@ -112,7 +112,7 @@ class Predictor:
         with DefaultScope.overwrite_default_scope(self.scope):
             self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'predictions'})
         if self.scope == 'mmdet':
-            self.visualizer.dataset_meta = self.model.module.dataset_meta
+            self.visualizer.dataset_meta = dict(classes=self.model.classes, palette=self.model.palette or 'random')
         else:
             self.visualizer.set_dataset_meta(classes=self.model.classes, palette=self.model.palette)
 

@@ -13,7 +13,12 @@ from mmconvnextv2.utils.config import load_config
 ROOT = Path(__file__).parents[2]
 NO_RECIPES = {'_base_', 'custom', 'quickstart'}  # parts, worked examples and the embedded demonstration
 FOLDERS = sorted({path.parent.name for path in (ROOT / 'configs').glob('*/*.py')} - NO_RECIPES)
-RECIPES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / 'configs' / folder).glob('*.py'))
+RECIPES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in FOLDERS
+    for path in (ROOT / 'configs' / folder).glob('*.py')
+    if not path.read_text().startswith('# The name of 0.1')
+)
 BUILT_ELSEWHERE = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')  # compared by test_every_leaf.py
 SOURCE = re.compile(
     r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt-V2)(, (table|section) [\d.]+[a-f]?)?'

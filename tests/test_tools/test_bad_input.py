@@ -71,7 +71,10 @@ def test_arguments_that_libraries_refuse(tools, tmp_path, option, pieces):
             'val_evaluator.iou_metrics=mFoo',
             ('val_evaluator or test_evaluator (IoUMetric) failed with KeyError', 'mFoo'),
         ),
-        ('default_hooks.checkpoint.save_best=mIou', ('the hook VerifiedCheckpointHook failed with KeyError', 'mIou')),
+        (
+            'default_hooks.checkpoint.save_best=mIou',
+            ("default_hooks.checkpoint.save_best='mIou' is not among the metrics", 'mIoU'),
+        ),
     ],
 )
 def test_metrics_and_hooks_that_fail(tools, tmp_path, option, pieces):

@@ -5,6 +5,7 @@ complete, and truncates ``last_checkpoint`` to write it. Here a file gets its fi
 disk and read back. Only then does ``last_checkpoint`` point to it, and only then are outdated files removed.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -14,10 +15,12 @@ from pathlib import Path
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 
 from ...checkpoint.plain import restore_histories, to_plain
-from ...utils.errors import RunError
+from ...utils.errors import RunError, UserError
+from ...utils.suggestions import nearest
 from ..folder_lock import lock_folder
 
 PART = '.part'  # suffix of a file that is being written
@@ -122,6 +125,7 @@ class VerifiedCheckpointHook(CheckpointHook):
         if backend_args is None and '://' not in str(out_dir or ''):
             backend_args = dict(ATOMIC)
         super().__init__(*args, backend_args=backend_args, out_dir=out_dir, **kwargs)
+        self._warned = False  # that the metric of save_best is missing
 
     def before_train(self, runner) -> None:
         """Lock the folder, and remove files that a killed run left unfinished or had not yet removed.
@@ -217,7 +221,7 @@ class VerifiedCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner, metrics: dict) -> None:
         """Save the best checkpoint as mmengine does, and only then remove the previous best."""
-        if not self.save_best:
+        if not self.save_best or self._lacks(metrics):
             return
         before = self._best_paths()
         self._set_best_paths(dict.fromkeys(before))  # otherwise mmengine removes them before saving
@@ -225,6 +229,24 @@ class VerifiedCheckpointHook(CheckpointHook):
         after = {key: path or before.get(key) for key, path in self._best_paths().items()}
         self._set_best_paths(after)
         self._remove([path for path in before.values() if path and path not in after.values()])
+
+    def _lacks(self, metrics: dict) -> bool:
+        """Return whether the evaluation lacks the metric of ``save_best``, as that of a recipe with other evaluators.
+
+        Raises:
+            ValueError: If it has one of a similar name.
+        """
+        lacking = [key for key in self.key_indicators if key != 'auto' and key not in metrics]
+        if not lacking:
+            return False
+        there = f'is not among the metrics of the evaluation, {", ".join(metrics)}'
+        if nearest(lacking[0], metrics):
+            raise UserError(f'default_hooks.checkpoint.save_best={lacking[0]!r} {there}')
+        if not self._warned:
+            self._warned = True
+            said = f'no best checkpoint is kept: default_hooks.checkpoint.save_best={lacking[0]!r} {there}'
+            print_log(said, 'current', logging.WARNING)
+        return True
 
     def _best_paths(self) -> dict:
         return {None: self.best_ckpt_path} if len(self.key_indicators) == 1 else dict(self.best_ckpt_path_dict)

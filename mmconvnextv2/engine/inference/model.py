@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from ...checkpoint import check_weights, extract_state_dict
 from ...checkpoint.load import load_file
 from ...datasets.image_files import read_image
-from ...utils.config import import_scope, load_config, reads_files, steps_of_test
+from ...utils.config import import_scope, inner_datasets, load_config, reads_files, steps_of_test
 from ...utils.errors import UserError
 from ..console import quiet_warnings
 from .images import to_pipeline_image
@@ -95,7 +96,8 @@ class Model:
             raise UserError(f'the checkpoint {source} has no class names: pass one written by tools/train.py')
         self.classes = tuple(names)
         known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
-        self.palette = known.get('palette')
+        palette = known.get('palette') or _palette_of(config)
+        self.palette = [tuple(colour) for colour in palette] if isinstance(palette, (list, tuple)) else None
         module.dataset_meta = dict(known, classes=self.classes)
         steps = steps_of_test(config)
         if not steps:
@@ -197,6 +199,13 @@ def _class_names(meta: dict, config: Config) -> Sequence[str]:
         dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
         found = (dataset.get('metainfo') or {}).get('classes')
     return (found,) if isinstance(found, str) else tuple(found or ())
+
+
+def _palette_of(config: Config) -> Any:
+    """Return the palette of the class of the test data set, None if it has none."""
+    dataset = next(inner_datasets((config.get('test_dataloader') or {}).get('dataset') or {}), {})
+    kind = import_module(f'{config.default_scope}.registry').DATASETS.get(dataset.get('type', ''))
+    return (getattr(kind, 'METAINFO', None) or {}).get('palette')
 
 
 def _channels_of(config: Config, loader: dict) -> int:
