@@ -27,7 +27,7 @@ JOBS = {
 def build_jobs():
     """Return a function for each of ``JOBS``. Only names that all versions have are used."""
     import torch
-    from mmengine.registry import MODELS
+    from mmpretrain.registry import MODELS
     from mmpretrain.structures import DataSample
 
     import mmconvnextv2.pretrain  # noqa: F401, registers FCMAE
