@@ -130,6 +130,12 @@ def variant_by_loops(sites, counted, aggregation, normalization):
     return np.stack(scales)
 
 
+def test_affine_false_warns():
+    """The argument that no recipe uses says when it goes."""
+    with pytest.warns(FutureWarning, match='will be removed in 0.4'):
+        GRN(8, affine=False)
+
+
 @pytest.mark.parametrize('affine', (True, False))
 @pytest.mark.parametrize('residual', (True, False))
 @pytest.mark.parametrize('normalization', NORMALIZATIONS)

@@ -6,6 +6,7 @@ those here are the defaults of torch and of the competitors' papers.
 """
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,8 @@ class GRN(GlobalResponseNorm):
             ``'none'`` (X * G(X)). Defaults to ``'x/sum'``.
         residual (bool): Whether to add x. If so, gamma is initialised to 0 and the norm is the identity; otherwise
             gamma is initialised to 1. Defaults to True.
-        affine (bool): Whether there are parameters gamma and beta. Defaults to True.
+        affine (bool): Whether there are parameters gamma and beta. Deprecated: no recipe and no row of the paper lacks
+            them. Defaults to True.
 
     Raises:
         ValueError: If the aggregation or the normalization is unknown.
@@ -59,6 +61,7 @@ class GRN(GlobalResponseNorm):
         if not residual:
             nn.init.ones_(self.gamma)
         if not affine:
+            warnings.warn('GRN(affine=False) will be removed in 0.4: no recipe uses it', FutureWarning, stacklevel=2)
             self.register_parameter('gamma', None)
             self.register_parameter('beta', None)
 
