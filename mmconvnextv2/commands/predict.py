@@ -22,7 +22,7 @@ from mmengine.logging import print_log
 from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import ProgressBar
 
-from ..datasets.image_files import EXTENSIONS, list_images
+from ..datasets.image_files import EXTENSIONS, list_images, write_label_map
 from ..engine.inference import load
 from ..engine.inference.images import as_bgr
 from ..utils.atomic import replacing
@@ -192,9 +192,8 @@ def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterat
     description = dict(file=source.path, **predictor.describe(sample))
     if predictor.scope == 'mmseg':
         description['labels'] = os.path.join('labels', f'{source.name}.png')
-        dtype = np.uint8 if len(predictor.classes) <= 256 else np.uint16
-        labels = sample.pred_sem_seg.data[0].numpy().astype(dtype)  # (H, W)
-        mmcv.imwrite(labels, os.path.join(out, description['labels']))
+        labels = sample.pred_sem_seg.data[0].numpy()  # (H, W)
+        write_label_map(labels, os.path.join(out, description['labels']), predictor.model.palette)
     yield description
 
 
@@ -217,7 +216,12 @@ def predict_video(predictor: Predictor, source: ImageSource, out: str) -> Iterat
         for frame in reader:
             sample = predictor(frame)
             writer.write(predictor.draw(frame, sample))
-            yield dict(file=source.path, frame=number, **predictor.describe(sample))
+            description = dict(file=source.path, frame=number, **predictor.describe(sample))
+            if predictor.scope == 'mmseg':
+                description['labels'] = os.path.join('labels', source.name, f'{number:06}.png')
+                labels = sample.pred_sem_seg.data[0].numpy()  # (H, W)
+                write_label_map(labels, os.path.join(out, description['labels']), predictor.model.palette)
+            yield description
             number += 1
     finally:
         writer.release()

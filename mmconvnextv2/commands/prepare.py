@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from ..analysis.html import Report
 from ..datasets.formats import LabelledImage, Labels, Shape, read_label_maps, read_labels
-from ..datasets.image_files import EXTENSIONS, read_rgb
+from ..datasets.image_files import EXTENSIONS, class_colours, read_rgb, write_label_map
 from ..utils.atomic import new_folder
 from ..utils.errors import UserError
 from .arguments import add_traceback
@@ -124,7 +124,7 @@ def prepare_segmentation(args: Namespace, folder: Path) -> list[str]:
                 shutil.copyfile(image.file, target)
             else:  # several formats become one
                 cv2.imwrite(str(target), pixels[..., ::-1])
-            cv2.imwrite(str(folder / 'labels' / split / f'{stem}.png'), labels)
+            write_label_map(labels, str(folder / 'labels' / split / f'{stem}.png'))
             counts[split].update(maps.classes[value] for value in np.unique(labels) if value < 255)
     _write_config(args, folder, maps.classes, suffix)
     _write_page(
@@ -313,17 +313,11 @@ def _write_config(args: Namespace, folder: Path, classes: list[str], suffix: str
     (folder / 'config.py').write_text('\n'.join(lines) + '\n')
 
 
-def _colour(label: int) -> tuple[int, int, int]:
-    """Return a distinct colour per label: hues at the golden angle."""
-    hsv = np.uint8([[[label * 110 % 180, 200, 255]]])
-    return tuple(map(int, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]))
-
-
 def _draw_shapes(image: np.ndarray, shapes: list[Shape], classes: list[str]) -> np.ndarray:
-    drawn = np.ascontiguousarray(image)
+    drawn, colours = np.ascontiguousarray(image), class_colours(len(classes))
     thickness = max(1, max(image.shape[:2]) // 300)
     for shape in shapes:
-        colour = _colour(classes.index(shape.name))
+        colour = tuple(map(int, colours[classes.index(shape.name)]))
         outlines = [np.array(polygon).reshape(-1, 1, 2).round().astype(np.int32) for polygon in shape.polygons]
         cv2.polylines(drawn, outlines, True, colour, thickness)
         if outlines:
@@ -334,7 +328,7 @@ def _draw_shapes(image: np.ndarray, shapes: list[Shape], classes: list[str]) -> 
 
 
 def _draw_map(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    colours = np.array([_colour(label) for label in range(255)] + [(0, 0, 0)], np.uint8)[labels]
+    colours = class_colours(256)[labels]
     return np.where((labels == 255)[..., None], image, image // 2 + colours // 2)
 
 

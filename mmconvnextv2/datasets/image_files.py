@@ -7,6 +7,7 @@ import cv2
 import mmcv
 import numpy as np
 from mmengine.utils import scandir
+from PIL import Image
 
 from ..utils.errors import MissingFileError, UserError
 
@@ -88,3 +89,29 @@ def read_image(load: Callable[[dict], dict | None] | None, path: str) -> dict:
     if results is None or results.get('img') is None:
         raise UserError(f'{path} cannot be read as an image')
     return results
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Return distinct RGB colours, uint8 (count, 3), with hues at the golden angle."""
+    hsv = np.array([[round(label * 68.75) % 180, 200, 255] for label in range(count)], np.uint8)  # 137.5 degrees
+    return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
+
+
+def write_label_map(labels: np.ndarray, path: str, palette: Sequence | None = None) -> None:
+    """Write class indices (H, W) as a PNG in which viewers show colours and readers of indices find indices.
+
+    Args:
+        labels (np.ndarray): Integers from 0; above 255 the PNG has 16 bits and no colours.
+        path (str): File to write; its folder is created.
+        palette (Sequence, optional): RGB colours by label, 0 to 255. Defaults to None, distinct colours.
+    """
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    if labels.max(initial=0) > 255:
+        Image.fromarray(labels.astype(np.uint16)).save(path)
+        return
+    colours = class_colours(256)
+    if palette is not None:
+        colours[: len(palette)] = palette[:256]
+    image = Image.frombytes('P', labels.shape[::-1], labels.astype(np.uint8).tobytes())
+    image.putpalette(colours.flatten().tolist())
+    image.save(path)

@@ -14,10 +14,12 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
 
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
 from mmconvnextv2.commands.predict import Predictor, list_sources, parse_args, predict
 from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.datasets.image_files import class_colours, write_label_map
 from mmconvnextv2.engine.inference.images import as_bgr
 from mmconvnextv2.utils.config import import_scope, read_config
 
@@ -89,7 +91,7 @@ def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_p
     written = run_predict(tools, trained, 'upernet', tmp_path, tools.data / VAL['upernet'])
     wanted = evaluated('upernet')
     for prediction in written['predictions']:
-        labels = mmcv.imread(tmp_path / prediction['labels'], flag='unchanged')
+        labels = np.asarray(Image.open(tmp_path / prediction['labels']))
         np.testing.assert_array_equal(labels, wanted[Path(prediction['file']).stem]['pred_sem_seg']['data'][0])
         shares = {
             name: round(float((labels == label).mean() * 100), 3)
@@ -112,6 +114,24 @@ def test_video_frames_are_predicted_one_by_one(tools, trained, tmp_path):
     assert [frame['frame'] for frame in frames] == [0, 1]
     assert [frame['classes'] for frame in frames] == [image['classes'] for image in images]
     assert mmcv.VideoReader(str(tmp_path / 'film' / 'drawn' / 'film.mp4')).frame_cnt == 2
+    for frame, image in zip(frames, images):
+        maps = [
+            np.asarray(Image.open(tmp_path / folder / one['labels']))
+            for folder, one in (('film', frame), ('images', image))
+        ]
+        assert np.array_equal(*maps)
+
+
+def test_label_maps_show_colours_and_hold_indices(tmp_path):
+    """A viewer shows the palette's colours, a reader of indices finds the labels; 300 classes take 16 bits."""
+    labels, palette = np.array([[0, 1, 2], [2, 1, 0]]), [[255, 0, 0], [0, 255, 0], [0, 0, 255]]
+    write_label_map(labels, str(tmp_path / 'new' / 'a.png'), palette)
+    image = Image.open(tmp_path / 'new' / 'a.png')
+    assert np.array_equal(np.asarray(image), labels)
+    assert np.array_equal(np.asarray(image.convert('RGB')), np.array(palette)[labels])
+    assert len(np.unique(class_colours(40), axis=0)) == 40
+    write_label_map(labels + 298, str(tmp_path / 'b.png'))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / 'b.png')), labels + 298)
 
 
 def predict_all(tools, trained, task, out, *inputs, options=()):
@@ -311,4 +331,4 @@ def test_inferencers_take_our_configs(tools, trained, tmp_path, task):
     from mmseg.apis import MMSegInferencer
 
     theirs = MMSegInferencer(config, checkpoint, device='cpu')(image)['predictions']
-    np.testing.assert_array_equal(theirs, mmcv.imread(tmp_path / ours['labels'], flag='unchanged'))
+    np.testing.assert_array_equal(theirs, np.asarray(Image.open(tmp_path / ours['labels'])))
