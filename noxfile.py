@@ -72,7 +72,7 @@ def install_wheel(session: nox.Session, *options: str, extras: str = '') -> None
     session.install(*options, f'{wheel}{extras}')
 
 
-def tell_story(session: nox.Session, *options: str) -> None:
+def run_story(session: nox.Session, *options: str) -> None:
     """Run tests/wheel_story.py in an empty folder outside the clone."""
     with tempfile.TemporaryDirectory() as folder:
         session.run('python', str(ROOT / 'tests' / 'wheel_story.py'), folder, *options)
@@ -83,7 +83,7 @@ def wheel(session: nox.Session) -> None:
     """Test the wheel: inherit a config from it, train, test, predict, convert."""
     borrow(session)
     install_wheel(session, '--no-deps', '--force-reinstall')
-    tell_story(session, *session.posargs)
+    run_story(session, *session.posargs)
 
 
 @nox.session(python='3.11')
@@ -92,7 +92,7 @@ def mim(session: nox.Session) -> None:
     session.install('openmim==0.3.9')
     borrow(session, ('setuptools', '_distutils_hack', 'requests', 'rich', 'tqdm'))
     install_wheel(session, '--no-deps', '--force-reinstall')
-    tell_story(session, '--mim', *session.posargs)
+    run_story(session, '--mim', *session.posargs)
 
 
 @nox.session(python='3.11')

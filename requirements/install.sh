@@ -52,15 +52,15 @@ stop() {
 # Runs a command with its output in $venv/install.log, and prints its progress every ten seconds. The command has its own
 # process group, so that Ctrl-C ends its compilers, too.
 quietly() {
-    local title=$1 started=$SECONDS told=$SECONDS step pid; shift
+    local title=$1 started=$SECONDS shown=$SECONDS step pid; shift
     say "$title ..."
     printf '\n## %s: %s\n' "$title" "$*" >> "$venv/install.log"
     set -m; "$@" >> "$venv/install.log" 2>&1 < /dev/null & pid=$!; set +m
     trap 'stop $pid' INT TERM
     while kill -0 "$pid" 2>/dev/null; do
         sleep 0.2
-        if (( SECONDS - told >= 10 )); then
-            told=$SECONDS
+        if (( SECONDS - shown >= 10 )); then
+            shown=$SECONDS
             step=$(tail -n 40 "$venv/install.log" | grep -oE '\[[0-9]+/[0-9]+\]|Downloading [^ ]+|Installing collected' | tail -n 1 || true)
             printf 'setup:   %4d s  %s\n' $((SECONDS - started)) "${step:-working}"
         fi

@@ -38,6 +38,6 @@ def shape_of(text):
 
 def not_printed(block, printed):
     """Return the lines of a block that nothing printed ends with, except for their numbers; ``...`` leaves some out."""
-    told = {shape_of(line) for line in printed.replace('\r', '\n').splitlines()}
+    printed_lines = {shape_of(line) for line in printed.replace('\r', '\n').splitlines()}
     expected = [shape_of(line) for line in block.splitlines() if line.strip() != '...']
-    return [line for line in expected if not any(one.endswith(line) for one in told)]
+    return [line for line in expected if not any(one.endswith(line) for one in printed_lines)]

@@ -203,5 +203,5 @@ def test_page_of_the_installed_package(site, tmp_path):
         text=True,
         env={**os.environ, 'PYTHONPATH': str(site)},
     )
-    told = run.stdout[-6000:] + run.stderr[-6000:]
-    assert run.returncode == 0 and run.stdout.endswith('the story ended well\n'), told
+    output = run.stdout[-6000:] + run.stderr[-6000:]
+    assert run.returncode == 0 and run.stdout.endswith('the story ended well\n'), output

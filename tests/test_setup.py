@@ -364,9 +364,9 @@ def test_settings_of_other_installs_do_not_reach_pip(machine):
         env={'PATH': str(machine.tools), 'PYTHON': 'python3.11', **environment},
     )
     assert started.returncode == 0, started.stderr
-    told = dict(line.partition('=')[::2] for line in seen.read_text().splitlines())
-    assert not set(names) & set(told) and told['PIP_USER'] == told['PIP_REQUIRE_VIRTUALENV'] == '0'
-    assert told['PIP_INDEX_URL'] == 'http://mirror' and told['HOME']
+    given = dict(line.partition('=')[::2] for line in seen.read_text().splitlines())
+    assert not set(names) & set(given) and given['PIP_USER'] == given['PIP_REQUIRE_VIRTUALENV'] == '0'
+    assert given['PIP_INDEX_URL'] == 'http://mirror' and given['HOME']
 
 
 def test_two_at_once(machine):

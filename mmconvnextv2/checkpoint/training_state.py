@@ -144,7 +144,7 @@ def training_from_canonical(content: dict, recipe: Recipe) -> dict:
     return write_official_training(pretraining_from_canonical(content['state_dict']), moments, num_epochs, group)
 
 
-def tell_weight_decay(recipe: Recipe) -> str:
+def describe_weight_decay(recipe: Recipe) -> str:
     """Report whether the config decays GRN and the mask token, as the official script does."""
     decays = {
         name: group['weight_decay']
@@ -231,4 +231,4 @@ def convert_training(
         converted = training_from_canonical(content, recipe)
         state, place = converted['model'], f'epoch index {converted["epoch"]}'
     moments = len(converted['optimizer']['state'])
-    return converted, f'{len(state)} weights, moments of {moments} parameters, {place}\n{tell_weight_decay(recipe)}'
+    return converted, f'{len(state)} weights, moments of {moments} parameters, {place}\n{describe_weight_decay(recipe)}'

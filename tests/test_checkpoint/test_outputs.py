@@ -150,15 +150,15 @@ def test_check_names_both_libraries(tmp_path, layout):
     source, target = str(tmp_path / 'source.pth'), str(tmp_path / 'target.safetensors')
     torch.save(make(out_norm=False).state_dict(), source)
     convert_file(source, target, layout)
-    told = check_conversion(source, target)
-    assert 'same bits (66 weights)' in told and f'canonical ({name_and_version("mmpretrain")})' in told
+    report = check_conversion(source, target)
+    assert 'same bits (66 weights)' in report and f'canonical ({name_and_version("mmpretrain")})' in report
     package = dict(canonical='mmpretrain', timm='timm', huggingface='transformers').get(layout.partition('-')[0])
     if package is None:
-        assert f'{layout} (ConvNeXtV2: it has no library to install)' in told
+        assert f'{layout} (ConvNeXtV2: it has no library to install)' in report
     elif package != 'transformers' or _has_transformers():
-        assert f'({name_and_version(package)})' in told
+        assert f'({name_and_version(package)})' in report
     else:
-        assert 'huggingface (ConvNeXtV2: transformers cannot be imported' in told
+        assert 'huggingface (ConvNeXtV2: transformers cannot be imported' in report
 
 
 def _has_transformers():

@@ -20,8 +20,8 @@ from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
 
 pytest.importorskip('mmpretrain')
 from mmconvnextv2.checkpoint.training_state import (  # noqa: E402
+    describe_weight_decay,
     read_recipe,
-    tell_weight_decay,
     training_from_canonical,
     training_to_canonical,
 )
@@ -439,7 +439,7 @@ def test_other_models_and_halves_of_epochs_are_refused(config, tmp_path):
 
 def test_the_report_tells_whose_weight_decay(config):
     """GRN and the mask token are decayed there and not here by default; the report says with which options they are."""
-    assert 'as in the official script' in tell_weight_decay(read_recipe(config))
+    assert 'as in the official script' in describe_weight_decay(read_recipe(config))
     recipe = read_recipe(config, {'optim_wrapper.paramwise_cfg.custom_keys': dict(_delete_=True)})
-    told = tell_weight_decay(recipe)
-    assert told.startswith('13 parameters (GRN, mask token)') and 'custom_keys.grn.decay_mult=1' in told
+    report = describe_weight_decay(recipe)
+    assert report.startswith('13 parameters (GRN, mask token)') and 'custom_keys.grn.decay_mult=1' in report

@@ -166,7 +166,7 @@ def test_runner_trains_resumes_and_reconstructs(folder, tmp_path):
 
 
 def test_unaided_reconstruction_uses_visible_cells_only():
-    """What the model is not told stays out: masked pixels change the reconstruction and not the unaided one, which is
+    """Masked pixels change the reconstruction and not the unaided one, which is
     the prediction on a mean and deviation averaged over visible cells by hand."""
     model = make_fcmae().double()
     torch.manual_seed(0)

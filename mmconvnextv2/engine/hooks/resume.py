@@ -83,7 +83,7 @@ class ResumeHook(Hook):
             checkpoint.pop('param_schedulers', None)
         if 'optimizer' in checkpoint and (self._advances or 'learning rate' in changed):
             _take_rates(runner.optim_wrapper, checkpoint['optimizer'])
-        _tell(runner, changed)
+        _log_changes(runner, changed)
 
     def before_train(self, runner: Runner) -> None:
         """Advance a changed schedule to the current iteration, and store the training facts for later checkpoints."""
@@ -217,7 +217,7 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and str(one) == str(other)
 
 
-def _tell(runner: Runner, changed: dict[str, tuple]) -> None:
+def _log_changes(runner: Runner, changed: dict[str, tuple]) -> None:
     """Log the changes that the resumed run applies."""
     rows = [f'  {name}: {_describe(before)} -> {_describe(now)}' for name, (before, now) in changed.items()]
     if rows:
