@@ -80,13 +80,38 @@ def test_page_tells_what_the_runs_logged(work_dir):
     """The last metric, the last table of the log, the environment and the config are on the page; parameter groups
     are counted from the checkpoint; nothing asks the network."""
     page = page_of(work_dir)
-    assert '<td>mIoU</td><td>41.25</td>' in page and '<td>loss</td>' not in page
+    assert '<td>mIoU</td><td>41.25</td><td>41.25</td><td>30</td>' in page and '<td>loss</td>' not in page
     assert '| road  | 81.5 |' in page and '| old   |' not in page
     assert 'GPU 0: Imaginary &amp; Sons' in page and '&lt;20260102_000000&gt;' in page
     assert '<td>0.0001</td><td>0.125</td><td>0.05</td><td>1</td><td>15</td>' in page
     assert '<td>0.0008</td><td>1</td><td>0</td><td>1</td><td>1,200</td>' in page
     assert 'Reconstructions' in page and 'Predictions and ground truth' in page
     assert not re.search(r'https?://|<script|<link', page)
+
+
+def test_the_deciding_metric_is_plotted_with_its_best_value(tmp_path, monkeypatch):
+    """Of a run in epochs, the page shows mask AP over epochs, its best value and epoch, and the plan of its log."""
+    plots = []
+    monkeypatch.setattr(
+        'mmconvnextv2.commands.report.Report.curves',
+        lambda self, curves, caption, **labels: plots.append((curves, labels)),
+    )
+    train = [dict(loss=2.0, epoch=epoch, iter=8 * epoch, step=8 * epoch) for epoch in (1, 2, 3)]
+    scores = [
+        {'coco/bbox_mAP': 0.1 * step, 'coco/segm_mAP': value, 'step': step}
+        for step, value in ((1, 0.25), (2, 0.5), (3, 0.375))
+    ]
+    write_run(tmp_path, '20260101_000000', [*train, *scores])
+    (log,) = tmp_path.glob('*/*.log')
+    log.write_text(
+        '11/26 - mmengine - INFO - plan\n    data         8 images\n    length       3 epochs\nnext line\n' + LOG
+    )
+    page = page_of(tmp_path)
+    assert '<td>coco/segm_mAP</td><td>0.375</td><td>0.5</td><td>2</td>' in page and '<th>at epoch</th>' in page
+    assert '<pre>data         8 images\nlength       3 epochs</pre>' in page
+    curves, labels = plots[0]
+    assert curves == {'coco/segm_mAP': ([1, 2, 3], [0.25, 0.5, 0.375])}
+    assert (labels['xlabel'], labels['best']) == ('epoch', 'max')
 
 
 def test_single_entry_is_told_in_words(tmp_path):
@@ -119,7 +144,7 @@ def test_resumed_run_takes_the_place_of_what_it_repeats(work_dir, monkeypatch):
     are plotted for each depth."""
     drawn = {}
     monkeypatch.setattr(
-        'mmconvnextv2.commands.report.Report.curves', lambda self, curves, caption, ylabel='loss': drawn.update(curves)
+        'mmconvnextv2.commands.report.Report.curves', lambda self, curves, caption, **labels: drawn.update(curves)
     )
     page_of(work_dir)
     assert drawn['loss'] == ([10, 20, 30], [3.0, 2.0, 1.0])

@@ -17,10 +17,15 @@ RECONSTRUCTION_COLUMNS = (
     'original | masked | reconstruction, with the true mean and deviation of each masked cell | pasted together | '
     'unaided, with mean and deviation from visible cells'
 )
-STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid #ccc;padding:.3rem .8rem;text-align:left}
-th{background:#f4f4f4}img{max-width:100%;margin:.3rem 0}pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}
-figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}summary{font-size:1.5rem;font-weight:bold;cursor:pointer}
+STYLE = """:root{color-scheme:light dark;--ink:#222;--paper:#fff;--line:#ccc;--shade:#f4f4f4;--faint:#666}
+@media(prefers-color-scheme:dark){:root{--ink:#ddd;--paper:#181818;--line:#444;--shade:#252525;--faint:#999}}
+body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:var(--ink);
+background:var(--paper)}
+table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid var(--line);padding:.3rem .8rem;text-align:left}
+th{background:var(--shade)}img{max-width:100%;margin:.3rem 0}
+pre{background:var(--shade);padding:.8rem;overflow-x:auto}
+figure{margin:1rem 0}figcaption{color:var(--faint);font-size:.9rem}
+summary{font-size:1.5rem;font-weight:bold;cursor:pointer}
 .small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small img{width:100%;image-rendering:pixelated}"""
 
 
@@ -125,17 +130,32 @@ class Report:
         caption: str,
         ylabel: str = 'loss',
         xlabel: str = 'iteration',
+        best: str | None = None,
     ) -> None:
-        """Plot named (steps, values) curves in one figure; do nothing without curves."""
+        """Plot named (steps, values) curves in one figure, the legend next to it; do nothing without curves.
+
+        Args:
+            curves (dict): Steps and values by name.
+            caption (str): Text below the figure.
+            ylabel (str): Label of the values. Defaults to ``'loss'``.
+            xlabel (str): Label of the steps. Defaults to ``'iteration'``.
+            best (str, optional): ``'max'`` or ``'min'`` marks the best value of each curve. Defaults to None.
+        """
         if not curves:
             return
         figure = Figure(figsize=(8, 3.2), layout='constrained')
         axes = figure.subplots()
         for name, (steps, values) in curves.items():
-            axes.plot(steps, values, label=name.replace('$', r'\$'))  # $ starts a formula in matplotlib
+            (line,) = axes.plot(steps, values, label=name.replace('$', r'\$'))  # $ starts a formula in matplotlib
+            if best is not None:
+                index = (max if best == 'max' else min)(range(len(values)), key=values.__getitem__)
+                axes.plot(steps[index], values[index], 'o', color=line.get_color())
+                text = f'{values[index]:.4g} at {xlabel} {steps[index]}'
+                axes.annotate(text, (steps[index], values[index]), xytext=(6, -12), textcoords='offset points')
         axes.set(xlabel=xlabel, ylabel=ylabel.replace('$', r'\$'))
         axes.grid(alpha=0.3)
-        axes.legend()
+        if len(curves) > 1:
+            axes.legend(loc='center left', bbox_to_anchor=(1.01, 0.5))
         buffer = io.BytesIO()
         figure.savefig(buffer, format='png', dpi=110)
         self.image(buffer.getvalue(), caption)

@@ -3,6 +3,7 @@
 Reads the log, scalars, config, checkpoint and images that mmengine writes, so nothing has to be enabled before the run.
 """
 
+import itertools
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from .arguments import add_traceback
 from .features import read_distances
 
 Curves = dict[str, tuple[list[float], list[float]]]
+DECISIVE = ('coco/segm_mAP', 'coco/bbox_mAP', 'mIoU', 'accuracy/top1', 'accuracy')  # the first that is logged
 NOT_METRICS = re.compile(r'loss|^(base_lr|lr|data_time|time|memory|grad_norm|step|iter|epoch)$|acc_seg$|^acc$')
 BORDER = re.compile(r'^[+|].*[+|]$')
 
@@ -89,7 +91,11 @@ def curves_of(entries: Sequence[dict], names: Sequence[str]) -> Curves:
     """Return (steps, values) of the named scalars that were logged at least twice."""
     curves = {}
     for name in names:
-        points = [(entry.get('iter', entry.get('step', 0)), entry[name]) for entry in entries if name in entry]
+        points = [
+            (entry.get('iter', entry.get('step', 0)), entry[name])
+            for entry in entries
+            if isinstance(entry.get(name), (int, float))
+        ]
         if len(points) > 1:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
     return curves
@@ -189,6 +195,35 @@ def add_learning_rates(report: Report, entries: Sequence[dict], work_dir: Path) 
         )
 
 
+def plan_of(log: str) -> str:
+    """Return the last plan in a log, without its heading; empty if there is none."""
+    lines = log.rpartition(' - plan\n')[2].splitlines() if ' - plan\n' in log else []
+    plan = itertools.takewhile(lambda line: line.startswith('    '), lines)
+    return '\n'.join(line.strip() for line in plan)
+
+
+def add_metrics(report: Report, entries: Sequence[dict], metrics: Sequence[str]) -> None:
+    """Add a table of the best and the last value of each metric, and a plot of the one that decides."""
+    unit = 'epoch' if any('epoch' in entry for entry in entries) else 'iteration'
+    decisive = next((name for name in DECISIVE if name in metrics), metrics[0])
+    rows = []
+    for name in sorted(metrics, key=lambda name: name != decisive):
+        points = [
+            (entry.get('step', entry.get('iter', 0)), entry[name])
+            for entry in entries
+            if isinstance(entry.get(name), (int, float))
+        ]
+        step, best = max(points, key=lambda point: point[1])
+        rows.append([name, _shown(points[-1][1]), _shown(best), step])
+    report.heading('Metrics')
+    report.table(['metric', 'last value', 'best value', f'at {unit}'], rows)
+    report.curves(curves_of(entries, [decisive]), f'{decisive} over training', ylabel=decisive, xlabel=unit, best='max')
+
+
+def _shown(value: float) -> str:
+    return 'no such objects' if value == -1 else f'{value:.4g}'
+
+
 def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
     """Add reconstructions, drawn predictions, and the images given by the user."""
     found = [path for run in runs for path in sorted((run / 'vis_data').rglob('*.png'))]
@@ -221,14 +256,10 @@ def report_run(args: Namespace) -> None:
     report = Report(work_dir.resolve().name)
     report.text(f'{len(runs)} runs, the last one {runs[-1].name}.' if len(runs) > 1 else f'Run {runs[-1].name}.')
     metrics = metric_names(entries)
+    if plan_of(log):
+        report.code(plan_of(log))
     if metrics:
-        report.heading('Metrics')
-        last = {name: value for entry in entries for name, value in entry.items() if name in metrics}
-        report.table(
-            ['metric', 'last value'],
-            [[name, 'no such objects' if last[name] == -1 else f'{last[name]:.4g}'] for name in metrics],
-        )
-        report.curves(curves_of(entries, metrics), 'Metrics over training', ylabel='metric')
+        add_metrics(report, entries, metrics)
     if last_table(log):
         report.code(last_table(log))
     losses = sorted(
