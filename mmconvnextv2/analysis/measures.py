@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ops.reductions import statistics_dtype
 from ..utils.errors import UserError
+from ..utils.moved import moved_names
 
 
 def cosine_distance(features: Tensor) -> Tensor:
@@ -120,3 +121,6 @@ class ClassSelectivity:
         others = (means.sum(0) - highest) / (self.num_classes - 1)
         total = highest + others
         return torch.where(total > 0, (highest - others) / total, 0)
+
+
+__getattr__ = moved_names(__name__)

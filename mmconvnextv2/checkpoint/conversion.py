@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..models.convnext_v2 import ConvNeXtV2
 from ..utils.errors import UserError
-from ..utils.moved import renamed_argument
+from ..utils.moved import moved_names, renamed_argument
 from .layouts import CLASSIFIERS, CONV_1X1, LAYOUTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
@@ -433,3 +433,6 @@ def list_problems(weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
     ]
     kinds = (('missing in the file', missing), ('not in the model', extra), ('of a wrong shape', wrong))
     return '; '.join(f'{len(keys)} {kind}: {preview(keys)}' for kind, keys in kinds if keys)
+
+
+__getattr__ = moved_names(__name__)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..utils.moved import moved_names
+
 
 class Reshape(NamedTuple):
     """Functions from the foreign shape to the canonical one and back; they move values and never change them."""
@@ -169,3 +171,6 @@ SPELLINGS = [  # prefixes that wrappers, classifiers and timm's features_only ad
     (re.compile(r'^convnextv2\.'), ''),
     (re.compile(r'^(stem|stages)_(\d)\.'), r'\1.\2.'),
 ]
+
+
+__getattr__ = moved_names(__name__)

@@ -6,3 +6,6 @@ from .synthetic.writer import EmbeddedSpec, make_embedded
 
 __getattr__ = moved_names(__name__)
 __all__ = ['EmbeddedSpec', 'GROUNDS', 'OBJECTS', 'Scene', 'render_scene', 'make_embedded']
+
+
+__getattr__ = moved_names(__name__)

@@ -19,6 +19,7 @@ from ..models.execution import CELL, get_execution
 from ..ops.cells import gather, visible_sites
 from ..ops.grid import Grid, map_to_sites, sites_to_map
 from ..ops.reductions import statistics_dtype
+from ..utils.moved import moved_names
 
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)
 
@@ -123,3 +124,6 @@ class FCMAEHead(BaseModule):
         """Return the mean squared error over the pixels of masked cells, a scalar."""
         target = self.target(images, masked_cells)[0]
         return F.mse_loss(self(decoded, masked_cells).to(target.dtype), target)
+
+
+__getattr__ = moved_names(__name__)

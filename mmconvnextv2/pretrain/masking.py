@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..models.execution import CELL
 from ..utils.errors import UserError
-from ..utils.moved import register_renamed
+from ..utils.moved import moved_names, register_renamed
 
 
 def num_visible(num_cells: int, mask_ratio: float) -> int:
@@ -115,3 +115,6 @@ def stack_visible_cells(data_samples: Sequence, device: torch.device) -> Tensor:
             f'the images of a batch show {sorted({len(one) for one in cells})} cells: expected the same number in each'
         )
     return torch.from_numpy(np.stack(cells)).to(device, non_blocking=True)
+
+
+__getattr__ = moved_names(__name__)

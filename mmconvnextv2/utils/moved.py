@@ -80,6 +80,23 @@ MOVED = {
 PACKAGES = ('execution',)
 # Names of 0.1 that have another name or place now, as MODULE.NAME -> MODULE.NAME
 RENAMED = {
+    'analysis.labelled_pictures.Pictures': 'datasets.labelled_folder.LabelledImages',
+    'analysis.labelled_pictures.choose_pictures': 'datasets.labelled_folder.choose_images',
+    'analysis.measures.Moments': 'analysis.measures.RunningStats',
+    'checkpoint.content.unwrap': 'checkpoint.state_dict.extract_state_dict',
+    'checkpoint.conversion.detect_dialect': 'checkpoint.conversion.detect_layout',
+    'checkpoint.layouts.DIALECTS': 'checkpoint.layouts.LAYOUTS',
+    'command.stated_mistake': 'commands.run_tool.user_message',
+    'datasets.draw_scene': 'datasets.render_scene',
+    'datasets.scenes.draw_scene': 'datasets.synthetic.scenes.render_scene',
+    'pictures.list_pictures': 'datasets.image_files.list_images',
+    'pretrain.channels.LoadPicture': 'pretrain.multichannel.LoadMultiChannelImage',
+    'pretrain.channels.read_picture': 'pretrain.multichannel.decode_image',
+    'pretrain.data.Draw': 'pretrain.sampler.SampleKey',
+    'pretrain.data.DrawSampler': 'pretrain.sampler.DeterministicSampler',
+    'pretrain.decoder.fill_hidden': 'pretrain.decoder.insert_mask_tokens',
+    'pretrain.masking.DrawVisibleCells': 'pretrain.masking.FCMAEMaskGenerator',
+    'pretrain.masking.hidden_cells_of': 'pretrain.masking.masked_cells_of',
     'checkpoint.DIALECTS': 'checkpoint.LAYOUTS',
     'checkpoint.MatchingWeightsHook': 'engine.hooks.MatchingWeightsHook',
     'checkpoint.detect_dialect': 'checkpoint.detect_layout',

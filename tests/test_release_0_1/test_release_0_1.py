@@ -23,6 +23,7 @@ from mmconvnextv2.commands.test import parse_test_args
 from mmconvnextv2.commands.test import test as run_test
 from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.utils.config import read_config
+from mmconvnextv2.utils.moved import RENAMED
 
 ROOT, FILES = Path(__file__).parents[2], Path(__file__).parent / 'files'
 NAMES = json.loads((FILES / 'names.json').read_text())
@@ -146,6 +147,16 @@ def test_renamed_types_and_arguments_warn():
         warnings.simplefilter('error')
         transforms.build(dict(type='DrawVisibleCells', mask_ratio=0.6))  # said once
         assert old.keys() == from_canonical(weights, 'timm-conv').keys()
+
+
+@pytest.mark.parametrize('old', RENAMED)
+def test_renamed_names_are_found(old):
+    """Each name that changed is found where 0.1 had it, and is the very object with the new name."""
+    module, _, name = f'mmconvnextv2.{old}'.rpartition('.')
+    place, _, new = f'mmconvnextv2.{RENAMED[old]}'.rpartition('.')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        assert getattr(import_module(module), name) is getattr(import_module(place), new)
 
 
 def test_old_load_config_takes_parsed_arguments():
