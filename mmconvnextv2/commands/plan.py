@@ -80,6 +80,10 @@ def make_plan(runner: Runner, notes: list[str]) -> Plan:
     return Plan((*lines, *(f'changed      {note}' for note in notes)), tuple(warnings))
 
 
+def _count(number: int, noun: str) -> str:
+    return f'{number:,} {noun}' + 's' * (number != 1)
+
+
 def _length(unit: str, length: int, per_epoch: int) -> str:
     if unit == 'epochs':
         return f'{length} epochs = {length * per_epoch:,} iterations'
@@ -90,7 +94,7 @@ def _evaluations(runner: Runner, unit: str, length: int) -> str:
     interval = runner.cfg.train_cfg.get('val_interval', 1 if unit == 'epochs' else 1000)
     if runner.cfg.get('val_cfg') is None:
         return 'no evaluation'
-    return f'{length // interval} evaluations, one per {interval} {unit}'
+    return f'{_count(length // interval, "evaluation")}, one per {_count(interval, unit[:-1])}'
 
 
 def _rates(
@@ -124,9 +128,8 @@ def _rates(
         )
     share = f' ({warmup / max_iters:.0%} of the run)' if warmup else ''
     kinds = ', '.join(dict.fromkeys(_kind(one) for one in _after_warmup(runner.param_schedulers))) or 'constant'
-    return [
-        f'lr           {text}, {type(wrapper.optimizer).__name__}, warm-up {warmup:,} iterations{share}, then {kinds}'
-    ]
+    rising = f'warm-up {_count(warmup, "iteration")}{share}'
+    return [f'lr           {text}, {type(wrapper.optimizer).__name__}, {rising}, then {kinds}']
 
 
 def _after_warmup(param_scheduler) -> list[dict]:
@@ -147,20 +150,21 @@ def _checkpoints(runner: Runner, unit: str, length: int, warnings: list[str]) ->
     interval, most = hook.get('interval', 1), hook.get('max_keep_ckpts', -1)
     written = max(1, length // interval) if interval > 0 else 0
     kept = min(written, most) if most and most > 0 else written
-    kept += bool(hook.get('save_best'))
+    files = kept + bool(hook.get('save_best'))
+    best = ' and the best' if hook.get('save_best') else ''
     model = unwrapped(runner.model)
     if not isinstance(model, nn.Module):  # FlexibleRunner builds it later, in shards
-        return f'{kept} kept of {written}'
+        return f'{kept} kept of {written}{best}'
     trained = sum(one.numel() * one.element_size() for one in model.parameters() if one.requires_grad)
     frozen = sum(one.numel() * one.element_size() for one in model.parameters() if not one.requires_grad)
     states = 2 if hook.get('save_optimizer', True) else 0  # AdamW's two moments
     size = trained * (1 + states) + frozen
-    if kept * size > MOST_DISK:
+    if files * size > MOST_DISK:
         warnings.append(
-            f'checkpoints take {kept * size / 1e9:.0f} GB: set default_hooks.checkpoint.max_keep_ckpts to fewer, '
+            f'checkpoints take {files * size / 1e9:.0f} GB: set default_hooks.checkpoint.max_keep_ckpts to fewer, '
             'or a longer default_hooks.checkpoint.interval'
         )
-    return f'{kept} kept of {written}, {size / 1e6:,.0f} MB each, {kept * size / 1e9:.1f} GB'
+    return f'{kept} kept of {written}{best}, {size / 1e6:,.0f} MB each, {files * size / 1e9:.1f} GB'
 
 
 def _device(runner: Runner) -> str:
