@@ -94,7 +94,8 @@ def _evaluations(runner: Runner, unit: str, length: int) -> str:
     interval = runner.cfg.train_cfg.get('val_interval', 1 if unit == 'epochs' else 1000)
     if runner.cfg.get('val_cfg') is None:
         return 'no evaluation'
-    return f'{_count(length // interval, "evaluation")}, one per {_count(interval, unit[:-1])}'
+    every = unit[:-1] if interval == 1 else _count(interval, unit[:-1])
+    return f'{_count(length // interval, "evaluation")}, one per {every}'
 
 
 def _rates(
