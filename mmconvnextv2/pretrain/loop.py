@@ -121,7 +121,10 @@ class ResumableTrainLoop(EpochBasedTrainLoop):
         """
         hub, processes = self.runner.message_hub, get_world_size()
         batch = self.dataloader.batch_size * processes
-        before = hub.runtime_info.get('images_per_iteration', batch) if self._iter else batch
+        before = batch
+        if self._iter:
+            noted = hub.runtime_info.get('pictures_per_iteration', batch)  # the key of 0.1
+            before = hub.runtime_info.get('images_per_iteration', noted)
         if before != batch:
             raise UserError(
                 f'train_dataloader.batch_size={self.dataloader.batch_size} in {processes} processes makes '

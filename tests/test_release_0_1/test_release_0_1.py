@@ -64,6 +64,13 @@ def test_runs_go_on(home, tmp_path, task):
             np.testing.assert_allclose(found[name], sums, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_another_batch_is_refused(home, tmp_path):
+    """A checkpoint of 0.1 still says how many images an iteration of its run took."""
+    args = [str(FILES / 'fcmae' / 'config.py'), '--resume', str(CHECKPOINTS['fcmae']), '--work-dir', str(tmp_path)]
+    with pytest.raises(SystemExit, match='makes 1 images per iteration, but the run to resume has 2'):
+        run_tool(train, parse_train_args([*args, '--cfg-options', 'train_dataloader.batch_size=1']))
+
+
 @pytest.mark.parametrize('task', TESTED)
 def test_predictions_stay(home, tmp_path, task):
     """A dumped config and its checkpoint predict what 0.1 predicted."""
