@@ -10,6 +10,8 @@ from datetime import timedelta
 
 import pytest
 import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from real_runs import PER_EPOCH, assert_same_weights, last, make_config, start, train, wait_for, write_images
 
@@ -258,6 +260,42 @@ def test_hooks_refuse_bad_arguments():
         PreemptionHook(interval=0)
     with pytest.raises(ValueError, match='max_skips=-1'):
         FiniteLossHook(max_skips=-1)
+
+
+class SteepModel(BaseModel):
+    """A model whose loss, the sum of the square roots of weight times image, is finite; its gradient at 0 is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=(self.weight * torch.stack(inputs)).sqrt().sum())
+
+
+def test_images_of_a_bad_gradient_are_named(tmp_path):
+    """A finite loss with a gradient that is not names the images since the last update, those of accumulated batches
+    too and no earlier ones, and the key that skips such updates."""
+    values = [1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    samples = [
+        dict(inputs=torch.tensor(value), data_samples=DataSample(metainfo=dict(img_path=f'{number}.png')))
+        for number, value in enumerate(values)
+    ]
+    runner = Runner(
+        SteepModel(),
+        str(tmp_path),
+        train_dataloader=dict(
+            dataset=samples, batch_size=2, sampler=dict(type='DefaultSampler', shuffle=False), num_workers=0
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.0), accumulative_counts=2),
+        default_hooks=dict(checkpoint=None, logger=None),
+        custom_hooks=[FiniteLossHook()],
+        experiment_name=tmp_path.name,
+    )
+    named = 'gradients that are not finite in process 0 of 4.png, 5.png, 6.png, 7.png. '
+    with pytest.raises(RuntimeError, match=f'stopped at iteration 4: {named}.*default_hooks.finite_loss.max_skips'):
+        runner.train()
 
 
 @pytest.mark.parametrize('execution', ['packed', 'masked'])

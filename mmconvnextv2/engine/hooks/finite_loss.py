@@ -61,18 +61,17 @@ class FiniteLossHook(Hook):
         Raises:
             RuntimeError: If more than ``max_skips`` updates were bad.
         """
-        self._images += image_names(data_batch)
+        images = self._images + image_names(data_batch)
+        updates = runner.optim_wrapper.should_update()
+        self._images = [] if updates else images
         loss = float(torch.as_tensor((outputs or {}).get('loss', 0.0)).detach())
         if not math.isfinite(loss):
             self._bad.append(f'loss {loss} in process {get_rank()} of {", ".join(image_names(data_batch))}')
             print_log(f'iteration {runner.iter + 1}: {self._bad[-1]}', 'current', logging.ERROR)
         skipped, self._found = self._found is not None and bool(self._found), None
-        images = ', '.join(self._images)
-        if runner.optim_wrapper.should_update():
-            self._images = []
-        if not skipped and not (self._bad and runner.optim_wrapper.should_update()):
+        if not skipped and not (self._bad and updates):
             return
-        found = '; '.join(self._bad) or f'gradients that are not finite in process {get_rank()} of {images}'
+        found = '; '.join(self._bad) or f'gradients that are not finite in process {get_rank()} of {", ".join(images)}'
         self._bad = []
         self._num_skips += 1
         runner.message_hub.update_info('num_skipped_updates', self._num_skips)
