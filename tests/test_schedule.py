@@ -88,6 +88,15 @@ def test_warmup_of_few_images():
     assert settle_iterations(coco.param_scheduler, 7330, 87960) is None and coco.param_scheduler[0]['end'] == 500
 
 
+def test_a_published_share_of_epochs_is_kept():
+    """The linear probe warms up for 10 of 90 epochs: 10 epochs have a ninth of warm-up too, which no cap shortens."""
+    cfg = Config.fromfile(str(CONFIGS / 'classification/convnextv2-a_linear-probe_in1k-224.py'))
+    cfg.train_cfg.max_epochs = 10
+    fit_schedule(cfg)
+    assert settle_iterations(cfg.param_scheduler, 9, 90) is None
+    assert warmup_iterations(cfg.param_scheduler, 9) == 10
+
+
 def test_runs_counted_in_iterations():
     """800 of UperNet's 160k iterations: 8 of warm-up, a linear decay to the end, an evaluation and a checkpoint."""
     cfg = Config.fromfile(str(CONFIGS / 'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py'))
@@ -140,7 +149,7 @@ def test_plan_of_pretraining(embedded, capsys):
     assert '12 images, batch 4 = 4 images per step, 3 iterations per epoch' in said
     assert '10 epochs = 30 iterations' in said
     assert 'warm-up 2 iterations' in said, said
-    assert 'peak 3.7e-05' in said, said
+    assert 'peak 3.7e-05, AdamW' in said, said
     assert 'lr is for batches of 64 images, this run takes 4 per step: add --auto-scale-lr' in said
     assert '800 epochs was scaled to 10 epochs' in said and len(said.strip().splitlines()) <= 9
 
@@ -154,7 +163,10 @@ def test_plan_of_pretraining(embedded, capsys):
             ['auto_scale_lr.enable=True', 'optim_wrapper.optimizer.lr=1e-5'],
             '--auto-scale-lr leaves a peak lr of 6.3e-07',
         ),
-        (['optim_wrapper.accumulative_counts=4'], '12 images are fewer than one step of 16'),
+        (
+            ['optim_wrapper.accumulative_counts=4'],
+            '12 images are fewer than one step of 16: set train_dataloader.batch_size or optim_wrapper.',
+        ),
     ],
 )
 def test_plan_warns(embedded, capsys, options, warning):

@@ -8,6 +8,7 @@ from mmengine.dist import get_world_size
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..engine.model_state import unwrapped
 from ..engine.runner import NamingRunner
@@ -37,47 +38,67 @@ class Plan(NamedTuple):
         return '\n'.join(['plan', *lines])
 
 
-def make_plan(runner: Runner, notes: list[str]) -> Plan:
-    """Settle the schedule of a run that is about to start, and describe the run.
+def settle_length(runner: Runner) -> str | None:
+    """Build the data loader of a run that is about to start, and settle its schedule for the length of an epoch.
 
-    Args:
-        runner (Runner): A runner whose training has not started; its data loader is built, and its ``param_schedulers``
-            are settled for the number of iterations.
-        notes (list[str]): What was changed in the config, for the plan.
+    Returns:
+        str, optional: What was changed; see :func:`~mmconvnextv2.engine.schedule.settle_iterations`.
 
     Raises:
-        ValueError: If an epoch has no batch.
+        ValueError: If an epoch has no batch, of which MMEngine's schedules ask for a positive length.
     """
-    loop, cfg = runner.train_loop, runner.cfg
-    loader = loop.dataloader
+    loader = runner.train_loop.dataloader
+    if not hasattr(loader.dataset, '__len__'):
+        return None
+    if not len(loader):
+        raise UserError(
+            f'train_dataloader: {len(loader.dataset)} images do not fill a batch of {_batch_size(loader)} in each '
+            'process, and incomplete batches are dropped: set a smaller train_dataloader.batch_size'
+        )
+    if not runner.cfg.get('fit_schedule', True):
+        return None
+    return settle_iterations(runner.param_schedulers, len(loader), _max_iters(runner))
+
+
+def make_plan(runner: Runner, notes: list[str]) -> Plan:
+    """Describe a run that is about to start.
+
+    Args:
+        runner (Runner): A runner with a data loader and a settled schedule. Its optimizer is built, as training would.
+        notes (list[str]): What was changed in the config.
+    """
+    cfg, loader = runner.cfg, runner.train_loop.dataloader
     if type(runner) is NamingRunner:  # others shard the model first
         runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    changed = [f'changed      {note}' for note in notes]
     if not hasattr(loader.dataset, '__len__'):
-        return Plan(('data of unknown length', *notes), ())
-    per_epoch, images, world = len(loader), len(loader.dataset), get_world_size()
-    size = loader.batch_size or loader.batch_sampler.batch_size  # of its own sampler, as MMDetection's
-    if not per_epoch:
-        raise UserError(
-            f'train_dataloader: {images} images do not fill a batch of {size} in each process, and incomplete '
-            'batches are dropped: set a smaller train_dataloader.batch_size'
-        )
+        return Plan(('data         of unknown length', *changed), ())
+    per_epoch, images, world, size = len(loader), len(loader.dataset), get_world_size(), _batch_size(loader)
     unit, length = run_length(cfg)
-    max_iters = length * per_epoch if unit == 'epochs' else length
-    if cfg.get('fit_schedule', True):
-        notes = notes + [note for note in [settle_iterations(runner.param_schedulers, per_epoch, max_iters)] if note]
     accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     batch, warnings = size * world * accumulated, []
+    epoch = _count(per_epoch, 'iteration')
     parts = f'batch {size}' + f' x {world} processes' * (world > 1) + f' x {accumulated}' * (accumulated > 1)
     lines = [
-        f'data         {images:,} images, {parts} = {batch} images per step, {per_epoch:,} iterations per epoch',
+        f'data         {images:,} images, {parts} = {batch} images per step, {epoch} per epoch',
         f'length       {_length(unit, length, per_epoch)}, {_evaluations(runner, unit, length)}',
     ]
-    lines += _rates(runner, batch, accumulated, per_epoch, max_iters, warnings)
+    lines += _rates(runner, batch, accumulated, per_epoch, warnings)
     lines.append(f'checkpoints  {_checkpoints(runner, unit, length, warnings)}')
     lines.append(f'device       {_device(runner)}')
     if images < batch:
-        warnings.append(f'{images} images are fewer than one step of {batch}: set train_datasize to fewer')
-    return Plan((*lines, *(f'changed      {note}' for note in notes)), tuple(warnings))
+        remedy = 'set train_dataloader.batch_size or optim_wrapper.accumulative_counts to fewer'
+        warnings.append(f'{images} images are fewer than one step of {batch}: {remedy}')
+    return Plan((*lines, *changed), tuple(warnings))
+
+
+def _batch_size(loader: DataLoader) -> int:
+    return loader.batch_size or loader.batch_sampler.batch_size  # MMDetection's samplers batch themselves
+
+
+def _max_iters(runner: Runner) -> int:
+    unit, length = run_length(runner.cfg)
+    return length * len(runner.train_loop.dataloader) if unit == 'epochs' else length
 
 
 def _count(number: int, noun: str) -> str:
@@ -86,8 +107,8 @@ def _count(number: int, noun: str) -> str:
 
 def _length(unit: str, length: int, per_epoch: int) -> str:
     if unit == 'epochs':
-        return f'{length} epochs = {length * per_epoch:,} iterations'
-    return f'{length:,} iterations = {length / per_epoch:.1f} epochs'
+        return f'{_count(length, "epoch")} = {_count(length * per_epoch, "iteration")}'
+    return f'{_count(length, "iteration")} = {length / per_epoch:.1f} epochs'
 
 
 def _evaluations(runner: Runner, unit: str, length: int) -> str:
@@ -98,22 +119,18 @@ def _evaluations(runner: Runner, unit: str, length: int) -> str:
     return f'{_count(length // interval, "evaluation")}, one per {every}'
 
 
-def _rates(
-    runner: Runner, batch: int, accumulated: int, per_epoch: int, max_iters: int, warnings: list[str]
-) -> list[str]:
-    wrapper = runner.optim_wrapper
+def _rates(runner: Runner, batch: int, accumulated: int, per_epoch: int, warnings: list[str]) -> list[str]:
+    wrapper, max_iters = runner.optim_wrapper, _max_iters(runner)
     if not isinstance(wrapper, OptimWrapper):
         return []
     groups, scaling = wrapper.optimizer.param_groups, runner.cfg.get('auto_scale_lr') or {}
     factor = batch / accumulated / scaling['base_batch_size'] if scaling.get('enable') else 1.0
     rates = sorted(group['lr'] * factor for group in groups)
     warmup = warmup_iterations(runner.param_schedulers, per_epoch)
-    text = f'peak {rates[-1]:.2g} (head)'
-    if rates[0] < rates[-1]:
-        text += f' to {rates[0]:.2g} (stem)'
+    text = f'peak {rates[-1]:.2g}' + f', {rates[0]:.2g} in the lowest group' * (rates[0] < rates[-1])
     base = scaling.get('base_batch_size')
     if factor != 1:
-        text += f', scaled by {factor:.3g} from batch {base / accumulated:g}'
+        text += f', scaled by {factor:.3g}'
     elif base and not 1 / 4 <= batch / base <= 4:
         warnings.append(
             f'lr is for batches of {base:g} images, this run takes {batch} per step: add --auto-scale-lr or set '

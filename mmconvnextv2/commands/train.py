@@ -18,7 +18,7 @@ from ..engine.schedule import fit_schedule
 from ..utils.errors import UserError
 from .arguments import add_run_arguments, check_checkpoint, load_run_config
 from .data_checks import check_data
-from .plan import make_plan
+from .plan import make_plan, settle_length
 from .runner import build_runner
 from .train_flags import add_train_options, apply_train_options
 
@@ -77,8 +77,8 @@ def train(args: Namespace) -> None:
     scaled = fit_schedule(cfg)
     with _work_folder(cfg, only_plan=args.plan):
         runner = build_runner(cfg, whole=bool(cfg.get('resume')))
-        plan = make_plan(runner, [scaled] if scaled else [])
-        runner.logger.info(plan)
+        cut = settle_length(runner)
+        runner.logger.info(make_plan(runner, [note for note in (scaled, cut) if note]))
         if args.plan:
             return
         skip_initial_weights_on_resume(runner)

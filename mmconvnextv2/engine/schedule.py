@@ -4,21 +4,15 @@ MMEngine takes the begin and end of each scheduler as written, so a recipe of 80
 its warm-up. Here the schedulers are scaled with the run. A run whose schedulers already end with it is left unchanged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from mmengine.config import Config
 
 from ..utils.errors import UserError
 
-POINTS = (
-    'begin',
-    'end',
-    'T_max',
-    'total_steps',
-    'step_size',
-    'period',
-)  # keys of schedulers that count epochs or steps
+# Keys of schedulers that count epochs or iterations
+POINTS = ('begin', 'end', 'T_max', 'total_steps', 'step_size', 'period')
 WARMUPS = ('ConstantLR', 'LinearLR')
 MAX_WARMUP_SHARE = 0.1  # of the run, for warm-ups counted in iterations in a run counted in epochs
 
@@ -34,17 +28,13 @@ def run_length(cfg: Config) -> tuple[str, int] | None:
     return None
 
 
-def schedulers_of(cfg: Config) -> list[dict]:
-    """Return the config's learning rate schedulers, those of all optimizers in one list."""
-    return list(_flatten(cfg.get('param_scheduler')))
-
-
-def _flatten(node: Any) -> Iterator[dict]:
-    if isinstance(node, dict) and 'type' in node:
-        yield node
-    elif isinstance(node, (dict, list, tuple)):
-        for child in node.values() if isinstance(node, dict) else node:
-            yield from _flatten(child)
+def schedulers_of(param_scheduler: Any) -> Iterator[dict]:
+    """Yield the schedulers of a config's ``param_scheduler``, which may be nested by optimizer."""
+    if isinstance(param_scheduler, dict) and 'type' in param_scheduler:
+        yield param_scheduler
+    elif isinstance(param_scheduler, (dict, list, tuple)):
+        for child in param_scheduler.values() if isinstance(param_scheduler, dict) else param_scheduler:
+            yield from schedulers_of(child)
 
 
 def scheduled_length(schedulers: list[dict], unit: str) -> int | None:
@@ -81,7 +71,7 @@ def fit_schedule(cfg: Config) -> str | None:
     if length is None or not cfg.get('fit_schedule', True):
         return None
     unit, new = length
-    schedulers = schedulers_of(cfg)
+    schedulers = list(schedulers_of(cfg.get('param_scheduler')))
     old = scheduled_length(schedulers, unit)
     if old is None or old == new:
         return None
@@ -92,46 +82,32 @@ def fit_schedule(cfg: Config) -> str | None:
 
 
 def _scale(scheduler: dict, factor: float) -> None:
-    by_epoch = scheduler.get('by_epoch', True)
     if scheduler.get('end', 1) <= scheduler.get('begin', 0):
         return  # MMEngine rejects it, with the values as written
+    if scheduler.get('by_epoch', True):
+        _apply(scheduler, lambda value: _whole(round(value * factor, 6)))
+        if not all(isinstance(value, int) for value in _points(scheduler)):
+            scheduler['convert_to_iter_based'] = True  # parts of epochs
+    else:
+        _apply(scheduler, lambda value: max(round(value * factor), min(int(value), 1)))
+        _keep_order(scheduler)
 
-    def scaled(value: float) -> float:
-        if by_epoch:
-            return round(value * factor, 6)
-        return max(round(value * factor), min(int(value), 1))
 
+def _whole(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def _apply(scheduler: dict, function: Callable[[float], float]) -> None:
+    """Change whatever counts epochs or iterations in a scheduler, in place; 1e9 is MMEngine's infinity."""
     for key in POINTS:
         if isinstance(scheduler.get(key), (int, float)) and scheduler[key] < 1e9:
-            scheduler[key] = scaled(scheduler[key])
+            scheduler[key] = function(scheduler[key])
     if 'milestones' in scheduler:
-        scheduler['milestones'] = [scaled(one) for one in scheduler['milestones']]
-    if any(value != int(value) for value in _points(scheduler)):
-        scheduler['convert_to_iter_based'] = True  # parts of epochs
-    elif by_epoch:
-        for key in POINTS:
-            if key in scheduler:
-                scheduler[key] = int(scheduler[key])
-        if 'milestones' in scheduler:
-            scheduler['milestones'] = [int(one) for one in scheduler['milestones']]
-    if not by_epoch:
-        _keep_order(scheduler)
+        scheduler['milestones'] = [function(one) for one in scheduler['milestones']]
 
 
 def _points(scheduler: dict) -> list[float]:
     return [scheduler[key] for key in POINTS if key in scheduler] + list(scheduler.get('milestones', ()))
-
-
-def _to_iterations(scheduler: dict, iterations_per_epoch: int) -> None:
-    """Count a scheduler with parts of epochs in iterations, rounded; MMEngine rounds down, milestones not at all."""
-    scheduler.pop('convert_to_iter_based', None)
-    scheduler['by_epoch'] = False
-    for key in POINTS:
-        if key in scheduler:
-            scheduler[key] = round(scheduler[key] * iterations_per_epoch)
-    if 'milestones' in scheduler:
-        scheduler['milestones'] = [round(one * iterations_per_epoch) for one in scheduler['milestones']]
-    _keep_order(scheduler)
 
 
 def _keep_order(scheduler: dict) -> None:
@@ -170,18 +146,22 @@ def settle_iterations(param_scheduler: Any, iterations_per_epoch: int, max_iters
     Returns:
         str, optional: What was cut, for the log; None if nothing was.
     """
-    schedulers = list(_flatten(param_scheduler))
-    counts_epochs = any(one.get('by_epoch', True) for one in schedulers)
+    schedulers = list(schedulers_of(param_scheduler))
+    counted = [one for one in schedulers if not one.get('by_epoch', True)]  # as written
     for scheduler in schedulers:
-        if any(value != int(value) for value in _points(scheduler)):
-            _to_iterations(scheduler, iterations_per_epoch)
+        if any(value != int(value) for value in _points(scheduler)):  # MMEngine rounds down, milestones not at all
+            scheduler.pop('convert_to_iter_based', None)
+            scheduler['by_epoch'] = False
+            _apply(scheduler, lambda value: round(value * iterations_per_epoch))
+            _keep_order(scheduler)
+    if len(counted) == len(schedulers):
+        return None
     most = max(1, int(max_iters * MAX_WARMUP_SHARE))
-    for scheduler in schedulers:
-        warmup = scheduler.get('type') in WARMUPS and not scheduler.get('by_epoch', True)
-        if counts_epochs and warmup and not scheduler.get('begin', 0) and most < scheduler.get('end', 0) < 1e9:
+    for scheduler in counted:
+        if scheduler['type'] in WARMUPS and not scheduler.get('begin', 0) and most < scheduler.get('end', 0) < 1e9:
             old, scheduler['end'] = scheduler['end'], most
-            for later in schedulers:
-                if not later.get('by_epoch', True) and later.get('begin') == old:
+            for later in counted:
+                if later.get('begin') == old:
                     later['begin'] = most
             return f'the warm-up of {old} iterations was cut to {most}, a tenth of the run'
     return None
@@ -190,7 +170,7 @@ def settle_iterations(param_scheduler: Any, iterations_per_epoch: int, max_iters
 def warmup_iterations(param_scheduler: Any, iterations_per_epoch: int) -> int:
     """Return the iterations for which schedulers that begin with the run raise the learning rate."""
     ends = [0]
-    for scheduler in _flatten(param_scheduler):
+    for scheduler in schedulers_of(param_scheduler):
         rises = scheduler.get('type') in WARMUPS and scheduler.get('start_factor', scheduler.get('factor', 1)) < 1
         if rises and not scheduler.get('begin', 0) and scheduler.get('end', 0) < 1e9:
             by_epoch = scheduler.get('by_epoch', True)
