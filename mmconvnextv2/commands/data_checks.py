@@ -16,7 +16,6 @@ from ..utils.errors import UserError
 from .label_checks import check_labels
 
 FOLDER_DATASETS = ('CustomDataset', 'ImageNet')  # classes are numbered by their folders
-SPLITS = ('train', 'val', 'test')
 SOFTMAX_HEADS = ('UPerHead', 'PSPHead', 'FCNHead', 'ASPPHead', 'SegformerHead')
 
 

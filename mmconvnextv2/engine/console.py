@@ -20,7 +20,6 @@ NOISE = (
 )
 # Warnings about the libraries' own code or defaults, which no user of ours can act on
 WARNINGS = (
-    r'pkg_resources is deprecated',
     r'`reduce_zero_label` will be deprecated',
     r'``build_loss`` would be deprecated',
     r'Default ``avg_non_ignore`` is False',

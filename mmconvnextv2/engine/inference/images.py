@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import mmcv
 import numpy as np
 
 from ...utils.errors import UserError
@@ -55,8 +56,7 @@ def to_pipeline_image(image: Any, channels: int, order: str = 'rgb') -> np.ndarr
         return grey if channels == 1 else np.repeat(grey[..., None], 3, 2)
     colour = image[..., :3] if order == 'bgr' else image[..., 2::-1]
     if channels == 1:
-        weights = np.array([0.114, 0.587, 0.299], np.float32)  # of blue, green and red, as OpenCV's
-        return np.rint(colour.astype(np.float32) @ weights).astype(np.uint8)
+        return mmcv.bgr2gray(np.ascontiguousarray(colour))
     return np.ascontiguousarray(colour)
 
 

@@ -3,7 +3,6 @@
 import threading
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import nn
 from ...checkpoint import check_weights, extract_state_dict
 from ...checkpoint.load import load_file
 from ...datasets.image_files import read_image
-from ...utils.config import import_scope, inner_datasets, load_config, reads_files, steps_of_test
+from ...utils.config import inner_datasets, load_config, reads_files, steps_of_test
 from ...utils.errors import UserError
 from ..console import quiet_warnings
 from .images import to_pipeline_image
@@ -35,7 +34,8 @@ def load(
     """Load a trained model.
 
     Args:
-        config (str | Config): Config file of a detector, segmentor or classifier.
+        config (str | Config): Config file of a detector, segmentor or classifier, or what
+            :func:`~mmconvnextv2.utils.config.load_config` made of it.
         checkpoint (str): Path or URL of a checkpoint that it trained. It is read by an unpickler that builds data only,
             and the process's settings of torch stay as they are.
         device (str | torch.device, optional): Where the model runs. Defaults to None, the first GPU or else the CPU.
@@ -55,8 +55,7 @@ def load(
     """
     with warnings.catch_warnings():
         quiet_warnings()
-        cfg = load_config(config, options) if isinstance(config, str) else config
-        import_scope(cfg)
+        cfg = config if isinstance(config, Config) else load_config(config, options)
         content = load_file(checkpoint)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = revert_sync_batchnorm(_build(cfg))
@@ -70,11 +69,7 @@ def _build(cfg: Config) -> nn.Module:
     given = cfg.model.copy()
     if 'data_preprocessor' in cfg and 'data_preprocessor' not in given:  # as MMPretrain's configs have it
         given['data_preprocessor'] = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
-    model = MODELS.build(given)
-    for module in model.modules():  # nothing is downloaded
-        if getattr(module, 'init_cfg', None):
-            module.init_cfg = None
-    return model
+    return MODELS.build(given)
 
 
 class Model:
@@ -91,11 +86,11 @@ class Model:
 
     def __init__(self, module: nn.Module, config: Config, meta: dict, source: str) -> None:
         self.module, self.config = module, config
-        names = _class_names(meta, config)
+        known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
+        names = _class_names(known.get('classes') or meta.get('CLASSES'), config)
         if not names:
             raise UserError(f'the checkpoint {source} has no class names: pass one written by tools/train.py')
-        self.classes = tuple(names)
-        known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
+        self.classes = names
         palette = known.get('palette') or _palette_of(config)
         self.palette = [tuple(colour) for colour in palette] if isinstance(palette, (list, tuple)) else None
         module.dataset_meta = dict(known, classes=self.classes)
@@ -161,15 +156,10 @@ class Model:
 
     def forward(self, images: list[dict]) -> list[Any]:
         """Return the data samples of MMDetection, MMSegmentation or MMPretrain for what :meth:`read` gave."""
+        scope = self.config.default_scope
         data = pseudo_collate([self._transform(dict(one)) for one in images])
-        with self._lock, torch.inference_mode(), _scope(self.config.default_scope):
+        with self._lock, torch.inference_mode(), DefaultScope.overwrite_default_scope(scope):
             return [sample.cpu() for sample in self.module.test_step(data)]
-
-
-@contextmanager
-def _scope(name: str):
-    with DefaultScope.overwrite_default_scope(name):
-        yield
 
 
 def to_result(sample: Any, score_threshold: float = 0.0) -> Result:
@@ -191,14 +181,12 @@ def to_result(sample: Any, score_threshold: float = 0.0) -> Result:
     return Classification(int(sample.pred_label.item()), sample.pred_score.float().numpy())
 
 
-def _class_names(meta: dict, config: Config) -> Sequence[str]:
-    """Return the class names that a checkpoint or else its config holds."""
-    known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
-    found = known.get('classes') or meta.get('CLASSES')
-    if found is None:
+def _class_names(noted: Any, config: Config) -> tuple[str, ...]:
+    """Return the class names that a checkpoint notes, or else those of its config."""
+    if noted is None:
         dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
-        found = (dataset.get('metainfo') or {}).get('classes')
-    return (found,) if isinstance(found, str) else tuple(found or ())
+        noted = (dataset.get('metainfo') or {}).get('classes')
+    return (noted,) if isinstance(noted, str) else tuple(noted or ())
 
 
 def _palette_of(config: Config) -> Any:
