@@ -1,18 +1,7 @@
-_base_ = ['./upernet_convnextv2-h_160k_ade20k-512x512.py']
+_base_ = '../_base_/upernet_160k_ade20k_640.py'
 # Published: 57.0 mIoU (multi-scale; arXiv 2301.00808, table 7).
-# The public ImageNet-22K weights were fine-tuned on ImageNet-1K afterwards.
-crop_size = (640, 640)
+size = _base_.sizes.huge
 model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(init_cfg=dict(checkpoint=_base_.sizes.huge.im22k_512)),
-    test_cfg=dict(crop_size=crop_size, stride=(426, 426)))
-resize = dict(_base_.resize, scale=(2560, 640))
-crop = dict(_base_.crop, crop_size=crop_size)
-train_pipeline = [_base_.load, _base_.labels, resize, crop, _base_.flip, _base_.colour, _base_.pack]
-test_pipeline = [_base_.load, dict(_base_.test_resize, scale=(2560, 640)), _base_.labels, _base_.pack]
-tta_resizes = [dict(type='Resize', scale=(int(2560 * r), int(640 * r)), keep_ratio=True) for r in _base_.tta_ratios]
-tta_steps = [tta_resizes, _base_.tta_flips, [_base_.labels], [_base_.pack]]
-tta_pipeline = [_base_.tta_load, dict(type='TestTimeAug', transforms=tta_steps)]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+    backbone=dict(arch='huge', init_cfg=dict(checkpoint=size.im22k_512), **size.segmentation),
+    decode_head=dict(in_channels=size.channels),
+    auxiliary_head=dict(in_channels=size.channels[2]))
