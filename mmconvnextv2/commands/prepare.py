@@ -9,7 +9,7 @@ import os
 import shutil
 from argparse import ArgumentParser, Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def prepare_detection(args: Namespace, folder: Path) -> list[str]:
     notes, sizes = list(labels.notes), {}
     for image in labels.images:
         sizes[image.file] = read_rgb(files[image.file]).shape[:2]
-        image.shapes = [shape for shape in image.shapes if _is_sound(shape, sizes[image.file], image.file, notes)]
+        repair_shapes(image, sizes[image.file], notes)
     boxes = sum(shape.is_box for image in labels.images for shape in image.shapes)
     if boxes:
         notes.append(f'{boxes} objects are boxes without an outline: their masks are the boxes, so ignore mask AP')
@@ -190,42 +190,47 @@ def split_images(
         raise UserError(f'{len(images)} labelled images: expected at least 2, one to train and one to validate')
     if {image.split for image in images} == set(SPLITS):
         return tuple([image for image in images if image.split == split] for split in SPLITS)
-    order = np.random.default_rng(seed).permutation(len(images))
-    wanted = min(max(1, round(share * len(images))), len(images) - 1)
-    frequency = Counter(name for found in names for name in found)
-    chosen: set[int] = set()
-    for name, count in sorted(frequency.items(), key=lambda one: (one[1], one[0])):
-        holders = [index for index in order if name in names[index]]
-        if count > 1 and not chosen & set(holders) and len(chosen) < wanted:
-            chosen.add(int(holders[0]))
+    order = np.random.default_rng(seed).permutation(len(images)).tolist()
+    most = min(max(1, round(share * len(images))), len(images) - 1)
+    left = Counter(name for found in names for name in found)  # images of each class that remain for training
+    chosen: list[int] = []
+
+    def choose(candidates: Iterable[int]) -> None:
+        """Move the first candidate without which every class can still be trained."""
+        index = next((one for one in candidates if all(left[name] > 1 for name in names[one])), None)
+        if index is not None and len(chosen) < most:
+            chosen.append(index)
+            left.subtract(names[index])
+
+    for name in sorted(left, key=lambda name: (left[name], name)):  # rare classes first
+        if not any(name in names[index] for index in chosen):
+            choose(index for index in order if name in names[index])
     for index in order:
-        lone = any(
-            all(other in chosen or name not in names[other] or other == index for other in range(len(images)))
-            for name in names[index]
-        )
-        if len(chosen) < wanted and not lone:
-            chosen.add(int(index))
-    for index in order:  # where every class is rare
-        if len(chosen) < wanted:
-            chosen.add(int(index))
+        if index not in chosen:
+            choose([index])
+    chosen += [index for index in order if index not in chosen][: most - len(chosen)]  # where all classes are rare
     train = [image for index, image in enumerate(images) if index not in chosen]
     return train, [image for index, image in enumerate(images) if index in chosen]
 
 
-def _is_sound(shape: Shape, size: tuple[int, int], file: str, notes: list[str]) -> bool:
-    """Clip an outline to its image, in place; return whether anything is left of it."""
-    if shape.rle is not None:
-        return True
+def repair_shapes(image: LabelledImage, size: tuple[int, int], notes: list[str]) -> None:
+    """Clip the outlines of an image to its height and width, drop objects of which nothing is left, and note both."""
+    kept = []
+    for shape in image.shapes:
+        clipped = [_clip(polygon, size) for polygon in shape.polygons]
+        moved = [abs(one - other) for pair in zip(shape.polygons, clipped) for one, other in zip(*pair)]
+        if max(moved, default=0) > 1:
+            notes.append(f'{image.file}: an outline of {shape.name} left the image and was clipped')
+        if shape.rle is None and sum(map(_area, clipped)) < LEAST_AREA:
+            notes.append(f'{image.file}: a {shape.name} of less than {LEAST_AREA:g} pixel was left out')
+        else:
+            kept.append(shape._replace(polygons=clipped))
+    image.shapes = kept
+
+
+def _clip(polygon: list[float], size: tuple[int, int]) -> list[float]:
     height, width = size
-    for polygon in shape.polygons:
-        clipped = [min(max(number, 0.0), (width, height)[index % 2]) for index, number in enumerate(polygon)]
-        if max(abs(one - other) for one, other in zip(polygon, clipped)) > 1:
-            notes.append(f'{file}: an outline of {shape.name} left the image and was clipped')
-        polygon[:] = clipped
-    if sum(map(_area, shape.polygons)) < LEAST_AREA:
-        notes.append(f'{file}: a {shape.name} of less than {LEAST_AREA:g} pixel was left out')
-        return False
-    return True
+    return [min(max(number, 0.0), (width, height)[index % 2]) for index, number in enumerate(polygon)]
 
 
 def _area(polygon: list[float]) -> float:

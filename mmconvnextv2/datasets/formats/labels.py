@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-CIRCLE = 32  # corners of a polygon that stands in for a circle or an ellipse
+CIRCLE = 32  # corners of the polygon that replaces a circle or an ellipse
 
 
 class Shape(NamedTuple):
