@@ -35,7 +35,7 @@ def refused(call, work_dir, *pieces):
         ('train_dataloader.dataset.pipeline.3.mask_ratio=1.0', ('mask_ratio=1.0', '(0, 1)')),
         ('model.backbone.arch=medium', ("arch='medium'", 'choose from', 'atto')),
     ],
-    ids=['size', 'hides all', 'hides none', 'ratio 1', 'arch'],
+    ids=['size', 'masks all', 'masks none', 'ratio 1', 'arch'],
 )
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_pretraining(tools, tmp_path, option, pieces, num_workers):
