@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmconvnextv2.commands.report import parse_args, report_run
+from mmconvnextv2.commands.report import class_tables, parse_args, report_run
 from mmconvnextv2.commands.run_tool import run_tool
 
 LOG = """2026/01/01 00:00:00 - mmengine - INFO -
@@ -81,7 +81,7 @@ def test_page_tells_what_the_runs_logged(work_dir):
     are counted from the checkpoint; nothing asks the network."""
     page = page_of(work_dir)
     assert '<td>mIoU</td><td>41.25</td><td>41.25</td><td>30</td>' in page and '<td>loss</td>' not in page
-    assert '| road  | 81.5 |' in page and '| old   |' not in page
+    assert '<td>road</td><td>81.5</td>' in page and '<td>old</td>' not in page
     assert 'GPU 0: Imaginary &amp; Sons' in page and '&lt;20260102_000000&gt;' in page
     assert '<td>0.0001</td><td>0.125</td><td>0.05</td><td>1</td><td>15</td>' in page
     assert '<td>0.0008</td><td>1</td><td>0</td><td>1</td><td>1,200</td>' in page
@@ -112,6 +112,17 @@ def test_the_deciding_metric_is_plotted_with_its_best_value(tmp_path, monkeypatc
     curves, labels = plots[0]
     assert curves == {'coco/segm_mAP': ([1, 2, 3], [0.25, 0.5, 0.375])}
     assert (labels['xlabel'], labels['best']) == ('epoch', 'max')
+
+
+def test_tables_by_class_say_what_they_evaluate():
+    """A detector's tables for boxes and masks stay apart, and each is the last of its kind."""
+    table = '+---+---+\n| category | mAP |\n+---+---+\n| cat | {} |\n+---+---+\n'
+    lines = [f'mmengine - INFO - Evaluating {kind}...\n{table.format(value)}' for kind, value in RESULTS]
+    header = ['category', 'mAP']
+    assert class_tables(''.join(lines)) == {'bbox': (header, [['cat', '0.3']]), 'segm': (header, [['cat', '0.4']])}
+
+
+RESULTS = [('bbox', 0.1), ('segm', 0.2), ('bbox', 0.3), ('segm', 0.4)]
 
 
 def test_single_entry_is_told_in_words(tmp_path):

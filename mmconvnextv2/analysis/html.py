@@ -26,7 +26,8 @@ th{background:var(--shade)}img{max-width:100%;margin:.3rem 0}
 pre{background:var(--shade);padding:.8rem;overflow-x:auto}
 figure{margin:1rem 0}figcaption{color:var(--faint);font-size:.9rem}
 summary{font-size:1.5rem;font-weight:bold;cursor:pointer}
-.small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small img{width:100%;image-rendering:pixelated}"""
+.small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small figure{margin:0}
+.small img{width:100%;image-rendering:pixelated}"""
 
 
 def read_scalars(work_dir: str | Path) -> list[dict]:
@@ -117,11 +118,20 @@ class Report:
         """Embed a PNG or JPEG, given as a path or as bytes."""
         self.parts.append(f'<figure>{_inline(image, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
 
-    def thumbnails(self, images: Sequence[str | Path], caption: str) -> None:
-        """Add small images, enlarged, two per row, with one caption."""
-        inlined = ''.join(_inline(image, caption) for image in images)
+    def thumbnails(self, images: Sequence[str | Path], caption: str, captions: Sequence[str] | None = None) -> None:
+        """Add small images, enlarged, two per row.
+
+        Args:
+            images (Sequence[str | Path]): PNG or JPEG files.
+            caption (str): Text below all of them.
+            captions (Sequence[str], optional): Text below each. Defaults to None, none.
+        """
+        cells = [
+            f'<figure>{_inline(image, text or caption)}<figcaption>{escape(text)}</figcaption></figure>'
+            for image, text in zip(images, captions or [''] * len(images))
+        ]
         self.parts.append(
-            f'<figure><div class="small">{inlined}</div><figcaption>{escape(caption)}</figcaption></figure>'
+            f'<figure><div class="small">{"".join(cells)}</div><figcaption>{escape(caption)}</figcaption></figure>'
         )
 
     def curves(

@@ -4,6 +4,7 @@ Reads the log, scalars, config, checkpoint and images that mmengine writes, so n
 """
 
 import itertools
+import json
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -12,14 +13,19 @@ from pathlib import Path
 from ..analysis.html import RECONSTRUCTION_COLUMNS, Report, parse_scalars
 from ..checkpoint.load import load_file
 from ..datasets.image_files import list_images
+from ..engine.hooks.mistakes import MISTAKES
 from ..utils.errors import MissingFileError, UserError
 from .arguments import add_traceback
 from .features import read_distances
 
 Curves = dict[str, tuple[list[float], list[float]]]
 DECISIVE = ('coco/segm_mAP', 'coco/bbox_mAP', 'mIoU', 'accuracy/top1', 'accuracy')  # the first that is logged
-NOT_METRICS = re.compile(r'loss|^(base_lr|lr|data_time|time|memory|grad_norm|step|iter|epoch)$|acc_seg$|^acc$')
+CLASS_TITLES = {'bbox': ', boxes', 'segm': ', masks', '': ''}
+NOT_METRICS = re.compile(
+    r'loss|^(base_lr|lr|data_time|time|memory|grad_norm|step|iter|epoch)$|acc_seg$|^acc$|_precision$'
+)
 BORDER = re.compile(r'^[+|].*[+|]$')
+EVALUATED = re.compile(r'Evaluating (bbox|segm)\.\.\.')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
@@ -112,15 +118,22 @@ def metric_names(entries: Sequence[dict]) -> list[str]:
     return list(names)
 
 
-def last_table(log: str) -> str:
-    """Return the last table with a border in a log, such as IoU per class; empty if there is none."""
-    block, last = [], ''
+def class_tables(log: str) -> dict[str, tuple[list[str], list[list[str]]]]:
+    """Return the header and the rows of the last table per class in a log, such as IoU, by what was evaluated.
+
+    Detectors log a table for ``bbox`` and one for ``segm``; elsewhere the key is empty.
+    """
+    kind, block, tables = '', [], {}
     for line in [*log.splitlines(), '']:
         if BORDER.match(line):
             block.append(line)
-        elif block:
-            last, block = '\n'.join(block), []
-    return last
+            continue
+        if block:
+            rows = [[cell.strip() for cell in row.strip('|').split('|')] for row in block if row.startswith('|')]
+            tables[kind], block = (rows[0], rows[1:]), []
+        evaluated = EVALUATED.search(line)
+        kind = evaluated[1] if evaluated else kind
+    return tables
 
 
 def environment_of(log: str) -> str:
@@ -224,6 +237,25 @@ def _shown(value: float) -> str:
     return 'no such objects' if value == -1 else f'{value:.4g}'
 
 
+def read_mistakes(folders: Sequence[str]) -> list[dict]:
+    """Return what ``tools/test.py --show-dir`` found wrong with each image in folders, worst first."""
+    paths = [Path(folder) / MISTAKES for folder in folders]
+    return [one for path in paths if path.is_file() for one in json.loads(path.read_text())]
+
+
+def worst_first(images: Sequence[Path], mistakes: Sequence[dict]) -> list[tuple[Path, str]]:
+    """Return drawn images with captions: those with known mistakes first, the worst at the top."""
+    rank = {Path(one['file']).stem: (number, one) for number, one in enumerate(mistakes)}
+    described = []
+    for path in images:
+        # MMSegmentation adds the split and the step: test_NAME.jpg_0.png
+        stem = re.sub(r'^test_(.+)\.\w+_\d+$', r'\1', path.stem)
+        number, found = rank.get(stem, (len(rank), None))
+        text = f'{path.name}: {found["text"]} (error {found["error"]:.2f})' if found else path.name
+        described.append((number, path, text))
+    return [(path, text) for _, path, text in sorted(described, key=lambda one: one[0])]
+
+
 def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
     """Add reconstructions, drawn predictions, and the images given by the user."""
     found = [path for run in runs for path in sorted((run / 'vis_data').rglob('*.png'))]
@@ -236,10 +268,17 @@ def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: 
         report.heading('Reconstructions')
         for path in dict.fromkeys([reconstructions[0], reconstructions[-1]]):
             report.image(path, f'{path.stem}: {RECONSTRUCTION_COLUMNS}')
-    for title, images in (('Predictions and ground truth', drawn), ('Images', given)):
+    mistakes = read_mistakes(more)
+    for title, images in (('Predictions and ground truth', drawn[::-1]), ('Images', given)):
         if images:
+            described = worst_first(images, mistakes)[:most]
+            order = ', worst first' if mistakes else ''
             report.heading(title)
-            report.thumbnails(images[-most:], f'{min(most, len(images))} of {len(images)}')
+            report.thumbnails(
+                [path for path, _ in described],
+                f'{len(described)} of {len(images)}{order}',
+                [text for _, text in described],
+            )
 
 
 def report_run(args: Namespace) -> None:
@@ -260,8 +299,9 @@ def report_run(args: Namespace) -> None:
         report.code(plan_of(log))
     if metrics:
         add_metrics(report, entries, metrics)
-    if last_table(log):
-        report.code(last_table(log))
+    for kind, (header, rows) in class_tables(log).items():
+        report.heading(f'By class{CLASS_TITLES[kind]}')
+        report.table(header, rows)
     losses = sorted(
         {name for entry in entries for name in entry if 'loss' in name}, key=lambda name: (name != 'loss', name)
     )

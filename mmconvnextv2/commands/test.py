@@ -26,7 +26,7 @@ def parse_test_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='file for the predictions, .pkl or .pickle')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for images with drawn predictions')
+    parser.add_argument('--show-dir', help='folder for images with drawn predictions, and for mistakes.json')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each image; default 2')
     parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
     add_run_arguments(parser)
@@ -34,7 +34,7 @@ def parse_test_args(argv: Sequence[str] | None = None) -> Namespace:
 
 
 def apply_visualization(cfg: Config, args: Namespace) -> None:
-    """Enable the scope's visualization hook for ``--show`` and ``--show-dir``."""
+    """Enable the scope's visualization hook for ``--show`` and ``--show-dir``, and rank the images of the latter."""
     hook = cfg.setdefault('default_hooks', ConfigDict()).setdefault(
         'visualization', ConfigDict(VISUALIZATION_HOOKS[cfg.default_scope])
     )
@@ -44,6 +44,7 @@ def apply_visualization(cfg: Config, args: Namespace) -> None:
     if not args.show_dir:
         return
     folder = os.path.abspath(args.show_dir)  # mmdet resolves a relative path against the work folder
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='MistakesHook', out_dir=folder)]
     if cfg.default_scope == 'mmseg':
         cfg.visualizer['save_dir'] = folder
     else:

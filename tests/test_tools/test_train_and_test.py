@@ -39,7 +39,7 @@ def finite_metrics(work_dir, task):
 @pytest.mark.parametrize('task', ['mask-rcnn', 'upernet'])
 def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
     """Training logs finite losses and metrics; test, from the checkpoint, finds the same metrics, writes predictions
-    that can be read back for every image, and draws images that are not blank."""
+    that can be read back for every image, and draws images that are not blank and ranked by their mistakes."""
     work_dir = trained(task)
     finite_metrics(work_dir, task)
     assert all(math.isfinite(entry['loss']) for entry in scalars(work_dir) if 'loss' in entry)
@@ -54,6 +54,8 @@ def test_train_evaluates_and_test_repeats_it(tools, trained, tmp_path, task):
         assert len(pickle.load(file)) == 2
     images = [np.asarray(Image.open(path)) for path in shown.rglob('*.png')]
     assert len(images) == 2 and all(image.std() > 10 for image in images)
+    errors = [one['error'] for one in json.loads((shown / 'mistakes.json').read_text())]
+    assert len(errors) == 2 and errors == sorted(errors, reverse=True) and all(0 <= error <= 1 for error in errors)
 
 
 def test_tta_merges_the_mirror_image(tools, trained, tmp_path):

@@ -5,6 +5,7 @@ from .compile_backbone import CompileBackboneHook
 from .early_stopping import BestScoreStoppingHook
 from .finite_loss import FiniteLossHook
 from .matching_weights import MatchingWeightsHook, skip_initial_weights_on_resume
+from .mistakes import MistakesHook
 from .preemption import PreemptionHook
 from .resume import ResumeHook
 
@@ -13,6 +14,7 @@ __all__ = [
     'CompileBackboneHook',
     'FiniteLossHook',
     'MatchingWeightsHook',
+    'MistakesHook',
     'PreemptionHook',
     'ResumeHook',
     'VerifiedCheckpointHook',

@@ -1,0 +1,90 @@
+"""``tools/test.py --show-dir`` ranks images by what a person would call wrong, and the report shows the worst first."""
+
+import json
+
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData, PixelData
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from PIL import Image
+
+from mmconvnextv2.commands.report import read_mistakes, worst_first
+from mmconvnextv2.engine.hooks.mistakes import mistakes_of
+
+CLASSES = ['cat', 'dog', 'bird']
+
+
+def detected(boxes, labels, scores, true_boxes, true_labels):
+    sample = DetDataSample()
+    shape = (-1, 4)
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor(boxes).view(shape), labels=torch.tensor(labels).long(), scores=torch.tensor(scores)
+    )
+    sample.gt_instances = InstanceData(
+        bboxes=torch.tensor(true_boxes).view(shape), labels=torch.tensor(true_labels).long()
+    )
+    return mistakes_of(sample, CLASSES, 0.3)
+
+
+CAT, DOG = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]
+
+
+@pytest.mark.parametrize(
+    'found, error, text',
+    [
+        (([CAT, DOG], [0, 1], [0.9, 0.8]), 0.0, 'all found'),
+        (([CAT], [0], [0.9]), 1 / 2, 'missed: 1 dog'),
+        (([CAT, DOG], [0, 2], [0.9, 0.8]), 2 / 3, 'missed: 1 dog; wrong: 1 bird'),
+        (([CAT, CAT, DOG], [0, 0, 1], [0.9, 0.8, 0.7]), 1 / 3, 'wrong: 1 cat'),  # found twice
+        (([CAT, DOG], [0, 1], [0.9, 0.2]), 1 / 2, 'missed: 1 dog'),  # below the threshold
+        (([[0.0, 0.0, 10.0, 4.0], DOG], [0, 1], [0.9, 0.8]), 2 / 3, 'missed: 1 cat; wrong: 1 cat'),  # IoU 0.4
+        (([], [], []), 1.0, 'missed: 1 cat, 1 dog'),
+    ],
+)
+def test_detection_counts_what_has_no_counterpart(found, error, text):
+    """An object is right if it overlaps one true object of its class, which none of a higher score has taken."""
+    mistakes = detected(*found, [CAT, DOG], [0, 1])
+    assert mistakes.error == pytest.approx(error) and mistakes.text == text
+
+
+def test_the_better_score_takes_the_object():
+    """Of two overlapping objects the one of the higher score is right, whichever comes first."""
+    near = [0.0, 0.0, 10.0, 8.0]
+    boxes = [near, CAT, DOG]
+    assert detected(boxes, [0, 0, 1], [0.5, 0.9, 0.9], [CAT, DOG], [0, 1]).text == 'wrong: 1 cat'
+    assert detected([], [], [], [], []).error == 0.0
+
+
+def test_segmentation_is_mean_iou_and_names_confusions():
+    """The error is one minus the mean IoU of the classes that occur; ignored pixels count nowhere."""
+    true = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 255]])
+    labels = torch.tensor([[0, 0, 0, 2], [1, 2, 2, 0]])
+    sample = SegDataSample(gt_sem_seg=PixelData(data=true[None]), pred_sem_seg=PixelData(data=labels[None]))
+    mistakes = mistakes_of(sample, CLASSES, 0.3)
+    assert mistakes.error == pytest.approx(1 - (3 / 4 + 1 / 3) / 2)
+    assert mistakes.text == 'dog as bird 28.6 %, cat as bird 14.3 %'
+    sample = SegDataSample(gt_sem_seg=PixelData(data=true[None]), pred_sem_seg=PixelData(data=true.clamp(max=1)[None]))
+    assert mistakes_of(sample, CLASSES, 0.3) == (0.0, 'all right')
+
+
+def test_classification_is_the_score_of_the_true_class():
+    """The error is one minus the score of the true class."""
+    sample = DataSample().set_gt_label(1).set_pred_score(torch.tensor([0.7, 0.2, 0.1]))
+    mistakes = mistakes_of(sample, CLASSES, 0.3)
+    assert mistakes.error == pytest.approx(0.8) and mistakes.text == 'dog as cat, score 0.70'
+    assert mistakes_of(DataSample().set_pred_score(torch.tensor([1.0])), CLASSES, 0.3) is None
+
+
+def test_report_shows_the_worst_first(tmp_path):
+    """Drawn images follow the order of mistakes.json, under the names that each library gives them; the rest comes
+    last."""
+    ranked = [dict(file=f'data/{name}.jpg', error=error, text=name) for name, error in (('b', 0.9), ('a', 0.5))]
+    (tmp_path / 'mistakes.json').write_text(json.dumps(ranked))
+    names = ['test_a.jpg_0.png', 'b.jpg', 'other.png']
+    for name in names:
+        Image.new('RGB', (4, 4)).save(tmp_path / name)
+    described = worst_first([tmp_path / name for name in names], read_mistakes([str(tmp_path)]))
+    assert [path.name for path, _ in described] == ['b.jpg', 'test_a.jpg_0.png', 'other.png']
+    assert described[0][1] == 'b.jpg: b (error 0.90)' and described[2][1] == 'other.png'
