@@ -5,15 +5,17 @@ before training starts.
 """
 
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 
 from ..engine.folder_lock import lock_folder
-from ..engine.hooks import skip_initial_weights_on_resume
+from ..engine.hooks import ProgressHook, skip_initial_weights_on_resume
 from ..engine.schedule import fit_schedule
 from ..utils.errors import UserError
 from .arguments import add_run_arguments, check_checkpoint, load_run_config
@@ -82,7 +84,13 @@ def train(args: Namespace) -> None:
         if args.plan:
             return
         skip_initial_weights_on_resume(runner)
-        runner.train()
+        bar = ProgressHook()
+        if sys.stdout.isatty() and not args.verbose and is_main_process():
+            runner.register_hook(bar)
+        try:
+            runner.train()
+        finally:
+            bar.close()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ WARNINGS = (
     r'__floordiv__ is deprecated',
     r'torch.meshgrid: in an upcoming release',
     r'Apply a shape dtype checking',
+    r"'pin_memory' argument is set as true but no accelerator",
 )
 
 

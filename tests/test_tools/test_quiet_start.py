@@ -1,5 +1,8 @@
 """What a run prints before its first loss."""
 
+import os
+import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +21,8 @@ def data(tmp_path_factory):
     return folder / 'unlabelled'
 
 
-def lines_before_loss(data, work_dir, *flags):
-    """Return what tools/train.py prints before the first loss in a fresh process, errors and warnings included."""
+def command(data, work_dir, *flags):
+    """Return the words of a run of two iterations."""
     options = [
         f'train_dataloader.dataset.data_root={data}',
         'train_dataloader.batch_size=2',
@@ -27,9 +30,14 @@ def lines_before_loss(data, work_dir, *flags):
         'train_cfg.max_epochs=1',
         'train_dataloader.num_workers=0',
     ]
-    command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(ROOT / 'configs' / 'quickstart' / 'fcmae.py')]
+    words = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(ROOT / 'configs' / 'quickstart' / 'fcmae.py')]
+    return [*words, '--work-dir', str(work_dir), *flags, '--cfg-options', *options]
+
+
+def lines_before_loss(data, work_dir, *flags):
+    """Return what tools/train.py prints before the first loss in a fresh process, errors and warnings included."""
     run = subprocess.run(
-        [*command, '--work-dir', str(work_dir), *flags, '--cfg-options', *options],
+        command(data, work_dir, *flags),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -50,3 +58,33 @@ def test_verbose_prints_all(data, tmp_path):
     """``--verbose`` prints what the log holds: config, environment and hooks."""
     text = '\n'.join(lines_before_loss(data, tmp_path / 'run', '--verbose'))
     assert 'Config:' in text and 'System environment' in text and 'Hooks will be executed' in text
+
+
+def printed_on_a_terminal(words):
+    """Run a command on a pseudo-terminal, and return what it prints."""
+    main, side = pty.openpty()
+    with subprocess.Popen(words, stdout=side, stderr=side, env=dict(os.environ, TERM='xterm', COLUMNS='120')) as run:
+        os.close(side)
+        chunks = []
+        while True:
+            try:
+                chunks.append(os.read(main, 4096))
+            except OSError:  # the other side is closed
+                break
+            if not chunks[-1]:
+                break
+    os.close(main)
+    text = b''.join(chunks).decode()
+    assert run.returncode == 0, text
+    return re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', text)
+
+
+def test_progress_bar_on_a_terminal(data, tmp_path):
+    """On a terminal, one line shows the iterations, the loss and the time left instead of a line per logged iteration;
+    the log file has those lines, and other lines such as that of the checkpoint stay."""
+    text = printed_on_a_terminal(command(data, tmp_path / 'run'))
+    bars = [line for line in re.split(r'[\r\n]+', text) if ' left' in line and 'loss' in line]
+    assert '2/2' in bars[-1] and re.search(r'loss \d\.\d{4}', bars[-1])
+    assert 'Epoch(train)' not in text and 'Saving checkpoint' in text
+    (log,) = (tmp_path / 'run').glob('*/*.log')
+    assert log.read_text().count('Epoch(train)') == 2

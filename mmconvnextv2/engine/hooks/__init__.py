@@ -7,6 +7,7 @@ from .finite_loss import FiniteLossHook
 from .matching_weights import MatchingWeightsHook, skip_initial_weights_on_resume
 from .mistakes import MistakesHook
 from .preemption import PreemptionHook
+from .progress import ProgressHook
 from .resume import ResumeHook
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     'MatchingWeightsHook',
     'MistakesHook',
     'PreemptionHook',
+    'ProgressHook',
     'ResumeHook',
     'VerifiedCheckpointHook',
     'skip_initial_weights_on_resume',
