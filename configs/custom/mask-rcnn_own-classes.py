@@ -1,5 +1,5 @@
 # Mask R-CNN on your own COCO-style data: copy this file, set classes and folder; README.md here shows each step.
-_base_ = '../mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'
+_base_ = '../small/mask-rcnn_convnextv2-t_small.py'
 classes = ('person', 'bicycle')  # names among the json's categories; the only place where they are counted
 data_root = 'data/own/'  # train/ and val/ hold images, train.json and val.json their objects
 model = dict(roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes))))

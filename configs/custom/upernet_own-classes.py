@@ -1,9 +1,9 @@
 # UperNet on your own images and label PNGs: copy this file, set classes and folder; README.md here shows each step.
-_base_ = '../upernet/upernet_convnextv2-t_160k_ade20k-512x512.py'
+_base_ = '../small/upernet_convnextv2-t_small.py'
 classes = ('road', 'building', 'tree')  # labels 0, 1, 2 in the PNGs; the only place where they are counted
 data_root = 'data/own'  # images/{train,val}/NAME.jpg and labels/{train,val}/NAME.png
 model = dict(decode_head=dict(num_classes=len(classes)), auxiliary_head=dict(num_classes=len(classes)))
-own_labels = dict(type='LoadCheckedLabels', num_classes=len(classes))  # ADE20K's own shift labels by one
+own_labels = dict(type='LoadCheckedLabels', num_classes=len(classes))
 train_pipeline = [_base_.load, own_labels, _base_.resize, _base_.crop, _base_.flip, _base_.colour, _base_.pack]
 test_pipeline = [_base_.load, _base_.test_resize, own_labels, _base_.pack]
 own = dict(type='BaseSegDataset', data_root=data_root, metainfo=dict(classes=classes), img_suffix='.jpg',

@@ -1,12 +1,12 @@
-# FCMAE on the embedded data set: small images, a short schedule, fp32.
-_base_ = '../fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
+# FCMAE on the embedded data set: small images, a short schedule, from scratch.
+_base_ = '../small/fcmae_convnextv2-a_small.py'
 num_epochs = 12
+model = dict(backbone=dict(init_cfg=None))
 crop = dict(_base_.crop, scale=128)
 pipeline = [_base_.load, crop, _base_.flip, _base_.mask, _base_.pack]
 train_dataloader = dict(
     batch_size=32, num_workers=1, pin_memory=False,
     dataset=dict(data_root='work_dirs/quickstart/data/unlabelled', pipeline=pipeline))
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=1e-3))
 train_cfg = dict(max_epochs=num_epochs)
 param_scheduler = [dict(_base_.warmup, end=2), dict(_base_.cosine, begin=2, end=num_epochs)]
 default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=num_epochs))

@@ -1,44 +1,43 @@
-# Mask R-CNN on the embedded data set: narrow heads, few proposals, small images.
-_base_ = '../_base_/mask-rcnn_lsj-3x_coco.py'
-num_epochs = 6
+# Mask R-CNN on the embedded data set: narrower heads, few proposals, small images without augmentation but flips.
+_base_ = '../small/mask-rcnn_convnextv2-a_small.py'
+max_iters = 360
 data_root = 'work_dirs/quickstart/data/coco/'
 metainfo = dict(classes=('disc', 'square', 'triangle', 'star', 'ring', 'cross'))
 num_classes = len(metainfo['classes'])
 channels = 64
-norm = dict(type='BN')
+norm = dict(_delete_=True, type='BN')
 model = dict(
-    data_preprocessor=dict(batch_augments=None),
-    backbone=dict(arch='atto', drop_path_rate=0.),
-    neck=dict(in_channels=_base_.sizes.atto.channels, out_channels=channels, norm_cfg=norm),
+    backbone=dict(drop_path_rate=0., frozen_stages=0),
+    neck=dict(out_channels=channels, norm_cfg=norm),
     rpn_head=dict(in_channels=channels, feat_channels=channels, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=channels),
         mask_roi_extractor=dict(out_channels=channels),
         bbox_head=dict(in_channels=channels, fc_out_channels=128, num_classes=num_classes),
-        mask_head=dict(
-            in_channels=channels, conv_out_channels=channels, num_convs=2, norm_cfg=norm, num_classes=num_classes)),
+        mask_head=dict(in_channels=channels, conv_out_channels=channels, norm_cfg=norm, num_classes=num_classes)),
     train_cfg=dict(rpn_proposal=dict(nms_pre=200, max_per_img=64), rcnn=dict(sampler=dict(num=48))),
     test_cfg=dict(rpn=dict(nms_pre=100, max_per_img=30), rcnn=dict(max_per_img=20)))
-pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
-test_pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(128, 128), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+pipeline = [_base_.load, _base_.annotations, _base_.flip, _base_.pack]
+test_resize = dict(_base_.test_resize, scale=(128, 128))
+test_pipeline = [_base_.load, test_resize, _base_.annotations, _base_.test_pack]
+own = dict(data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
-    batch_size=4, num_workers=1,
-    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=pipeline))
+    num_workers=1,
+    dataset=dict(
+        ann_file='annotations/instances_train2017.json', data_prefix=dict(img='train2017/'), pipeline=pipeline, **own))
 val_dataloader = dict(
-    batch_size=8, num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+    batch_size=8, num_workers=1,
+    dataset=dict(
+        ann_file='annotations/instances_val2017.json', data_prefix=dict(img='val2017/'), pipeline=test_pipeline,
+        **own))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json', classwise=False)
 test_evaluator = val_evaluator
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=1.0))
-train_cfg = dict(max_epochs=num_epochs, val_interval=num_epochs)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=1.0))
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=num_epochs, eta_min=1e-5, convert_to_iter_based=True)]
-default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=num_epochs))
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=max_iters, eta_min=1e-5)]
+default_hooks = dict(logger=dict(interval=5), checkpoint=dict(interval=max_iters))
 visualizer = dict(line_width=1, alpha=0.5)
 randomness = dict(seed=0)

@@ -1,5 +1,5 @@
-# UperNet on the embedded data set: narrow heads, small images.
-_base_ = '../_base_/upernet_160k_ade20k.py'
+# UperNet on the embedded data set: small images without augmentation but flips.
+_base_ = '../small/upernet_convnextv2-a_small.py'
 num_iters = 400
 data_root = 'work_dirs/quickstart/data/ade'
 metainfo = dict(classes=('plain', 'stripes', 'marble', 'tiles', 'disc', 'square', 'triangle', 'star', 'ring', 'cross'))
@@ -7,10 +7,9 @@ num_classes = len(metainfo['classes'])
 crop_size = (128, 128)
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(arch='atto', drop_path_rate=0.),
-    decode_head=dict(in_channels=_base_.sizes.atto.channels, channels=64, num_classes=num_classes),
-    auxiliary_head=dict(in_channels=_base_.sizes.atto.channels[2], channels=64, num_classes=num_classes),
-    test_cfg=dict(_delete_=True, mode='whole'))
+    backbone=dict(drop_path_rate=0., frozen_stages=0),
+    decode_head=dict(num_classes=num_classes),
+    auxiliary_head=dict(num_classes=num_classes))
 labels = dict(type='LoadCheckedLabels', num_classes=num_classes, reduce_zero_label=True)
 train_pipeline = [dict(type='LoadImageFromFile'), labels, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
 test_pipeline = [dict(type='LoadImageFromFile'), labels, dict(type='PackSegInputs')]
@@ -23,7 +22,7 @@ tta_pipeline = [
 dataset = dict(type='BaseSegDataset', data_root=data_root, metainfo=metainfo, reduce_zero_label=True,
                img_suffix='.png', seg_map_suffix='.png', _delete_=True)
 train_dataloader = dict(
-    batch_size=4, num_workers=1,
+    num_workers=1,
     dataset=dict(**dataset, pipeline=train_pipeline,
                  data_prefix=dict(img_path='images/training', seg_map_path='annotations/training')))
 val_dataloader = dict(
@@ -31,11 +30,11 @@ val_dataloader = dict(
     dataset=dict(**dataset, pipeline=test_pipeline,
                  data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation')))
 test_dataloader = val_dataloader
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=1.0))
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=num_iters, val_interval=num_iters)
+optim_wrapper = dict(optimizer=dict(lr=2e-3), paramwise_cfg=dict(decay_rate=1.0))
+train_cfg = dict(max_iters=num_iters, val_interval=num_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=30, end=num_iters, eta_min=1e-5)]
 default_hooks = dict(
-    logger=dict(interval=5, log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=num_iters))
+    logger=dict(interval=5), checkpoint=dict(interval=num_iters))
 randomness = dict(seed=0)
