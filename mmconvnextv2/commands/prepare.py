@@ -1,10 +1,11 @@
 """``tools/prepare.py``: from what a labelling tool exports to the layout, the split and the config of a first training.
 
-Reads COCO json (CVAT, Roboflow, Label Studio), YOLO folders, json of labelme, VIA and Label Studio for detection, and
-label PNGs for segmentation. Nothing of the export is changed.
+Reads COCO json (CVAT, Roboflow, Label Studio), YOLO folders, json of labelme, VIA and Label Studio for detection, label
+PNGs for segmentation, and one folder per class for classification. Nothing of the export is changed.
 """
 
 import json
+import math
 import os
 import shutil
 from argparse import ArgumentParser, Namespace
@@ -27,7 +28,14 @@ from .arguments import add_traceback
 SPLITS = ('train', 'val')
 LEAST_AREA = 1.0  # square pixels of an object
 SAMPLES = 12  # images on the page
-RECIPES = dict(detect='custom/mask-rcnn_own-classes.py', segment='custom/upernet_own-classes.py')
+# Recipe of each task by size, its iterations, and its images per iteration
+RECIPES = dict(
+    detect=('small/mask-rcnn_convnextv2-{}_small.py', 1500, 4),
+    segment=('small/upernet_convnextv2-{}_small.py', 1500, 4),
+    classify=('small/convnextv2-{}_small.py', 400, 16),
+)
+SIZES = ('atto', 'tiny')
+LEAST_PASSES = 12  # over the training images; with many of them the run gets longer
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
@@ -37,10 +45,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'config.py and samples.html.',
         epilog='Example: python tools/prepare.py export/annotations/instances_default.json --out data/own',
     )
-    parser.add_argument('source', help='json (COCO, VIA, Label Studio) or folder (YOLO, labelme, Roboflow, label PNGs)')
+    parser.add_argument(
+        'source', help='json (COCO, VIA, Label Studio) or folder (YOLO, labelme, Roboflow, label PNGs, one per class)'
+    )
     parser.add_argument('--images', help='folder of the images; default: looked for around SOURCE')
     parser.add_argument('--out', required=True, help='folder to write; it must not exist')
     parser.add_argument('--task', choices=tuple(RECIPES), default='detect', help='default detect')
+    parser.add_argument('--size', choices=SIZES, default='atto', help='model; tiny needs a GPU; default atto')
     parser.add_argument('--val', type=float, default=0.2, help='share of images for validation; default 0.2')
     parser.add_argument('--seed', type=int, default=0, help='seed of the split; default 0')
     add_traceback(parser)
@@ -56,7 +67,7 @@ def prepare(args: Namespace) -> None:
     if not 0 < args.val < 1:
         raise UserError(f'--val {args.val}: expected a share between 0 and 1')
     with new_folder(args.out) as folder:
-        lines = (prepare_detection if args.task == 'detect' else prepare_segmentation)(args, Path(folder))
+        lines = PREPARE[args.task](args, Path(folder))
     print('\n'.join(lines))
     print(f'{args.out}: images, labels, config.py and samples.html; look at the samples, then start with')
     print(f'    python tools/train.py {os.path.join(args.out, "config.py")}')
@@ -81,7 +92,7 @@ def prepare_detection(args: Namespace, folder: Path) -> list[str]:
         content = _coco_of(chosen, labels.classes, files, sizes, folder / split)
         (folder / f'{split}.json').write_text(json.dumps(content))
         counts[split] = Counter(shape.name for image in chosen for shape in image.shapes)
-    _write_config(args, folder, labels.classes)
+    _write_config(args, folder, labels.classes, len(parts[0]))
     _write_page(
         folder,
         args,
@@ -126,7 +137,7 @@ def prepare_segmentation(args: Namespace, folder: Path) -> list[str]:
                 cv2.imwrite(str(target), pixels[..., ::-1])
             write_label_map(labels, str(folder / 'labels' / split / f'{stem}.png'))
             counts[split].update(maps.classes[value] for value in np.unique(labels) if value < 255)
-    _write_config(args, folder, maps.classes, suffix)
+    _write_config(args, folder, maps.classes, len(parts[0]), suffix)
     _write_page(
         folder,
         args,
@@ -136,6 +147,51 @@ def prepare_segmentation(args: Namespace, folder: Path) -> list[str]:
         [(image, _draw_map(read_rgb(image), maps.read(label))) for image, label in maps.pairs[:SAMPLES]],
     )
     return _summary('label PNGs', parts, maps.classes, counts, 'images', notes)
+
+
+def prepare_classification(args: Namespace, folder: Path) -> list[str]:
+    """Write one folder of images per split and class, config and samples, and return what to print.
+
+    Raises:
+        ValueError: If there are not at least two folders of images, named like the classes.
+    """
+    source = Path(args.source)
+    val = next((source / name for name in ('val', 'valid', 'validation') if (source / name).is_dir()), None)
+    roots = dict(train=source / 'train', val=val) if val and (source / 'train').is_dir() else {None: source}
+    images, name_of = [], {}
+    for split, root in roots.items():
+        for place in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
+            for path in sorted(place.rglob('*')):
+                if path.suffix.lower() in EXTENSIONS:
+                    images.append(LabelledImage(str(path), split=split))
+                    name_of[str(path)] = place.name
+    classes = sorted(set(name_of.values()))
+    if len(classes) < 2:
+        raise UserError(f'{source}: expected one folder of images per class, at least two; found {classes}')
+    notes = []
+    for image in list(images):
+        try:
+            read_rgb(image.file)
+        except UserError as error:
+            notes.append(f'{error}: left out')
+            images.remove(image)
+    parts = split_images(images, [{name_of[image.file]} for image in images], args.val, args.seed)
+    counts = {}
+    for split, chosen in zip(SPLITS, parts):
+        counts[split] = Counter(name_of[image.file] for image in chosen)
+        for number, image in enumerate(chosen):
+            place = folder / split / name_of[image.file]
+            place.mkdir(parents=True, exist_ok=True)
+            name = Path(image.file).name
+            shutil.copyfile(image.file, place / (f'{number}_{name}' if (place / name).exists() else name))
+    _write_config(args, folder, classes, len(parts[0]))
+    spread = images[:: max(1, len(images) // SAMPLES)][:SAMPLES]
+    samples = [(f'{name_of[image.file]}/{Path(image.file).name}', read_rgb(image.file)) for image in spread]
+    _write_page(folder, args, classes, counts, notes, samples)
+    return _summary('folders', parts, classes, counts, 'images', notes)
+
+
+PREPARE = dict(detect=prepare_detection, segment=prepare_segmentation, classify=prepare_classification)
 
 
 def find_images(labels: Labels, source: str, given: str | None) -> dict[str, str]:
@@ -281,22 +337,26 @@ def _outline(shape: Shape, height: int, width: int) -> dict[str, Any]:
     return dict(segmentation=shape.rle, area=area, bbox=bbox)
 
 
-def _write_config(args: Namespace, folder: Path, classes: list[str], suffix: str = '') -> None:
+def _write_config(args: Namespace, folder: Path, classes: list[str], images: int, suffix: str = '') -> None:
     root = os.path.abspath(args.out) + '/' * (args.task == 'detect')
-    heads = (
-        'roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes)))'
-        if args.task == 'detect'
-        else 'decode_head=dict(num_classes=len(classes)), auxiliary_head=dict(num_classes=len(classes))'
+    heads = dict(
+        detect='roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes)))',
+        segment='decode_head=dict(num_classes=len(classes)), auxiliary_head=dict(num_classes=len(classes))',
+        classify='head=dict(num_classes=len(classes))',
     )
     ending = f', img_suffix={suffix!r}' if suffix else ''
+    recipe, iterations, batch = RECIPES[args.task]
+    longer = math.ceil(images * LEAST_PASSES / batch)
     lines = [
         f'# Written by tools/prepare.py from {os.path.basename(os.path.normpath(args.source))}.',
-        f"_base_ = 'mmconvnextv2::{RECIPES[args.task]}'",
+        f"_base_ = 'mmconvnextv2::{recipe.format(args.size[0])}'",
         f'classes = {tuple(classes)!r}',
         f'data_root = {root!r}',
-        f'model = dict({heads})',
+        f'model = dict({heads[args.task]})',
         f'own = dict(data_root=data_root, metainfo=dict(classes=classes){ending})',
     ]
+    if longer > iterations:
+        lines.append(f'train_cfg = dict(max_iters={longer})  # {LEAST_PASSES} passes over {images} images')
     if args.task == 'segment':
         lines += [
             "own_labels = dict(type='LoadCheckedLabels', num_classes=len(classes))",
@@ -312,6 +372,11 @@ def _write_config(args: Namespace, folder: Path, classes: list[str], suffix: str
             'train_dataloader = dict(dataset=own)',
             'val_dataloader = dict(dataset=own)',
             'test_dataloader = val_dataloader',
+        ]
+    if args.task == 'classify':
+        lines.append('data_preprocessor = dict(num_classes=len(classes))')
+    if args.task == 'detect':
+        lines += [
             "val_evaluator = dict(ann_file=data_root + 'val.json')",
             'test_evaluator = val_evaluator',
         ]

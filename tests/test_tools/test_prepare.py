@@ -265,3 +265,55 @@ def test_outlines_are_repaired(tmp_path, capsys):
     ((kind, mask),) = masks_of(tmp_path / 'own')['photo 0.png']
     assert kind == 'cat' and mask.sum() == 100
     assert len(read_labels(str(path)).images[0].shapes) == 2
+
+
+def write_class_folders(root, images=7):
+    """One folder per class; a name that occurs twice below one class, and a file that is not an image."""
+    for label, name in enumerate(('dog', 'cat')):
+        for number in range(images):
+            place = root / name / ('more' if number == 6 else '')
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((HEIGHT, WIDTH, 3), 100 * label + number, np.uint8)
+            Image.fromarray(pixels).save(place / f'{0 if number == 6 else number}.png')
+    (root / 'dog' / 'broken.png').write_bytes(b'not an image')
+
+
+@pytest.mark.parametrize('split', [False, True])
+def test_class_folders(tmp_path, capsys, split):
+    """Every image that can be read is in one split, in the folder of its class; a split that exists is kept; the
+    config's data set finds them with labels in alphabetical order."""
+    if split:
+        write_class_folders(tmp_path / 'given' / 'train')
+        write_class_folders(tmp_path / 'given' / 'valid', images=2)
+    else:
+        write_class_folders(tmp_path / 'given')
+    run(tmp_path / 'given', tmp_path / 'mine', '--task', 'classify')
+    assert 'broken.png cannot be read as an image' in capsys.readouterr().out
+    cfg = load_config(str(tmp_path / 'mine' / 'config.py'))
+    init_default_scope('mmpretrain')
+    seen = {}
+    for part in ('train', 'val'):
+        dataset = DATASETS.build(dict(cfg[f'{part}_dataloader'].dataset, pipeline=[]))
+        assert dataset.metainfo['classes'] == ('cat', 'dog') and len(dataset) > 0
+        for index in range(len(dataset)):
+            one = dataset[index]
+            value = np.asarray(Image.open(one['img_path']))[0, 0, 0]
+            assert one['gt_label'] == (0 if value >= 100 else 1)
+            seen.setdefault(part, []).append(int(value))
+    total = [number + base for number in range(7) for base in (0, 100)]
+    if split:
+        assert sorted(seen['train']) == sorted(total) and sorted(seen['val']) == [0, 1, 100, 101]
+    else:
+        assert sorted(seen['train'] + seen['val']) == sorted(total) and len(seen['val']) == 3
+
+
+def test_many_images_lengthen_the_run(tmp_path):
+    """The config of 32 images leaves the recipe's length, that of 1,000 asks for twelve passes over them."""
+    for count, length in ((20, 400), (600, 12 * 900 / 16)):
+        for name in ('cat', 'dog'):
+            (tmp_path / f'{count}' / name).mkdir(parents=True)
+            for number in range(count if name == 'cat' else count * 7 // 8):
+                Image.new('RGB', (4, 4)).save(tmp_path / f'{count}' / name / f'{number}.png')
+        run(tmp_path / f'{count}', tmp_path / f'mine{count}', '--task', 'classify', '--size', 'tiny')
+        cfg = load_config(str(tmp_path / f'mine{count}' / 'config.py'))
+        assert cfg.train_cfg.max_iters == length and cfg.model.backbone.arch == 'tiny'
