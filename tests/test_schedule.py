@@ -79,12 +79,12 @@ def test_milestones_fall_inside_the_run(epochs, milestones):
 
 def test_warmup_of_few_images():
     """32 images in batches of 2: 500 warm-up iterations of 192 become 19; COCO's share stays as published."""
-    cfg = Config.fromfile(str(CONFIGS / 'custom/mask-rcnn_own-classes.py'))
+    cfg = Config.fromfile(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
     assert 'warm-up of 500 iterations was cut to 19' in settle_iterations(cfg.param_scheduler, 16, 192)
     rates = rates_of(cfg, per_epoch=16)
     assert rates[17] < 0.99 and rates[18:21] == pytest.approx([1.0] * 3)
     assert warmup_iterations(cfg.param_scheduler, 16) == 19
-    coco = Config.fromfile(str(CONFIGS / 'custom/mask-rcnn_own-classes.py'))
+    coco = Config.fromfile(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
     assert settle_iterations(coco.param_scheduler, 7330, 87960) is None and coco.param_scheduler[0]['end'] == 500
 
 
@@ -95,6 +95,21 @@ def test_a_published_share_of_epochs_is_kept():
     fit_schedule(cfg)
     assert settle_iterations(cfg.param_scheduler, 9, 90) is None
     assert warmup_iterations(cfg.param_scheduler, 9) == 10
+
+
+@pytest.mark.parametrize(
+    'config, right, wrong',
+    [
+        ('small/mask-rcnn_convnextv2-a_small.py', 'max_iters', 'max_epochs'),
+        ('mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py', 'max_epochs', 'max_iters'),
+    ],
+)
+def test_the_other_unit_is_an_error_that_names_the_right_one(config, right, wrong):
+    """``max_epochs`` of a recipe that counts iterations, and the reverse, end in one line, not in a wrong length."""
+    cfg = Config.fromfile(str(CONFIGS / config))
+    cfg.train_cfg[wrong] = 3
+    with pytest.raises(UserError, match=f'train_cfg.{wrong}=3: this recipe is counted by train_cfg.{right}'):
+        fit_schedule(cfg)
 
 
 def test_runs_counted_in_iterations():

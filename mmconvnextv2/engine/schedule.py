@@ -20,6 +20,11 @@ MAX_WARMUP_SHARE = 0.1  # of the run, for warm-ups counted in iterations in a ru
 def run_length(cfg: Config) -> tuple[str, int] | None:
     """Return the unit (``'epochs'`` or ``'iterations'``) and the length of a config's run, None without training."""
     loop = cfg.get('train_cfg') or {}
+    if loop.get('max_epochs') is not None and loop.get('max_iters') is not None:
+        unit, other = ('max_iters', 'max_epochs') if 'Iter' in str(loop.get('type')) else ('max_epochs', 'max_iters')
+        raise UserError(
+            f'train_cfg.{other}={loop[other]}: this recipe is counted by train_cfg.{unit}, set that instead'
+        )
     for key, unit in (('max_epochs', 'epochs'), ('max_iters', 'iterations')):
         if loop.get(key) is not None:
             if not isinstance(loop[key], int) or loop[key] < 1:
