@@ -13,6 +13,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets import EmbeddedSpec, make_embedded
 from mmconvnextv2.engine.schedule import fit_schedule, settle_iterations, warmup_iterations
+from mmconvnextv2.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(Path(leaf) for leaf in glob(str(CONFIGS / '*' / '*.py')) if Path(leaf).parent.name != '_base_')

@@ -118,11 +118,13 @@ class Report:
         """Embed a PNG or JPEG, given as a path or as bytes."""
         self.parts.append(f'<figure>{_inline(image, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
 
-    def thumbnails(self, images: Sequence[str | Path], caption: str, captions: Sequence[str] | None = None) -> None:
+    def thumbnails(
+        self, images: Sequence[str | Path | bytes], caption: str, captions: Sequence[str] | None = None
+    ) -> None:
         """Add small images, enlarged, two per row.
 
         Args:
-            images (Sequence[str | Path]): PNG or JPEG files.
+            images (Sequence[str | Path | bytes]): PNG or JPEG, as files or as bytes.
             caption (str): Text below all of them.
             captions (Sequence[str], optional): Text below each. Defaults to None, none.
         """

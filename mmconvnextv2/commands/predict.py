@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from mmengine.logging import print_log
 from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import ProgressBar
 
+from ..analysis.html import Report
 from ..datasets.image_files import EXTENSIONS, list_images, write_label_map
 from ..engine.inference import load
 from ..engine.inference.images import as_bgr
@@ -31,13 +33,16 @@ from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
+MOST_SHOWN = 60  # images in predictions.html
+SIDE_SHOWN = 640  # pixels of their longer side
+MOST_NAMED = 4  # classes of a segmentation in its caption
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/predict.py``."""
     parser = ArgumentParser(
         description='Predict objects or a segmentation for images, folders and videos. Writes OUT/drawn/, '
-        'OUT/predictions.json and, for segmentation, OUT/labels/.',
+        'OUT/predictions.json, OUT/predictions.html and, for segmentation, OUT/labels/.',
         epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py iter_360.pth street.jpg film.mp4',
     )
     parser.add_argument('config', help='config file of a detector or segmentor')
@@ -151,12 +156,14 @@ class Predictor:
 
         Returns:
             dict: ``instances``, a list of class, score, box (left, top, right, bottom in pixels) and, if predicted,
-            mask (COCO's RLE); or ``classes``, the percentage of pixels of each class that occurs.
+            mask (COCO's RLE); or ``classes``, the percentage of pixels of each class that occurs. ``confidence`` is the
+            lowest score of an object, 0 without objects, or the mean probability of the labels.
         """
         if self.scope == 'mmseg':
             labels = sample.pred_sem_seg.data
             share = labels.flatten().bincount(minlength=len(self.classes)).double() / labels.numel() * 100
-            return dict(classes={name: round(float(value), 3) for name, value in zip(self.classes, share) if value})
+            shares = {name: round(float(value), 3) for name, value in zip(self.classes, share) if value}
+            return dict(classes=shares, confidence=_mean_probability(sample))
         found = sample.pred_instances
         instances = [
             dict(**{'class': self.classes[int(label)]}, score=float(score), box=box.tolist())
@@ -166,7 +173,47 @@ class Predictor:
             encode = import_module('mmdet.structures.mask').encode_mask_results
             for instance, mask in zip(instances, encode(found.masks.numpy())):
                 instance['mask'] = dict(size=list(mask['size']), counts=mask['counts'].decode())
-        return dict(instances=instances)
+        return dict(instances=instances, confidence=min((one['score'] for one in instances), default=0.0))
+
+
+def _mean_probability(sample: Any) -> float:
+    """Return the mean probability of a segmentation's labels, 0 to 1."""
+    logits = sample.seg_logits.data.float()  # (C, H, W); one channel for a binary head
+    if len(logits) == 1:
+        logits = torch.cat([logits, torch.zeros_like(logits)])
+    chosen = (logits.amax(0) - logits.logsumexp(0)).exp()
+    return round(float(chosen.mean()), 4)
+
+
+def write_gallery(predictions: Sequence[dict], sources: Sequence[ImageSource], out: str) -> None:
+    """Write ``predictions.html`` with the drawn images, those with the least confidence first."""
+    name_of = {source.path: source.name for source in sources if not source.is_video}
+    shown = sorted((one for one in predictions if 'confidence' in one and one['file'] in name_of), key=_confidence)
+    if not shown:
+        return
+    page = Report('Predictions')
+    images, captions = [], []
+    for one in shown[:MOST_SHOWN]:
+        drawn = cv2.imread(os.path.join(out, 'drawn', f'{name_of[one["file"]]}.png'))
+        scale = min(1.0, SIDE_SHOWN / max(drawn.shape[:2]))
+        small = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        images.append(cv2.imencode('.jpg', small)[1].tobytes())
+        captions.append(f'{name_of[one["file"]]}: {_summary(one)}, confidence {one["confidence"]:.2f}')
+    page.thumbnails(images, f'{len(images)} of {len(shown)} images, the least confident first', captions)
+    page.write(os.path.join(out, 'predictions.html'))
+
+
+def _confidence(one: dict) -> float:
+    return one['confidence']
+
+
+def _summary(one: dict) -> str:
+    """Return the classes of a prediction with their counts or their shares of pixels."""
+    if 'instances' in one:
+        counts = Counter(instance['class'] for instance in one['instances'])
+        return ', '.join(f'{count} {name}' for name, count in counts.most_common()) or 'nothing'
+    shares = sorted(one['classes'].items(), key=lambda pair: -pair[1])
+    return ', '.join(f'{name} {share:.0f} %' for name, share in shares[:MOST_NAMED])
 
 
 def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterator[dict[str, Any]]:
@@ -322,6 +369,7 @@ def predict(args: Namespace) -> None:
     predictions.sort(key=lambda one: order.get(one['file'], len(order)))
     with replacing(target) as partial, open(partial, 'w', encoding='utf-8') as file:
         json.dump(dict(classes=predictor.classes, predictions=predictions), file, indent=1)
+    write_gallery(predictions, sources, args.out)
     os.remove(journal.path)
     print(f'\n{target}: {len(predictions)} predictions; drawn in {os.path.join(args.out, "drawn")}')
     wrong = [one for one in predictions if 'error' in one]

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
-from mmconvnextv2.commands.predict import Predictor, list_sources, parse_args, predict
+from mmconvnextv2.commands.predict import ImageSource, Predictor, list_sources, parse_args, predict, write_gallery
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.datasets.image_files import class_colours, write_label_map
 from mmconvnextv2.engine.inference.images import as_bgr
@@ -99,6 +99,28 @@ def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_p
             if (labels == label).any()
         }
         assert prediction['classes'] == shares
+        probabilities = wanted[Path(prediction['file']).stem]['seg_logits']['data'].double().softmax(0)
+        assert prediction['confidence'] == pytest.approx(float(probabilities.amax(0).mean()), abs=1e-4)
+
+
+def test_gallery_shows_the_least_confident_first(tmp_path):
+    """predictions.html captions every drawn image with its file and classes, the least confident first; an image
+    without objects comes before all, one that failed is left out."""
+    (tmp_path / 'drawn').mkdir()
+    found = dict(sure=[('dog', 0.9)], doubtful=[('cat', 0.4), ('cat', 0.8), ('dog', 0.7)], empty=[], failed=None)
+    sources = [ImageSource(f'{name}.jpg', name, False) for name in found]
+    predictions = [dict(file='failed.jpg', error='it is damaged')]
+    for name, objects in found.items():
+        if objects is not None:
+            Image.new('RGB', (900, 30)).save(tmp_path / 'drawn' / f'{name}.png')
+            instances = [dict({'class': kind}, score=score) for kind, score in objects]
+            lowest = min((score for _, score in objects), default=0.0)
+            predictions.append(dict(file=f'{name}.jpg', instances=instances, confidence=lowest))
+    write_gallery(predictions, sources, str(tmp_path))
+    page = (tmp_path / 'predictions.html').read_text()
+    captions = ['empty: nothing, confidence 0.00', 'doubtful: 2 cat, 1 dog, confidence 0.40', 'sure: 1 dog, confidence']
+    places = [page.index(f'<figcaption>{caption}') for caption in captions]
+    assert places == sorted(places) and 'failed' not in page
 
 
 def test_video_frames_are_predicted_one_by_one(tools, trained, tmp_path):
@@ -174,7 +196,8 @@ def test_bad_images_are_named_and_the_rest_goes_on(tools, trained, tmp_path):
     assert ended.startswith('error: 2 of 4 inputs were not predicted') and 'a.jpg: it cannot be read' in ended
     assert [Path(one['file']).name for one in found] == ['a.jpg', 'b.png', 'c.png', 'd.png']
     assert found[2]['error'] == 'it is empty' and found[1]['classes'] == found[3]['classes']
-    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'predictions.json', 'drawn', 'labels'}
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert names == {'predictions.json', 'predictions.html', 'drawn', 'labels'}
 
 
 def test_stopped_predictions_go_on(tools, trained, tmp_path, monkeypatch):
