@@ -1,7 +1,7 @@
 # UperNet on 20 to 2,000 images of your own with label PNGs: about 20 minutes on two CPU cores.
 # max_iters is the length; the schedule, evaluations and checkpoints follow from it.
 _base_ = '../_base_/upernet_160k_ade20k.py'
-max_iters = 1500
+max_iters = 1000
 classes = ('road', 'building', 'tree')  # labels 0, 1, 2 in the PNGs
 data_root = 'data/own'  # images/{train,val}/NAME.jpg and labels/{train,val}/NAME.png
 crop_size = (320, 320)

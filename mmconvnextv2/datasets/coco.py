@@ -6,9 +6,11 @@ or at the first evaluation. Here classes are matched by name, the file is checke
 that cannot be used are dropped before training.
 """
 
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 from mmdet.datasets import CocoDataset
@@ -86,7 +88,8 @@ class CheckedCOCO(COCO):
         self.source = annotation_file
         if annotation_file is not None:
             self.dataset = read_annotations(annotation_file)
-            self.createIndex()
+            with redirect_stdout(io.StringIO()):  # it prints two lines each time
+                self.createIndex()
             self.img_ann_map, self.cat_img_map = self.imgToAnns, self.catToImgs
 
     def get_cat_ids(

@@ -11,7 +11,7 @@ from mmconvnextv2.commands.flops import build_on_meta, count_parameters
 from mmconvnextv2.utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
-NO_RECIPES = {'_base_', 'custom', 'quickstart'}  # parts, worked examples and the embedded demonstration
+NO_RECIPES = {'_base_', 'custom', 'quickstart', 'small'}  # parts, worked examples, the demonstration, own data
 FOLDERS = sorted({path.parent.name for path in (ROOT / 'configs').glob('*/*.py')} - NO_RECIPES)
 RECIPES = sorted(
     str(path.relative_to(ROOT))
