@@ -17,6 +17,7 @@ from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
 
 from ..utils.errors import MissingFileError, UserError
+from ..utils.public_models import get_model, is_name
 from .download import download
 from .unpickling import NotAllowed, Refused, read_pickled
 
@@ -31,7 +32,8 @@ def load_file(path: str, map_location: Any = 'cpu') -> dict:
     """Read a checkpoint from a local path, a URL or another of mmengine's file backends.
 
     Args:
-        path (str): A ``.pth``, ``.pt`` or ``.safetensors`` file; the kind is detected from the content. ``http(s)://``
+        path (str): A ``.pth``, ``.pt`` or ``.safetensors`` file; the kind is detected from the content. The name of a
+            public model, such as ``'convnextv2-base_fcmae'``, is an address of the metafiles. ``http(s)://``
             goes through torch's download cache with a progress bar. A name that ends in the first digits of its
             SHA-256, ``...-d484685a.pth``, is verified. Other prefixes go through ``mmengine.fileio``.
         map_location: As in ``torch.load``. Defaults to 'cpu'.
@@ -89,6 +91,8 @@ def _local_copy(path: str) -> Iterator[str]:
     elif '://' in path:
         with get_local_path(path) as local:
             yield str(local)
+    elif is_name(path) and not os.path.exists(path):
+        yield download(get_model(path).weights, load_file)
     else:
         yield os.path.expanduser(path)
 

@@ -7,7 +7,9 @@ from mmengine.config import Config, DictAction
 
 from ..utils.config import load_config
 from ..utils.errors import UserError
+from ..utils.public_models import find_config, find_model, get_model, is_name
 
+CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 VISUALIZATION_HOOKS = dict(
     mmdet=dict(type='DetVisualizationHook'),
     mmpretrain=dict(type='VisualizationHook'),
@@ -48,6 +50,31 @@ def load_run_config(args: Namespace) -> Config:
     return cfg
 
 
+def settle_name(parser: ArgumentParser, args: Namespace) -> str | None:
+    """Let the name of a public model in ``args.config`` bring its own checkpoint, unless a checkpoint file is given.
+
+    Returns:
+        str, optional: What stood in the place of the checkpoint and is not one, the first input.
+    """
+    if os.path.isfile(args.config) or not is_name(args.config):
+        return None
+    if find_config(args.config) is None:
+        try:
+            get_model(args.config)
+        except UserError as error:
+            parser.error(str(error))
+    if find_model(args.config) is None or (args.checkpoint or '').endswith(CHECKPOINTS):
+        return None
+    first, args.checkpoint = args.checkpoint, args.config
+    return first
+
+
 def check_checkpoint(path: str | None, argument: str) -> None:
-    if path and '://' not in path and not os.path.isfile(path):
-        raise UserError(f'{argument}={path!r} does not exist: pass a checkpoint file or its URL')
+    if not path or '://' in path or os.path.isfile(path):
+        return
+    if is_name(path):
+        get_model(path)
+    else:
+        raise UserError(
+            f'{argument}={path!r} does not exist: pass a checkpoint file, its URL or the name of a public model'
+        )

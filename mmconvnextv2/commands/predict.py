@@ -30,7 +30,7 @@ from ..engine.inference.images import as_bgr
 from ..utils.atomic import replacing
 from ..utils.config import steps_of_test
 from ..utils.errors import UserError
-from .arguments import add_config_options, check_checkpoint, load_config
+from .arguments import add_config_options, check_checkpoint, load_config, settle_name
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 MOST_SHOWN = 60  # images in predictions.html
@@ -45,14 +45,21 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'OUT/predictions.json, OUT/predictions.html and, for segmentation, OUT/labels/.',
         epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py iter_360.pth street.jpg film.mp4',
     )
-    parser.add_argument('config', help='config file of a detector or segmentor')
-    parser.add_argument('checkpoint', help='checkpoint trained with the config')
-    parser.add_argument('inputs', nargs='+', help='image files, folders of images, video files')
+    parser.add_argument('config', help='config file of a detector or segmentor, or the name of a public model')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint trained with the config; none after a name')
+    parser.add_argument('inputs', nargs='*', help='image files, folders of images, video files')
     parser.add_argument('--out', default='predictions', help='output folder; default predictions')
     parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score of an object, 0 to 1; default 0.3')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ..')
     add_config_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    first = settle_name(parser, args)
+    args.inputs = args.inputs if first is None else [first, *args.inputs]
+    if args.checkpoint is None or not args.inputs:
+        parser.error(
+            'expected CONFIG CHECKPOINT INPUT ... or NAME INPUT ...; `python -m mmconvnextv2 models` lists names'
+        )
+    return args
 
 
 class ImageSource(NamedTuple):

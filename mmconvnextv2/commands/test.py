@@ -11,7 +11,7 @@ from mmengine.evaluator import DumpResults
 
 from ..utils.config import inner_datasets, reads_annotations
 from ..utils.errors import UserError
-from .arguments import VISUALIZATION_HOOKS, add_run_arguments, check_checkpoint, load_run_config
+from .arguments import VISUALIZATION_HOOKS, add_run_arguments, check_checkpoint, load_run_config, settle_name
 from .data_checks import check_data
 from .runner import build_runner
 
@@ -22,15 +22,18 @@ def parse_test_args(argv: Sequence[str] | None = None) -> Namespace:
         description='Evaluate a checkpoint.',
         epilog='Example: python tools/test.py configs/upernet/upernet_convnextv2-a_160k_ade20k-512x512.py a.pth --tta',
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('config', help='config file, or the name of a public model')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file; none after a name')
     parser.add_argument('--out', help='file for the predictions, .pkl or .pickle')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='folder for images with drawn predictions, and for mistakes.json')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each image; default 2')
     parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
     add_run_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if settle_name(parser, args) is not None or args.checkpoint is None:
+        parser.error('expected CONFIG CHECKPOINT or NAME; `python -m mmconvnextv2 models` lists names')
+    return args
 
 
 def apply_visualization(cfg: Config, args: Namespace) -> None:

@@ -5,7 +5,11 @@ deprecation warnings of the libraries. The config is in the work folder, and the
 """
 
 import logging
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Messages of MMEngine, MMDetection and MMSegmentation, by how they begin
 NOISE = (
@@ -52,3 +56,18 @@ def quiet_warnings() -> None:
     """Ignore ``WARNINGS`` in this process; a command's entry point calls it, importing the package does not."""
     for message in WARNINGS:
         warnings.filterwarnings('ignore', message=message)
+
+
+@contextmanager
+def discarded_stderr() -> Iterator[None]:
+    """Discard what this process and its children write to the standard error, such as a shell's "gcc: not found"."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from ..utils.errors import UserError, place_of, raised_in_library
-from .console import quiet_console
+from .console import discarded_stderr, quiet_console
 from .pipelines import name_files
 
 EXPLAINED = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
@@ -57,6 +57,11 @@ class NamingRunner(Runner):
         if not self.cfg.get('verbose'):
             quiet_console(logger)
         return logger
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Log the environment; see ``Runner``. The shell's complaint about a missing compiler is discarded."""
+        with discarded_stderr():
+            super()._log_env(env_cfg)
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:

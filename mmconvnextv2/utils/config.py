@@ -17,6 +17,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 
 from .compat import FORKS, installed_version
 from .errors import MissingFileError, UserError
+from .public_models import find_config
 from .suggestions import check_overrides
 
 TOOLS = Path(__file__).parents[1] / '.mim' / 'tools'  # files of tools/, in an installed package, too
@@ -43,7 +44,7 @@ def read_config(path: str) -> Config:
     """Read a config file as ``Config.fromfile`` does, but keep types of this package's recipes in ``default_scope``.
 
     Args:
-        path (str): Config file.
+        path (str): Config file, or the name of a recipe or public model.
 
     Returns:
         Config: The config, with recipes as if they were inherited by path.
@@ -52,6 +53,7 @@ def read_config(path: str) -> Config:
         FileNotFoundError: If the file does not exist.
         ValueError: If a module of ``custom_imports`` cannot be imported; the message names what is missing.
     """
+    path = path if os.path.isfile(path) else find_config(path) or path
     if not os.path.isfile(path):
         raise MissingFileError(f'config={path!r} does not exist; `ls configs/*` lists the recipes.')
     try:
@@ -107,7 +109,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     """Read a config, apply overrides, normalise its data settings and import the package of its ``default_scope``.
 
     Args:
-        path (str): The config file.
+        path (str): The config file, or the name of a recipe or public model.
         options (dict, optional): Overrides by dotted key, as ``--cfg-options``. Defaults to None.
 
     Raises:

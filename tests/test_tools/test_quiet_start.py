@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,10 +35,11 @@ def command(data, work_dir, *flags):
     return [*words, '--work-dir', str(work_dir), *flags, '--cfg-options', *options]
 
 
-def lines_before_loss(data, work_dir, *flags):
+def lines_before_loss(data, work_dir, *flags, env=None):
     """Return what tools/train.py prints before the first loss in a fresh process, errors and warnings included."""
     run = subprocess.run(
         command(data, work_dir, *flags),
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -46,9 +48,19 @@ def lines_before_loss(data, work_dir, *flags):
     return run.stdout.partition('loss:')[0].splitlines()
 
 
+def without_compiler(folder):
+    """Return a PATH with the shell alone."""
+    folder.mkdir()
+    for name in ('sh', 'head'):
+        (folder / name).symlink_to(shutil.which(name))
+    return str(folder)
+
+
 def test_the_plan_and_little_else(data, tmp_path):
-    """A run prints its plan and at most 40 lines before the first loss; the config and the hooks are in its log."""
-    lines = lines_before_loss(data, tmp_path / 'run')
+    """A run prints its plan and at most 40 lines before the first loss, none about a compiler that is not there; the
+    config and the hooks are in its log."""
+    lines = lines_before_loss(data, tmp_path / 'run', env=dict(os.environ, PATH=without_compiler(tmp_path / 'bin')))
+    assert not any('not found' in line for line in lines)
     assert len(lines) <= 40 and any(line.strip().startswith('length') for line in lines)
     (log,) = (tmp_path / 'run').glob('*/*.log')
     assert 'Config:' in log.read_text() and 'Hooks will be executed' in log.read_text()

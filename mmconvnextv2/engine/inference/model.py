@@ -18,6 +18,7 @@ from ...checkpoint.load import load_file
 from ...datasets.image_files import read_image
 from ...utils.config import inner_datasets, load_config, reads_files, steps_of_test
 from ...utils.errors import UserError
+from ...utils.public_models import get_model
 from ..console import quiet_warnings
 from .images import to_pipeline_image
 from .results import Classification, Detections, Segmentation
@@ -27,17 +28,17 @@ Result = Detections | Segmentation | Classification
 
 def load(
     config: str | Config,
-    checkpoint: str,
+    checkpoint: str | None = None,
     device: str | torch.device | None = None,
     options: dict[str, Any] | None = None,
 ) -> 'Model':
     """Load a trained model.
 
     Args:
-        config (str | Config): Config file of a detector, segmentor or classifier, or what
+        config (str | Config): Config file of a detector, segmentor or classifier, the name of a public model, or what
             :func:`~mmconvnextv2.utils.config.load_config` made of it.
-        checkpoint (str): Path or URL of a checkpoint that it trained. It is read by an unpickler that builds data only,
-            and the process's settings of torch stay as they are.
+        checkpoint (str, optional): Path or URL of a checkpoint that it trained. It is read by an unpickler that builds
+            data only, and the process's settings of torch stay as they are. Defaults to None, the public model's.
         device (str | torch.device, optional): Where the model runs. Defaults to None, the first GPU or else the CPU.
         options (dict, optional): Overrides of the config by dotted key. Defaults to None.
 
@@ -56,6 +57,10 @@ def load(
     with warnings.catch_warnings():
         quiet_warnings()
         cfg = config if isinstance(config, Config) else load_config(config, options)
+        if checkpoint is None:
+            if isinstance(config, Config):
+                raise UserError('checkpoint is missing: only the name of a public model brings its own')
+            checkpoint = get_model(config).weights
         content = load_file(checkpoint)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = revert_sync_batchnorm(_build(cfg))

@@ -1,0 +1,158 @@
+"""A public model's name stands for its config and its weights, in the tools, from Python and as a start."""
+
+import functools
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from PIL import Image
+from small_models import NARROW
+
+import mmconvnextv2
+from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.commands.models import models
+from mmconvnextv2.commands.models import parse_args as parse_models
+from mmconvnextv2.commands.predict import parse_args, predict
+from mmconvnextv2.commands.run_tool import run_tool
+from mmconvnextv2.commands.test import parse_test_args
+from mmconvnextv2.utils import public_models
+from mmconvnextv2.utils.config import load_config
+from mmconvnextv2.utils.public_models import find_config, get_model, list_models
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ('road', 'building', 'tree')
+NAME = 'upernet_narrow'
+
+
+@pytest.fixture
+def public(tmp_path, monkeypatch):
+    """A folder of recipes with one public segmentor and its backbone, whose weights a local server has."""
+    home, served = tmp_path / 'configs', tmp_path / 'served'
+    (home / 'upernet').mkdir(parents=True)
+    served.mkdir()
+    (home / 'upernet' / 'narrow_recipe.py').write_text(
+        f"_base_ = '{ROOT}/configs/small/upernet_convnextv2-a_small.py'\n"
+        f'model = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW})),\n'
+        f'    decode_head=dict(in_channels={list(NARROW["channels"])}, channels=8),\n'
+        '    auxiliary_head=dict(in_channels=8, channels=8))\n'
+    )
+    cfg = load_config(str(home / 'upernet' / 'narrow_recipe.py'))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        model.train()
+        model.decode_head(model.extract_feat(torch.randn(4, 3, 96, 96)))  # statistics with which classes differ
+        model.eval()
+    meta = dict(dataset_meta=dict(classes=CLASSES, palette=[[90 * label] * 3 for label in range(3)]))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), served / 'whole.pth')
+    torch.save(dict(state_dict=ConvNeXtV2(NARROW, out_norm=False).state_dict()), served / 'backbone.pth')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f'http://127.0.0.1:{server.server_address[1]}'
+    entries = [
+        entry(NAME, 'narrow_recipe', f'{address}/whole.pth'),
+        entry('convnextv2-narrow', 'narrow_start', f'{address}/backbone.pth'),
+    ]
+    (home / 'upernet' / 'metafile.yml').write_text(yaml.safe_dump(dict(Models=entries)))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(public_models, 'CONFIGS', home)
+    public_models.public_models.cache_clear()
+    yield served
+    server.shutdown()
+    server.server_close()
+    public_models.public_models.cache_clear()
+
+
+def entry(name, recipe, weights):
+    metadata = {'Weights Name': name, 'Weights By': 'a test', 'Weights Licence': 'none', 'Parameters': 10**6}
+    return dict(Name=recipe, Config=f'configs/upernet/{recipe}.py', Weights=weights, Metadata=metadata, Results=None)
+
+
+def image(path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
+
+
+def test_predictions_by_name_are_those_of_the_files(public, tmp_path):
+    """``predict NAME image`` predicts as ``predict CONFIG CHECKPOINT image``; so does ``load(NAME)``."""
+    photo = image(tmp_path / 'photo.png')
+    config, checkpoint = find_config(NAME), str(public / 'whole.pth')
+    for out, model in (('named', [NAME]), ('given', [config, checkpoint])):
+        run_tool(predict, parse_args([*model, photo, '--out', str(tmp_path / out), '--device', 'cpu']))
+    named, given = (np.asarray(Image.open(tmp_path / out / 'labels/photo.png')) for out in ('named', 'given'))
+    assert len(np.unique(named)) > 1
+    np.testing.assert_array_equal(named, given)
+    np.testing.assert_array_equal(mmconvnextv2.load(NAME, device='cpu').predict(photo).labels, named)
+    found = json.loads((tmp_path / 'named/predictions.json').read_text())
+    assert found['classes'] == list(CLASSES)
+
+
+def test_a_start_by_name(public):
+    """``init_cfg.checkpoint`` takes a name, and loads the weights of its file."""
+    model = ConvNeXtV2(NARROW, init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint='convnextv2-narrow'))
+    model.init_weights()
+    wanted = torch.load(public / 'backbone.pth', weights_only=True)['state_dict']
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    'words, found',
+    [
+        ([NAME, 'a.jpg', 'b.jpg'], (NAME, ['a.jpg', 'b.jpg'])),
+        ([NAME, 'mine.pth', 'a.jpg'], ('mine.pth', ['a.jpg'])),  # its config, with own weights
+        (['mine.py', 'mine.pth', 'a.jpg'], ('mine.pth', ['a.jpg'])),
+    ],
+)
+def test_a_name_takes_no_checkpoint(public, words, found):
+    """After a name the images follow, unless a checkpoint file does; without a name all is as it was."""
+    args = parse_args(words)
+    assert (args.checkpoint, args.inputs) == found
+
+
+@pytest.mark.parametrize('words', [[NAME], ['mine.py', 'mine.pth'], ['upernet_narrov', 'a.jpg']])
+def test_missing_arguments_and_misspelt_names(public, words, capsys):
+    """Too few arguments and unknown names end with what is expected, or the name that is meant."""
+    with pytest.raises(SystemExit):
+        parse_args(words)
+    said = capsys.readouterr().err
+    assert f'did you mean {NAME!r}?' in said if len(words[0]) == len(NAME) and words[0] != NAME else 'NAME' in said
+    assert parse_test_args([NAME]).checkpoint == NAME
+    with pytest.raises(SystemExit):
+        parse_test_args(['mine.py'])
+
+
+def test_the_list(capsys):
+    """Every public model has a name of its own, a config that exists, an https address, and a stated provenance and
+    licence; the command lists those that match."""
+    public_models.public_models.cache_clear()
+    listed = list_models()
+    assert len(listed) >= 27 and len({one.name for one in listed}) == len(listed)
+    for one in listed:
+        assert Path(one.config).is_file() and one.weights.startswith('https://') and one.provenance and one.licence
+        assert get_model(one.recipe) == get_model(one.name) == one
+    models(parse_models(['mask']))
+    said = capsys.readouterr().out
+    assert 'mask-rcnn_convnextv2-b' in said and 'convnextv2-atto_fcmae' not in said
+    sizes = Config.fromfile(str(ROOT / 'configs/_base_/sizes.py')).sizes
+    for arch, size in sizes.items():
+        assert get_model(f'convnextv2-{arch}_fcmae').weights == size.fcmae
+        assert get_model(f'convnextv2-{arch}_im1k').weights == size.im1k
+
+
+def test_recipes_by_name():
+    """A recipe without public weights is a config by its name, too."""
+    cfg = load_config('upernet_convnextv2-a_160k_ade20k-512x512')
+    assert cfg.model.backbone.arch == 'atto' and cfg.default_scope == 'mmseg'
