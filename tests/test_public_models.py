@@ -46,8 +46,10 @@ def public(tmp_path, monkeypatch):
     cfg = load_config(str(home / 'upernet' / 'narrow_recipe.py'))
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(cfg.model)
+    torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.zeros_(model.decode_head.conv_seg.bias)
     with torch.no_grad():
         model.train()
         model.decode_head(model.extract_feat(torch.randn(4, 3, 96, 96)))  # statistics with which classes differ
