@@ -45,7 +45,7 @@ def test_every_recipe_is_indexed_once(metafiles, indexed):
 
 
 def test_results_are_published_ones(indexed):
-    """No number is ours: each names its source and is in the leaf or the table of recipes; weights name their author."""
+    """No number is ours: each names its source and is in the leaf or the table of recipes; weights name an author."""
     table = (ROOT / 'configs' / 'README.md').read_text().splitlines()
     listed = 0
     for path, entry in indexed.items():
