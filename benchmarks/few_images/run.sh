@@ -26,7 +26,7 @@ held_out_photos=(test_dataloader.dataset.data_root=$out/photos_held_out/ test_ev
 held_out_frames=(test_dataloader.dataset.data_root=$out/labelled_held_out
     test_dataloader.dataset.data_prefix.img_path=images test_dataloader.dataset.data_prefix.seg_map_path=labels)
 for start in pretrained scratch; do
-    $python tools/test.py $out/detect/config.py $out/detect_$start/iter_1000.pth \
+    $python tools/test.py $out/detect/config.py $out/detect_$start/iter_1500.pth \
         --work-dir $out/detect_${start}_held_out --show-dir $out/detect_${start}_shown \
         --cfg-options "${held_out_photos[@]}"
     $python tools/test.py $out/segment/config.py $out/segment_$start/iter_1000.pth \

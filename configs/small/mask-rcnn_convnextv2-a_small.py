@@ -1,10 +1,10 @@
 # Mask R-CNN on 20 to 2,000 images of your own with COCO-style json: under 30 minutes on two CPU cores.
 # max_iters is the length; the schedule, evaluations and checkpoints follow from it.
 _base_ = '../_base_/mask-rcnn_lsj-3x_coco.py'
-max_iters = 1000
+max_iters = 1500
 classes = ('person', 'bicycle')  # names among the json's categories
 data_root = 'data/own/'  # train/ and val/ hold images, train.json and val.json their objects
-image_size = (512, 512)
+image_size = (384, 384)
 channels = 64
 norm = dict(type='GN', num_groups=16)  # batches are too small for BN
 model = dict(
@@ -19,8 +19,8 @@ model = dict(
         bbox_head=dict(in_channels=channels, fc_out_channels=512, num_classes=len(classes)),
         mask_head=dict(
             in_channels=channels, conv_out_channels=channels, num_convs=2, norm_cfg=norm, num_classes=len(classes))),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=1000, max_per_img=300), rcnn=dict(sampler=dict(num=128))),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)))
+    train_cfg=dict(rpn_proposal=dict(nms_pre=1000, max_per_img=200), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)))
 resize = dict(type='RandomResize', scale=image_size, ratio_range=(0.5, 1.5), keep_ratio=True)
 crop = dict(_base_.crop, crop_size=image_size)
 colour = dict(type='PhotoMetricDistortion')
@@ -44,7 +44,7 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=False, begin=max_iters // 20, end=max_iters, eta_min_ratio=0.01)]
 # float32, since many CPUs and older GPUs are slow in bfloat16; --amp selects bfloat16
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(lr=5e-4), paramwise_cfg=dict(decay_rate=0.9), clip_grad=dict(max_norm=10))
+    type='OptimWrapper', optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=0.8), clip_grad=dict(max_norm=10))
 auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
     logger=dict(interval=20),

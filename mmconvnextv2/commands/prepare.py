@@ -30,7 +30,7 @@ LEAST_AREA = 1.0  # square pixels of an object
 SAMPLES = 12  # images on the page
 # Recipe of each task by size, its iterations, and its images per iteration
 RECIPES = dict(
-    detect=('small/mask-rcnn_convnextv2-{}_small.py', 1000, 4),
+    detect=('small/mask-rcnn_convnextv2-{}_small.py', 1500, 4),
     segment=('small/upernet_convnextv2-{}_small.py', 1000, 4),
     classify=('small/convnextv2-{}_small.py', 400, 16),
 )
