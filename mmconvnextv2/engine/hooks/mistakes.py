@@ -10,7 +10,6 @@ from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from ...utils.atomic import replacing
 
@@ -48,6 +47,8 @@ def detection_mistakes(
         Mistakes: The error is the share of objects, found or true, that have no counterpart of their class with an
         IoU of at least 0.5.
     """
+    from torchvision.ops import box_iou  # importing the package needs torch and mmengine only
+
     same = labels[:, None] == true_labels[None]
     overlaps = torch.where(same, box_iou(boxes, true_boxes), 0.0)  # (N, M)
     missed, extra = set(range(len(true_labels))), []

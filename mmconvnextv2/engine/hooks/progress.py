@@ -2,10 +2,10 @@
 
 import logging
 import sys
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 WINDOW = 20  # iterations of the mean loss
 PER_SECOND = 2  # redraws
@@ -25,11 +25,13 @@ class ProgressHook(Hook):
     priority = 'VERY_LOW'
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
+        self._progress: Any = None
         self._quieted: list[logging.StreamHandler] = []
 
     def before_train(self, runner) -> None:
         """Start the bar."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = [BarColumn(20), MofNCompleteColumn(), TextColumn('loss {task.fields[loss]}'), TimeRemainingColumn()]
         self._progress = Progress(*columns, TextColumn('left'), refresh_per_second=PER_SECOND)
         self._task = self._progress.add_task('', total=runner.max_iters, completed=runner.iter, loss='-')
