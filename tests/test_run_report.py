@@ -114,6 +114,13 @@ def test_the_deciding_metric_is_plotted_with_its_best_value(tmp_path, monkeypatc
     assert (labels['xlabel'], labels['best']) == ('epoch', 'max')
 
 
+def test_evaluations_without_an_epoch_are_placed_by_iteration(tmp_path):
+    """Metrics that MMEngine logged at epoch 0 of a run counted in iterations get the iteration before them."""
+    entries = [dict(loss=1.0, iter=10, step=10), dict(mIoU=20.0, step=0), dict(loss=0.5, iter=20, step=20)]
+    write_run(tmp_path / 'work', '20260101_000000', [*entries, dict(mIoU=30.0, step=0)])
+    assert '<td>mIoU</td><td>30</td><td>30</td><td>20</td>' in page_of(tmp_path / 'work')
+
+
 def test_tables_by_class_say_what_they_evaluate():
     """A detector's tables for boxes and masks stay apart, and each is the last of its kind."""
     table = '+---+---+\n| category | mAP |\n+---+---+\n| cat | {} |\n+---+---+\n'

@@ -30,6 +30,6 @@ optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=5e-4))
 auto_scale_lr = dict(base_batch_size=16)
 custom_hooks = []  # an average of the weights would lag in so short a run
 default_hooks = dict(
-    logger=dict(interval=20),
+    logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=max_iters // 4, max_keep_ckpts=1, save_best='accuracy/top1'))
 log_processor = dict(by_epoch=False)

@@ -47,6 +47,6 @@ optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(lr=1e-3), paramwise_cfg=dict(decay_rate=0.8), clip_grad=dict(max_norm=10))
 auto_scale_lr = dict(base_batch_size=4)
 default_hooks = dict(
-    logger=dict(interval=20),
+    logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=max_iters // 5, max_keep_ckpts=1))
 log_processor = dict(by_epoch=False)

@@ -23,7 +23,7 @@ body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding
 background:var(--paper)}
 table{border-collapse:collapse;margin:1rem 0}td,th{border:1px solid var(--line);padding:.3rem .8rem;text-align:left}
 th{background:var(--shade)}img{max-width:100%;margin:.3rem 0}
-pre{background:var(--shade);padding:.8rem;overflow-x:auto}
+pre{background:var(--shade);padding:.8rem;overflow-x:auto;white-space:pre-wrap}
 figure{margin:1rem 0}figcaption{color:var(--faint);font-size:.9rem}
 summary{font-size:1.5rem;font-weight:bold;cursor:pointer}
 .small{display:grid;grid-template-columns:1fr 1fr;gap:.8rem}.small figure{margin:0}
