@@ -163,7 +163,14 @@ class Report:
                 index = (max if best == 'max' else min)(range(len(values)), key=values.__getitem__)
                 axes.plot(steps[index], values[index], 'o', color=line.get_color())
                 text = f'{values[index]:.4g} at {xlabel} {steps[index]}'
-                axes.annotate(text, (steps[index], values[index]), xytext=(6, -12), textcoords='offset points')
+                at_right = steps[index] > (steps[0] + steps[-1]) / 2  # the text stays inside the axes
+                axes.annotate(
+                    text,
+                    (steps[index], values[index]),
+                    xytext=(-8 if at_right else 8, -12),
+                    textcoords='offset points',
+                    ha='right' if at_right else 'left',
+                )
         axes.set(xlabel=xlabel, ylabel=ylabel.replace('$', r'\$'))
         axes.grid(alpha=0.3)
         if len(curves) > 1:
