@@ -274,7 +274,7 @@ def left_by_quickstart(tmp_path_factory):
     make_embedded(str(root / 'data'), EmbeddedSpec(unlabelled=4, train=8, val=8, size=64))  # all classes in both
     backbone = save('fcmae', root / 'fcmae' / 'epoch_12.pth').backbone
     torch.save(dict(state_dict=backbone.state_dict()), root / 'backbone.pth')
-    for task, name, classes in (('mask-rcnn', 'iter_360', 6), ('upernet', 'iter_400', 10)):
+    for task, name, classes in (('mask-rcnn', 'epoch_6', 6), ('upernet', 'iter_400', 10)):
         save(
             task,
             root / f'{task}_pretrained' / f'{name}.pth',

@@ -1,7 +1,7 @@
 # FCMAE on the embedded data set: small images, a short schedule, from scratch.
 _base_ = '../small/fcmae_convnextv2-a_small.py'
 num_epochs = 12
-model = dict(backbone=dict(init_cfg=None))
+model = dict(backbone=dict(_delete_=True, type='ConvNeXtV2', arch='atto', out_indices=(3, ), out_norm=False))
 crop = dict(_base_.crop, scale=128)
 pipeline = [_base_.load, crop, _base_.flip, _base_.mask, _base_.pack]
 train_dataloader = dict(

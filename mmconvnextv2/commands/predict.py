@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         description='Predict objects or a segmentation for images, folders and videos. Writes OUT/drawn/, '
         'OUT/predictions.json, OUT/predictions.html and, for segmentation, OUT/labels/.',
-        epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py iter_360.pth street.jpg film.mp4',
+        epilog='Example: python tools/predict.py configs/quickstart/mask-rcnn.py epoch_6.pth street.jpg film.mp4',
     )
     parser.add_argument('config', help='config file of a detector or segmentor, or the name of a public model')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint trained with the config; none after a name')

@@ -66,6 +66,7 @@ def prepare(args: Namespace) -> None:
     """
     if not 0 < args.val < 1:
         raise UserError(f'--val {args.val}: expected a share between 0 and 1')
+    os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
     with new_folder(args.out) as folder:
         lines = PREPARE[args.task](args, Path(folder))
     print('\n'.join(lines))

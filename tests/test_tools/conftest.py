@@ -54,7 +54,7 @@ class Tools:
         return [
             *self.roots(loaders, 'coco'),
             f'val_evaluator.ann_file={annotations}',
-            'train_cfg.max_iters=1',
+            'train_cfg.max_epochs=1',
             f'test_evaluator.ann_file={annotations}',
             'train_cfg.val_interval=1',
             'default_hooks.checkpoint.interval=1',
@@ -115,7 +115,7 @@ class Tools:
 
     def last(self, work_dir, task):
         """Return the checkpoint of a run of one iteration."""
-        return work_dir / ('epoch_1.pth' if task == 'fcmae' else 'iter_1.pth')
+        return work_dir / ('iter_1.pth' if task == 'upernet' else 'epoch_1.pth')
 
     def command(self, tool, task, work_dir, *options, arguments=()):
         """Run a tool as a user does."""
