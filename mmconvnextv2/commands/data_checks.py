@@ -78,9 +78,11 @@ def is_first_process() -> bool:
 
 def _check_endings(dataset: dict, split: str) -> None:
     """Raise ``ValueError`` for images whose suffix differs from ``img_suffix`` only in case, which mmseg would skip."""
-    suffix, root = dataset.get('img_suffix'), dataset.get('data_root') or ''
-    folder = os.path.join(root, (dataset.get('data_prefix') or {}).get('img_path') or '')
-    if not suffix or dataset.get('ann_file') or not os.path.isdir(folder):
+    suffix, root, prefix = dataset.get('img_suffix'), dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+    if not suffix or dataset.get('ann_file') or not isinstance(prefix, dict):  # MMPretrain's is a string
+        return
+    folder = os.path.join(root, prefix.get('img_path') or '')
+    if not os.path.isdir(folder):
         return
     names = [name for _, _, files in os.walk(folder) for name in files if name.lower().endswith(suffix.lower())]
     others = [name for name in names if not name.endswith(suffix)]
