@@ -14,9 +14,10 @@ $python tools/prepare.py $out/labelled --task segment --out $out/segment
 $python tools/prepare.py $out/crops --task classify --out $out/classify
 pretrained=(model.backbone.init_cfg.checkpoint=$out/fcmae/epoch_100.pth model.backbone.frozen_stages=0)
 scratch=(model.backbone.init_cfg=None model.backbone.frozen_stages=0 optim_wrapper.paramwise_cfg.decay_rate=1.0)
+declare -A length=([segment]=train_cfg.max_iters=500)
 for task in detect segment classify; do
-    $python tools/train.py $out/$task/config.py --work-dir $out/${task}_pretrained --cfg-options "${pretrained[@]}"
-    $python tools/train.py $out/$task/config.py --work-dir $out/${task}_scratch --cfg-options "${scratch[@]}"
+    $python tools/train.py $out/$task/config.py --work-dir $out/${task}_pretrained --cfg-options "${pretrained[@]}" ${length[$task]:-}
+    $python tools/train.py $out/$task/config.py --work-dir $out/${task}_scratch --cfg-options "${scratch[@]}" ${length[$task]:-}
 done
 # The images that no run has seen; the crops of val2017 are the validation images already
 photos=$out/photos_held_out/annotations/instances_default.json
@@ -29,7 +30,7 @@ for start in pretrained scratch; do
     $python tools/test.py $out/detect/config.py $out/detect_$start/iter_1500.pth \
         --work-dir $out/detect_${start}_held_out --show-dir $out/detect_${start}_shown \
         --cfg-options "${held_out_photos[@]}"
-    $python tools/test.py $out/segment/config.py $out/segment_$start/iter_1000.pth \
+    $python tools/test.py $out/segment/config.py $out/segment_$start/iter_500.pth \
         --work-dir $out/segment_${start}_held_out --show-dir $out/segment_${start}_shown \
         --cfg-options "${held_out_frames[@]}"
 done
