@@ -1,5 +1,5 @@
-# As convnextv2-a_small.py for the Tiny model, which needs a GPU.
-_base_ = './convnextv2-a_small.py'
+# Tiny, for a GPU.
+_base_ = '../_base_/classifier_small.py'
+size = _base_.sizes.tiny
 model = dict(
-    backbone=dict(arch='tiny', drop_path_rate=0.2, init_cfg=dict(checkpoint=_base_.sizes.tiny.im1k)),
-    head=dict(in_channels=_base_.sizes.tiny.channels[3]))
+    backbone=dict(arch='tiny', drop_path_rate=0.2, init_cfg=dict(checkpoint=size.im1k)), head=dict(in_channels=size.channels[3]))

@@ -1,18 +1,9 @@
-# As mask-rcnn_convnextv2-a_small.py for the Tiny model with heads of the usual width, which needs a GPU.
-_base_ = './mask-rcnn_convnextv2-a_small.py'
-channels = 256
+# Tiny with heads of the usual width and larger images, for a GPU.
+_base_ = '../_base_/mask-rcnn_small.py'
+size = _base_.sizes.tiny
 image_size = (640, 640)
 model = dict(
-    backbone=dict(arch='tiny', init_cfg=dict(checkpoint=_base_.sizes.tiny.im1k)),
-    neck=dict(in_channels=_base_.sizes.tiny.channels, out_channels=channels, norm_cfg=None),
-    rpn_head=dict(in_channels=channels, feat_channels=channels),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=channels),
-        mask_roi_extractor=dict(out_channels=channels),
-        bbox_head=dict(in_channels=channels, fc_out_channels=1024),
-        mask_head=dict(in_channels=channels, conv_out_channels=channels, num_convs=4, norm_cfg=None)),
-    train_cfg=dict(rpn_proposal=dict(max_per_img=1000), rcnn=dict(sampler=dict(num=256))),
-    test_cfg=dict(rpn=dict(nms_pre=1000, max_per_img=1000)))
+    backbone=dict(arch='tiny', init_cfg=dict(checkpoint=size.im1k)), neck=dict(in_channels=size.channels))
 resize = dict(_base_.resize, scale=image_size)
 crop = dict(_base_.crop, crop_size=image_size)
 test_resize = dict(_base_.test_resize, scale=image_size)
