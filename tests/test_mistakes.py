@@ -16,7 +16,7 @@ from mmconvnextv2.engine.hooks.mistakes import mistakes_of
 CLASSES = ['cat', 'dog', 'bird']
 
 
-def detected(boxes, labels, scores, true_boxes, true_labels):
+def detected(boxes, labels, scores, true_boxes, true_labels, crowds=()):
     sample = DetDataSample()
     shape = (-1, 4)
     sample.pred_instances = InstanceData(
@@ -25,6 +25,8 @@ def detected(boxes, labels, scores, true_boxes, true_labels):
     sample.gt_instances = InstanceData(
         bboxes=torch.tensor(true_boxes).view(shape), labels=torch.tensor(true_labels).long()
     )
+    if crowds:
+        sample.ignored_instances = InstanceData(bboxes=torch.tensor(crowds), labels=torch.zeros(len(crowds)).long())
     return mistakes_of(sample, CLASSES, 0.3)
 
 
@@ -55,6 +57,14 @@ def test_the_better_score_takes_the_object():
     boxes = [near, CAT, DOG]
     assert detected(boxes, [0, 0, 1], [0.5, 0.9, 0.9], [CAT, DOG], [0, 1]).text == 'wrong: 1 cat'
     assert detected([], [], [], [], []).error == 0.0
+
+
+def test_crowds_count_neither_way():
+    """A cat found in a crowd of cats is not wrong, and the crowd is not missed; elsewhere it is wrong."""
+    crowd = [[50.0, 50.0, 90.0, 90.0]]
+    assert detected([CAT, crowd[0]], [0, 0], [0.9, 0.8], [CAT], [0], crowd) == (0.0, 'all found')
+    assert detected([CAT], [0], [0.9], [CAT], [0], crowd) == (0.0, 'all found')
+    assert detected([CAT, crowd[0]], [0, 0], [0.9, 0.8], [CAT], [0]).text == 'wrong: 1 cat'
 
 
 def test_segmentation_is_mean_iou_and_names_confusions():

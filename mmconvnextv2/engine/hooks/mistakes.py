@@ -3,8 +3,11 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from mmengine.dist import all_gather_object, is_main_process
 from mmengine.hooks import Hook
@@ -30,52 +33,54 @@ class Mistakes(NamedTuple):
     text: str
 
 
-def detection_mistakes(
-    boxes: Tensor, labels: Tensor, scores: Tensor, true_boxes: Tensor, true_labels: Tensor, classes: list[str]
-) -> Mistakes:
-    """Compare the objects found in an image with the true ones, of which each is found at most once.
+def detection_mistakes(found: Any, true: Any, ignored: Any, classes: Sequence[str]) -> Mistakes:
+    """Compare the objects found in an image with the true ones, as MMDetection's VOC metric matches them.
 
     Args:
-        boxes (Tensor): Boxes found, left, top, right and bottom in pixels (N, 4).
-        labels (Tensor): Their classes, long (N, ).
-        scores (Tensor): Their scores (N, ); objects of higher scores choose first.
-        true_boxes (Tensor): True boxes (M, 4).
-        true_labels (Tensor): Their classes, long (M, ).
-        classes (list[str]): Class names.
+        found (InstanceData): Objects found, with bboxes (N, 4) in pixels, labels and scores (N, ), on the CPU.
+        true (InstanceData): True objects, with bboxes and labels.
+        ignored (InstanceData, optional): Crowds, with bboxes and labels; finding one counts neither way.
+        classes (Sequence[str]): Class names.
 
     Returns:
         Mistakes: The error is the share of objects, found or true, that have no counterpart of their class with an
         IoU of at least 0.5.
     """
-    from torchvision.ops import box_iou  # importing the package needs torch and mmengine only
-
-    same = labels[:, None] == true_labels[None]
-    overlaps = torch.where(same, box_iou(boxes, true_boxes), 0.0)  # (N, M)
-    missed, extra = set(range(len(true_labels))), []
-    for index in scores.argsort(descending=True).tolist():
-        best = max(missed, key=lambda true: overlaps[index, true], default=None)
-        if best is not None and overlaps[index, best] >= LEAST_IOU:
-            missed.remove(best)
-        else:
-            extra.append(index)
-    found = len(true_labels) - len(missed)
-    parts = []
-    for word, indices, source in (('missed', sorted(missed), true_labels), ('wrong', extra, labels)):
-        counts = Counter(classes[int(source[index])] for index in indices)
-        if counts:
-            parts.append(f'{word}: ' + ', '.join(f'{count} {name}' for name, count in counts.most_common()))
-    wrong = len(missed) + len(extra)
-    text = '; '.join(parts) or 'all found' * bool(found) or 'nothing to find'
-    return Mistakes(wrong / max(1, wrong + found), text)
+    match = import_module('mmdet.evaluation.functional.mean_ap').tpfp_default
+    missed, wrong, right = Counter(), Counter(), 0
+    for label in sorted({*found.labels.tolist(), *true.labels.tolist()}):
+        mine = found[found.labels == label]
+        scored = torch.cat([mine.bboxes, mine.scores[:, None]], 1).numpy()
+        boxes, crowds = _boxes_of(true, label), _boxes_of(ignored, label)
+        hits, misses = match(scored, boxes, crowds, LEAST_IOU)
+        missed[classes[label]] = int(len(boxes) - hits.sum())
+        wrong[classes[label]] = int(misses.sum())
+        right += int(hits.sum())
+    parts = [f'missed: {_listed(missed)}' * bool(+missed), f'wrong: {_listed(wrong)}' * bool(+wrong)]
+    mistakes = missed.total() + wrong.total()
+    text = '; '.join(filter(None, parts)) or ('all found' if right else 'nothing to find')
+    return Mistakes(mistakes / max(1, mistakes + right), text)
 
 
-def segmentation_mistakes(labels: Tensor, true_labels: Tensor, classes: list[str], ignored: int = 255) -> Mistakes:
+def _boxes_of(instances: Any, label: int) -> np.ndarray:
+    """Return the boxes of a class (N, 4)."""
+    if instances is None:
+        return np.zeros((0, 4), np.float32)
+    boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
+    return boxes[instances.labels == label].numpy()
+
+
+def _listed(counts: Counter) -> str:
+    return ', '.join(f'{count} {name}' for name, count in (+counts).most_common())
+
+
+def segmentation_mistakes(labels: Tensor, true_labels: Tensor, classes: Sequence[str], ignored: int = 255) -> Mistakes:
     """Compare the labels of an image's pixels with the true ones.
 
     Args:
         labels (Tensor): Predicted classes (H, W).
         true_labels (Tensor): True classes (H, W).
-        classes (list[str]): Class names.
+        classes (Sequence[str]): Class names.
         ignored (int): Label that is not evaluated. Defaults to 255.
 
     Returns:
@@ -91,17 +96,17 @@ def segmentation_mistakes(labels: Tensor, true_labels: Tensor, classes: list[str
     if not occurs.any():
         return Mistakes(0.0, 'nothing labelled')
     error = 1 - float((right / (true + found - right))[occurs].mean())
-    shares = (confusion - confusion.diag().diag()) / confusion.sum() * 100
-    order = shares.flatten().argsort(descending=True)[:MOST_CONFUSIONS].tolist()
+    shares = ((confusion - right.diag()) / confusion.sum() * 100).flatten()
+    largest = shares.topk(min(MOST_CONFUSIONS, count**2))
     parts = [
-        f'{classes[one // count]} as {classes[one % count]} {float(shares.flatten()[one]):.1f} %'
-        for one in order
-        if shares.flatten()[one] > 0
+        f'{classes[pair // count]} as {classes[pair % count]} {share:.1f} %'
+        for share, pair in zip(largest.values.tolist(), largest.indices.tolist())
+        if share > 0
     ]
     return Mistakes(error, ', '.join(parts) or 'all right')
 
 
-def classification_mistakes(scores: Tensor, true_label: int, classes: list[str] | None) -> Mistakes:
+def classification_mistakes(scores: Tensor, true_label: int, classes: Sequence[str] | None) -> Mistakes:
     """Compare the scores of an image's classes (K, ) with its class; the error is one minus the score of that class."""
     names = classes or [str(label) for label in range(len(scores))]
     label = int(scores.argmax())
@@ -109,18 +114,17 @@ def classification_mistakes(scores: Tensor, true_label: int, classes: list[str] 
     return Mistakes(1 - float(scores[true_label]), f'{text}, score {float(scores[label]):.2f}')
 
 
-def mistakes_of(sample: Any, classes: list[str] | None, score_threshold: float) -> Mistakes | None:
-    """Compare a data sample's prediction with its ground truth; None if it lacks either."""
+def mistakes_of(sample: Any, classes: Sequence[str] | None, score_threshold: float) -> Mistakes | None:
+    """Compare a data sample's prediction with its ground truth, or return None if it lacks either."""
+    sample = sample.cpu()
     if 'pred_instances' in sample and 'gt_instances' in sample:
-        found = sample.pred_instances.cpu()
+        found = sample.pred_instances
         found = found[found.scores >= score_threshold]
-        true = sample.gt_instances.cpu()
-        boxes = getattr(true.bboxes, 'tensor', true.bboxes)
-        return detection_mistakes(found.bboxes, found.labels, found.scores, boxes, true.labels, classes)
+        return detection_mistakes(found, sample.gt_instances, sample.get('ignored_instances'), classes)
     if 'pred_sem_seg' in sample and 'gt_sem_seg' in sample:
-        return segmentation_mistakes(sample.pred_sem_seg.data[0].cpu(), sample.gt_sem_seg.data[0].cpu(), classes)
+        return segmentation_mistakes(sample.pred_sem_seg.data[0], sample.gt_sem_seg.data[0], classes)
     if 'pred_score' in sample and 'gt_label' in sample and sample.gt_label.numel() == 1:
-        return classification_mistakes(sample.pred_score.cpu(), int(sample.gt_label), classes)
+        return classification_mistakes(sample.pred_score, int(sample.gt_label), classes)
     return None
 
 
