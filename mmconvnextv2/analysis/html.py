@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+import cv2
+import numpy as np
 from matplotlib.figure import Figure
 
 from ..utils.atomic import replacing
@@ -69,9 +71,12 @@ def read_metric(work_dir: str | Path, key: str) -> float:
     return values[-1]
 
 
-def _inline(image: str | Path | bytes, text: str) -> str:
-    """Return an ``img`` element with a PNG or JPEG embedded in it."""
-    content = image if isinstance(image, bytes) else Path(image).read_bytes()
+def _inline(image: str | Path | bytes | np.ndarray, text: str) -> str:
+    """Return an ``img`` element with a PNG or JPEG embedded in it; an array, RGB, becomes a JPEG."""
+    if isinstance(image, np.ndarray):
+        content = cv2.imencode('.jpg', image[..., ::-1])[1].tobytes()
+    else:
+        content = image if isinstance(image, bytes) else Path(image).read_bytes()
     kind = 'png' if content.startswith(b'\x89PNG') else 'jpeg'
     return f'<img alt="{escape(text)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
@@ -114,17 +119,17 @@ class Report:
         lines += [''.join(f'<td>{escape(str(cell))}</td>' for cell in row) for row in rows]
         self.parts.append('<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>')
 
-    def image(self, image: str | Path | bytes, caption: str) -> None:
-        """Embed a PNG or JPEG, given as a path or as bytes."""
+    def image(self, image: str | Path | bytes | np.ndarray, caption: str) -> None:
+        """Embed a PNG or JPEG, given as a path or as bytes, or an RGB image (H, W, 3)."""
         self.parts.append(f'<figure>{_inline(image, caption)}<figcaption>{escape(caption)}</figcaption></figure>')
 
     def thumbnails(
-        self, images: Sequence[str | Path | bytes], caption: str, captions: Sequence[str] | None = None
+        self, images: Sequence[str | Path | np.ndarray], caption: str, captions: Sequence[str] | None = None
     ) -> None:
         """Add small images, enlarged, two per row.
 
         Args:
-            images (Sequence[str | Path | bytes]): PNG or JPEG, as files or as bytes.
+            images (Sequence[str | Path | np.ndarray]): PNG or JPEG files, or RGB images (H, W, 3).
             caption (str): Text below all of them.
             captions (Sequence[str], optional): Text below each. Defaults to None, none.
         """

@@ -6,12 +6,14 @@ predictions are drawn with the libraries' visualizers.
 
 import json
 import logging
+import math
 import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import cv2
@@ -24,7 +26,7 @@ from mmengine.registry import VISUALIZERS, DefaultScope
 from mmengine.utils import ProgressBar
 
 from ..analysis.html import Report
-from ..datasets.image_files import EXTENSIONS, list_images, write_label_map
+from ..datasets.image_files import EXTENSIONS, list_images, read_rgb, write_label_map
 from ..engine.inference import load
 from ..engine.inference.images import as_bgr
 from ..utils.atomic import replacing
@@ -35,6 +37,7 @@ from .arguments import add_config_options, check_checkpoint, load_config, settle
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 MOST_SHOWN = 60  # images in predictions.html
 SIDE_SHOWN = 640  # pixels of their longer side
+GRID = 512  # pixels of a side on which the confidence of a segmentation is computed
 MOST_NAMED = 4  # classes of a segmentation in its caption
 
 
@@ -163,14 +166,12 @@ class Predictor:
 
         Returns:
             dict: ``instances``, a list of class, score, box (left, top, right, bottom in pixels) and, if predicted,
-            mask (COCO's RLE); or ``classes``, the percentage of pixels of each class that occurs. ``confidence`` is the
-            lowest score of an object, 0 without objects, or the mean probability of the labels.
+            mask (COCO's RLE); or ``classes``, the percentage of pixels of each class that occurs.
         """
         if self.scope == 'mmseg':
             labels = sample.pred_sem_seg.data
             share = labels.flatten().bincount(minlength=len(self.classes)).double() / labels.numel() * 100
-            shares = {name: round(float(value), 3) for name, value in zip(self.classes, share) if value}
-            return dict(classes=shares, confidence=_mean_probability(sample))
+            return dict(classes={name: round(float(value), 3) for name, value in zip(self.classes, share) if value})
         found = sample.pred_instances
         instances = [
             dict(**{'class': self.classes[int(label)]}, score=float(score), box=box.tolist())
@@ -180,38 +181,40 @@ class Predictor:
             encode = import_module('mmdet.structures.mask').encode_mask_results
             for instance, mask in zip(instances, encode(found.masks.numpy())):
                 instance['mask'] = dict(size=list(mask['size']), counts=mask['counts'].decode())
-        return dict(instances=instances, confidence=min((one['score'] for one in instances), default=0.0))
+        return dict(instances=instances)
 
 
-def _mean_probability(sample: Any) -> float:
-    """Return the mean probability of a segmentation's labels, 0 to 1."""
-    logits = sample.seg_logits.data.float()  # (C, H, W); one channel for a binary head
+def confidence_of(sample: Any) -> float:
+    """Return how sure a model is of a prediction, 0 to 1.
+
+    For objects this is the lowest score, 0 if there are none; for a segmentation the mean probability of the labels, on
+    a grid of at most 512 x 512 pixels, since logits of all classes at the size of a photo fill gigabytes.
+    """
+    if 'pred_sem_seg' not in sample:
+        return float(sample.pred_instances.scores.amin()) if len(sample.pred_instances) else 0.0
+    logits = sample.seg_logits.data  # (C, H, W); one channel for a binary head
+    stride = math.ceil(max(logits.shape[1:]) / GRID)
+    logits = logits[:, ::stride, ::stride].float()
     if len(logits) == 1:
         logits = torch.cat([logits, torch.zeros_like(logits)])
-    chosen = (logits.amax(0) - logits.logsumexp(0)).exp()
-    return round(float(chosen.mean()), 4)
+    return round(float(logits.softmax(0).amax(0).mean()), 4)
 
 
 def write_gallery(predictions: Sequence[dict], sources: Sequence[ImageSource], out: str) -> None:
     """Write ``predictions.html`` with the drawn images, those with the least confidence first."""
-    name_of = {source.path: source.name for source in sources if not source.is_video}
-    shown = sorted((one for one in predictions if 'confidence' in one and one['file'] in name_of), key=_confidence)
+    name_of = {source.path: source.name for source in sources}
+    shown = sorted((one for one in predictions if 'confidence' in one), key=itemgetter('confidence'))
     if not shown:
         return
-    page = Report('Predictions')
     images, captions = [], []
     for one in shown[:MOST_SHOWN]:
-        drawn = cv2.imread(os.path.join(out, 'drawn', f'{name_of[one["file"]]}.png'))
-        scale = min(1.0, SIDE_SHOWN / max(drawn.shape[:2]))
-        small = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        images.append(cv2.imencode('.jpg', small)[1].tobytes())
-        captions.append(f'{name_of[one["file"]]}: {_summary(one)}, confidence {one["confidence"]:.2f}')
+        name = name_of[one['file']]
+        drawn = read_rgb(os.path.join(out, 'drawn', f'{name}.png'))
+        images.append(mmcv.imrescale(drawn, min(1.0, SIDE_SHOWN / max(drawn.shape[:2])), interpolation='area'))
+        captions.append(f'{name}: {_summary(one)}, confidence {one["confidence"]:.2f}')
+    page = Report('Predictions')
     page.thumbnails(images, f'{len(images)} of {len(shown)} images, the least confident first', captions)
     page.write(os.path.join(out, 'predictions.html'))
-
-
-def _confidence(one: dict) -> float:
-    return one['confidence']
 
 
 def _summary(one: dict) -> str:
@@ -243,7 +246,7 @@ def predict_image(predictor: Predictor, source: ImageSource, out: str) -> Iterat
         yield dict(file=source.path, error=text)
         return
     mmcv.imwrite(predictor.draw(image, sample), os.path.join(out, 'drawn', f'{source.name}.png'))
-    description = dict(file=source.path, **predictor.describe(sample))
+    description = dict(file=source.path, **predictor.describe(sample), confidence=confidence_of(sample))
     if predictor.scope == 'mmseg':
         description['labels'] = os.path.join('labels', f'{source.name}.png')
         labels = sample.pred_sem_seg.data[0].numpy()  # (H, W)

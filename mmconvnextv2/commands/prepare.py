@@ -22,17 +22,15 @@ from ..analysis.html import Report
 from ..datasets.formats import LabelledImage, Labels, Shape, read_label_maps, read_labels
 from ..datasets.image_files import EXTENSIONS, class_colours, read_rgb, write_label_map
 from ..utils.atomic import new_folder
+from ..utils.config import read_config
 from ..utils.errors import UserError
 from .arguments import add_traceback
 
 SPLITS = ('train', 'val')
 LEAST_AREA = 1.0  # square pixels of an object
 SAMPLES = 12  # images on the page
-# Recipe of each task by size, its iterations, and its images per iteration
-RECIPES = dict(
-    detect=('small/mask-rcnn_convnextv2-{}_small.py', 1500, 4),
-    segment=('small/upernet_convnextv2-{}_small.py', 1000, 4),
-    classify=('small/convnextv2-{}_small.py', 400, 16),
+RECIPES = dict(  # by task; the letter is that of the size
+    detect='mask-rcnn_convnextv2-{}_small', segment='upernet_convnextv2-{}_small', classify='convnextv2-{}_small'
 )
 SIZES = ('atto', 'tiny')
 LEAST_PASSES = 12  # over the training images; with many of them the run gets longer
@@ -169,13 +167,14 @@ def prepare_classification(args: Namespace, folder: Path) -> list[str]:
     classes = sorted(set(name_of.values()))
     if len(classes) < 2:
         raise UserError(f'{source}: expected one folder of images per class, at least two; found {classes}')
-    notes = []
-    for image in list(images):
+    notes, readable = [], []
+    for image in images:
         try:
             read_rgb(image.file)
+            readable.append(image)
         except UserError as error:
             notes.append(f'{error}: left out')
-            images.remove(image)
+    images = readable
     parts = split_images(images, [{name_of[image.file]} for image in images], args.val, args.seed)
     counts = {}
     for split, chosen in zip(SPLITS, parts):
@@ -346,18 +345,19 @@ def _write_config(args: Namespace, folder: Path, classes: list[str], images: int
         classify='head=dict(num_classes=len(classes))',
     )
     ending = f', img_suffix={suffix!r}' if suffix else ''
-    recipe, iterations, batch = RECIPES[args.task]
-    longer = math.ceil(images * LEAST_PASSES / batch)
+    recipe = RECIPES[args.task].format(args.size[0])
+    cfg = read_config(recipe)
+    iterations = math.ceil(images * LEAST_PASSES / cfg.train_dataloader.batch_size)
     lines = [
         f'# Written by tools/prepare.py from {os.path.basename(os.path.normpath(args.source))}.',
-        f"_base_ = 'mmconvnextv2::{recipe.format(args.size[0])}'",
+        f"_base_ = 'mmconvnextv2::small/{recipe}.py'",
         f'classes = {tuple(classes)!r}',
         f'data_root = {root!r}',
         f'model = dict({heads[args.task]})',
         f'own = dict(data_root=data_root, metainfo=dict(classes=classes){ending})',
     ]
-    if longer > iterations:
-        lines.append(f'train_cfg = dict(max_iters={longer})  # {LEAST_PASSES} passes over {images} images')
+    if iterations > cfg.train_cfg.max_iters:
+        lines.append(f'train_cfg = dict(max_iters={iterations})  # {LEAST_PASSES} passes over {images} images')
     if args.task == 'segment':
         lines += [
             "own_labels = dict(type='LoadCheckedLabels', num_classes=len(classes))",
@@ -414,8 +414,7 @@ def _write_page(
     page = Report(f'Samples of {os.path.basename(os.path.normpath(args.out))}')
     unit = 'objects' if args.task == 'detect' else 'images'
     for path, drawn in samples:
-        _, png = cv2.imencode('.jpg', drawn[..., ::-1])
-        page.image(png.tobytes(), os.path.basename(path))
+        page.image(drawn, os.path.basename(path))
     rows = [[name, *(counts[split][name] for split in SPLITS)] for name in classes]
     page.table(['class', *(f'{split}: {unit}' for split in SPLITS)], rows)
     for note in notes:
