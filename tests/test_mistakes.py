@@ -10,7 +10,7 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from PIL import Image
 
-from mmconvnextv2.commands.report import read_mistakes, worst_first
+from mmconvnextv2.commands.report import worst_first
 from mmconvnextv2.engine.hooks.mistakes import mistakes_of
 
 CLASSES = ['cat', 'dog', 'bird']
@@ -88,13 +88,18 @@ def test_classification_is_the_score_of_the_true_class():
 
 
 def test_report_shows_the_worst_first(tmp_path):
-    """Drawn images follow the order of mistakes.json, under the names that each library gives them; the rest comes
-    last."""
-    ranked = [dict(file=f'data/{name}.jpg', error=error, text=name) for name, error in (('b', 0.9), ('a', 0.5))]
-    (tmp_path / 'mistakes.json').write_text(json.dumps(ranked))
-    names = ['test_a.jpg_0.png', 'b.jpg', 'other.png']
-    for name in names:
+    """Drawn images are sorted by error over all folders, under the names that each library gives them; images of the
+    same name in two folders keep their own mistakes, and images without mistakes come last."""
+    for folder, ranked in (('one', dict(b=0.9, a=0.5)), ('two', dict(a=0.7))):
+        (tmp_path / folder).mkdir()
+        content = [dict(file=f'data/{name}.jpg', error=error, text=folder) for name, error in ranked.items()]
+        (tmp_path / folder / 'mistakes.json').write_text(json.dumps(content))
+    for name in ('one/test_a.jpg_0.png', 'one/b.jpg', 'one/other.png', 'two/a.jpg'):
         Image.new('RGB', (4, 4)).save(tmp_path / name)
-    described = worst_first([tmp_path / name for name in names], read_mistakes([str(tmp_path)]))
-    assert [path.name for path, _ in described] == ['b.jpg', 'test_a.jpg_0.png', 'other.png']
-    assert described[0][1] == 'b.jpg: b (error 0.90)' and described[2][1] == 'other.png'
+    described = worst_first([str(tmp_path / 'one'), str(tmp_path / 'two')])
+    assert [text for _, text in described] == [
+        'b.jpg: one (error 0.90)',
+        'a.jpg: two (error 0.70)',
+        'test_a.jpg_0.png: one (error 0.50)',
+        'other.png',
+    ]

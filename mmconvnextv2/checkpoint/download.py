@@ -120,8 +120,9 @@ def _fetch_once(url: str, target: str, check: Callable[[str], object] | None) ->
                 _check(url, partial, check)
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(
-            f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the '
-            'network, or give a local file'
+            f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the network, or '
+            'download the file on another machine and pass its path; a start is model.backbone.init_cfg.checkpoint=FILE, '
+            'and model.backbone.init_cfg=None starts from random weights'
         ) from error
 
 

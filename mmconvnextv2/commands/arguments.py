@@ -7,7 +7,7 @@ from mmengine.config import Config, DictAction
 
 from ..utils.config import load_config
 from ..utils.errors import UserError
-from ..utils.public_models import find_config, find_model, get_model, is_name
+from ..utils.public_models import find_config, get_model, is_name
 
 CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 VISUALIZATION_HOOKS = dict(
@@ -56,14 +56,13 @@ def settle_name(parser: ArgumentParser, args: Namespace) -> str | None:
     Returns:
         str, optional: What stood in the place of the checkpoint and is not one, the first input.
     """
-    if os.path.isfile(args.config) or not is_name(args.config):
+    if os.path.isfile(args.config) or not is_name(args.config) or (args.checkpoint or '').endswith(CHECKPOINTS):
         return None
-    if find_config(args.config) is None:
-        try:
-            get_model(args.config)
-        except UserError as error:
+    try:
+        get_model(args.config)
+    except UserError as error:
+        if find_config(args.config) is None:  # else the name of a recipe without public weights
             parser.error(str(error))
-    if find_model(args.config) is None or (args.checkpoint or '').endswith(CHECKPOINTS):
         return None
     first, args.checkpoint = args.checkpoint, args.config
     return first

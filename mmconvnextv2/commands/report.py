@@ -242,23 +242,23 @@ def _shown(value: float) -> str:
     return 'no such objects' if value == -1 else f'{value:.4g}'
 
 
-def read_mistakes(folders: Sequence[str]) -> list[dict]:
-    """Return what ``tools/test.py --show-dir`` found wrong with each image in folders, worst first."""
-    paths = [Path(folder) / MISTAKES for folder in folders]
-    return [one for path in paths if path.is_file() for one in json.loads(path.read_text())]
+def read_mistakes(folder: str) -> dict[str, dict]:
+    """Return what ``tools/test.py --show-dir`` found wrong with each image in a folder, by the name of its file."""
+    path = Path(folder) / MISTAKES
+    return {Path(one['file']).stem: one for one in json.loads(path.read_text())} if path.is_file() else {}
 
 
-def worst_first(images: Sequence[Path], mistakes: Sequence[dict]) -> list[tuple[Path, str]]:
-    """Return drawn images with captions: those with known mistakes first, the worst at the top."""
-    rank = {Path(one['file']).stem: (number, one) for number, one in enumerate(mistakes)}
+def worst_first(given: Sequence[str]) -> list[tuple[Path, str]]:
+    """Return the images in files and folders with captions, those with the largest errors first."""
     described = []
-    for path in images:
-        # MMSegmentation adds the split and the step: test_NAME.jpg_0.png
-        stem = re.sub(r'^test_(.+)\.\w+_\d+$', r'\1', path.stem)
-        number, found = rank.get(stem, (len(rank), None))
-        text = f'{path.name}: {found["text"]} (error {found["error"]:.2f})' if found else path.name
-        described.append((number, path, text))
-    return [(path, text) for _, path, text in sorted(described, key=lambda one: one[0])]
+    for source in given:
+        mistakes = read_mistakes(source)
+        for path in map(Path, list_images([source])):
+            # MMSegmentation adds the split and the step: test_NAME.jpg_0.png
+            found = mistakes.get(re.sub(r'^test_(.+)\.\w+_\d+$', r'\1', path.stem))
+            text = f'{path.name}: {found["text"]} (error {found["error"]:.2f})' if found else path.name
+            described.append((found['error'] if found else -1, path, text))
+    return [(path, text) for _, path, text in sorted(described, key=lambda one: -one[0])]
 
 
 def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: int) -> None:
@@ -268,22 +268,16 @@ def add_images(report: Report, runs: Sequence[Path], more: Sequence[str], most: 
         (path for path in found if path.name.startswith('reconstruction')), key=lambda path: path.stat().st_mtime
     )
     drawn = [path for path in found if path not in reconstructions]
-    given = [Path(path) for path in list_images(more)] if more else []
     if reconstructions:
         report.heading('Reconstructions')
         for path in dict.fromkeys([reconstructions[0], reconstructions[-1]]):
             report.image(path, f'{path.stem}: {RECONSTRUCTION_COLUMNS}')
-    mistakes = read_mistakes(more)
-    for title, images in (('Predictions and ground truth', drawn[::-1]), ('Images', given)):
-        if images:
-            described = worst_first(images, mistakes)[:most]
-            order = ', worst first' if mistakes else ''
+    latest = [(path, path.name) for path in reversed(drawn)]
+    for title, described in (('Predictions and ground truth', latest), ('Images', worst_first(more))):
+        if described:
             report.heading(title)
-            report.thumbnails(
-                [path for path, _ in described],
-                f'{len(described)} of {len(images)}{order}',
-                [text for _, text in described],
-            )
+            paths, captions = zip(*described[:most])
+            report.thumbnails(paths, f'{len(paths)} of {len(described)}', captions)
 
 
 def report_run(args: Namespace) -> None:

@@ -79,16 +79,16 @@ def list_models(pattern: str = '*') -> list[PublicModel]:
 
 
 def find_model(name: str) -> PublicModel | None:
-    """Return the public model of a name, None if there is none."""
+    """Return the public model with a name or for a recipe, or None."""
     return next((one for one in public_models() if name in (one.name, one.recipe)), None)
 
 
 def find_config(name: str) -> str | None:
-    """Return the config of a public model or of a recipe by its name, None if there is none."""
+    """Return the path of the config of a public model or recipe, or None."""
     model = find_model(name)
     if model is not None:
         return model.config
-    return next((str(path) for path in sorted(CONFIGS.glob(f'*/{name}.py'))), None) if is_name(name) else None
+    return next((str(path) for path in sorted(CONFIGS.glob('*/*.py')) if path.stem == name), None)
 
 
 def is_name(text: str) -> bool:
@@ -100,12 +100,11 @@ def get_model(name: str) -> PublicModel:
     """Return the public model of a name.
 
     Raises:
-        ValueError: If there is none; the message names the closest.
+        ValueError: If no model has this name; the message suggests the closest one.
     """
     found = find_model(name)
     if found is None:
-        names = [one.name for one in public_models()]
-        near = nearest(name, names)
+        near = nearest(name, [one.name for one in public_models()])
         hint = f'did you mean {near!r}? ' if near else ''
         raise UserError(
             f'{name!r} is neither a file nor the name of a public model: {hint}`python -m mmconvnextv2 models` lists '
