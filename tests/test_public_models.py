@@ -1,4 +1,4 @@
-"""A public model's name stands for its config and its weights, in the tools, from Python and as a start."""
+"""A public model's name replaces its config and its weights in the tools, in Python and as a start."""
 
 import functools
 import http.server

@@ -91,7 +91,9 @@ def read_entries(runs: Sequence[Path]) -> list[dict]:
             entries = [entry for entry in entries if entry.get('iter', entry.get('step', 0)) < min(trained)]
         entries += new
     last = 0
-    for entry in entries:  # MMEngine counts evaluations by epoch unless told otherwise, and iterations have no epochs
+    for (
+        entry
+    ) in entries:  # MMEngine counts evaluations by epoch by default, and runs counted in iterations have no epochs
         last = entry.get('iter', last)
         if 'iter' not in entry and not entry.get('step'):
             entry['step'] = last

@@ -1,6 +1,6 @@
 """Public checkpoints by name: what the metafiles of ``configs/`` list under ``Weights``.
 
-A name stands for a config and the address of weights that fit it. ``Weights Name`` is the short one; the name of the
+A name refers to a config and to the address of weights that fit it. ``Weights Name`` is the short one; the name of the
 recipe works too.
 """
 
