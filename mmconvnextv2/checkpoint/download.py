@@ -121,7 +121,7 @@ def _fetch_once(url: str, target: str, check: Callable[[str], object] | None) ->
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(
             f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the network, or '
-            'download the file elsewhere and pass its path. In training that is model.backbone.init_cfg.checkpoint=FILE; '
+            'download the file elsewhere and pass its path: model.backbone.init_cfg.checkpoint=FILE in training; '
             'model.backbone.init_cfg=None starts from random weights'
         ) from error
 
