@@ -124,16 +124,30 @@ def test_a_name_takes_no_checkpoint(public, words, found):
     assert (args.checkpoint, args.inputs) == found
 
 
-@pytest.mark.parametrize('words', [[NAME], ['mine.py', 'mine.pth'], ['upernet_narrov', 'a.jpg']])
-def test_missing_arguments_and_misspelt_names(public, words, capsys):
+@pytest.mark.parametrize(
+    'words, message',
+    [
+        ([NAME], 'or NAME INPUT'),
+        (['mine.py', 'mine.pth'], 'or NAME INPUT'),
+        (['upernet_narrov', 'a.jpg'], f'did you mean {NAME!r}?'),
+        (['narrow_recipe_2', 'a.jpg'], 'neither a file nor the name of a public model'),
+    ],
+)
+def test_missing_arguments_and_misspelt_names(public, words, message, capsys):
     """Too few arguments and unknown names end with what is expected, or the name that is meant."""
     with pytest.raises(SystemExit):
         parse_args(words)
-    said = capsys.readouterr().err
-    assert f'did you mean {NAME!r}?' in said if len(words[0]) == len(NAME) and words[0] != NAME else 'NAME' in said
+    assert message in capsys.readouterr().err
+
+
+def test_test_takes_a_name(public, capsys):
+    """``tools/test.py`` takes a name, or a config with a checkpoint."""
     assert parse_test_args([NAME]).checkpoint == NAME
-    with pytest.raises(SystemExit):
-        parse_test_args(['mine.py'])
+    assert parse_test_args([NAME, 'mine.pth']).checkpoint == 'mine.pth'
+    for words in (['mine.py'], [NAME, 'photo.jpg']):
+        with pytest.raises(SystemExit):
+            parse_test_args(words)
+        assert 'expected CONFIG CHECKPOINT or NAME' in capsys.readouterr().err
 
 
 def test_the_list(capsys):

@@ -14,10 +14,20 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from PIL import Image
 
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints
-from mmconvnextv2.commands.predict import ImageSource, Predictor, list_sources, parse_args, predict, write_gallery
+from mmconvnextv2.commands.predict import (
+    ImageSource,
+    Predictor,
+    confidence_of,
+    list_sources,
+    parse_args,
+    predict,
+    write_gallery,
+)
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.datasets.image_files import class_colours, write_label_map
 from mmconvnextv2.engine.inference.images import as_bgr
@@ -101,6 +111,18 @@ def test_segmentation_is_that_of_the_evaluation(tools, trained, evaluated, tmp_p
         assert prediction['classes'] == shares
         probabilities = wanted[Path(prediction['file']).stem]['seg_logits']['data'].double().softmax(0)
         assert prediction['confidence'] == pytest.approx(float(probabilities.amax(0).mean()), abs=1e-4)
+
+
+def test_confidence_of_large_and_of_binary_segmentations():
+    """Above 512 pixels the mean is over a grid of them; one logit is a probability and its complement."""
+    logits = torch.randn(3, 1100, 20, generator=torch.Generator().manual_seed(0)) * 3
+    for channels in (3, 1):
+        sample = SegDataSample(
+            seg_logits=PixelData(data=logits[:channels]), pred_sem_seg=PixelData(data=logits[:1] > 0)
+        )
+        grid = logits[:channels, ::3, ::3].double().numpy()
+        odds = np.exp(grid if channels == 3 else np.concatenate([grid, 0 * grid]))
+        assert confidence_of(sample) == pytest.approx((odds / odds.sum(0)).max(0).mean(), abs=1e-4)
 
 
 def test_gallery_shows_the_least_confident_first(tmp_path):
