@@ -277,6 +277,110 @@ def test_processes_of_a_machine_download_once(folder):
     assert asked.count('/weights.safetensors') == 1 and cached() == ['weights.safetensors']
 
 
+class Ranges(SimpleHTTPRequestHandler):
+    """Serves :attr:`content` with an ETag and by ranges, breaking off after :attr:`most` bytes of each answer."""
+
+    content, version, most, asked = CONTENT, '"one"', 10**9, None
+
+    def do_GET(self):
+        wanted, condition = self.headers.get('Range'), self.headers.get('If-Range')
+        self.asked.append(wanted)
+        start = int(wanted[6:-1]) if wanted and condition == self.version else 0
+        if start >= len(self.content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header('ETag', self.version)
+        self.send_header('Accept-Ranges', 'bytes')
+        if start:
+            self.send_header('Content-Range', f'bytes {start}-{len(self.content) - 1}/{len(self.content)}')
+        self.send_header('Content-Length', str(len(self.content) - start))
+        self.end_headers()
+        self.wfile.write(self.content[start : start + self.most])
+        if self.most < len(self.content):
+            time.sleep(self.pause)
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def ranges(**settings):
+    """Serve by ranges; yields the address and the handler, whose settings can be changed."""
+    handler = type('Handler', (Ranges,), dict(asked=[], pause=0, **settings))
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/weights.safetensors', handler
+        server.shutdown()
+
+
+def test_a_broken_download_goes_on(folder):
+    """A download that breaks off goes on from the byte where it ended, at once and in a later call, and gives the whole
+    file; after three tries it is given up, and what has come is kept."""
+    with ranges(most=30) as (url, handler):
+        with pytest.raises(ValueError, match=f'broke off after 90 of {len(CONTENT)} bytes'):
+            load_file(url)
+        assert handler.asked == [None, 'bytes=30-', 'bytes=60-']
+        assert cached() == ['weights.safetensors.part', 'weights.safetensors.part.version']
+        handler.most = 10**9
+        assert torch.equal(load_file(url)['weight'], WEIGHTS['weight'])
+        assert handler.asked[3:] == ['bytes=90-'] and cached() == ['weights.safetensors']
+
+
+@pytest.mark.parametrize('change', ['another version', 'a part that is too long'])
+def test_a_changed_file_starts_over(folder, change):
+    """Where the server's file has changed since a part came, or the part cannot be of it, the download starts over."""
+    with ranges(most=30) as (url, handler):
+        with pytest.raises(ValueError, match='broke off'):
+            load_file(url)
+        handler.most, handler.asked = 10**9, []
+        if change == 'another version':
+            handler.version, handler.content = '"two"', save(dict(weight=torch.ones(5)))
+        else:
+            part = Path(f'{download.cached_path(url)}.part')
+            part.write_bytes(b'0' * 10**4)
+        found = load_file(url)['weight']
+        assert torch.equal(found, torch.ones(5) if change == 'another version' else WEIGHTS['weight'])
+        assert cached() == ['weights.safetensors']
+
+
+def test_a_killed_download_goes_on(folder):
+    """After SIGKILL in the middle of a download, another process goes on from the part."""
+    with ranges(most=100) as (url, handler):
+        handler.pause = 60
+        code = (
+            f'import torch; torch.hub.set_dir({torch.hub.get_dir()!r})\n'
+            f'from mmconvnextv2.checkpoint.load import load_file; load_file({url!r})'
+        )
+        process = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stderr=subprocess.DEVNULL)
+        part = Path(f'{download.cached_path(url)}.part')
+        for _ in range(600):
+            if part.exists() and part.stat().st_size:
+                break
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+        handler.most = 10**9
+        assert torch.equal(load_file(url)['weight'], WEIGHTS['weight'])
+        assert handler.asked == [None, 'bytes=100-']
+
+
+def test_a_folder_of_weights(folder, tmp_path, monkeypatch):
+    """With MMCONVNEXTV2_WEIGHTS_DIR a file in that folder is read without a network, and one that is missing is
+    downloaded into it under its plain name."""
+    weights = tmp_path / 'weights'
+    weights.mkdir()
+    monkeypatch.setenv('MMCONVNEXTV2_WEIGHTS_DIR', str(weights))
+    (weights / 'there.safetensors').write_bytes(CONTENT)
+    assert torch.equal(load_file('http://127.0.0.1:9/a/there.safetensors')['weight'], WEIGHTS['weight'])
+    (folder / 'fetched.safetensors').write_bytes(CONTENT)
+    with serving(folder) as (address, _):
+        load_file(f'{address}/fetched.safetensors')
+    assert sorted(path.name for path in weights.iterdir()) == ['fetched.safetensors', 'there.safetensors']
+    with pytest.raises(ValueError, match='--weights-dir'):
+        load_file('http://127.0.0.1:9/a/absent.safetensors')
+
+
 @register_backend('shelf', prefixes='shelf', force=True)
 class ShelfBackend(LocalBackend):
     """An mmengine backend whose files come and go: ``shelf://NAME`` is a copy for as long as it is used."""
