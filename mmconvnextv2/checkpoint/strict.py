@@ -1,11 +1,9 @@
 """Strict checks that a checkpoint belongs to a model: every weight, every shape."""
 
-import re
-
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from .state_dict import extract_state_dict
+from .whole_model import whole_model_weights
 
 
 def check_weights(model: nn.Module, checkpoint: dict, source: str, whole: bool = True) -> None:
@@ -13,14 +11,15 @@ def check_weights(model: nn.Module, checkpoint: dict, source: str, whole: bool =
 
     Args:
         model (nn.Module): The model to be loaded.
-        checkpoint (dict): A training checkpoint, or its state dict.
+        checkpoint (dict): A checkpoint of a whole model, or its state dict; see
+            :func:`~mmconvnextv2.checkpoint.whole_model.whole_model_weights`.
         source (str): Origin of the checkpoint, for the message.
         whole (bool): Whether all parameters are required, or only those of the backbone. Defaults to True.
 
     Raises:
         ValueError: Naming the parameters that are missing or of another shape.
     """
-    weights = {re.sub('^module[.]', '', name): value for name, value in extract_state_dict(checkpoint).items()}
+    weights = whole_model_weights(checkpoint)
     expected = {name: value.shape for name, value in model.named_parameters() if whole or name.startswith('backbone.')}
     wrong = [name for name, shape in expected.items() if getattr(weights.get(name), 'shape', None) != shape]
     if wrong:

@@ -32,8 +32,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     GRN and mask tokens are exempt from weight decay. ``paramwise_cfg`` takes:
 
     - ``decay_rate`` (float): Factor per layer, in (0, 1].
-    - ``decay_type`` (str): 'layer_wise' or 'group_wise'. Defaults to 'group_wise'. Rates published for mmdet, mmseg
-      and ConvNeXt V1 under the name ``layer_wise`` are ``group_wise`` rates here.
+    - ``decay_type`` (str): 'layer_wise', 'group_wise' or 'stage_wise'. Defaults to 'group_wise'. Rates published for
+      mmdet, mmseg and ConvNeXt V1 under the name ``layer_wise`` are ``group_wise`` rates here; ``stage_wise`` is the
+      same there and here.
     - ``custom_keys`` (dict): As in MMEngine, maps a substring of parameter names to
       ``dict(lr_mult=..., decay_mult=...)``. If several match, the longest wins. ``lr_mult`` multiplies the layer's
       scale; ``decay_mult``, when given, replaces the exemption from weight decay.

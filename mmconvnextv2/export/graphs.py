@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..checkpoint import check_weights, extract_state_dict, read_backbone
 from ..checkpoint.load import load_file
 from ..checkpoint.pretrained import load_into
+from ..checkpoint.whole_model import whole_model_weights
 from ..models.convnext_v2 import ConvNeXtV2, set_kernels
 from ..utils.config import read_normalization
 from ..utils.errors import UserError
@@ -202,7 +203,7 @@ def read_graph(cfg: Config, checkpoint: str, part: str, half: bool = False, weig
         raise UserError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
     cfg.model.backbone.init_cfg = None
     content = load_file(checkpoint)
-    state_dict = extract_state_dict(content, weights)
+    state_dict = extract_state_dict(content, weights) if part == 'backbone' else whole_model_weights(content, weights)
     kind: type[PixelGraph] = BackboneGraph
     if part == 'backbone':
         model = MODELS.build(cfg.model.backbone)
@@ -237,8 +238,7 @@ def _build_whole(cfg: Config, weights: dict[str, Tensor], source: str) -> nn.Mod
     with DefaultScope.overwrite_default_scope(cfg.scope):
         model = MODELS.build(cfg.model)
     check_weights(model, weights, source)
-    state = {name.removeprefix('module.'): value for name, value in weights.items()}
-    missing, _ = model.load_state_dict(state, strict=False)
+    missing, _ = model.load_state_dict(weights, strict=False)
     if missing:  # running statistics
         raise UserError(
             f'the checkpoint {source} lacks {len(missing)} buffers, {", ".join(missing[:3])}: give one '

@@ -240,13 +240,14 @@ def export_timm(source: AnyCheckpoint, target: str, card: ModelCard) -> str:
         ValueError: If timm is missing or computes other outputs, or the weights have no GRN.
     """
     require('timm', 'huggingface_hub')
-    from timm import create_model
+    from timm import create_model, is_model
 
     _need_grn(source)
     layout = layout_variant('timm', source.weights)
-    name = f'convnextv2_{source.arch_name or ("atto" if layout == "timm-conv" else "tiny")}'
+    name = f'convnextv2_{source.arch_name}'
     arguments = dict(num_classes=source.num_classes)
-    if source.arch_name is None:
+    if not is_model(name):
+        name = 'convnextv2_atto' if layout == 'timm-conv' else 'convnextv2_tiny'
         arguments.update(depths=source.arch['depths'], dims=source.arch['channels'])
     if source.in_channels != 3:
         arguments['in_chans'] = source.in_channels

@@ -9,10 +9,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ...checkpoint.pretrained import PRETRAINED
 from ...checkpoint.strict import check_weights
+from ...checkpoint.whole_model import whole_model_weights
 
 
 class MatchingWeightsHook(Hook):
     """Reject a checkpoint of another model, which mmengine would silently load in part.
+
+    Public weights of the same model in another layout are renamed.
 
     Args:
         whole (bool): Whether every parameter must be in the checkpoint, as for resuming and testing. If False, as for
@@ -23,7 +26,8 @@ class MatchingWeightsHook(Hook):
         self.whole = whole
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check the weights with :func:`check_weights`."""
+        """Rename the weights and check them with :func:`check_weights`."""
+        checkpoint['state_dict'] = whole_model_weights(checkpoint)
         model = runner.model.module if isinstance(runner.model, DistributedDataParallel) else runner.model
         model = model.module if isinstance(model, BaseTTAModel) else model
         if isinstance(model, nn.Module) and not is_model_wrapper(model):  # sharded parameters have other shapes

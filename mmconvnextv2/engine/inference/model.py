@@ -13,8 +13,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from ...checkpoint import check_weights, extract_state_dict
+from ...checkpoint import check_weights
 from ...checkpoint.load import load_file
+from ...checkpoint.whole_model import whole_model_weights
 from ...datasets.image_files import read_image
 from ...utils.config import inner_datasets, load_config, reads_files, steps_of_test
 from ...utils.errors import UserError
@@ -37,7 +38,8 @@ def load(
     Args:
         config (str | Config): Config file of a detector, segmentor or classifier, the name of a public model, or what
             :func:`~mmconvnextv2.utils.config.load_config` made of it.
-        checkpoint (str, optional): Path or URL of a checkpoint that it trained. It is read by an unpickler that builds
+        checkpoint (str, optional): Path or URL of a checkpoint that it trained, or of public weights of the same model in
+            any layout. It is read by an unpickler that builds
             data only, and the process's settings of torch stay as they are. Defaults to None, the public model's.
         device (str | torch.device, optional): Where the model runs. Defaults to None, the first GPU or else the CPU.
         options (dict, optional): Overrides of the config by dotted key. Defaults to None.
@@ -64,8 +66,9 @@ def load(
         content = load_file(checkpoint)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             model = revert_sync_batchnorm(_build(cfg))
-        check_weights(model, content, str(checkpoint))
-        model.load_state_dict(extract_state_dict(content), strict=False)  # checked above, buffers may be fewer
+        weights = whole_model_weights(content)
+        check_weights(model, weights, str(checkpoint))
+        model.load_state_dict(weights, strict=False)  # checked above, buffers may be fewer
         model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
         return Model(model, cfg, content.get('meta') or {}, str(checkpoint))
 
@@ -187,18 +190,23 @@ def to_result(sample: Any, score_threshold: float = 0.0) -> Result:
 
 
 def _class_names(noted: Any, config: Config) -> tuple[str, ...]:
-    """Return the class names that a checkpoint notes, or else those of its config."""
+    """Return the class names that a checkpoint notes, or else those of its config or of the config's data set."""
     if noted is None:
         dataset = (config.get('test_dataloader') or {}).get('dataset') or {}
-        noted = (dataset.get('metainfo') or {}).get('classes')
+        noted = (dataset.get('metainfo') or {}).get('classes') or _metainfo_of(config).get('classes')
     return (noted,) if isinstance(noted, str) else tuple(noted or ())
 
 
 def _palette_of(config: Config) -> Any:
     """Return the palette of the class of the test data set, None if it has none."""
+    return _metainfo_of(config).get('palette')
+
+
+def _metainfo_of(config: Config) -> dict:
+    """Return what the class of the test data set says of its classes."""
     dataset = next(inner_datasets((config.get('test_dataloader') or {}).get('dataset') or {}), {})
     kind = import_module(f'{config.default_scope}.registry').DATASETS.get(dataset.get('type', ''))
-    return (getattr(kind, 'METAINFO', None) or {}).get('palette')
+    return getattr(kind, 'METAINFO', None) or {}
 
 
 def _channels_of(config: Config, loader: dict) -> int:
