@@ -17,7 +17,9 @@ from mmconvnextv2.models.layers import DropPath, LayerNorm
 from mmconvnextv2.ops.reductions import mean_over_sites
 
 UPSTREAM = dict(use_grn=True, layer_scale_init_value=0.0, gap_before_final_norm=False, out_indices=[0, 1, 2, 3])
-MILLIONS = dict(atto=3.7, femto=5.2, pico=9.1, nano=15.6, tiny=28.6, base=89, large=198, huge=660)
+V1 = dict(response_norm=None, layer_scale_init_value=1e-6)
+MILLIONS = dict(atto=3.7, femto=5.2, pico=9.1, nano=15.6, tiny=28.6, base=89, large=198, huge=660)  # table 14
+MILLIONS |= dict(small=50, xlarge=350)  # of ConvNeXt V1 (arXiv 2201.03545, table 1)
 
 
 def randomise(model):
@@ -48,7 +50,7 @@ def test_state_dict_is_mmpretrains(arch, monkeypatch):
 def test_parameters_are_the_published_count(arch):
     """With the classifier's norm and 1000 classes each size has the published number of parameters."""
     with torch.device('meta'):
-        model = ConvNeXtV2(arch, out_indices=(3,))
+        model = ConvNeXtV2(arch, out_indices=(3,), **(V1 if arch in ('small', 'xlarge') else {}))
         head = nn.Linear(model.channels[-1], 1000)
     millions = sum(one.numel() for module in (model, head) for one in module.parameters()) / 1e6
     assert abs(millions - MILLIONS[arch]) <= max(0.05, 0.005 * MILLIONS[arch])

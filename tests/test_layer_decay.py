@@ -131,6 +131,31 @@ def test_small_table_written_by_hand():
         assert table == {name: (0.5 ** row[0][column], row[1]) for name, row in expected_rows.items()}
 
 
+@pytest.mark.parametrize('kind, arch', [('stage_wise', 'tiny'), ('stage_wise', 'small'), ('layer_wise', 'small')])
+def test_rates_of_convnext_v1(kind, arch):
+    """Every parameter of a ConvNeXt V1 has the learning rate that MMSegmentation's constructor gives it, from which the
+    published rates come: their ``layer_wise`` is ``group_wise`` here. Weight decay differs for none."""
+    pytest.importorskip('mmseg.engine.optimizers')  # registers the constructor
+    with torch.device('meta'):
+        model = nn.Module()
+        model.backbone = ConvNeXtV2(arch, response_norm=None, layer_scale_init_value=1.0)
+        model.decode_head = nn.Conv2d(4, 2, 1)
+    table, _ = build(model, decay_rate=0.9, decay_type='group_wise' if kind == 'layer_wise' else kind)
+    theirs = build_optim_wrapper(
+        model,
+        dict(
+            optimizer=dict(type='AdamW', lr=2.0, weight_decay=0.05),
+            constructor='LearningRateDecayOptimizerConstructor',
+            paramwise_cfg=dict(decay_rate=0.9, decay_type=kind, num_layers=6 if arch == 'tiny' else 12),
+        ),
+    ).optimizer.param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    wanted = {names[id(p)]: (group['lr'] / 2.0, group['weight_decay']) for group in theirs for p in group['params']}
+    assert table.keys() == wanted.keys()
+    for name, settings in wanted.items():
+        assert table[name] == pytest.approx(settings), name
+
+
 def test_equal_settings_share_one_group():
     """No two groups agree in learning rate and weight decay, and every trainable parameter is in exactly one."""
     model = Model('atto')
@@ -155,7 +180,7 @@ def test_custom_keys():
     [
         (dict(decay_rate=0.0), 'decay_rate'),
         (dict(decay_rate=1.5), 'decay_rate'),
-        (dict(decay_type='stage_wise'), 'stage_wise'),
+        (dict(decay_type='block_wise'), 'block_wise'),
         (dict(layer_decay_rate=0.9), 'layer_decay_rate'),
     ],
 )

@@ -1,7 +1,7 @@
 # Cascade Mask R-CNN as in ConvNeXt V1: 4conv1fc SyncBN heads, GIoU, multi-scale crop, 8 GPUs x 2 images.
 _base_ = [
     './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
-    'mmdet::_base_/datasets/coco_instance.py', 'mmdet::_base_/default_runtime.py'
+    './ms-crop_coco.py', 'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
@@ -38,26 +38,6 @@ model = dict(
         bbox_head=bbox_head,
         bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'),
         mask_roi_extractor=dict(type='FP32SingleRoIExtractor')))
-scales = [(short, 1333) for short in range(480, 801, 32)]
-crop = [
-    dict(type='RandomChoiceResize', scales=[(400, 1333), (500, 1333), (600, 1333)], keep_ratio=True),
-    dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
-    dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)
-]
-train_pipeline = [
-    dict(type='LoadImageFromFile', backend_args=_base_.backend_args),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(
-        type='RandomChoice',
-        transforms=[[dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)], crop]),
-    dict(type='PackDetInputs')
-]
-train_dataloader = dict(batch_size=2, dataset=dict(type='CheckedCocoDataset', pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))
-test_dataloader = val_dataloader
-val_evaluator = dict(type='CheckedCocoMetric')
-test_evaluator = val_evaluator
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(decay_rate=0.8))
 auto_scale_lr = dict(base_batch_size=16)
 default_hooks = dict(

@@ -32,8 +32,10 @@ ARCHS = {
     'pico': dict(depths=(2, 2, 6, 2), channels=(64, 128, 256, 512)),
     'nano': dict(depths=(2, 2, 8, 2), channels=(80, 160, 320, 640)),
     'tiny': dict(depths=(3, 3, 9, 3), channels=(96, 192, 384, 768)),
+    'small': dict(depths=(3, 3, 27, 3), channels=(96, 192, 384, 768)),  # of ConvNeXt V1 (arXiv 2201.03545) alone
     'base': dict(depths=(3, 3, 27, 3), channels=(128, 256, 512, 1024)),
     'large': dict(depths=(3, 3, 27, 3), channels=(192, 384, 768, 1536)),
+    'xlarge': dict(depths=(3, 3, 27, 3), channels=(256, 512, 1024, 2048)),  # of ConvNeXt V1 alone
     'huge': dict(depths=(3, 3, 27, 3), channels=(352, 704, 1408, 2816)),
 }
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02)  # and biases of 0

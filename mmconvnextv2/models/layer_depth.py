@@ -1,8 +1,8 @@
 """Depth of each backbone parameter for layer-wise learning-rate decay (arXiv 2301.00808, appendix A).
 
 The grouping follows the official optimizer code: ``layer_wise`` is its "single", and ``group_wise`` its "group", which
-MMDetection, MMSegmentation and ConvNeXt V1 call ``layer_wise`` with 6 or 12 layers. Here the number of groups is
-derived from the depths.
+MMDetection, MMSegmentation and ConvNeXt V1 call ``layer_wise`` with 6 or 12 layers. ``stage_wise`` is that of ConvNeXt
+V1's segmentation recipes. Here the number of groups is derived from the depths.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..utils.errors import UserError
 
-DECAY_TYPES = ('layer_wise', 'group_wise')
+DECAY_TYPES = ('layer_wise', 'group_wise', 'stage_wise')
 BLOCKS_PER_GROUP = 3
 
 
@@ -18,8 +18,9 @@ def check_decay_type(decay_type: str) -> None:
     """Raise ``ValueError`` unless ``decay_type`` is one of ``DECAY_TYPES``."""
     if decay_type not in DECAY_TYPES:
         raise UserError(
-            f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step per block) or '
-            '"group_wise" (one step per three blocks of stage 3; mmdet and mmseg call it layer_wise).'
+            f'decay_type={decay_type!r} is unknown: choose "layer_wise" (one step per block), '
+            '"group_wise" (one step per three blocks of stage 3; mmdet and mmseg call it layer_wise) or '
+            '"stage_wise" (one step per stage; ConvNeXt V1 on ADE20K).'
         )
 
 
@@ -28,10 +29,11 @@ def num_decay_layers(depths: Sequence[int], decay_type: str) -> int:
 
     Args:
         depths (Sequence[int]): Number of blocks in each of the four stages.
-        decay_type (str): ``'layer_wise'`` or ``'group_wise'``.
+        decay_type (str): One of ``DECAY_TYPES``.
 
     Returns:
-        int: ``sum(depths)`` layers, or 2 + ceil(depths[2] / 3) + 1 groups (base 12, tiny 6, atto 5).
+        int: ``sum(depths)`` layers, or 2 + ceil(depths[2] / 3) + 1 groups (base 12, tiny 6, atto 5). ``stage_wise``
+        counts the groups, too, and gives ids to stages.
     """
     check_decay_type(decay_type)
     if decay_type == 'layer_wise':
@@ -51,16 +53,25 @@ def _group_layer_id(stage: int, block: int, depths: Sequence[int]) -> int:
     return stage + 1
 
 
+def _stage_layer_id(stage: int, block: int, depths: Sequence[int]) -> int:
+    return stage + 1
+
+
+LAYER_IDS = dict(layer_wise=_block_layer_id, group_wise=_group_layer_id, stage_wise=_stage_layer_id)
+
+
 def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise') -> tuple[int, int]:
     """Return the layer id of a backbone parameter, and the number of ids.
 
     A downsampling layer has the id of the first block of the stage after it. As in the official code, the stem has id 0
-    with ``group_wise``, and shares id 1 with the first block with ``layer_wise``.
+    with ``group_wise``, and shares id 1 with the first block with ``layer_wise``. With ``stage_wise`` the stem and all
+    downsampling layers have id 0 and the stages 1 to 4, out of as many ids as there are groups. In deep models even the
+    last stage is then far below the head: 9 steps in ``base``.
 
     Args:
         name (str): Parameter name inside the backbone, e.g. ``stages.2.5.norm.weight``.
         depths (Sequence[int]): Number of blocks in each of the four stages.
-        decay_type (str): ``'layer_wise'`` or ``'group_wise'``. Defaults to ``'group_wise'``.
+        decay_type (str): One of ``DECAY_TYPES``. Defaults to ``'group_wise'``.
 
     Returns:
         tuple[int, int]: Layer id, and the number of ids including the head's. The learning rate is scaled by
@@ -72,12 +83,12 @@ def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise'
     """
     num_layers = num_decay_layers(depths, decay_type)
     parts = name.split('.')
-    layer_id_of = _block_layer_id if decay_type == 'layer_wise' else _group_layer_id
+    layer_id_of = LAYER_IDS[decay_type]
     if parts[0] == 'stages':
         layer_id = layer_id_of(int(parts[1]), int(parts[2]), depths)
     elif parts[0] == 'downsample_layers':
-        is_group_stem = parts[1] == '0' and decay_type == 'group_wise'
-        layer_id = 0 if is_group_stem else layer_id_of(int(parts[1]), 0, depths)
+        is_deepest = decay_type == 'stage_wise' or (parts[1] == '0' and decay_type == 'group_wise')
+        layer_id = 0 if is_deepest else layer_id_of(int(parts[1]), 0, depths)
     else:
         layer_id = num_layers + 1
     return layer_id, num_layers + 2

@@ -14,7 +14,7 @@ from mmconvnextv2.utils.config import import_scope
 CONFIGS = Path(__file__).parents[2] / 'configs'
 TASKS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')
 LEAVES = sorted(Path(leaf) for task in TASKS for leaf in glob(str(CONFIGS / task / '*.py')))
-# Parameters in millions: classifiers facts of the paper's table 14, UperNet of its table 7.
+# Parameters in millions: classifiers facts of the paper's table 14, UperNet of its table 7, ConvNeXt V1 of its README.
 PUBLISHED = {
     'upernet_convnextv2-b_160k_ade20k-512x512': 122,
     'upernet_convnextv2-l_160k_ade20k-512x512': 235,
@@ -26,6 +26,18 @@ PUBLISHED = {
     'convnextv2-h_fcmae-ft_in1k-224': 660,
     'convnextv2-b_supervised_in1k-224': 89,
     'convnextv2-h_in22k-ft_in1k-512': 660,
+    'mask-rcnn_convnextv1-t_fpn_ms-crop-3x_coco': 48,
+    'cascade-mask-rcnn_convnextv1-t_fpn_ms-crop-3x_coco': 86,
+    'cascade-mask-rcnn_convnextv1-s_fpn_ms-crop-3x_coco': 108,
+    'cascade-mask-rcnn_convnextv1-b_fpn_ms-crop-3x_coco': 146,
+    'cascade-mask-rcnn_convnextv1-l_fpn_in22k-ms-crop-3x_coco': 255,
+    'cascade-mask-rcnn_convnextv1-xl_fpn_in22k-ms-crop-3x_coco': 407,
+    'upernet_convnextv1-t_160k_ade20k-512x512': 60,
+    'upernet_convnextv1-s_160k_ade20k-512x512': 82,
+    'upernet_convnextv1-b_160k_ade20k-512x512': 122,
+    'upernet_convnextv1-l_in22k-160k_ade20k-640x640': 235,
+    'upernet_convnextv1-xl_in22k-160k_ade20k-640x640': 391,
+    'convnextv1-s_supervised_in1k-224': 50,
 }
 
 
@@ -37,7 +49,7 @@ def starts_from_its_size(backbone):
     recipe = checkpoint.split('/')[1]
     trained_here = any(leaf.stem == recipe and f'-{backbone.arch[0]}_' in recipe for leaf in LEAVES)
     return backbone.init_cfg.type == 'ConvNeXtV2Pretrained' and (
-        f'convnextv2_{backbone.arch}_' in checkpoint or trained_here
+        f'{"convnextv2" if backbone.get("response_norm", True) else "convnext"}_{backbone.arch}_' in checkpoint or trained_here
     )
 
 

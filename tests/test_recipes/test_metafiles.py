@@ -21,10 +21,10 @@ RECIPES = sorted(
 )
 BUILT_ELSEWHERE = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')  # compared by test_every_leaf.py
 SOURCE = re.compile(
-    r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt-V2)(, (table|section) [\d.]+[a-f]?)?'
+    r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt(-V2)?)(, (table|section) [\d.]+[a-f]?)?'
     r'(, after fine-tuning)?'
 )
-METRICS = {'Top 1 Accuracy': 'top-1', 'box AP': 'box AP', 'mask AP': 'mask AP', 'mIoU (multi-scale)': 'mIoU'}
+METRICS = {name: name for name in ('box AP', 'mask AP', 'mIoU')} | {'Top 1 Accuracy': 'top-1', 'mIoU (multi-scale)': 'mIoU'}
 
 
 def results(entry):
@@ -50,7 +50,7 @@ def test_results_are_published_ones(indexed):
     listed = 0
     for path, entry in indexed.items():
         if 'Weights' in entry:
-            assert entry['Metadata']['Weights By'].startswith(('Meta AI', 'MMDetection'))
+            assert entry['Metadata']['Weights By'].startswith(('Meta AI', 'MMDetection', 'MMSegmentation'))
         row = next((line for line in table if f'({path[len("configs/") :]})' in line and line.count('|') > 4), '')
         for result in results(entry):
             ((metric, value),) = result['Metrics'].items()

@@ -1,0 +1,6 @@
+_base_ = ['../_base_/supervised_imagenet.py', '../_base_/convnextv1.py']
+# Published: 82.1 top-1 (README of facebookresearch/ConvNeXt).
+size = _base_.sizes_v1.tiny
+model = dict(
+    backbone=dict(arch=size.arch, drop_path_rate=0.1, response_norm=None, layer_scale_init_value=1e-6),
+    head=dict(in_channels=size.channels[3]))

@@ -1,0 +1,6 @@
+_base_ = ['../_base_/mask-rcnn_ms-crop-3x_coco.py', '../_base_/convnextv1.py']
+# Published: none; rate and decay of the published T, drop path of the published Cascade of this size.
+size = _base_.sizes_v1.large
+model = dict(
+    backbone=dict(arch=size.arch, drop_path_rate=0.7, init_cfg=dict(checkpoint=size.in22k), **_base_.v1),
+    neck=dict(in_channels=size.channels))
