@@ -25,12 +25,13 @@ from .utils.config import read_config, register_names
 from .utils.moved import moved_names, register_moved
 
 # load and its results need more than torch and mmengine: they are imported when they are used
-__getattr__ = moved_names(__name__, lazy=dict.fromkeys(('Model', 'load'), 'engine.inference'))
+LAZY = dict(Model='engine.inference', load='engine.inference', get_model='utils.public_models', list_models='utils.public_models')
+__getattr__ = moved_names(__name__, lazy=LAZY)
 register_moved()
 register_names()
 
 __all__ = [
     'ARCHS', 'BF16OptimWrapper', 'BestScoreStoppingHook', 'CompileBackboneHook', 'ConvNeXtV2', 'ConvNeXtV2Block',
-    'ConvNeXtV2Pretrained', 'create_backbone', 'load', 'FP16OptimWrapper', 'FiniteLossHook', 'GRN',
+    'ConvNeXtV2Pretrained', 'create_backbone', 'get_model', 'list_models', 'load', 'FP16OptimWrapper', 'FiniteLossHook', 'GRN',
     'PreemptionHook', 'VerifiedCheckpointHook', '__version__', 'read_config'
 ]

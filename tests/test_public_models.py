@@ -3,6 +3,9 @@
 import functools
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from small_models import NARROW
 
 import mmconvnextv2
 from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.analysis.models import load_subject
+from mmconvnextv2.commands.export import parse_args as parse_export
 from mmconvnextv2.commands.models import models
 from mmconvnextv2.commands.models import parse_args as parse_models
 from mmconvnextv2.commands.predict import parse_args, predict
@@ -38,10 +43,11 @@ def public(tmp_path, monkeypatch):
     (home / 'upernet').mkdir(parents=True)
     served.mkdir()
     (home / 'upernet' / 'narrow_recipe.py').write_text(
-        f"_base_ = '{ROOT}/configs/small/upernet_convnextv2-a_small.py'\n"
+        f"_base_ = '{ROOT}/configs/small/upernet_convnextv2-a_small.py'\ndata_root = '{tmp_path}/own'\n"
         f'model = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW})),\n'
         f'    decode_head=dict(in_channels={list(NARROW["channels"])}, channels=8),\n'
         '    auxiliary_head=dict(in_channels=8, channels=8))\n'
+        'test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))\n'
     )
     cfg = load_config(str(home / 'upernet' / 'narrow_recipe.py'))
     with DefaultScope.overwrite_default_scope('mmseg'):
@@ -78,7 +84,8 @@ def public(tmp_path, monkeypatch):
 
 def entry(name, recipe, weights):
     metadata = {'Weights Name': name, 'Weights By': 'a test', 'Weights Licence': 'none', 'Parameters': 10**6}
-    return dict(Name=recipe, Config=f'configs/upernet/{recipe}.py', Weights=weights, Metadata=metadata, Results=None)
+    results = [dict(Task='Semantic Segmentation', Metrics=dict(mIoU=12.3))] if name == NAME else None
+    return dict(Name=recipe, Config=f'configs/upernet/{recipe}.py', Weights=weights, Metadata=metadata, Results=results)
 
 
 def image(path):
@@ -150,12 +157,92 @@ def test_test_takes_a_name(public, capsys):
         assert 'expected CONFIG CHECKPOINT or NAME' in capsys.readouterr().err
 
 
+def test_export_and_analysis_take_a_name(public, tmp_path, capsys):
+    """``export onnx NAME OUT`` writes the file that ``export onnx CONFIG CHECKPOINT OUT`` writes, and analyses take the
+    backbone of a name, with its weights."""
+    pytest.importorskip('onnxscript', reason='needs ONNX: make export')
+    sizes = []
+    for name, model in (('named', [NAME]), ('given', [find_config(NAME), str(public / 'whole.pth')])):
+        args = parse_export(['onnx', *model, str(tmp_path / f'{name}.onnx'), '--size', '64', '64'])
+        args.run(args)
+        sizes.append((tmp_path / f'{name}.onnx').stat().st_size)
+    assert sizes[0] == sizes[1] and 'segmentor' in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        parse_export(['onnx', NAME])
+    assert 'expected CONFIG CHECKPOINT OUT or NAME OUT' in capsys.readouterr().err
+    wanted = torch.load(public / 'whole.pth', weights_only=True)['state_dict']
+    found = load_subject('mine', NAME).model.state_dict()
+    assert all(torch.equal(value, wanted[f'backbone.{name}']) for name, value in found.items())
+
+
+def test_download_ahead(public, tmp_path, monkeypatch, capsys):
+    """``models --download`` fills a folder, from which a tool with ``--weights-dir`` reads without a network."""
+    folder = tmp_path / 'weights'
+    folder.mkdir()
+    monkeypatch.setenv('MMCONVNEXTV2_WEIGHTS_DIR', '')
+    models(parse_models([NAME, '--download', '--weights-dir', str(folder)]))
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / 'whole.pth')
+    (public / 'whole.pth').unlink()  # the server has it no longer
+    monkeypatch.setenv('MMCONVNEXTV2_WEIGHTS_DIR', '')
+    photo = image(tmp_path / 'photo.png')
+    run_tool(
+        predict, parse_args([NAME, photo, '--out', str(tmp_path / 'out'), '--device', 'cpu', '--weights-dir', str(folder)])
+    )
+    assert (tmp_path / 'out/labels/photo.png').is_file()
+    with pytest.raises(SystemExit):
+        parse_args([NAME, photo, '--weights-dir', str(tmp_path / 'none')])
+    assert '--download` fills one' in capsys.readouterr().err
+
+
+def test_inferencers_of_mmsegmentation(public, tmp_path):
+    """The config and the address of a public model are what MMSegmentation's own inferencer takes."""
+    inferencer = pytest.importorskip('mmseg.apis').MMSegInferencer
+    photo, model = image(tmp_path / 'photo.png'), mmconvnextv2.get_model(NAME)
+    found = inferencer(model=model.config, weights=model.weights, classes=CLASSES, palette=[[0] * 3] * 3, device='cpu')
+    labels = found(photo, show=False)['predictions']
+    np.testing.assert_array_equal(labels, mmconvnextv2.load(NAME, device='cpu').predict(photo).labels)
+
+
+def test_table_of_public_checkpoints(public, tmp_path):
+    """``benchmarks/public_checkpoints.py`` downloads, evaluates and writes a table, whose mIoU is that of the model's
+    predictions; a second run evaluates nothing again, and a model that fails has its reason in the table."""
+    (tmp_path / 'own/images/val').mkdir(parents=True)
+    (tmp_path / 'own/labels/val').mkdir(parents=True)
+    rng, model = np.random.default_rng(1), mmconvnextv2.load(NAME, device='cpu')
+    counts = np.zeros((3, 3), int)
+    for number in range(3):
+        path = tmp_path / f'own/images/val/{number}.jpg'
+        Image.fromarray(rng.integers(0, 256, (320, 352, 3), np.uint8)).save(path)  # read at this size
+        labels = rng.integers(0, 3, (320, 352), np.uint8)
+        Image.fromarray(labels).save(tmp_path / f'own/labels/val/{number}.png')
+        np.add.at(counts, (labels.ravel(), model.predict(str(path)).labels.ravel()), 1)
+    iou = counts.diagonal() / (counts.sum(0) + counts.sum(1) - counts.diagonal())
+    copy = tmp_path / 'copy' / 'mmconvnextv2'  # whose list of models is the one of this test
+    (copy / '.mim').mkdir(parents=True)
+    for part in (ROOT / 'mmconvnextv2').iterdir():
+        if part.name not in ('.mim', '__pycache__'):
+            (copy / part.name).symlink_to(part)
+    (copy / '.mim' / 'configs').symlink_to(public_models.CONFIGS)
+    environment = {**os.environ, 'PYTHONPATH': str(copy.parent)}
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'benchmarks/public_checkpoints.py'), '--out', str(tmp_path / 'out')]
+    for _ in range(2):
+        run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        table = (tmp_path / 'out/table.md').read_text()
+        assert f'| {NAME} | 12.3 mIoU | {100 * iou.mean():.1f} mIoU |' in table, table
+        (public / 'whole.pth').unlink(missing_ok=True)
+    (tmp_path / 'out' / NAME / 'metrics.json').unlink()
+    (tmp_path / 'own/images/val/0.jpg').unlink()
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert 'failed: ' in (tmp_path / 'out/table.md').read_text()
+
+
 def test_the_list(capsys):
     """Every public model has a name of its own, a config that exists, an https address, and a stated provenance and
     licence; the command lists those that match."""
     public_models.public_models.cache_clear()
     listed = list_models()
-    assert len(listed) >= 27 and len({one.name for one in listed}) == len(listed)
+    assert len(listed) >= 49 and len({one.name for one in listed}) == len(listed)
     for one in listed:
         assert Path(one.config).is_file() and one.weights.startswith('https://') and one.provenance and one.licence
         assert get_model(one.recipe) == get_model(one.name) == one

@@ -20,11 +20,13 @@ from ..checkpoint.strict import load_strictly
 from ..models.convnext_v2 import ARCHS, ConvNeXtV2
 from ..utils.config import IMAGENET, read_config, read_normalization
 from ..utils.errors import UserError
+from ..utils.public_models import find_model, get_model
 
 RANDOM = 'random'
 HELP = f"""LABEL names the model in figures. SOURCE and WEIGHTS are one of:
   FILE                      a checkpoint of a ConvNeXt of any known layout, a path or a URL
   ARCH FILE                 {', '.join(ARCHS)}, with a checkpoint
+  NAME                      a public model; `python -m mmconvnextv2 models` lists names
   CONFIG.py FILE            the backbone of a config (any response norm), with a checkpoint
   mmpretrain:NAME [FILE]    a model of mmpretrain, with its published weights or a checkpoint
   timm:NAME [FILE]          a model of timm, likewise
@@ -84,6 +86,8 @@ def load_subject(label: str, source: str, weights: str | None = None, device: st
         model = LIBRARIES[library](name, weights)
     elif source.endswith('.py'):
         model, mean, std = _load_config(source, _required(weights, source))
+    elif find_model(source) is not None:
+        model, mean, std = _load_config(get_model(source).config, weights or source)
     elif source in ARCHS:
         model = _filled(ConvNeXtV2(source), _required(weights, source))
     elif weights is None:

@@ -1,10 +1,12 @@
 """Arguments shared by the tools, and the config that results from them."""
 
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
+from typing import Any
 
 from mmengine.config import Config, DictAction
 
+from ..checkpoint.download import WEIGHTS_DIR
 from ..utils.config import load_config
 from ..utils.errors import UserError
 from ..utils.public_models import find_config, get_model, is_name
@@ -17,9 +19,31 @@ VISUALIZATION_HOOKS = dict(
 )
 
 
+class SetWeightsDir(Action):
+    """Set the folder of downloaded weights for this process and those that it starts."""
+
+    def __call__(self, parser: ArgumentParser, args: Namespace, values: Any, option: str | None = None) -> None:
+        """Check and set the folder."""
+        if not os.path.isdir(os.path.expanduser(values)):
+            parser.error(f'{option} {values}: is not a folder; `python -m mmconvnextv2 models --download` fills one')
+        os.environ[WEIGHTS_DIR] = os.path.abspath(os.path.expanduser(values))
+
+
+def add_weights_dir(parser: ArgumentParser) -> None:
+    """Add ``--weights-dir``, for every tool that reads weights."""
+    parser.add_argument(
+        '--weights-dir',
+        action=SetWeightsDir,
+        metavar='DIR',
+        help=f"folder of downloaded weights, in place of torch's cache, for machines without a network; {WEIGHTS_DIR} "
+        'in the environment does the same',
+    )
+
+
 def add_config_options(parser: ArgumentParser) -> None:
-    """Add ``--cfg-options`` and ``--traceback``, for every tool that reads a config."""
+    """Add ``--cfg-options``, ``--weights-dir`` and ``--traceback``, for every tool that reads a config."""
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value ...')
+    add_weights_dir(parser)
     add_traceback(parser)
 
 

@@ -13,10 +13,11 @@ from ..export.libraries import AnyCheckpoint, export_hugging_face, export_safete
 from ..export.model_card import ModelCard
 from ..export.runtimes import export_onnx, export_program
 from ..utils.errors import UserError
-from .arguments import add_config_options, check_checkpoint, load_config
+from .arguments import add_config_options, check_checkpoint, load_config, settle_name
 from .convert import add_weights_choice
 
 TOOL = 'python tools/export.py'
+GRAPHS = ('onnx', 'program')
 EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
 
 
@@ -43,13 +44,21 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         'DIR',
         lambda source, args: export_safetensors(source, args.out, _card(args)),
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.command in GRAPHS:
+        first = settle_name(parser, args)
+        args.out = args.out if first is None else first
+        if args.checkpoint is None or args.out is None:
+            parser.error('expected CONFIG CHECKPOINT OUT or NAME OUT; `python -m mmconvnextv2 models` lists names')
+    return args
 
 
 def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
-    parser.add_argument('config', help='config file of any recipe')
-    parser.add_argument('checkpoint', help='checkpoint that it trained; with --part backbone in any layout')
-    parser.add_argument('out', metavar=f'OUT{suffix}', help='the file to write')
+    parser.add_argument('config', help='config file of any recipe, or the name of a public model')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='checkpoint that it trained; with --part backbone in any layout; none after a name'
+    )
+    parser.add_argument('out', nargs='?', metavar=f'OUT{suffix}', help='the file to write')
     parser.add_argument(
         '--part',
         choices=PARTS,
@@ -71,7 +80,7 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
 
 
 def _add_library(parser: ArgumentParser, out: str, export: Callable[[AnyCheckpoint, Namespace], str]) -> None:
-    parser.add_argument('checkpoint', help='a checkpoint of any layout, a path or a URL')
+    parser.add_argument('checkpoint', help='a checkpoint of any layout, a path, a URL or the name of a public model')
     parser.add_argument('out', metavar=out, help='what to write')
     parser.add_argument('--config', help='config that trained it, for the card and the normalisation of images')
     parser.add_argument('--license', default='cc-by-nc-4.0', help="default cc-by-nc-4.0, the official weights'")

@@ -3,9 +3,11 @@
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
+from ..checkpoint.download import download
+from ..checkpoint.load import load_file
 from ..utils.errors import UserError
 from ..utils.public_models import list_models, public_models
-from .arguments import add_traceback
+from .arguments import add_traceback, add_weights_dir
 
 COLUMNS = ('name', 'task', 'published', 'MB', 'weights by', 'licence of the weights')
 
@@ -14,11 +16,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/models.py``."""
     parser = ArgumentParser(
         description='List public models. Their names work in place of CONFIG CHECKPOINT, as a checkpoint, and in '
-        'model.backbone.init_cfg.checkpoint. Nothing is downloaded.',
+        'model.backbone.init_cfg.checkpoint. Nothing is downloaded without --download.',
         epilog='Example: python tools/models.py mask-rcnn',
     )
     parser.add_argument('pattern', nargs='?', default='*', help='part of a name, recipe or task, or a pattern with *')
+    parser.add_argument('--download', action='store_true', help='download the weights of all that match')
     parser.add_argument('--verbose', action='store_true', help='also print the recipe and the address of each')
+    add_weights_dir(parser)
     add_traceback(parser)
     return parser.parse_args(argv)
 
@@ -41,3 +45,6 @@ def models(args: Namespace) -> None:
         if args.verbose and model is not None:
             print(f'    {model.config}\n    {model.weights}')
     print('None of them was evaluated here; MB counts parameters in float32.')
+    if args.download:
+        for model in found:
+            print(download(model.weights, load_file))

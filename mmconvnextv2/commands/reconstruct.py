@@ -16,6 +16,8 @@ from ..checkpoint.load import load_file
 from ..datasets.image_files import list_images
 from ..pretrain.reconstruction import render_reconstructions
 from ..pretrain.sampler import seeded
+from ..utils.errors import UserError
+from ..utils.public_models import find_model
 from .arguments import add_config_options, load_config
 
 
@@ -64,6 +66,11 @@ def reconstruct_files(
     Raises:
         ValueError: If the checkpoint belongs to another model, or an image cannot be read.
     """
+    if find_model(checkpoint) is not None:
+        raise UserError(
+            f'{checkpoint}: public FCMAE weights have no decoder, which reconstructions need. Pass a checkpoint of '
+            'your own pretraining'
+        )
     cfg = load_config(config, options)
     pipeline_cfg = cfg.train_dataloader.dataset.pipeline
     with DefaultScope.overwrite_default_scope('mmpretrain'):
