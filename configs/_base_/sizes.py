@@ -1,5 +1,7 @@
 # Everything that depends on the size of ConvNeXt V2 (arXiv 2301.00808, tables 9 to 13; official weight URLs).
 # detection, segmentation: chosen within the sweeps of appendices A.3 and A.4; larger models use more drop path.
+# layer_decay: per group, for DINO, DDQ, RTMDet and Mask2Former on COCO; ConvNeXt V1's rates for Cascade Mask R-CNN at
+# learning rates of 1e-4 to 2e-4 (facebookresearch/ConvNeXt, object_detection/configs).
 # in22k, from22k: the released im22k files went through both steps, so the second step starts from our run of the first.
 # Tables 12 and 13 do not say how blocks share a decay step; we follow each size's classification recipe.
 weights = 'https://dl.fbaipublicfiles.com/convnext/convnextv2/'
@@ -59,6 +61,7 @@ sizes = dict(
         channels=[96, 192, 384, 768],
         detection=dict(drop_path_rate=0.3),
         segmentation=dict(drop_path_rate=0.2),
+        layer_decay=0.7,
         classification=dict(
             lr=0.0032, weight_decay=0.05, decay_rate=0.9, decay_type='layer_wise', drop_path_rate=0.2,
             epochs=300, warmup=40, smoothing=0.1, mixup=0.8, cutmix=1.0),
@@ -76,6 +79,7 @@ sizes = dict(
         channels=[128, 256, 512, 1024],
         detection=dict(drop_path_rate=0.4),
         segmentation=dict(drop_path_rate=0.3),
+        layer_decay=0.8,
         classification=dict(
             lr=0.0025, weight_decay=0.05, decay_rate=0.6, decay_type='group_wise', drop_path_rate=0.1,
             epochs=100, warmup=20, smoothing=0.1, mixup=0.8, cutmix=1.0),
@@ -94,6 +98,7 @@ sizes = dict(
         channels=[192, 384, 768, 1536],
         detection=dict(drop_path_rate=0.5),
         segmentation=dict(drop_path_rate=0.4),
+        layer_decay=0.7,
         classification=dict(
             lr=0.0025, weight_decay=0.05, decay_rate=0.6, decay_type='group_wise', drop_path_rate=0.2,
             epochs=100, warmup=20, smoothing=0.1, mixup=0.8, cutmix=1.0),

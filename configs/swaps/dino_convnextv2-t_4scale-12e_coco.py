@@ -1,4 +1,5 @@
-# MMDetection's DINO with our backbone: these lines are the swap, everything else is theirs.
+# The name of 0.1, until 0.4: only the backbone is swapped, and the settings are upstream's for its own.
+# The recipe is ../dino/dino_convnextv2-t_4scale-12e_coco.py.
 _base_ = ['../_base_/sizes.py', 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
 custom_imports = dict(imports=['mmconvnextv2'], allow_failed_imports=False)
 size = _base_.sizes.tiny

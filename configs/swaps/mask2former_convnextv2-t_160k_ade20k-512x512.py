@@ -1,4 +1,5 @@
-# MMSegmentation's Mask2Former (it needs mmdet) with our backbone: these lines are the swap, everything else is theirs.
+# The name of 0.1, until 0.4: only the backbone is swapped, and the settings are upstream's for its own.
+# The recipe is ../mask2former/mask2former_convnextv2-t_160k_ade20k-512x512.py.
 _base_ = ['../_base_/sizes.py', 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py']
 custom_imports = dict(imports=['mmdet.models', 'mmconvnextv2'], allow_failed_imports=False)
 size = _base_.sizes.tiny

@@ -1,14 +1,18 @@
-"""Autocast for operations with a hand-written backward pass: cast inputs once, then run with autocast off.
+"""Autocast for operations with a hand-written backward pass, and for methods that have to run in fp32.
 
-Autocast stays active inside ``autograd.Function.forward``, where it would cast the operands of each operation
-separately.
+The former cast their inputs once and run with autocast off: autocast stays active inside
+``autograd.Function.forward``, where it would cast the operands of each operation separately.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import overload
+from functools import wraps
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
+
+Nested = TypeVar('Nested')
 
 
 @overload
@@ -29,6 +33,32 @@ def cast_for_autocast(x: Tensor, /, *tensors: Tensor | None) -> tuple[Tensor | N
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Return a context with autocast off for a device; devices without autocast, such as ``meta``, need none."""
     return torch.autocast(device.type, enabled=False) if _knows_autocast(device.type) else nullcontext()
+
+
+def to_fp32(value: Nested) -> Nested:
+    """Convert floating-point tensors to fp32, also inside lists, tuples and dicts; return everything else unchanged."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value  # type: ignore[return-value]
+    if type(value) in (list, tuple):
+        return type(value)(to_fp32(each) for each in value)  # type: ignore
+    if type(value) is dict:
+        return {key: to_fp32(each) for key, each in value.items()}  # type: ignore[return-value]
+    return value
+
+
+def in_fp32(method: Callable) -> Callable:
+    """Return a method of an ``nn.Module`` that runs without autocast, on arguments converted by :func:`to_fp32`.
+
+    Args:
+        method (Callable): The method; its module needs at least one parameter, and its parameters have to be fp32.
+    """
+
+    @wraps(method)
+    def run(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with without_autocast(next(self.parameters()).device):
+            return method(self, *to_fp32(args), **to_fp32(kwargs))
+
+    return run
 
 
 @torch.compiler.assume_constant_result  # torch.compile cannot trace it

@@ -25,7 +25,9 @@ SCOPE = __name__.partition('.')[0]
 SCOPES = ('mmdet', 'mmpretrain', 'mmseg')
 SPLITS = ('train', 'val', 'test')
 MISFITS = (AttributeError, IndexError, KeyError, TypeError)  # what mmengine raises for overrides
-OURS = dict(mmdet=('datasets.coco', 'models.fp32_detection'), mmseg=('datasets.segmentation',))
+OURS = dict(
+    mmdet=('datasets.coco', 'models.fp32_detection', 'models.fp32_transformers'), mmseg=('datasets.segmentation',)
+)
 LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 
 

@@ -1,0 +1,36 @@
+# DDQ-DETR with four feature levels, 12 epochs, 8 GPUs x 2 images: MMDetection's ddq-detr-4scale_r50_8xb2-12e_coco with
+# our backbone. From there: model, augmentation, AdamW 2e-4, weight decay 0.05, clipping at 0.1, warm-up of 2000
+# iterations, step after 11 epochs. Layer decay replaces the backbone's 0.1; the rates of sizes.py were published for
+# this learning rate.
+_base_ = ['./sizes.py', './runtime.py', 'mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py']
+custom_imports = dict(
+    imports=['mmconvnextv2.models.fp32_transformers', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
+model = dict(
+    type='FP32DDQDETR',
+    backbone=dict(
+        _delete_=True,
+        type='ConvNeXtV2',
+        arch='base',
+        out_indices=(1, 2, 3),
+        drop_path_rate=0.4,
+        frozen_stages=0,
+        with_cp=False,
+        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    neck=dict(in_channels=[256, 512, 1024]),
+    bbox_head=dict(type='FP32DDQDETRHead'))
+train_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))
+val_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='CheckedCocoMetric')
+test_evaluator = val_evaluator
+# Norms, biases and GRN are exempt from weight decay by the constructor.
+optim_wrapper = dict(
+    _delete_=True,
+    type='BF16OptimWrapper',
+    optimizer=dict(type='AdamW', lr=2e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=0.1, norm_type=2),
+    constructor='LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(decay_rate=0.8, decay_type='group_wise'))
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+default_hooks = dict(
+    _base_.run_hooks, checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3, save_best='coco/bbox_mAP'))

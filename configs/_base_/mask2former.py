@@ -1,0 +1,22 @@
+# What all Mask2Former recipes share; bases read it as _base_.mask2former.
+# AdamW 1e-4, weight decay 0.05 and clipping at 0.01 are upstream's, as is the exemption of queries and of the level
+# embedding from weight decay; norms, biases and GRN are exempt by the constructor. Layer decay replaces the backbone's 0.1.
+mask2former = dict(
+    backbone=dict(
+        _delete_=True,
+        type='ConvNeXtV2',
+        arch='base',
+        drop_path_rate=0.4,
+        frozen_stages=0,
+        with_cp=False,
+        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    optim_wrapper=dict(
+        _delete_=True,
+        type='BF16OptimWrapper',
+        optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+        clip_grad=dict(max_norm=0.01, norm_type=2),
+        constructor='LayerDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(
+            decay_rate=0.8,
+            decay_type='group_wise',
+            custom_keys={name: dict(decay_mult=0.0) for name in ('query_embed', 'query_feat', 'level_embed')})))

@@ -1,0 +1,7 @@
+_base_ = '../_base_/dino_4scale-12e_coco.py'
+# Published: none with this backbone.
+size = _base_.sizes.base
+model = dict(
+    backbone=dict(arch='base', init_cfg=dict(checkpoint=size.im1k), **size.detection),
+    neck=dict(in_channels=size.channels[1:]))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=size.layer_decay))
