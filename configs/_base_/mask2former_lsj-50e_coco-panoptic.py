@@ -13,4 +13,6 @@ model = dict(
 optim_wrapper = _base_.mask2former.optim_wrapper
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
-    _base_.run_hooks, checkpoint=dict(type='VerifiedCheckpointHook', max_keep_ckpts=3, save_best='coco_panoptic/PQ'))
+    _base_.run_hooks,
+    checkpoint=dict(
+        type='VerifiedCheckpointHook', max_keep_ckpts=3, save_best='coco_panoptic/PQ', rule='greater'))
