@@ -8,6 +8,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -53,6 +57,19 @@ def narrow_model(model, num_classes=None):
         if num_classes is not None:
             set_num_classes(part, num_classes)
     return model
+
+
+def make_batch(scope, with_mask, side=96):
+    """Return two random images, (side, side + 32), with labels of COCO's or ADE20K's number of classes."""
+    shape = (side, side + 32)
+    if scope == 'mmdet':
+        return demo_mm_inputs(
+            batch_size=2, image_shapes=[(3, *shape)] * 2, num_items=[2, 3], num_classes=80, with_mask=with_mask
+        )
+    size = dict(img_shape=shape, ori_shape=shape)
+    labels = [PixelData(data=torch.randint(0, 150, (1, *shape))) for _ in range(2)]
+    samples = [SegDataSample(gt_sem_seg=each, metainfo=size) for each in labels]
+    return dict(inputs=[torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for _ in range(2)], data_samples=samples)
 
 
 def set_num_classes(part, num_classes):

@@ -12,7 +12,7 @@ from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.utils.config import import_scope
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-TASKS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')
+TASKS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification', 'dino', 'ddq', 'mask2former', 'rtmdet')
 LEAVES = sorted(Path(leaf) for task in TASKS for leaf in glob(str(CONFIGS / task / '*.py')))
 # Parameters in millions: classifiers facts of the paper's table 14, UperNet of its table 7, ConvNeXt V1 of its README.
 PUBLISHED = {
@@ -68,11 +68,11 @@ def test_leaf_builds(leaf, indexed):
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     channels = list(ARCHS[cfg.model.backbone.arch]['channels'])
-    reader = {'mmdet': cfg.model.get('neck'), 'mmseg': cfg.model.get('decode_head')}.get(cfg.default_scope)
-    if reader:
-        assert reader['in_channels'] == channels
-    elif cfg.model.type == 'ImageClassifier':
+    if cfg.model.type == 'ImageClassifier':
         assert cfg.model.head['in_channels'] == channels[-1]
+    else:
+        reader = next(cfg.model[name] for name in ('neck', 'panoptic_head', 'decode_head') if name in cfg.model)
+        assert list(reader['in_channels']) == [channels[stage] for stage in model.backbone.out_indices]
     count, metadata = (
         sum(parameter.numel() for parameter in model.parameters()),
         indexed[f'configs/{leaf.parent.name}/{leaf.name}']['Metadata'],

@@ -11,7 +11,7 @@ from mmconvnextv2.commands.flops import build_on_meta, count_parameters
 from mmconvnextv2.utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
-NO_RECIPES = {'_base_', 'custom', 'quickstart', 'small'}  # parts, worked examples, the demonstration, own data
+NO_RECIPES = {'_base_', 'custom', 'quickstart', 'small', 'swaps'}  # parts, examples, the demonstration, own data, 0.1
 FOLDERS = sorted({path.parent.name for path in (ROOT / 'configs').glob('*/*.py')} - NO_RECIPES)
 RECIPES = sorted(
     str(path.relative_to(ROOT))
@@ -19,7 +19,9 @@ RECIPES = sorted(
     for path in (ROOT / 'configs' / folder).glob('*.py')
     if not path.read_text().startswith('# The name of 0.1')
 )
-BUILT_ELSEWHERE = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification')  # compared by test_every_leaf.py
+BUILT_ELSEWHERE = (  # compared by test_every_leaf.py
+    'mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification', 'dino', 'ddq', 'mask2former', 'rtmdet'
+)
 SOURCE = re.compile(
     r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt(-V2)?)(, (table|section) [\d.]+[a-f]?)?'
     r'(, after fine-tuning)?'
