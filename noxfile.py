@@ -104,6 +104,14 @@ def upstream(session: nox.Session) -> None:
 
 
 @nox.session(python='3.11')
+def leaves(session: nox.Session) -> None:
+    """Train and evaluate every detection and segmentation recipe, made small, on a generated data set."""
+    borrow(session)
+    session.env['PYTHONPATH'] = str(ROOT)
+    session.run('python', '-m', 'pytest', 'tests/train_every_leaf.py', *(session.posargs or ['-n', '2']))
+
+
+@nox.session(python='3.11')
 def forks(session: nox.Session) -> None:
     """Run the portable tests on the OneDL forks, with torchvision's operators, so that nothing is compiled."""
     borrow(session, UPSTREAM)

@@ -83,7 +83,8 @@ def set_num_classes(part, num_classes):
 
 
 def shrink_images(cfg):
-    """Shrink all sides in pixels that pipelines, the preprocessor and sliding windows use, and keep a few detections of any score."""
+    """Shrink all sides in pixels that pipelines, the preprocessor and sliding windows use; keep few detections, of any
+    score."""
     loaders = [cfg[f'{split}_dataloader'] for split in ('train', 'val', 'test')]
     windows = [cfg.model.get('test_cfg', {})] if 'stride' in cfg.model.get('test_cfg', {}) else []
     for part in dicts_of([loaders, cfg.get('custom_hooks', []), cfg.model.data_preprocessor, windows]):
@@ -187,8 +188,6 @@ def _write_segments(masks, path, image_id):
             continue
         ids[mask] = number * 300  # in two of the three colours
         box = [int(side) for side in coco_mask.toBbox(coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))))]
-        segments.append(
-            dict(id=number * 300, category_id=category, iscrowd=0, area=int(mask.sum()), bbox=box)
-        )
+        segments.append(dict(id=number * 300, category_id=category, iscrowd=0, area=int(mask.sum()), bbox=box))
     Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 256**2], axis=-1).astype(np.uint8)).save(path)
     return dict(image_id=image_id, file_name=path.name, segments_info=segments)

@@ -1,7 +1,7 @@
 # DINO with four feature levels, 12 epochs, 8 GPUs x 2 images: MMDetection's dino-4scale_r50_8xb2-12e_coco with our
 # backbone. From there: model, augmentation, AdamW 1e-4, weight decay 1e-4, clipping at 0.1, step after 11 epochs.
 # Layer decay in place of the backbone's 0.1 and a warm-up of 500 iterations are those of InternImage's DINO
-# (OpenGVLab/InternImage, dino_4scale_internimage_t_1x_coco_layer_wise_lr); its per-layer 0.9 reaches the stem with 0.04.
+# (OpenGVLab/InternImage, dino_4scale_internimage_t_1x_coco_layer_wise_lr), whose 0.9 per layer leaves 0.04 at the stem.
 _base_ = ['./sizes.py', './runtime.py', 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_transformers', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)

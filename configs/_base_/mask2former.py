@@ -1,6 +1,7 @@
 # What all Mask2Former recipes share; bases read it as _base_.mask2former.
-# AdamW 1e-4, weight decay 0.05 and clipping at 0.01 are upstream's, as is the exemption of queries and of the level
-# embedding from weight decay; norms, biases and GRN are exempt by the constructor. Layer decay replaces the backbone's 0.1.
+# AdamW 1e-4, weight decay 0.05 and clipping at 0.01 are upstream's, as is the exemption of queries and of the decoder's
+# level embedding from weight decay; norms, biases and GRN are exempt by the constructor. Layer decay replaces the
+# backbone's 0.1.
 mask2former = dict(
     backbone=dict(
         _delete_=True,

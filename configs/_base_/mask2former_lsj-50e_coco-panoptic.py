@@ -1,6 +1,6 @@
 # Mask2Former for COCO panoptic, 50 epochs at 8 GPUs x 2 images: MMDetection's
 # mask2former_r50_8xb2-lsj-50e_coco-panoptic with our backbone. From there: model, large-scale jitter to 1024, steps at
-# 0.9 and 0.95 of the run, evaluation. Reading labels and evaluating need panopticapi, which is on GitHub only:
+# 8/9 and 26/27 of the run, evaluation. Reading labels and evaluating need panopticapi, which is on GitHub only:
 # pip install git+https://github.com/cocodataset/panopticapi.git
 _base_ = [
     './sizes.py', './runtime.py', './mask2former.py',

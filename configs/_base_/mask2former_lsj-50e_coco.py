@@ -1,5 +1,5 @@
-# Mask2Former for COCO instances, 50 epochs at 8 GPUs x 2 images: MMDetection's mask2former_r50_8xb2-lsj-50e_coco with our
-# backbone. From there: model, large-scale jitter to 1024, steps at 0.9 and 0.95 of the run.
+# Mask2Former for COCO instances, 50 epochs at 8 GPUs x 2 images: MMDetection's mask2former_r50_8xb2-lsj-50e_coco with
+# our backbone. From there: model, large-scale jitter to 1024, steps at 8/9 and 26/27 of the run.
 _base_ = [
     './sizes.py', './runtime.py', './mask2former.py', 'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py'
 ]

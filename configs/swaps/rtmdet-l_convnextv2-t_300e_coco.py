@@ -1,5 +1,5 @@
 # The name of 0.1, until 0.4: only the backbone is swapped, and the settings are upstream's for its own.
-# The recipe is ../rtmdet/rtmdet-l_convnextv2-t_100e_coco.py: 4e-3 for all layers, as here, is meant for upstream's backbone.
+# The recipe is ../rtmdet/rtmdet-l_convnextv2-t_100e_coco.py; a rate of 4e-3 for all layers is meant for upstream's.
 _base_ = ['../_base_/sizes.py', 'mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py']
 custom_imports = dict(imports=['mmconvnextv2'], allow_failed_imports=False)
 size = _base_.sizes.tiny

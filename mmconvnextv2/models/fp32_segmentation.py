@@ -11,8 +11,8 @@ from ..ops.autocast import in_fp32
 from . import fp32_transformers  # noqa: F401  registers mmdet.FP32MSDeformAttnPixelDecoder
 
 
-@MODELS.register_module(name='FP32Mask2FormerHead')
-class FP32SemanticMask2FormerHead(Mask2FormerHead):
-    """MMSegmentation's ``Mask2FormerHead`` with fp32 matching and losses; ``FP32Mask2FormerHead`` in configs."""
+@MODELS.register_module()
+class FP32Mask2FormerHead(Mask2FormerHead):
+    """MMSegmentation's ``Mask2FormerHead`` with fp32 matching and losses."""
 
     _loss_by_feat_single = in_fp32(Mask2FormerHead._loss_by_feat_single)

@@ -2,8 +2,9 @@
 
 Deformable attention samples maps at positions that it predicts, as fractions of the map. Rounded to bfloat16 they are
 off by up to 2**-9, a third of a cell if the map is 167 cells wide (1333 pixels at stride 8), and mmcv's CUDA kernel
-rejects the dtype. Proposals, losses and the matching before them are fp32 as well. Everything else follows autocast. Mask2Former's pixel decoder is fp32 throughout, as in the official code
-(facebookresearch/Mask2Former, ``msdeformattn.py``). Only the dtype differs from MMDetection's classes.
+rejects the dtype. Proposals, losses and the matching before them are fp32 as well. Everything else follows autocast.
+Mask2Former's pixel decoder is fp32 throughout, as in the official code (facebookresearch/Mask2Former,
+``msdeformattn.py``). Only the dtype differs from MMDetection's classes.
 """
 
 from mmcv.ops import MultiScaleDeformableAttention

@@ -20,7 +20,14 @@ RECIPES = sorted(
     if not path.read_text().startswith('# The name of 0.1')
 )
 BUILT_ELSEWHERE = (  # compared by test_every_leaf.py
-    'mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification', 'dino', 'ddq', 'mask2former', 'rtmdet'
+    'mask_rcnn',
+    'cascade_mask_rcnn',
+    'upernet',
+    'classification',
+    'dino',
+    'ddq',
+    'mask2former',
+    'rtmdet',
 )
 SOURCE = re.compile(
     r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt(-V2)?)(, (table|section) [\d.]+[a-f]?)?'

@@ -204,7 +204,11 @@ def _record_dtypes(model):
             layers = [('attention', each) for each in module.children() if isinstance(each, nn.Linear)]
         elif isinstance(module, FP32Conv2d):
             layers = [('distances', module)]
-        elif other is None and isinstance(module, (nn.Conv2d, nn.Linear)) and ('neck.' in name or 'decoder.layers.0.ffn' in name):
+        elif (
+            other is None
+            and isinstance(module, (nn.Conv2d, nn.Linear))
+            and ('neck.' in name or 'decoder.layers.0.ffn' in name)
+        ):
             layers = [('other', other := module)]
         else:
             continue
@@ -247,9 +251,15 @@ def test_rtmdet_distances_in_float32():
     """Under bf16 autocast, distances are the exponential of a float32 convolution of the head's features."""
     torch.manual_seed(0)
     head = FP32RTMDetSepBNHead(
-        6, 16, feat_channels=16, stacked_convs=1, norm_cfg=dict(type='GN', num_groups=4), exp_on_reg=True,
+        6,
+        16,
+        feat_channels=16,
+        stacked_convs=1,
+        norm_cfg=dict(type='GN', num_groups=4),
+        exp_on_reg=True,
         anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8]),
-        bbox_coder=dict(type='DistancePointBBoxCoder'), with_objectness=False,
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        with_objectness=False,
     )
     (conv,) = head.rtm_reg
     nn.init.normal_(conv.weight, std=0.5)
