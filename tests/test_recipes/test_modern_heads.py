@@ -176,6 +176,7 @@ def test_trains_a_step_in_bf16(name):
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         with wrapper.optim_context(model):
             loss = _loss(model, data)
+        dtypes = {kind: set(seen) for kind, seen in dtypes.items()}  # of this step alone
         wrapper.update_params(loss)
         with torch.no_grad():
             predicted = model.eval()(**model.data_preprocessor(batch), mode='predict')
