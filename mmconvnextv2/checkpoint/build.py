@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..models.convnext_v2 import ConvNeXtV2
 from ..utils.errors import UserError
-from .conversion import ANCHOR, LAYER_SCALE, read_arch
+from .conversion import ANCHOR, has_layer_scale, read_arch, read_stem
 
 
 def backbone_from_weights(weights: dict[str, Tensor], out_norm: bool = True) -> ConvNeXtV2:
@@ -36,7 +36,8 @@ def backbone_from_weights(weights: dict[str, Tensor], out_norm: bool = True) -> 
         out_indices=stages or (3,),
         response_norm=dict(type='GRN') if norms else None,
         out_norm=bool(stages),
-        layer_scale_init_value=float(any(LAYER_SCALE.fullmatch(key) for key in weights)),
+        layer_scale_init_value=float(has_layer_scale(weights)),
+        stem=read_stem(weights),
     )
     model.load_state_dict({key: value for key, value in weights.items() if stages or not key.startswith('norm')})
     return model

@@ -1,4 +1,4 @@
-"""Conversions between foreign layouts of ConvNeXt V2 weights and the canonical one, dict to dict, without silent loss.
+"""Conversions between foreign layouts of ConvNeXt weights and the canonical one, dict to dict, without silent loss.
 
 The official loader prints mismatches and continues, which loses GRN and with it 84.6 -> 78.8 top-1 (arXiv 2301.00808,
 Table 2). Here a missing, unexpected or wrongly shaped weight raises.
@@ -16,12 +16,14 @@ from torch import Tensor
 from ..models.convnext_v2 import ConvNeXtV2
 from ..utils.errors import UserError
 from ..utils.moved import moved_names, renamed_argument
-from .layouts import CLASSIFIERS, CONV_1X1, LAYOUTS, PRETRAINING, SIGNATURES, SPELLINGS, Rule
+from .layouts import CLASSIFIERS, CONV_1X1, LAYOUTS, PRETRAINING, SIGNATURES, SPELLINGS, VARIANTS, Rule
 
 CANONICAL_KEY = re.compile(r'(downsample_layers|stages)\.\d+\.|norm[0-3]\.')
 OTHER_NORM = re.compile(r'stages\.\d\.\d+\.grn\.(weight|bias|(mlp|batch_norm|spatial)\..+)')  # the paper's ablations
 LAYER_SCALE = re.compile(r'stages\.\d\.\d+\.gamma')  # ConvNeXt V1
 ANCHOR = 'downsample_layers.0.0.weight'  # the stem's kernel, which every backbone has exactly once
+CONV_STEM = ('downsample_layers.0.3.', 'downsample_layers.0.4.')  # the layers of a ConvStem that a Stem lacks
+MAX_STRIDE = 32  # of a ConvStem in a file
 POINTWISE = ('pointwise_conv1.weight', 'pointwise_conv2.weight')
 PLACEHOLDERS = (('s', '[0-3]'), ('b', r'\d+'), ('d', '[1-3]'), ('any', '.+'))
 MAX_CHANNELS = 1 << 20  # shapes beyond this overflow torch's size arithmetic; such a file is reported as wrong shapes
@@ -85,7 +87,7 @@ def detect_layout(state_dict: dict) -> str:
     found = {layout: name for layout, name in found.items() if name is not None}
     if not found:
         raise UserError(
-            f'these weights match no known ConvNeXt V2 layout ({", ".join(SIGNATURES)}): the file holds '
+            f'these weights match no known ConvNeXt layout ({", ".join(SIGNATURES)}): the file holds '
             f'{len(names)} keys, {preview(list(state_dict))}'
         )
     if len(found) > 1:
@@ -99,9 +101,8 @@ def _variant(layout: str, state_dict: dict[str, Tensor]) -> str:
         key.endswith('mlp.fc1.weight') and getattr(value, 'ndim', 0) == 4 for key, value in state_dict.items()
     ):
         return 'timm-conv'
-    if layout == 'huggingface' and any(key.startswith('hidden_states_norms.') for key in state_dict):
-        return 'huggingface-backbone'
-    return layout
+    variants = VARIANTS.get(layout, {})
+    return next((name for name, own in variants.items() if any(own.fullmatch(key) for key in state_dict)), layout)
 
 
 def to_canonical(state_dict: dict) -> dict[str, Tensor]:
@@ -154,10 +155,14 @@ def check_backbone(weights: dict[str, Tensor], layout: str) -> None:
 
 
 def _read_head(layout: str, state_dict: dict) -> Renamed:
+    """Read the classifying layer; if other layers surround it, none is read, and these are ``dropped``."""
     if layout not in CLASSIFIERS:
         return Renamed({}, {}, [])
     layer = CLASSIFIERS[layout][0]
     keys = {strip_prefixes(key): key for key in state_dict}
+    others = [key for name, key in keys.items() if name.startswith(('head.pre_logits.', 'norm_pre.'))]
+    if others:
+        return Renamed({}, {}, others)
     origins = {f'head.fc.{leaf}': keys[f'{layer}.{leaf}'] for leaf in ('weight', 'bias') if f'{layer}.{leaf}' in keys}
     return Renamed({name: state_dict[key] for name, key in origins.items()}, origins, [])
 
@@ -169,11 +174,18 @@ def from_canonical(state_dict: dict, layout: str) -> dict[str, Tensor]:
     Raises:
         ValueError: If the layout is unknown, or lacks a key (``norm0`` to ``norm2`` of a detector).
     """
+    return write_backbone(state_dict, layout).weights
+
+
+def write_backbone(state_dict: dict, layout: str) -> Renamed:
+    """Return the weights of :func:`from_canonical` and their origins."""
     if layout == 'canonical':
-        return dict(state_dict)
+        return Renamed(dict(state_dict), {name: name for name in state_dict}, [])
     if layout not in LAYOUTS:
         raise UserError(f'layout={layout!r} is unknown: choose from {["canonical", *LAYOUTS]}')
-    return write_layout(state_dict, LAYOUTS[layout], layout).weights
+    if has_conv_stem(rule.canonical or '' for rule in LAYOUTS[layout]) and not has_conv_stem(state_dict):
+        raise UserError(f'the {layout} layout has the stem of MMEarth, and these weights that of 4x4 patches')
+    return write_layout(state_dict, LAYOUTS[layout], layout)
 
 
 def without_foreign_norms(weights: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -199,6 +211,11 @@ def canonical_classifier(model: ModelWeights) -> dict[str, Tensor]:
     """Return the weights of a classifier as those of mmpretrain's ``ImageClassifier``; raises as
     :func:`classifier_to_canonical`."""
     layer = _classifying_layer(model.layout)[0]
+    if model.head.dropped:
+        raise UserError(
+            f'this classifier has other layers than a norm after pooling and {layer}: {preview(model.head.dropped)}; '
+            'convert its backbone alone'
+        )
     lost = [f'{layer}.{leaf}' for leaf in ('weight', 'bias') if f'head.fc.{leaf}' not in model.head.weights]
     if lost:
         raise UserError(f'these weights ({model.layout} layout) are not a classifier: {preview(lost)} missing')
@@ -210,7 +227,10 @@ def classifier_from_canonical(state_dict: dict, layout: str) -> dict[str, Tensor
     """Return the weights of mmpretrain's ``ImageClassifier`` as another layout's classifier; the inverse of
     :func:`classifier_to_canonical`."""
     layer, prefix = _classifying_layer(layout)
-    weights = from_canonical(_canonical_backbone(state_dict).weights, layout)
+    canonical = _canonical_backbone(state_dict).weights
+    if layout == 'huggingface' and not has_grn(canonical):
+        prefix = 'convnext.'  # ConvNextForImageClassification
+    weights = from_canonical(canonical, layout)
     head = {f'{layer}.{leaf}': state_dict[f'head.fc.{leaf}'] for leaf in ('weight', 'bias')}
     return {**{prefix + name: value for name, value in weights.items()}, **head}
 
@@ -260,7 +280,7 @@ def read_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Renamed
     """
     converted: dict[str, Tensor] = {}
     origins: dict[str, str] = {}
-    dropped, left_over, twice = [], [], []
+    dropped, left_over, twice, copies = [], [], [], []
     templates = [(rule.foreign, rule) for rule in rules]
     for key, value in state_dict.items():
         found = _first_match(templates, strip_prefixes(key))
@@ -270,6 +290,7 @@ def read_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Renamed
         groups, rule = found
         if rule.canonical is None:
             dropped.append(key)
+            copies += [(key, rule.copy_of)] if rule.copy_of else []
             continue
         name = rule.canonical.format(**groups)
         if name in converted:
@@ -280,7 +301,22 @@ def read_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Renamed
         raise UserError(f'{len(left_over)} keys are not of the {layout} layout: {preview(left_over)}')
     if twice:
         raise UserError(f'{len(twice)} weights are in the file twice: {preview(twice)}')
+    _check_copies(state_dict, copies, layout)
     return Renamed(converted, origins, dropped)
+
+
+def _check_copies(state_dict: dict, copies: list[tuple[str, str]], layout: str) -> None:
+    """Raise ``ValueError`` unless keys that repeat another one hold the same values."""
+    keys = {strip_prefixes(key): key for key in state_dict} if copies else {}
+    for key, name in copies:
+        value, original = state_dict[key], state_dict.get(keys.get(name, ''))
+        if not isinstance(value, Tensor) or not isinstance(original, Tensor):
+            raise UserError(f'{key} repeats {name} in the {layout} layout: one of them is missing, or not a tensor')
+        if value.shape != original.shape or not (value.is_meta or torch.equal(value, original)):
+            raise UserError(
+                f'{key} and {name} are one weight in the {layout} layout, and differ here: the file was changed after '
+                'it was written'
+            )
 
 
 def _reshape(rule: Rule, key: str, value: Tensor) -> Tensor:
@@ -304,6 +340,10 @@ def write_layout(state_dict: dict, rules: Sequence[Rule], layout: str) -> Rename
         name = rule.foreign.format(**groups)
         converted[name] = rule.reshape.write(value) if rule.reshape else value
         origins[name] = key
+    for rule in rules:
+        if rule.copy_of in converted:
+            converted[rule.foreign] = converted[rule.copy_of].clone()
+            origins[rule.foreign] = origins[rule.copy_of]
     if left_over:
         raise UserError(f'the {layout} layout has no place for {len(left_over)} keys: {preview(left_over)}')
     return Renamed(converted, origins, [])
@@ -386,6 +426,30 @@ def read_arch(weights: dict[str, Tensor]) -> tuple[list[int], list[int]]:
     return depths, channels
 
 
+def read_stem(weights: dict[str, Tensor]) -> dict | None:
+    """Read the config of the stem from canonical weights; None is the stem of 4x4 patches."""
+    if not has_conv_stem(weights):
+        return None
+    kernel = weights.get(f'{CONV_STEM[0]}weight')
+    side = kernel.shape[-1] if kernel is not None and kernel.ndim == 4 else 1
+    return dict(type='ConvStem', stride=min(max(side, 1), MAX_STRIDE))
+
+
+def has_conv_stem(names: Iterable[str]) -> bool:
+    """Whether canonical names include those of MMEarth's stem."""
+    return any(name.startswith(CONV_STEM) for name in names)
+
+
+def has_grn(weights: dict[str, Tensor]) -> bool:
+    """Whether canonical weights hold GRN, as ConvNeXt V2 does."""
+    return any(key.endswith(('.grn.gamma', '.grn.beta')) for key in weights)
+
+
+def has_layer_scale(weights: dict[str, Tensor]) -> bool:
+    """Whether canonical weights hold LayerScale, as ConvNeXt V1 does."""
+    return any(LAYER_SCALE.fullmatch(key) for key in weights)
+
+
 def _expected_shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every weight of a complete backbone with the depths and channels of ``weights``.
 
@@ -414,10 +478,9 @@ def _one_block_shapes(weights: dict[str, Tensor], channels: list[int]) -> dict[s
         model = ConvNeXtV2(
             dict(depths=(1, 1, 1, 1), channels=[min(max(width, 1), MAX_CHANNELS) for width in channels]),
             max(stem.shape[1], 1) if stem is not None and stem.ndim == 4 else 3,
-            response_norm=dict(type='GRN')
-            if any(key.endswith(('.grn.gamma', '.grn.beta')) for key in weights)
-            else None,
-            layer_scale_init_value=float(any(LAYER_SCALE.fullmatch(key) for key in weights)),
+            response_norm=dict(type='GRN') if has_grn(weights) else None,
+            layer_scale_init_value=float(has_layer_scale(weights)),
+            stem=read_stem(weights),
         )
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 

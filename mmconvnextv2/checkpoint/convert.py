@@ -19,11 +19,11 @@ from .conversion import (
     canonical_classifier,
     classifier_from_canonical,
     detect_layout,
-    from_canonical,
     read_arch,
     read_model,
     read_pretraining,
     without_foreign_norms,
+    write_backbone,
     write_pretraining,
 )
 from .cross_check import relative_difference, run_in_library
@@ -32,7 +32,14 @@ from .load import load_file
 from .state_dict import extract_state_dict
 
 LAYOUT_NAMES = ('canonical', *LAYOUTS)
-WRAPPERS = {'canonical': 'state_dict', 'official-dense': 'model', 'official-sparse': 'model'}
+WRAPPERS = {
+    'canonical': 'state_dict',
+    'official-dense': 'model',
+    'official-sparse': 'model',
+    'mmearth': 'model',
+    'mmearth-dense': 'model',
+    'spark': 'module',
+}
 SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin')
 TOLERANCE = 1e-5  # as a fraction of the largest value
 
@@ -130,9 +137,9 @@ def _convert_pretraining(source: WeightFile, layout: str) -> Renamed:
 
 
 def _convert_backbone(model: ModelWeights, layout: str) -> Renamed:
-    known = without_foreign_norms(model.backbone.weights, layout)
-    written = from_canonical(known, layout)
-    return Renamed(written, {new: model.backbone.origins[name] for new, name in zip(written, known, strict=True)}, [])
+    written = write_backbone(without_foreign_norms(model.backbone.weights, layout), layout)
+    origins = {new: model.backbone.origins[name] for new, name in written.origins.items()}
+    return Renamed(written.weights, origins, [])
 
 
 def _convert_classifier(model: ModelWeights, layout: str) -> Renamed:

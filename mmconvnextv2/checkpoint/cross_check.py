@@ -1,7 +1,7 @@
 """Run the weights of a layout in the library that the layout comes from: timm, Hugging Face transformers, mmpretrain.
 
-The official code cannot be installed, so its layouts run in ``ConvNeXtV2``. So do layouts whose library is missing or
-unusable; ``Outputs.library`` then says why.
+Research repositories cannot be installed, so their layouts run in ``ConvNeXtV2``. So do layouts whose library is missing
+or unusable; ``Outputs.library`` then says why.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..utils.compat import name_and_version
 from .build import run_backbone
-from .conversion import from_canonical, read_arch, read_backbone, without_foreign_norms
+from .conversion import from_canonical, has_conv_stem, has_grn, read_arch, read_backbone, without_foreign_norms
 from .strict import load_strictly
 
 
@@ -63,15 +63,18 @@ def run(weights: dict[str, Tensor], images: Tensor) -> Outputs:
 @torch.no_grad()
 def run_in_library(layout: str, weights: dict[str, Tensor], images: Tensor) -> Outputs:
     """Run canonical backbone weights in the library of a layout; see :func:`run`."""
-    library = LIBRARIES.get(layout.partition('-')[0])
-    reason = 'it has no library to install' if library is None else _why_not(library)
+    library = LIBRARIES.get(layout) or LIBRARIES.get(layout.partition('-')[0])
+    if has_conv_stem(weights):
+        reason = 'no library has its stem'
+    else:
+        reason = 'it has no library to install' if library is None else _why_not(library)
     has_norm = 'norm3.weight' in weights
     if library is None or reason:
         last_map, pooled = run_backbone(weights, images)
         return Outputs(f'ConvNeXtV2: {reason}', last_map, pooled if has_norm else None)
     depths, channels = read_arch(weights)
-    has_grn = any('.grn.' in name for name in weights)
-    spec = ArchSpec(tuple(depths), tuple(channels), images.shape[1], has_grn, has_norm, layout == 'timm-conv')
+    grn = has_grn(weights)
+    spec = ArchSpec(tuple(depths), tuple(channels), images.shape[1], grn, has_norm, layout == 'timm-conv')
     foreign = from_canonical(without_foreign_norms(weights, layout), layout)
     return Outputs(name_and_version(library.package), *library.run(foreign, spec, images))
 
@@ -122,26 +125,53 @@ def _run_timm(weights: dict[str, Tensor], spec: ArchSpec, images: Tensor) -> tup
     return last_map, pooled if spec.has_norm else None
 
 
-def _run_hugging_face(weights: dict[str, Tensor], spec: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
-    from transformers import ConvNextV2Config, ConvNextV2Model
+def _run_openclip(weights: dict[str, Tensor], spec: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Run the image tower, which is a model of timm."""
+    return _run_timm({name.removeprefix('visual.trunk.'): value for name, value in weights.items()}, spec, images)
 
-    config = ConvNextV2Config(
+
+def _run_hugging_face(weights: dict[str, Tensor], spec: ArchSpec, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    import transformers
+
+    kind = 'ConvNextV2' if spec.has_grn else 'ConvNext'
+    config = getattr(transformers, f'{kind}Config')(
         depths=list(spec.depths),
         hidden_sizes=list(spec.channels),
         num_channels=spec.in_channels,
         layer_norm_eps=1e-6,  # only the final norm reads it; the default is 1e-12
     )
-    model = ConvNextV2Model(config)
+    model = getattr(transformers, f'{kind}Model')(config)
     load_strictly(model, weights, CONVERTED, ('layernorm.', 'hidden_states_norms.'))
     outputs = model.eval()(images)
     return outputs.last_hidden_state, outputs.pooler_output if 'layernorm.weight' in weights else None
 
 
+def _run_hugging_face_dinov3(
+    weights: dict[str, Tensor], spec: ArchSpec, images: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
+
+    model = DINOv3ConvNextModel(
+        DINOv3ConvNextConfig(
+            depths=list(spec.depths), hidden_sizes=list(spec.channels), num_channels=spec.in_channels
+        )
+    )
+    inner = 'model.' if any(name.startswith('model.') for name in model.state_dict()) else ''  # transformers 5
+    named = {inner * name.startswith('stages.') + name: value for name, value in weights.items()}
+    load_strictly(model, named, CONVERTED, ('layer_norm.',))
+    outputs, last_map = _run_and_watch(model, (model.model if inner else model).stages[-1], images)
+    return last_map, outputs.pooler_output if spec.has_norm else None
+
+
 CONVERTED = 'the converted file'
-LIBRARIES = {
+LIBRARIES = {  # by layout, or by the first word of its name
     'canonical': Library('mmpretrain', 'mmpretrain.models', _run_mmpretrain),
     'timm': Library('timm', 'timm.models.convnext', _run_timm),
+    'openclip': Library('timm', 'timm.models.convnext', _run_openclip),
     'huggingface': Library('transformers', 'transformers.models.convnextv2.modeling_convnextv2', _run_hugging_face),
+    'huggingface-dinov3': Library(
+        'transformers', 'transformers.models.dinov3_convnext.modeling_dinov3_convnext', _run_hugging_face_dinov3
+    ),
 }
 
 

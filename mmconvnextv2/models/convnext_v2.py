@@ -25,6 +25,7 @@ from .execution import Execution, check_images, get_execution
 from .layer_depth import layer_depth
 from .layers import DropPath, LayerNorm
 from .response_norms import build_response_norm
+from .stems import build_stem
 
 ARCHS = {
     'atto': dict(depths=(2, 2, 6, 2), channels=(40, 80, 160, 320)),
@@ -57,20 +58,6 @@ def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if set(arch) != {'depths', 'channels'} or len(arch['depths']) != 4 or len(arch['channels']) != 4:
         raise UserError(f'arch={arch!r}: expected dict(depths=(a, b, c, d), channels=(e, f, g, h))')
     return tuple(arch['depths']), tuple(arch['channels'])
-
-
-class Stem(nn.Sequential):
-    """Convolution from 4x4 patches to sites, then LayerNorm."""
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, channels, 4, stride=4), LayerNorm(channels))
-
-    def forward(  # type: ignore[override]  # nn.Sequential takes one argument
-        self, images: Tensor, visible_cells: Tensor | None, execution: Execution
-    ) -> tuple[Tensor, Grid]:
-        conv, norm = self
-        sites, grid = execution.enter(images, visible_cells, cast(nn.Conv2d, conv))
-        return norm(sites), grid
 
 
 class Downsample(nn.Sequential):
@@ -202,6 +189,9 @@ class ConvNeXtV2(BaseModule):
             environment variable ``MMCONVNEXTV2_KERNELS``, or ``'auto'`` if it is not set.
         init_cfg (dict | list[dict], optional): Configs of mmengine initializers. ``dict(type='ConvNeXtV2Pretrained',
             checkpoint=...)`` loads weights of any known layout, after all other initialization. Defaults to None.
+        stem (dict, optional): Stem, ``dict(type='ConvStem', stride=...)`` for MMEarth's weights, see
+            :class:`mmconvnextv2.models.stems.ConvStem`; the strides of the maps are then its stride times 1, 2, 4, 8.
+            Defaults to None, 4x4 patches.
     """
 
     init_cfg: dict | Sequence[dict] | None  # untyped in BaseModule
@@ -220,6 +210,7 @@ class ConvNeXtV2(BaseModule):
         gap_before_final_norm: bool = False,
         kernels: str | None = None,
         init_cfg: dict | Sequence[dict] | None = None,
+        stem: dict | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths, self.channels = resolve_arch(arch)
@@ -234,7 +225,7 @@ class ConvNeXtV2(BaseModule):
         self.out_norm = out_norm
         self.gap_before_final_norm = gap_before_final_norm
         rates = [drop_path_rate * block / max(sum(self.depths) - 1, 1) for block in range(sum(self.depths))]
-        self.downsample_layers = nn.ModuleList([Stem(in_channels, self.channels[0])])
+        self.downsample_layers = nn.ModuleList([build_stem(stem, in_channels, self.channels[0])])
         self.downsample_layers.extend(Downsample(*pair) for pair in zip(self.channels, self.channels[1:]))
         self.stages = nn.ModuleList()
         for stage, (depth, width) in enumerate(zip(self.depths, self.channels)):

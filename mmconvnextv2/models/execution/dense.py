@@ -17,7 +17,7 @@ class Dense(Execution):
         features = stem(images)
         # Channels-last, as the images are: from here to leave, conversions between maps and sites are views
         height, width = features.shape[-2:]
-        return map_to_sites(features), Grid(height, width, stride=4)
+        return map_to_sites(features), Grid(height, width, stride=stem.stride[0])
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         return ops.depthwise(sites, grid, conv, norm)
