@@ -25,6 +25,14 @@ FORKS = (
     'scikit-image',
     'tifffile',
 )  # with the other dependencies of the fork's mmdet
+# Repositories whose weights start our backbones, at the commits that were compared
+UPSTREAM_CODE = dict(
+    dinov3=('facebookresearch/dinov3', '6876159a11b4df116f30f667f8c9888617df0751'),
+    eupe=('facebookresearch/EUPE', 'f6cdf04d82b97009941a27e9bed3ca17ac7e0366'),
+    mmearth=('vishalned/MMEarth-train', '1f368b313a19b9f940578645643553f9dfdbde70'),
+    open_clip=('mlfoundations/open_clip', '89fb801f1e6087880e951fc8354b8a2077b79c6d'),
+    spark=('keyu-tian/SparK', 'a63e386f8e5186bc07ad7fce86e06b08f48a61ea'),
+)
 # Tests of the backbone, its executions, weights and pretraining that need neither mmdet, mmseg nor mmcv.ops
 BARE = [
     'tests/test_backbone.py',
@@ -121,6 +129,22 @@ def forks(session: nox.Session) -> None:
     session.env['PYTHONPATH'] = str(ROOT)
     session.run('python', '-m', 'mmconvnextv2', 'doctor')
     session.run('python', '-m', 'pytest', *(session.posargs or PORTABLE))
+
+
+@nox.session(python='3.11')
+@nox.parametrize('transformers', ['4', '5'])
+def foreign(session: nox.Session, transformers: str) -> None:
+    """Compare our backbone with the code of DINOv3, EUPE, MMEarth, OpenCLIP and SparK, and with two transformers."""
+    borrow(session, ('transformers', 'tokenizers', 'huggingface_hub'))
+    session.install({'4': 'transformers>=4.56,<5', '5': 'transformers>=5,<6'}[transformers])
+    clones = Path(session.create_tmp()).resolve() / 'clones'
+    for name, (repository, commit) in UPSTREAM_CODE.items():
+        if not (clones / name).exists():
+            address = f'https://github.com/{repository}'
+            session.run('git', 'clone', '-q', '--filter=blob:none', '-n', address, str(clones / name), external=True)
+        session.run('git', '-C', str(clones / name), 'checkout', '-q', commit, external=True)
+    session.env.update(PYTHONPATH=str(ROOT), UPSTREAM_CODE=str(clones))
+    session.run('python', '-m', 'pytest', *(session.posargs or ['tests/upstream_equality.py']))
 
 
 @nox.session(python='3.11')

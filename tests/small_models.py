@@ -4,6 +4,20 @@ import torch
 from torch import nn
 
 NARROW = dict(depths=(1, 1, 2, 1), channels=(4, 6, 8, 10))  # two blocks in one stage, another width in each
+# Settings of the backbones that layouts have a place for, and these layouts
+V1 = dict(response_norm=None, layer_scale_init_value=1.0)
+MMEARTH = dict(in_channels=12, stem=dict(type='ConvStem', stride=2))
+OLDER = ('official-dense', 'timm', 'timm-conv', 'huggingface', 'huggingface-backbone')  # V1 and V2
+FAMILIES = dict(
+    v2=({}, (*OLDER, 'official-sparse')),
+    v1=(V1, (*OLDER, 'huggingface-dinov3', 'openclip', 'dinov3', 'spark')),
+    mmearth=(MMEARTH, ('mmearth', 'mmearth-dense')),
+)
+
+
+def settings_of(layout):
+    """Settings of a backbone that a layout has a place for."""
+    return next((settings for settings, layouts in FAMILIES.values() if layout in layouts), {})
 
 
 def make_fcmae(in_channels=3, **kwargs):

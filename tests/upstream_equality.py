@@ -1,7 +1,9 @@
 """Backbones equal the models of the repositories that their weights come from, run on those repositories' own code.
 
 ``nox -s foreign`` clones the repositories at fixed commits, installs a transformers that has DINOv3, and runs this file;
-``UPSTREAM_CODE`` is the folder with the clones. Nothing of their code is in this repository.
+``UPSTREAM_CODE`` is the folder with the clones. Nothing of their code is in this repository, only the names and shapes of
+the weights of narrow models, in ``tests/test_checkpoint/upstream``, which the suite reads. ``WRITE_NAMES=1`` writes them
+again.
 """
 
 import importlib
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import NARROW
+from small_models import NARROW, V1
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
@@ -22,7 +24,7 @@ from mmconvnextv2.models.execution.minkowski import import_minkowski_engine
 
 CODE = Path(os.environ['UPSTREAM_CODE'])
 DEPTHS, CHANNELS = list(NARROW['depths']), list(NARROW['channels'])
-V1 = dict(response_norm=None, layer_scale_init_value=1.0)
+NAMES = Path(__file__).parent / 'test_checkpoint' / 'upstream'
 
 
 def import_from(folder, name, package=None):
@@ -47,6 +49,15 @@ def randomise(model):
         if 'norm' in name and name.endswith('weight'):
             parameter.data += 1
     return model.eval()
+
+
+def check_names(name, weights):
+    """Compare names and shapes of a model's weights with those that the suite knows."""
+    lines = [f'{key} {tuple(value.shape)}' for key, value in weights.items() if isinstance(value, torch.Tensor)]
+    path = NAMES / f'{name}.txt'
+    if os.environ.get('WRITE_NAMES'):
+        path.write_text('\n'.join(lines) + '\n')
+    assert path.read_text().splitlines() == lines
 
 
 def ours(weights, **kwargs):
@@ -78,7 +89,7 @@ def test_dinov3_and_eupe(name):
     module = import_from(CODE / name / name / 'models', 'convnext', f'{name}_models')
     theirs = randomise(module.ConvNeXt(depths=DEPTHS, dims=CHANNELS, layer_scale_init_value=0.5))
     weights, images = theirs.state_dict(), torch.randn(2, 3, 64, 96)
-    assert {'norm.weight', 'norms.3.weight'} < set(weights)
+    check_names('dinov3', weights)
     model, layout = ours(weights, **V1)
     assert layout == 'dinov3'
     assert {key: value.shape for key, value in from_canonical(model.state_dict(), layout).items()} == {
@@ -97,6 +108,8 @@ def test_dinov3_of_hugging_face():
     transformers = pytest.importorskip('transformers', '4.56')
     config = transformers.DINOv3ConvNextConfig(depths=DEPTHS, hidden_sizes=CHANNELS)
     theirs = randomise(transformers.DINOv3ConvNextModel(config))
+    release = transformers.__version__.partition('.')[0]
+    check_names(f'huggingface-dinov3-{release}', theirs.state_dict())
     model, layout = ours(theirs.state_dict(), **V1)
     assert layout == 'huggingface-dinov3'
     images = torch.randn(2, 3, 64, 96)
@@ -118,6 +131,8 @@ def test_mmearth(patch_size):
     module = import_from(CODE / 'mmearth' / 'models', 'convnextv2', 'mmearth_models')
     theirs = randomise(module.ConvNeXtV2(patch_size=patch_size, in_chans=12, depths=DEPTHS, dims=CHANNELS))
     weights, images = theirs.state_dict(), torch.randn(2, 12, 112, 112)
+    if patch_size == 16:
+        check_names('mmearth-dense', weights)
     stem = dict(type='ConvStem', stride=patch_size // 8, padding='valid')
     model, layout = ours(
         weights, in_channels=12, stem=stem, response_norm=dict(type='GRN', eps=1e-4), gap_before_final_norm=True
@@ -140,17 +155,24 @@ def test_mmearth_renames_its_pretraining_weights_alike():
 
 
 @torch.no_grad()
-def test_spark():
+def test_spark(monkeypatch):
     """SparK's sparse encoder gives our four maps from its training checkpoint and from its released kind of file, with
     all cells visible and with some masked."""
+    # It registers its models under timm's names, and its utilities need packages that its models do not
+    monkeypatch.setattr('timm.models.registry.register_model', lambda function: function)
+    monkeypatch.setitem(sys.modules, 'utils', types.ModuleType('utils'))
+    monkeypatch.setitem(sys.modules, 'utils.misc', types.ModuleType('utils.misc'))
+    sys.modules['utils.misc'].is_pow2n = lambda number: number & (number - 1) == 0
     encoder = import_from(CODE / 'spark' / 'pretrain', 'encoder')
     module = import_from(CODE / 'spark' / 'pretrain' / 'models', 'convnext')
     cnn = module.ConvNeXt(depths=DEPTHS, dims=list(CHANNELS), num_classes=0, layer_scale_init_value=0.5)
-    theirs = randomise(encoder.SparseEncoder(cnn, 96))
+    decoder = import_from(CODE / 'spark' / 'pretrain', 'decoder').LightDecoder(32, 32, sbn=False)
+    whole = import_from(CODE / 'spark' / 'pretrain', 'spark').SparK(encoder.SparseEncoder(cnn, 96), decoder)
+    theirs = randomise(whole).sparse_encoder
+    check_names('spark', whole.state_dict(with_config=True))
     images, visible = torch.randn(2, 3, 96, 96), torch.ones(2, 1, 3, 3, dtype=torch.bool)
-    training = {f'sparse_encoder.{name}': value for name, value in theirs.state_dict().items()}
-    training |= {'dense_decoder.proj.bias': torch.ones(3), 'mask_tokens.0': torch.ones(1), 'config': dict(sbn=True)}
-    for content, expected in ((theirs.sp_cnn.state_dict(), 'official-dense'), (dict(module=training), 'spark')):
+    training = dict(module=whole.state_dict(with_config=True), optimizer={}, epoch=0)
+    for content, expected in ((theirs.sp_cnn.state_dict(), 'official-dense'), (training, 'spark')):
         model, layout = ours(extract_state_dict(content), **V1)
         assert layout == expected
         encoder._cur_active = visible
@@ -162,6 +184,31 @@ def test_spark():
     cells = torch.arange(4).expand(2, 4)
     for one, other in zip(model(images, cells, 'masked'), theirs(masked), strict=True):
         assert_same(one, other)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('kind, proj', [('CLIP', 'linear'), ('CLIP', 'mlp'), ('CustomTextCLIP', 'linear')])
+def test_openclip(kind, proj):
+    """The trunk of OpenCLIP's image tower gives our last map and pooled features from the file of the whole model."""
+    module = import_from(CODE / 'open_clip' / 'src' / 'open_clip', 'model', 'openclip_code')
+    vision = module.CLIPVisionCfg(
+        timm_model_name='convnext_base',
+        timm_model_kwargs=dict(depths=DEPTHS, dims=CHANNELS),
+        timm_pool='',
+        timm_proj=proj,
+        image_size=64,
+    )
+    text = module.CLIPTextCfg(context_length=5, vocab_size=7, width=8, heads=2, layers=1)
+    whole = randomise(getattr(module, kind)(12, vision, text))
+    weights, images = whole.state_dict(), torch.randn(2, 3, 64, 96)
+    check_names(f'openclip-{kind}-{proj}', weights)
+    model, layout = ours(weights, **V1)
+    assert layout == 'openclip'
+    model.gap_before_final_norm = True
+    trunk = whole.visual.trunk
+    assert_same(model(images)[0], trunk.forward_head(trunk.forward_features(images), pre_logits=True))
+    model.gap_before_final_norm = False
+    assert_same(without_norms(model)(images)[3], trunk.forward_features(images))
 
 
 @torch.no_grad()
@@ -178,6 +225,7 @@ def test_mmearth_pretraining(monkeypatch, patch_size):
     images = torch.randn(1, 12, 64, 64)
     weights = {f'encoder.{name}': value for name, value in theirs.state_dict().items()}
     weights |= {'mask_token': torch.ones(1, 8, 1, 1), 'loss_fn.log_vars': torch.ones(2)}
+    check_names(f'mmearth-{patch_size}', weights)
     model, layout = ours(weights, in_channels=12, stem=dict(type='ConvStem', stride=patch_size // 8))
     assert layout == 'mmearth'
     assert_same(model(images)[0], theirs(images.clone(), torch.zeros(1, (64 // patch_size) ** 2)))

@@ -1,4 +1,4 @@
-"""Convert ConvNeXt V2 weights between layouts: ``python tools/convert_checkpoint.py --help`` shows an example."""
+"""Convert ConvNeXt weights between layouts: ``python tools/convert_checkpoint.py --help`` shows an example."""
 
 from mmconvnextv2.commands.convert import convert, parse_args
 from mmconvnextv2.commands.run_tool import run_tool

@@ -1,4 +1,4 @@
-"""Checkpoint files and the layouts of ConvNeXt V2 weights: tables, conversions, and strict loading of backbones.
+"""Checkpoint files and the layouts of ConvNeXt weights: tables, conversions, and strict loading of backbones.
 
 The tables of foreign names are in :mod:`.layouts`. Conversions take and return dicts.
 """
@@ -16,12 +16,14 @@ from .conversion import (
     to_canonical,
 )
 from .layouts import LAYOUTS
-from .pretrained import LICENCE, ConvNeXtV2Pretrained, create_backbone, load_backbone
+from .pretrained import ConvNeXtV2Pretrained, create_backbone, load_backbone
+from .provenance import DISTRIBUTIONS, LICENCE, find_distribution
 from .state_dict import extract_state_dict
 from .strict import check_weights
 
 __getattr__ = moved_names(__name__)
 __all__ = [
+    'DISTRIBUTIONS',
     'LAYOUTS',
     'LICENCE',
     'ConvNeXtV2Pretrained',
@@ -30,6 +32,7 @@ __all__ = [
     'classifier_from_canonical',
     'classifier_to_canonical',
     'detect_layout',
+    'find_distribution',
     'from_canonical',
     'load_backbone',
     'pretraining_from_canonical',

@@ -64,6 +64,10 @@ class ModelWeights(NamedTuple):
     backbone: Renamed
     head: Renamed
 
+    def as_backbone(self) -> Backbone:
+        """Return the backbone as :func:`read_backbone` does."""
+        return Backbone(self.layout, self.backbone.weights, self.backbone.dropped)
+
     @property
     def has_head(self) -> bool:
         """Whether the file holds a whole classifier."""

@@ -4,7 +4,6 @@ mmengine's ``Pretrained`` prints mismatches and continues, and reads canonical n
 """
 
 import logging
-import re
 from typing import Any
 
 import torch
@@ -16,14 +15,20 @@ from torch import Tensor, nn
 
 from ..models.convnext_v2 import INIT_CFG, ConvNeXtV2
 from ..utils.errors import UserError
-from .conversion import ANCHOR, Backbone, list_problems, preview, read_backbone
+from .conversion import (
+    ANCHOR,
+    Backbone,
+    has_grn,
+    has_layer_scale,
+    list_problems,
+    preview,
+    read_backbone,
+    read_stem,
+)
 from .load import load_file
+from .provenance import describe_provenance
 from .state_dict import extract_state_dict
 
-LICENCE = 'The official ConvNeXt V2 weights are licensed CC BY-NC 4.0: no commercial use.'
-CONVERTED_OFFICIAL = re.compile(  # published conversions of the official weights into other layouts
-    r'download\.openmmlab\.com/.*convnext-v2|huggingface\.co/(facebook|timm)/convnextv2'
-)
 GRN_CHANGES = {  # log message for each value of ``grn``, with its cost in the paper's table 2 (f), ConvNeXt-Base
     None: '',
     'drop': "grn='drop': {} weights of GRN are left out, as requested (published: 78.8 top-1 against 84.6 with it). ",
@@ -65,8 +70,8 @@ def load_into(model: nn.Module, found: Backbone, path: str, grn: str | None = No
     problems = list_problems({key: value for key, value in loaded.items() if key not in dropped}, required)
     if problems:
         raise UserError(
-            f'{path} ({found.layout} layout) does not fit {type(model).__name__}: {problems}. Check arch '
-            "and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose."
+            f'{path} ({found.layout} layout) does not fit {type(model).__name__}: {problems}. '
+            f'{_advice(loaded, expected)}'
         )
     model.load_state_dict({key: loaded[key] for key in expected if key in loaded}, strict=False)
     if not log:
@@ -74,7 +79,7 @@ def load_into(model: nn.Module, found: Backbone, path: str, grn: str | None = No
     dropped = [key for key in dropped if key in loaded]
     print_log(
         f'{path}: {_summary(found, expected, dropped)}{GRN_CHANGES[grn].format(len(changed))}{note}'
-        f'{_licence(path, found.layout)}',
+        f'{describe_provenance(path, found)}',
         logger='current',
         level=logging.WARNING if grn else logging.INFO,
     )
@@ -128,8 +133,29 @@ def _summary(found: Backbone, expected: dict[str, Tensor], dropped: list[str]) -
     )
 
 
-def _licence(path: str, layout: str) -> str:
-    return LICENCE if layout.startswith('official') or CONVERTED_OFFICIAL.search(str(path)) else ''
+def _advice(loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Return the overrides of a config that fit the model to the file, as far as its names show them."""
+    stem = read_stem(loaded)
+    if stem != read_stem(expected):
+        if stem is None:
+            return 'The file has the stem of 4x4 patches: set model.backbone.stem=None.'
+        return (
+            f"The file has MMEarth's stem: set model.backbone.stem.type={stem['type']} "
+            f'model.backbone.stem.stride={stem["stride"]} model.backbone.in_channels={loaded[ANCHOR].shape[1]}.'
+        )
+    is_v1 = has_layer_scale(loaded) and not has_grn(loaded)
+    is_v2 = has_grn(loaded) and not has_layer_scale(loaded)
+    if is_v1 and not (has_layer_scale(expected) and not has_grn(expected)):
+        return (
+            'The file holds ConvNeXt V1: set model.backbone.response_norm=None '
+            'model.backbone.layer_scale_init_value=1e-6.'
+        )
+    if is_v2 and has_layer_scale(expected):
+        return (
+            'The file holds ConvNeXt V2: set model.backbone.response_norm.type=GRN '
+            'model.backbone.layer_scale_init_value=0.'
+        )
+    return "Check arch and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose."
 
 
 def _adapt_stem(kernel: Tensor, channels: int) -> tuple[Tensor, str]:

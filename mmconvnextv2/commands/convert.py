@@ -11,13 +11,14 @@ from ..checkpoint.convert import (
     read_weight_file,
     write_converted,
 )
+from ..checkpoint.provenance import describe_provenance
 from .arguments import add_config_options
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/convert_checkpoint.py``."""
     parser = ArgumentParser(
-        description='Convert ConvNeXt V2 weights between layouts; .safetensors is the recommended output: reading it '
+        description='Convert ConvNeXt weights between layouts; .safetensors is the recommended output: reading it '
         'cannot run code, even from an untrusted source.',
         epilog='Example: python tools/convert_checkpoint.py work_dirs/fcmae/epoch_800.pth atto.safetensors --to timm',
     )
@@ -87,5 +88,8 @@ def convert(args: Namespace) -> None:
     check_target(args.target, args.force)
     source = read_weight_file(args.source, args.weights)
     print(write_converted(source, args.target, args.to, args.pretraining, args.classifier))
+    provenance = describe_provenance(source.path, source.model.as_backbone())
+    if provenance:
+        print(provenance)
     if args.check:
         print(check_written(source, args.target))

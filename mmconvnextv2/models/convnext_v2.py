@@ -22,6 +22,7 @@ from ..ops.grid import Grid
 from ..ops.reductions import mean_over_sites
 from ..utils.errors import UserError
 from .execution import Execution, check_images, get_execution
+from .grn import ResponseNorm
 from .layer_depth import layer_depth
 from .layers import DropPath, LayerNorm
 from .response_norms import build_response_norm
@@ -192,6 +193,7 @@ class ConvNeXtV2(BaseModule):
         stem (dict, optional): Stem, ``dict(type='ConvStem', stride=...)`` for MMEarth's weights, see
             :class:`mmconvnextv2.models.stems.ConvStem`; the strides of the maps are then its stride times 1, 2, 4, 8.
             Defaults to None, 4x4 patches.
+        norm_eps (float): Constant in every LayerNorm; 1e-5 for CLIP's ConvNeXt-XXLarge. Defaults to 1e-6.
     """
 
     init_cfg: dict | Sequence[dict] | None  # untyped in BaseModule
@@ -211,6 +213,7 @@ class ConvNeXtV2(BaseModule):
         kernels: str | None = None,
         init_cfg: dict | Sequence[dict] | None = None,
         stem: dict | None = None,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths, self.channels = resolve_arch(arch)
@@ -245,6 +248,7 @@ class ConvNeXtV2(BaseModule):
             )
         for stage in self.out_indices if out_norm else ():
             self.add_module(f'norm{stage}', LayerNorm(self.channels[stage]))
+        _set_norm_eps(self, norm_eps)
         self.kernels = kernels
         set_kernels(self, kernels)
         self._freeze()
@@ -335,6 +339,13 @@ class ConvNeXtV2(BaseModule):
         """
         inside = param_name.startswith(prefix)
         return layer_depth(param_name[len(prefix) :] if inside else 'head', self.depths, decay_type)
+
+
+def _set_norm_eps(model: nn.Module, eps: float) -> None:
+    """Set the constant of every LayerNorm that is not a response norm, which has its own."""
+    for module in model.modules():
+        if isinstance(module, LayerNorm) and not isinstance(module, ResponseNorm):
+            module.eps = eps
 
 
 def _resolve_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:

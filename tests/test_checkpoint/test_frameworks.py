@@ -9,7 +9,7 @@ import pytest
 import torch
 from framework_models import SCOPES, build, make_runner
 from mmengine.hooks import EMAHook
-from small_models import NARROW
+from small_models import NARROW, settings_of
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
@@ -48,9 +48,10 @@ def assert_holds(model, weights):
 def test_loaded_last_and_bit_for_bit(tmp_path, kind, layout):
     """After init_weights of a whole model with an initializer of its own for all layers, the backbone holds the bits of
     a file of any layout, and output norms that the file does not have are ones and zeros."""
-    weights = make(out_norm=False).state_dict()
+    weights = make(out_norm=False, **settings_of(layout)).state_dict()
     torch.save(from_canonical(weights, layout), tmp_path / 'weights.pth')
-    model = build(kind, init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=str(tmp_path / 'weights.pth')))
+    start = dict(type='ConvNeXtV2Pretrained', checkpoint=str(tmp_path / 'weights.pth'))
+    model = build(kind, init_cfg=start, **settings_of(layout))
     model.init_cfg = dict(type='Constant', layer=['Conv2d', 'Linear'], val=0.5)
     model.init_weights()
     assert_holds(model.backbone, weights)
