@@ -1,9 +1,9 @@
 """Backbones equal the models of the repositories that their weights come from, run on those repositories' own code.
 
-``nox -s foreign`` clones the repositories at fixed commits, installs a transformers that has DINOv3, and runs this file;
-``UPSTREAM_CODE`` is the folder with the clones. Nothing of their code is in this repository, only the names and shapes of
-the weights of narrow models, in ``tests/test_checkpoint/upstream``, which the suite reads. ``WRITE_NAMES=1`` writes them
-again.
+``nox -s foreign`` clones the repositories at fixed commits, installs a transformers that has DINOv3, and runs this
+file; ``UPSTREAM_CODE`` is the folder with the clones. Nothing of their code is in this repository, only the names and
+shapes of the weights of narrow models, in ``tests/test_checkpoint/upstream``, which the suite reads.
+``WRITE_NAMES=1`` writes them again.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """Run the weights of a layout in the library that the layout comes from: timm, Hugging Face transformers, mmpretrain.
 
-Research repositories cannot be installed, so their layouts run in ``ConvNeXtV2``. So do layouts whose library is missing
-or unusable; ``Outputs.library`` then says why.
+Research code cannot be installed, so its layouts run in ``ConvNeXtV2``. So do layouts whose library is missing or
+unusable; ``Outputs.library`` then says why.
 """
 
 from collections.abc import Callable
@@ -152,9 +152,7 @@ def _run_hugging_face_dinov3(
     from transformers import DINOv3ConvNextConfig, DINOv3ConvNextModel
 
     model = DINOv3ConvNextModel(
-        DINOv3ConvNextConfig(
-            depths=list(spec.depths), hidden_sizes=list(spec.channels), num_channels=spec.in_channels
-        )
+        DINOv3ConvNextConfig(depths=list(spec.depths), hidden_sizes=list(spec.channels), num_channels=spec.in_channels)
     )
     inner = 'model.' if any(name.startswith('model.') for name in model.state_dict()) else ''  # transformers 5
     named = {inner * name.startswith('stages.') + name: value for name, value in weights.items()}

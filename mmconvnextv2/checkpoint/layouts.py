@@ -1,9 +1,9 @@
 """One table per layout of ConvNeXt weights: the foreign name of each weight, its canonical name and its reshape.
 
 Canonical names and shapes are those of mmpretrain's ``ConvNeXt(use_grn=True)``. The other layouts are those of the
-official repositories of ConvNeXt V1 and V2, timm, Hugging Face, OpenCLIP, DINOv3 and EUPE, MMEarth, and SparK, described
-from their files and models without use of their code. A layout that has a place for ``gamma``, LayerScale, holds
-ConvNeXt V1. In the shapes below, C stands for channels, I and O for input and output channels, k for a kernel's side.
+official repositories of ConvNeXt V1 and V2, timm, Hugging Face, OpenCLIP, DINOv3 and EUPE, MMEarth, and SparK,
+described from their files and models without use of their code. ``gamma``, LayerScale, belongs to ConvNeXt V1. In the
+shapes below, C stands for channels, I and O for input and output channels, k for a kernel's side.
 """
 
 import math

@@ -16,8 +16,8 @@ CLIP = (
     'model.data_preprocessor.mean=[122.771,116.746,104.094] model.data_preprocessor.std=[68.5,66.632,70.323].'
 )
 SENTINEL = (
-    'They expect bands of Sentinel-2, B1 B2 B3 B4 B5 B6 B7 B8A B8 B9 B11 B12 in this order, or B2 B3 B4, each normalised '
-    "with MMEarth's statistics."
+    'They expect bands of Sentinel-2, B1 B2 B3 B4 B5 B6 B7 B8A B8 B9 B11 B12 in this order, or B2 B3 B4, each '
+    "normalised with MMEarth's statistics."
 )
 
 
@@ -93,7 +93,9 @@ DISTRIBUTIONS = (  # the first match holds
         LICENCE,
         address=r'download\.openmmlab\.com/.*convnext-v2|huggingface\.co/(facebook|timm)/convnextv2',
     ),
-    Distribution('ConvNeXt', 'The official ConvNeXt V1 weights are licensed MIT.', layouts=('official-dense',), grn=False),
+    Distribution(
+        'ConvNeXt', 'The official ConvNeXt V1 weights are licensed MIT.', layouts=('official-dense',), grn=False
+    ),
     Distribution(
         'ConvNeXt, converted',
         'Hugging Face and timm license these ConvNeXt V1 weights Apache-2.0.',

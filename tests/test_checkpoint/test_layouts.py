@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from mmengine.registry import MODELS
-from small_models import FAMILIES, NARROW, V1, settings_of
+from small_models import FAMILIES, NARROW, settings_of
 from sparse_reference import official_sparse_file
 from torch import nn
 

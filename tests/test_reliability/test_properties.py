@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from small_models import settings_of
 
 from mmconvnextv2 import ConvNeXtV2
