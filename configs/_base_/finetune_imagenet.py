@@ -70,5 +70,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_evaluator = val_evaluator
 train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
+# Mixup, CutMix and drop path are drawn on each GPU; with one seed for all, every GPU would draw the same.
+randomness = dict(diff_rank_seed=True)
 val_cfg = dict()
 test_cfg = dict()

@@ -1,5 +1,6 @@
 _base_ = '../_base_/finetune_imagenet.py'
 # Published: 86.3 top-1 (arXiv 2301.00808, table 14).
+# The learning rate is the printed one, which is disputed: see sizes.py.
 size = _base_.sizes.huge
 recipe = size.classification
 model = dict(

@@ -1,16 +1,6 @@
-_base_ = './mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py'
-# Published: none. Twelve epochs at one scale, the common first try; starts from fine-tuned weights.
+_base_ = '../_base_/mask-rcnn_1x_coco.py'
+# Published: none. Starts from fine-tuned weights.
+size = _base_.sizes.tiny
 model = dict(
-    data_preprocessor=dict(batch_augments=None), backbone=dict(init_cfg=dict(checkpoint=_base_.sizes.tiny.im1k)))
-resize = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
-test_pack = dict(
-    type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
-train_pipeline = [_base_.load, _base_.annotations, resize, _base_.flip, _base_.pack]
-test_pipeline = [_base_.load, resize, _base_.annotations, test_pack]
-train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
-train_cfg = dict(max_epochs=12)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1)
-]
-auto_scale_lr = dict(base_batch_size=16)
+    backbone=dict(arch='tiny', init_cfg=dict(checkpoint=size.im1k), **size.detection),
+    neck=dict(in_channels=size.channels))

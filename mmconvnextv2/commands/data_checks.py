@@ -5,6 +5,8 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -16,6 +18,10 @@ from ..utils.errors import UserError
 from .label_checks import check_labels
 
 FOLDER_DATASETS = ('CustomDataset', 'ImageNet')  # classes are numbered by their folders
+METRIC_PACKAGES = dict(
+    LVISMetric=('lvis', 'pip install git+https://github.com/lvis-dataset/lvis-api.git'),
+    CityScapesMetric=('cityscapesscripts', 'pip install cityscapesScripts'),
+)
 SOFTMAX_HEADS = ('UPerHead', 'PSPHead', 'FCNHead', 'ASPPHead', 'SegformerHead')
 
 
@@ -60,6 +66,7 @@ def check_data(cfg: Config, splits: Sequence[str], read_files: bool = True) -> N
             if read_files:
                 _check_endings(dataset, split)
         _check_top_k(cfg, split)
+        _check_metric_packages(cfg, split)
         if read_files:
             _check_evaluator(cfg, split)
     if cfg.default_scope == 'mmpretrain':
@@ -108,6 +115,25 @@ def _check_top_k(cfg: Config, split: str) -> None:
                 f'{split}_evaluator.topk={topk}: there are {min(counts)} classes. Set topk=1, and remove the '
                 'larger values'
             )
+
+
+def _check_metric_packages(cfg: Config, split: str) -> None:
+    """Check for the packages that metrics need before training, since some fail only at the first evaluation."""
+    for evaluator in _evaluators(cfg, split):
+        kind = str(evaluator.get('type')).rpartition('.')[2]
+        package, command = METRIC_PACKAGES.get(kind, (None, None))
+        spec = find_spec(package) if package else None
+        if package and spec is None:
+            problem = 'which is not installed'
+        elif package == 'lvis' and 'np.float)' in Path(spec.origin).with_name('eval.py').read_text():
+            problem = 'and the installed release stops at np.float, which NumPy has removed'
+        else:
+            continue
+        raise UserError(
+            f'{split}_evaluator.type={kind!r} needs the package {package}, {problem}: `{command}`, or set '
+            f'{split}_evaluator to another metric; to train without evaluation, add --cfg-options val_cfg=None '
+            'val_dataloader=None val_evaluator=None'
+        )
 
 
 def _check_evaluator(cfg: Config, split: str) -> None:

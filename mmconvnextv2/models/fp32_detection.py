@@ -1,13 +1,13 @@
-"""Detection layers that predict and pool boxes in fp32 under mixed precision.
+"""RoIAlign and dense heads that run in fp32 under mixed precision.
 
 In bfloat16, box coordinates above 256 are off by whole pixels. Compiled mmcv 2.1.0 has neither RoIAlign nor NMS for
 bfloat16 on the CPU, and misreads channels-last memory. torchvision's operators (:mod:`mmconvnextv2.mmcv_operators`)
 support both, and make no further copy of the fp32 maps. Only the dtype differs from MMDetection's ``RPNHead``,
-``SingleRoIExtractor`` and ``RTMDetSepBNHead``.
+``RetinaHead``, ``ATSSHead``, ``RTMDetSepBNHead`` and ``SingleRoIExtractor``.
 """
 
 import torch
-from mmdet.models.dense_heads import RPNHead, RTMDetSepBNHead
+from mmdet.models.dense_heads import ATSSHead, RetinaHead, RPNHead, RTMDetSepBNHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.registry import MODELS
 from torch import Tensor, nn
@@ -26,14 +26,27 @@ class FP32SingleRoIExtractor(SingleRoIExtractor):
             return super().forward(maps, rois.float(), roi_scale_factor)
 
 
-@MODELS.register_module()
-class FP32RPNHead(RPNHead):
-    """MMDetection's ``RPNHead`` with fp32 scores and deltas, so losses, boxes and NMS are computed in fp32."""
+class FP32Outputs:
+    """Mixin of dense heads: outputs in fp32, so that losses, anchors, boxes and NMS are computed in fp32."""
 
-    def forward(self, x: tuple[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Predict objectness (B, A, H, W) and box deltas (B, 4A, H, W) per level, both in fp32."""
-        scores, deltas = super().forward(x)
-        return [score.float() for score in scores], [delta.float() for delta in deltas]
+    def forward(self, x: tuple[Tensor, ...]) -> tuple:
+        """Predict, for each output of the head, maps (B, channels, H, W) in fp32, one per level."""
+        return to_fp32(super().forward(x))
+
+
+@MODELS.register_module()
+class FP32RPNHead(FP32Outputs, RPNHead):
+    """MMDetection's ``RPNHead`` with fp32 objectness (B, A, H, W) and box deltas (B, 4A, H, W) per level."""
+
+
+@MODELS.register_module()
+class FP32RetinaHead(FP32Outputs, RetinaHead):
+    """MMDetection's ``RetinaHead`` with fp32 scores (B, A * classes, H, W) and box deltas (B, 4A, H, W) per level."""
+
+
+@MODELS.register_module()
+class FP32ATSSHead(FP32Outputs, ATSSHead):
+    """MMDetection's ``ATSSHead`` with fp32 scores, box deltas and centre-ness (B, A, H, W) per level."""
 
 
 class FP32Conv2d(nn.Conv2d):
@@ -43,8 +56,8 @@ class FP32Conv2d(nn.Conv2d):
 
 
 @MODELS.register_module()
-class FP32RTMDetSepBNHead(RTMDetSepBNHead):
-    """MMDetection's ``RTMDetSepBNHead`` with fp32 scores and distances, so losses and boxes are computed in fp32.
+class FP32RTMDetSepBNHead(FP32Outputs, RTMDetSepBNHead):
+    """MMDetection's ``RTMDetSepBNHead`` with fp32 scores (B, classes, H, W) and distances to four sides per level.
 
     The last convolution of the box branch is in fp32 as well: the head exponentiates its output, which turns a rounding
     error of a logit into a relative error of a distance in pixels.
@@ -56,7 +69,3 @@ class FP32RTMDetSepBNHead(RTMDetSepBNHead):
         self.rtm_reg = nn.ModuleList(
             FP32Conv2d(conv.in_channels, conv.out_channels, size, padding=size // 2) for conv in self.rtm_reg
         )
-
-    def forward(self, feats: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Predict scores (B, classes, H, W) and distances to four sides (B, 4, H, W) per level, both in fp32."""
-        return to_fp32(super().forward(feats))

@@ -26,7 +26,8 @@ SCOPES = ('mmdet', 'mmpretrain', 'mmseg')
 SPLITS = ('train', 'val', 'test')
 MISFITS = (AttributeError, IndexError, KeyError, TypeError)  # what mmengine raises for overrides
 OURS = dict(
-    mmdet=('datasets.coco', 'models.fp32_detection', 'models.fp32_transformers'), mmseg=('datasets.segmentation',)
+    mmdet=('datasets.coco', 'datasets.lvis', 'models.fp32_detection', 'models.fp32_transformers'),
+    mmseg=('datasets.segmentation',),
 )
 LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 

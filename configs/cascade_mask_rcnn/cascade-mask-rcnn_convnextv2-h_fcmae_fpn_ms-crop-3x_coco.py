@@ -1,0 +1,6 @@
+_base_ = '../_base_/cascade-mask-rcnn_fcmae_ms-crop-3x_coco.py'
+# Published: none.
+size = _base_.sizes.huge
+model = dict(
+    backbone=dict(arch='huge', init_cfg=dict(checkpoint=size.fcmae), **size.detection),
+    neck=dict(in_channels=size.channels))

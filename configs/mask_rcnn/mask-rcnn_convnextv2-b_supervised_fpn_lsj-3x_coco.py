@@ -1,0 +1,3 @@
+_base_ = './mask-rcnn_convnextv2-b_fpn_lsj-3x_coco.py'
+# Published: 51.0 box AP, 45.6 mask AP from supervised training (arXiv 2301.00808, table 6).
+model = dict(backbone=dict(init_cfg=dict(checkpoint=_base_.size.supervised.checkpoint)))
