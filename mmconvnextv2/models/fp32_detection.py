@@ -1,4 +1,4 @@
-"""RoIAlign and dense heads that run in fp32 under mixed precision.
+"""Detection layers that predict and pool boxes in fp32 under mixed precision.
 
 In bfloat16, box coordinates above 256 are off by whole pixels. Compiled mmcv 2.1.0 has neither RoIAlign nor NMS for
 bfloat16 on the CPU, and misreads channels-last memory. torchvision's operators (:mod:`mmconvnextv2.mmcv_operators`)
