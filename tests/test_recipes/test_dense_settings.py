@@ -9,13 +9,39 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from torch import nn
 
+from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.models.fp32_detection import FP32SingleRoIExtractor
+from mmconvnextv2.utils.config import inner_datasets
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 # V1's Cascade recipes: learning rate, layer decay, drop path; large and huge as V1's large from ImageNet-22K
 CASCADE = dict(t=(2e-4, 0.7, 0.4), b=(2e-4, 0.8, 0.7), l=(1e-4, 0.7, 0.7), h=(1e-4, 0.7, 0.7))
 RATIOS = (0.75, 0.875, 1.0, 1.125, 1.25)
+DEPTHS = dict(t=(3, 3, 9, 3), b=(3, 3, 27, 3), l=(3, 3, 27, 3), h=(3, 3, 27, 3))
+SUPERVISED = dict(convnextv1='/convnext_{}_1k_224_ema.pth', convnextv2='work_dirs/{}_supervised_in1k-224/epoch_300.pth')
+# Our recipe of a data set, and the upstream recipe whose images, length and layout it takes
+UPSTREAM_SETS = {
+    'upernet/upernet_convnextv2-b_90k_cityscapes-512x1024': 'mmseg::mask2former/mask2former_swin-b-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024',
+    'upernet/upernet_convnextv2-b_80k_pascal-context-480x480': 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-80k_pascal-context-480x480',
+    'upernet/upernet_convnextv2-b_80k_pascal-context-59-480x480': 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-80k_pascal-context-59-480x480',
+    'upernet/upernet_convnextv2-b_40k_voc12aug-512x512': 'mmseg::upernet/upernet_r50_4xb4-40k_voc12aug-512x512',
+    'upernet/upernet_convnextv2-b_160k_coco-stuff164k-512x512': 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-160k_coco-stuff164k-512x512',
+    'semantic_fpn/semantic-fpn_convnextv2-b_160k_ade20k-512x512': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512',
+    'mask_rcnn/mask-rcnn_convnextv2-b_fpn_cityscapes': 'mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes',
+    'mask_rcnn/mask-rcnn_convnextv2-b_fpn_sample1e-3-ms-1x_lvis-v1': 'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1',
+    'mask_rcnn/mask-rcnn_convnextv2-b_fpn_seesaw-sample1e-3-ms-2x_lvis-v1': 'mmdet::seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1',
+    'faster_rcnn/faster-rcnn_convnextv2-b_fpn_voc0712': 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712',
+}
+UPSTREAM_MODELS = {
+    'faster_rcnn/faster-rcnn_convnextv2-t_fpn_1x_coco': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
+    'retinanet/retinanet_convnextv2-t_fpn_1x_coco': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+    'atss/atss_convnextv2-t_fpn_1x_coco': 'mmdet::atss/atss_r50_fpn_1x_coco',
+    'semantic_fpn/semantic-fpn_convnextv2-t_160k_ade20k-512x512': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512',
+}
+LIVE = ('RandomResize', 'RandomChoiceResize', 'Resize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion')
 
 
 def leaves(pattern):
@@ -52,7 +78,41 @@ def test_mask_rcnn(path):
     assert tuple(crop.crop_size) == (1024, 1024)
     assert cfg.model.test_cfg.rcnn.nms.type == 'soft_nms' and cfg.model.test_cfg.rpn.nms.type == 'nms'
     assert [step.type for step in cfg.test_dataloader.dataset.pipeline].count('Resize') == 1
-    assert cfg.model.backbone.init_cfg.checkpoint.endswith('_1k_224_fcmae.pt')
+    start = '_1k_224_fcmae.pt'
+    if '_supervised_' in path.stem:
+        start = supervised_start(path.stem)
+    assert cfg.model.backbone.init_cfg.checkpoint.endswith(start)
+    check_version(cfg.model.backbone, path.stem)
+
+
+def supervised_start(stem):
+    """Return the end of the supervised weights' place: V1's released ones, and those that our own recipe trains."""
+    version, size = next(part for part in stem.split('_') if part.startswith('convnext')).split('-')
+    return SUPERVISED[version].format(dict(b='base', l='large')[size] if version == 'convnextv1' else f'{version}-{size}')
+
+
+def check_version(backbone, stem):
+    """ConvNeXt V1 has LayerScale and no GRN, V2 the reverse."""
+    with torch.device('meta'):
+        names = dict(ConvNeXtV2(**{k: v for k, v in backbone.items() if k not in ('type', 'init_cfg')}).named_parameters())
+    block = {name[len('stages.0.0.') :] for name in names if name.startswith('stages.0.0.')}
+    assert ('gamma' in block, 'grn.gamma' in block) == (('convnextv1' in stem), ('convnextv2' in stem))
+
+
+@pytest.mark.parametrize('path', leaves('mask_rcnn/*_1x_coco.py'), ids=lambda path: path.stem)
+def test_mask_rcnn_1x(path):
+    """12 epochs at batch 16 and one scale, AdamW 1e-4, fine-tuned weights; everything else as in the 3x recipe."""
+    cfg, long = load(path), load(path.with_name(path.name.replace('_1x_', '_lsj-3x_')))
+    check_optimizer(cfg, 1e-4, (0.95,))
+    assert cfg.train_cfg.max_epochs == 12 and cfg.param_scheduler[1].milestones == [8, 11]
+    assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
+    for pipeline in (cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline):
+        [resize] = steps_of(pipeline, 'Resize')
+        assert tuple(resize.scale) == (1333, 800)
+    assert '/im1k/' in cfg.model.backbone.init_cfg.checkpoint
+    cfg.model.backbone.init_cfg = long.model.backbone.init_cfg
+    cfg.model.data_preprocessor.batch_augments = long.model.data_preprocessor.batch_augments
+    assert cfg.model == long.model
 
 
 @pytest.mark.parametrize('path', leaves('mask_rcnn/*1gpu*.py'), ids=lambda path: path.stem)
@@ -81,7 +141,113 @@ def test_cascade(size):
     assert [scale[0] for scale in choice.transforms[0][0].scales] == list(range(480, 801, 32))
 
 
-@pytest.mark.parametrize('path', leaves('upernet/*.py'), ids=lambda path: path.stem)
+@pytest.mark.parametrize('size', CASCADE)
+def test_cascade_from_fcmae(size):
+    """With FCMAE weights, rates are those of the paper's sweep for them: the stem trains at 0.95 to the power of the
+    steps below the head, instead of the 1 % that V1's decay of 0.7 leaves large and huge."""
+    cfg = load(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fcmae_fpn_ms-crop-3x_coco.py')
+    old = load(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fpn_ms-crop-3x_coco.py')
+    check_optimizer(cfg, 1e-4, (0.95,))
+    assert cfg.model.backbone.drop_path_rate in (0.2, 0.3, 0.4, 0.5)
+    assert cfg.model.backbone.init_cfg.checkpoint.endswith('_1k_224_fcmae.pt')
+    groups = 3 + DEPTHS[size][2] // 3  # the stem is below stages 1, 2 and 4 and the triples of stage 3
+    stem, last, head = learning_rates(cfg, DEPTHS[size])
+    assert (stem, last, head) == pytest.approx((1e-4 * 0.95 ** (groups + 1), 1e-4 * 0.95, 1e-4))
+    lr, decay, _ = CASCADE[size]
+    assert learning_rates(old, DEPTHS[size])[0] == pytest.approx(lr * decay ** (groups + 1))
+    assert cfg.model.roi_head == old.model.roi_head and cfg.train_dataloader == old.train_dataloader
+
+
+def learning_rates(cfg, depths):
+    """Return the learning rates of the stem, the last block and a head, as MMEngine's optimizer has them."""
+    model = nn.Module()
+    model.backbone, model.head = ConvNeXtV2(dict(depths=depths, channels=(2, 2, 2, 2))), nn.Linear(2, 2)
+    wrapper = build_optim_wrapper(model, {**cfg.optim_wrapper, 'type': 'OptimWrapper'})
+    rates = {id(one): group['lr'] for group in wrapper.optimizer.param_groups for one in group['params']}
+    weights = (model.backbone.downsample_layers[0][0], model.backbone.stages[3][2].pointwise_conv1, model.head)
+    return tuple(rates[id(one.weight)] for one in weights)
+
+
+def upstream(name):
+    scope, _, path = name.partition('::')
+    package = Path(__import__(scope).__file__).parent
+    return load(package / '.mim' / 'configs' / f'{path}.py')
+
+
+def live_steps(cfg, split):
+    """Return what the augmentations of a split do, without loading, packing and padding."""
+    dataset = next(inner_datasets(cfg[f'{split}_dataloader'].dataset))
+    return [{**step, 'prob': step.get('prob')} for step in dataset.pipeline if step.type in LIVE]
+
+
+def places(cfg, split):
+    """Return the root, folders and list of each data set of a split."""
+    return [
+        (one.data_root.rstrip('/'), dict(one.data_prefix), one.get('ann_file', ''), one.get('filter_cfg'))
+        for one in inner_datasets(cfg[f'{split}_dataloader'].dataset)
+    ]
+
+
+def wrappers(dataset):
+    """Return the type and the number of each wrapper around a data set."""
+    inner = dataset.get('dataset')
+    own = [(dataset.type, dataset.get('times'), dataset.get('oversample_thr'))]
+    return own + wrappers(inner) if inner else []
+
+
+@pytest.mark.parametrize('leaf', UPSTREAM_SETS)
+def test_data_sets_follow_upstream(leaf):
+    """Layout, repetitions, augmentation, test sizes, length, steps and batch are those of the upstream recipe; the
+    optimizer is this project's, and its learning rate is warmed up and ends with the run."""
+    cfg, theirs = load(CONFIGS / f'{leaf}.py'), upstream(UPSTREAM_SETS[leaf])
+    augmented = upstream('mmseg::_base_/datasets/cityscapes') if 'mask2former' in UPSTREAM_SETS[leaf] else theirs
+    for split in ('train', 'val'):
+        assert places(cfg, split) == places(theirs, split)
+        assert wrappers(cfg[f'{split}_dataloader'].dataset) == wrappers(theirs[f'{split}_dataloader'].dataset)
+        assert live_steps(cfg, split) == live_steps(augmented, split)
+    length = 'max_epochs' if cfg.default_scope == 'mmdet' else 'max_iters'
+    assert cfg.train_cfg[length] == theirs.train_cfg[length] == cfg.param_scheduler[-1].end
+    batch = cfg.auto_scale_lr.base_batch_size
+    assert batch == 8 * cfg.train_dataloader.batch_size
+    if cfg.default_scope == 'mmdet':
+        check_optimizer(cfg, 1e-4, (0.95,))
+        assert cfg.param_scheduler[-1].milestones == theirs.param_scheduler[-1].milestones
+        counts = [head.num_classes for head in (theirs.model.roi_head.bbox_head, cfg.model.roi_head.bbox_head)]
+    else:
+        check_optimizer(cfg, 1e-4, (0.9,))
+        assert batch == 16 and cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval
+        assert cfg.model.test_cfg == theirs.model.test_cfg
+        counts = [theirs.model.decode_head.num_classes, cfg.model.decode_head.num_classes]
+        [labels] = {step.num_classes for step in cfg.test_pipeline if step.type == 'LoadCheckedLabels'}
+        assert labels == counts[1]
+    assert counts[0] == counts[1]
+    assert '/im1k/' in cfg.model.backbone.init_cfg.checkpoint
+
+
+@pytest.mark.parametrize('leaf', UPSTREAM_MODELS)
+def test_detectors_are_upstream_s(leaf):
+    """Neck, heads, assigners and tests are those of the upstream recipe, but for the widths that the neck reads and types
+    that compute boxes in float32."""
+    cfg, theirs = load(CONFIGS / f'{leaf}.py').model, upstream(UPSTREAM_MODELS[leaf]).model
+    assert list(cfg.neck.in_channels) == [96, 192, 384, 768]
+    cfg.neck.in_channels = theirs.neck.in_channels
+    assert without_types(cfg.neck) == without_types(theirs.neck)
+    for part in ('rpn_head', 'roi_head', 'bbox_head', 'decode_head', 'test_cfg'):
+        assert without_types(cfg.get(part)) == without_types(theirs.get(part)), part
+    assigned = {key: value for key, value in cfg.train_cfg.items() if key != 'sampler'}
+    assert assigned == {key: value for key, value in theirs.train_cfg.items() if key != 'sampler'}
+
+
+def without_types(node):
+    """Return a config in which FP32 types have the names of what they subclass."""
+    if isinstance(node, dict):
+        return {key: without_types(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [without_types(value) for value in node]
+    return node.replace('FP32', '') if isinstance(node, str) else node
+
+
+@pytest.mark.parametrize('path', leaves('upernet/*ade20k*.py'), ids=lambda path: path.stem)
 def test_upernet(path):
     """160k iterations at batch 16, rates and drop path of the sweep, slide test with V1's stride, and test-time
     augmentation at exactly the paper's ratios, each with its mirror image."""
@@ -101,17 +267,23 @@ def test_upernet(path):
     assert [flip.prob for flip in flips] == [0.0, 1.0]
     start = dict(fcmae='pt_only/', in22k='im22k/')
     wanted = next((folder for word, folder in start.items() if word in path.stem), 'im1k/')
+    if '_supervised_' in path.stem:
+        wanted = supervised_start(path.stem)
+    check_version(cfg.model.backbone, path.stem)
     assert wanted in cfg.model.backbone.init_cfg.checkpoint
 
 
 @pytest.mark.parametrize(
-    'path', leaves('mask_rcnn/*-t_*.py') + leaves('cascade_mask_rcnn/*-t_*.py'), ids=lambda path: path.stem
+    'path',
+    [path for task in ('mask_rcnn', 'cascade_mask_rcnn', 'faster_rcnn') for path in leaves(f'{task}/*-t_*.py')],
+    ids=lambda path: path.stem,
 )
 def test_boxes_are_made_in_float32(path):
     """Every RoI extractor and the RPN are those that compute in float32 under mixed precision."""
     model = load(path).model
     assert model.rpn_head.type == 'FP32RPNHead'
-    assert model.roi_head.bbox_roi_extractor.type == model.roi_head.mask_roi_extractor.type == 'FP32SingleRoIExtractor'
+    extractors = [model.roi_head[key].type for key in model.roi_head if key.endswith('_extractor')]
+    assert len(extractors) == 1 + ('mask_head' in model.roi_head) and set(extractors) == {'FP32SingleRoIExtractor'}
 
 
 def test_roi_extractor_under_bf16():

@@ -12,13 +12,16 @@ from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.utils.config import import_scope
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-TASKS = ('mask_rcnn', 'cascade_mask_rcnn', 'upernet', 'classification', 'dino', 'ddq', 'mask2former', 'rtmdet')
+NO_LEAVES = ('_base_', 'ablations', 'custom', 'fcmae', 'quickstart', 'small', 'swaps')
+TASKS = sorted({path.parent.name for path in CONFIGS.glob('*/*.py')} - set(NO_LEAVES))
 LEAVES = sorted(Path(leaf) for task in TASKS for leaf in glob(str(CONFIGS / task / '*.py')))
 # Parameters in millions: classifiers facts of the paper's table 14, UperNet of its table 7, ConvNeXt V1 of its README.
 PUBLISHED = {
     'upernet_convnextv2-b_160k_ade20k-512x512': 122,
     'upernet_convnextv2-l_160k_ade20k-512x512': 235,
     'upernet_convnextv2-h_160k_ade20k-512x512': 707,
+    'upernet_convnextv1-b_supervised_160k_ade20k-512x512': 122,
+    'upernet_convnextv1-l_supervised_160k_ade20k-512x512': 235,
     'convnextv2-a_fcmae-ft_in1k-224': 3.7,
     'convnextv2-t_fcmae-ft_in1k-224': 28.6,
     'convnextv2-b_fcmae-ft_in1k-224': 89,
