@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 WIDTH, HEIGHT = 128, 64
-BORDER = 255
+IGNORED = 255
 
 
 class Drawn(NamedTuple):
@@ -37,11 +37,11 @@ class Drawn(NamedTuple):
         return mask
 
     def label_map(self, ground, ids=lambda index: index):
-        """Return the (H, W) uint8 labels: ``ground``, ``ids(class)`` in the rectangles, a frame of 255 pixels wide 1."""
+        """Return the (H, W) uint8 labels: ``ground``, ``ids(class)`` in the rectangles, and 255 in the first row."""
         labels = np.full((HEIGHT, WIDTH), ground, np.uint8)
         for number, index in enumerate(self.classes):
             labels[self.mask(number)] = ids(index)
-        labels[0] = BORDER
+        labels[0] = IGNORED
         return labels
 
 

@@ -1,5 +1,6 @@
 # Boxes on COCO for 12 epochs at one scale, 8 GPUs x 2 images, as MMDetection's 1x schedule; the optimizer is that of
-# the Mask R-CNN recipes. A detector's base adds its model; lsj_pipeline, ms_pipeline and schedule_3x make longer leaves.
+# the Mask R-CNN recipes. A detector's base adds its model. lsj_pipeline, ms_pipeline and schedule_3x are for leaves of
+# 36 epochs.
 _base_ = [
     './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/default_runtime.py'

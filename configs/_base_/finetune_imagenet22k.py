@@ -1,6 +1,6 @@
 # ImageNet-22K intermediate fine-tuning of FCMAE weights at batch 4096, 32 GPUs x 128 images (arXiv 2301.00808,
-# table 12). 21841 classes and no evaluation as in ConvNeXt V1. Section 5 trains at 384 pixels on ImageNet-22K and 1K for
-# its largest models, as the leaves ending in 384 do; 224 is a quarter of the cost and our choice.
+# table 12). 21841 classes and no evaluation as in ConvNeXt V1. Section 5 trains at 384 pixels on ImageNet-22K and
+# ImageNet-1K, as the leaves ending in 384 do; 224, a third of the cost, is our choice.
 _base_ = './finetune_imagenet.py'
 num_classes = 21841
 data_preprocessor = dict(num_classes=num_classes)

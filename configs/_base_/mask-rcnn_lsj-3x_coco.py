@@ -6,8 +6,8 @@ _base_ = [
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 image_size = (1024, 1024)
-# Images smaller than 1024 after the jitter are padded to it, and GRN's norms count the padding, which the stem's bias and
-# the depthwise convolutions make non-zero: a channel's norm in training differs from that of the same image alone.
+# Images smaller than 1024 after the jitter are padded to it. GRN's norms count the padding, which the stem's bias makes
+# non-zero, so an image's norms in training differ from those of the same image in a test, which pads to 32 alone.
 # Options, one key each: with_cp=True recomputes blocks, compile=True at top level compiles, frozen_stages=N freezes.
 model = dict(
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),

@@ -3,8 +3,8 @@
 # layer_decay: per group, for DINO, DDQ, RTMDet and Mask2Former on COCO; ConvNeXt V1's rates for Cascade Mask R-CNN at
 # learning rates of 1e-4 to 2e-4 (facebookresearch/ConvNeXt, object_detection/configs).
 # in22k, from22k: the released im22k files went through both steps, so the second step starts from our run of the first.
-# supervised: the paper's controls of tables 6, 7 and 14, with drop path as in ConvNeXt V1 (arXiv 2201.03545, table 5); V2's
-# weights are not public, so they come from our run. v1_im1k: ConvNeXt V1's released weights.
+# supervised: the paper's controls of tables 6, 7 and 14, with drop path as in ConvNeXt V1 (arXiv 2201.03545, table 5).
+# V2's weights are not public, so they come from our run. v1_im1k: ConvNeXt V1's released weights.
 # huge, classification: table 11 prints a base learning rate of 1.25e-3 (5e-3 at batch 1024). As for base and large,
 # MMPretrain's config implies 6.25e-4, but the official code has no command for huge, so the printed value is used here.
 # Tables 12 and 13 do not say how blocks share a decay step; we follow each size's classification recipe.

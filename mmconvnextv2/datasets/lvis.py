@@ -9,7 +9,6 @@ from mmdet.registry import DATASETS
 
 from .coco import CheckedCocoDataset
 
-
 MISSPELT = {'speaker_(stereo_equipment)': 'speaker_(stero_equipment)'}  # mmdet's name, and the files' own
 
 

@@ -18,8 +18,8 @@ from mmconvnextv2.commands.train import parse_train_args, train
 
 LEAVES = Path(__file__).parents[2] / 'configs' / 'classification'
 FCMAE, FROM22K, TO22K = '{}_fcmae-ft_in1k-224', '{}_in22k-ft_in1k-{}', '{}_fcmae-ft_in22k-{}'
-# Tables 9 to 13 of arXiv 2301.00808 as printed, except for the base learning rate of B and L, the official code's. At 384,
-# table 12 holds, too: section 5 trains on ImageNet-22K at that size.
+# Tables 9 to 13 of arXiv 2301.00808 as printed, except for the base learning rate of B and L, the official code's.
+# Table 12 holds at 384, too: section 5 trains on ImageNet-22K at that size.
 # Base lr (a batch of 256), batch, weight decay, layer decay, its type, drop path, epochs, warm-up, smoothing, mixup,
 # cutmix, EMA.
 SINGLE, GROUP, NO_LAYER_DECAY = 'layer_wise', 'group_wise', None

@@ -24,22 +24,32 @@ DEPTHS = dict(t=(3, 3, 9, 3), b=(3, 3, 27, 3), l=(3, 3, 27, 3), h=(3, 3, 27, 3))
 SUPERVISED = dict(convnextv1='/convnext_{}_1k_224_ema.pth', convnextv2='work_dirs/{}_supervised_in1k-224/epoch_300.pth')
 # Our recipe of a data set, and the upstream recipe whose images, length and layout it takes
 UPSTREAM_SETS = {
-    'upernet/upernet_convnextv2-b_90k_cityscapes-512x1024': 'mmseg::mask2former/mask2former_swin-b-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024',
-    'upernet/upernet_convnextv2-b_80k_pascal-context-480x480': 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-80k_pascal-context-480x480',
-    'upernet/upernet_convnextv2-b_80k_pascal-context-59-480x480': 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-80k_pascal-context-59-480x480',
-    'upernet/upernet_convnextv2-b_40k_voc12aug-512x512': 'mmseg::upernet/upernet_r50_4xb4-40k_voc12aug-512x512',
-    'upernet/upernet_convnextv2-b_160k_coco-stuff164k-512x512': 'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-160k_coco-stuff164k-512x512',
-    'semantic_fpn/semantic-fpn_convnextv2-b_160k_ade20k-512x512': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512',
-    'mask_rcnn/mask-rcnn_convnextv2-b_fpn_cityscapes': 'mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes',
-    'mask_rcnn/mask-rcnn_convnextv2-b_fpn_sample1e-3-ms-1x_lvis-v1': 'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1',
-    'mask_rcnn/mask-rcnn_convnextv2-b_fpn_seesaw-sample1e-3-ms-2x_lvis-v1': 'mmdet::seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1',
-    'faster_rcnn/faster-rcnn_convnextv2-b_fpn_voc0712': 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712',
+    'upernet_convnextv2-b_90k_cityscapes-512x1024': (
+        'mmseg::mask2former/mask2former_swin-b-in22k-384x384-pre_8xb2-90k_cityscapes-512x1024'
+    ),
+    'upernet_convnextv2-b_80k_pascal-context-480x480': (
+        'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-80k_pascal-context-480x480'
+    ),
+    'upernet_convnextv2-b_80k_pascal-context-59-480x480': (
+        'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-80k_pascal-context-59-480x480'
+    ),
+    'upernet_convnextv2-b_40k_voc12aug-512x512': 'mmseg::upernet/upernet_r50_4xb4-40k_voc12aug-512x512',
+    'upernet_convnextv2-b_160k_coco-stuff164k-512x512': (
+        'mmseg::deeplabv3/deeplabv3_r50-d8_4xb4-160k_coco-stuff164k-512x512'
+    ),
+    'semantic-fpn_convnextv2-b_160k_ade20k-512x512': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512',
+    'mask-rcnn_convnextv2-b_fpn_cityscapes': 'mmdet::cityscapes/mask-rcnn_r50_fpn_1x_cityscapes',
+    'mask-rcnn_convnextv2-b_fpn_sample1e-3-ms-1x_lvis-v1': 'mmdet::lvis/mask-rcnn_r50_fpn_sample1e-3_ms-1x_lvis-v1',
+    'mask-rcnn_convnextv2-b_fpn_seesaw-sample1e-3-ms-2x_lvis-v1': (
+        'mmdet::seesaw_loss/mask-rcnn_r50_fpn_seesaw-loss_sample1e-3-ms-2x_lvis-v1'
+    ),
+    'faster-rcnn_convnextv2-b_fpn_voc0712': 'mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712',
 }
 UPSTREAM_MODELS = {
-    'faster_rcnn/faster-rcnn_convnextv2-t_fpn_1x_coco': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
-    'retinanet/retinanet_convnextv2-t_fpn_1x_coco': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
-    'atss/atss_convnextv2-t_fpn_1x_coco': 'mmdet::atss/atss_r50_fpn_1x_coco',
-    'semantic_fpn/semantic-fpn_convnextv2-t_160k_ade20k-512x512': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512',
+    'faster-rcnn_convnextv2-t_fpn_1x_coco': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
+    'retinanet_convnextv2-t_fpn_1x_coco': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+    'atss_convnextv2-t_fpn_1x_coco': 'mmdet::atss/atss_r50_fpn_1x_coco',
+    'semantic-fpn_convnextv2-t_160k_ade20k-512x512': 'mmseg::sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512',
 }
 LIVE = ('RandomResize', 'RandomChoiceResize', 'Resize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion')
 
@@ -88,13 +98,17 @@ def test_mask_rcnn(path):
 def supervised_start(stem):
     """Return the end of the supervised weights' place: V1's released ones, and those that our own recipe trains."""
     version, size = next(part for part in stem.split('_') if part.startswith('convnext')).split('-')
-    return SUPERVISED[version].format(dict(b='base', l='large')[size] if version == 'convnextv1' else f'{version}-{size}')
+    return SUPERVISED[version].format(
+        dict(b='base', l='large')[size] if version == 'convnextv1' else f'{version}-{size}'
+    )
 
 
 def check_version(backbone, stem):
     """ConvNeXt V1 has LayerScale and no GRN, V2 the reverse."""
     with torch.device('meta'):
-        names = dict(ConvNeXtV2(**{k: v for k, v in backbone.items() if k not in ('type', 'init_cfg')}).named_parameters())
+        names = dict(
+            ConvNeXtV2(**{k: v for k, v in backbone.items() if k not in ('type', 'init_cfg')}).named_parameters()
+        )
     block = {name[len('stages.0.0.') :] for name in names if name.startswith('stages.0.0.')}
     assert ('gamma' in block, 'grn.gamma' in block) == (('convnextv1' in stem), ('convnextv2' in stem))
 
@@ -199,7 +213,7 @@ def wrappers(dataset):
 def test_data_sets_follow_upstream(leaf):
     """Layout, repetitions, augmentation, test sizes, length, steps and batch are those of the upstream recipe; the
     optimizer is this project's, and its learning rate is warmed up and ends with the run."""
-    cfg, theirs = load(CONFIGS / f'{leaf}.py'), upstream(UPSTREAM_SETS[leaf])
+    cfg, theirs = load(leaves(f'*/{leaf}.py')[0]), upstream(UPSTREAM_SETS[leaf])
     augmented = upstream('mmseg::_base_/datasets/cityscapes') if 'mask2former' in UPSTREAM_SETS[leaf] else theirs
     for split in ('train', 'val'):
         assert places(cfg, split) == places(theirs, split)
@@ -226,9 +240,9 @@ def test_data_sets_follow_upstream(leaf):
 
 @pytest.mark.parametrize('leaf', UPSTREAM_MODELS)
 def test_detectors_are_upstream_s(leaf):
-    """Neck, heads, assigners and tests are those of the upstream recipe, but for the widths that the neck reads and types
-    that compute boxes in float32."""
-    cfg, theirs = load(CONFIGS / f'{leaf}.py').model, upstream(UPSTREAM_MODELS[leaf]).model
+    """Neck, heads, assigners and tests are those of the upstream recipe, but for the widths that the neck reads and
+    types that compute boxes in float32."""
+    cfg, theirs = load(leaves(f'*/{leaf}.py')[0]).model, upstream(UPSTREAM_MODELS[leaf]).model
     assert list(cfg.neck.in_channels) == [96, 192, 384, 768]
     cfg.neck.in_channels = theirs.neck.in_channels
     assert without_types(cfg.neck) == without_types(theirs.neck)
