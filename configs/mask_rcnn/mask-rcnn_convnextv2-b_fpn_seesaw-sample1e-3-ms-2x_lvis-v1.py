@@ -4,7 +4,7 @@ _base_ = './mask-rcnn_convnextv2-b_fpn_sample1e-3-ms-1x_lvis-v1.py'
 model = dict(
     roi_head=dict(
         bbox_head=dict(
-            cls_predictor_cfg=dict(type='NormedLinear', tempearture=20),
+            cls_predictor_cfg=dict(type='NormedLinear', tempearture=20),  # codespell:ignore
             loss_cls=dict(
                 _delete_=True, type='SeesawLoss', p=0.8, q=2.0, num_classes=_base_.num_classes, loss_weight=1.0))))
 train_cfg = dict(max_epochs=24, val_interval=24)

@@ -49,14 +49,18 @@ DATA_SETS = {
     'voc12aug': 'upernet/upernet_convnextv2-b_40k_voc12aug-512x512',
     'coco-stuff': 'upernet/upernet_convnextv2-b_160k_coco-stuff164k-512x512',
 }
-SHARED = ('faster_rcnn', 'retinanet', 'atss', 'semantic_fpn')
-EVERY = sorted(
-    {str(path.relative_to(CONFIGS))[:-3] for folder in SHARED for path in (CONFIGS / folder).glob('*.py')}
-    | {str(path.relative_to(CONFIGS))[:-3] for path in (CONFIGS / 'mask_rcnn').glob('*1x*.py')}
-    | {str(path.relative_to(CONFIGS))[:-3] for path in CONFIGS.glob('*/*_supervised_*[02]?.py')}
-    | {str(path.relative_to(CONFIGS))[:-3] for path in (CONFIGS / 'cascade_mask_rcnn').glob('*fcmae*.py')}
-    | {*FAMILIES, *DATA_SETS.values()}
+PATTERNS = (
+    'faster_rcnn/*',
+    'retinanet/*',
+    'atss/*',
+    'semantic_fpn/*',
+    'mask_rcnn/*1x*',
+    'mask_rcnn/*supervised*',
+    'upernet/*supervised*',
+    'cascade_mask_rcnn/*fcmae*',
 )
+MATCHING = [path for pattern in PATTERNS for path in CONFIGS.glob(f'{pattern}.py')]
+EVERY = sorted({f'{path.parent.name}/{path.stem}' for path in MATCHING} | {*FAMILIES, *DATA_SETS.values()})
 PACKAGES = dict(LVISMetric='lvis', CityScapesMetric='cityscapesscripts')
 
 
@@ -257,3 +261,15 @@ def test_missing_package_is_said_before_training(home, monkeypatch, leaf, packag
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ValueError, match=f'{package}.*not installed: `pip install .*val_cfg=None'):
         check_data(cfg, ('val',))
+
+
+def test_old_lvis_is_refused(home, monkeypatch, tmp_path):
+    """The release of ``lvis`` that reads ``np.float`` is refused before training, not after the first epoch."""
+    package = tmp_path / 'lvis'
+    package.mkdir()
+    (package / '__init__.py').touch()
+    (package / 'eval.py').write_text('total = np.cumsum(found, axis=1).astype(dtype=np.float)')
+    monkeypatch.delitem(sys.modules, 'lvis', raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r'stops at np\.float.*lvis-dataset/lvis-api'):
+        check_data(read(DATA_SETS['lvis']), ('val',))

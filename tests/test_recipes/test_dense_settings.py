@@ -13,12 +13,13 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from mmconvnextv2 import ConvNeXtV2
-from mmconvnextv2.models.fp32_detection import FP32SingleRoIExtractor
+from mmconvnextv2.models.fp32_detection import FP32ATSSHead, FP32RetinaHead, FP32RPNHead, FP32SingleRoIExtractor
 from mmconvnextv2.utils.config import inner_datasets
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 # V1's Cascade recipes: learning rate, layer decay, drop path; large and huge as V1's large from ImageNet-22K
 CASCADE = dict(t=(2e-4, 0.7, 0.4), b=(2e-4, 0.8, 0.7), l=(1e-4, 0.7, 0.7), h=(1e-4, 0.7, 0.7))
+DENSE = ('mask_rcnn', 'cascade_mask_rcnn', 'faster_rcnn', 'retinanet', 'atss', 'upernet', 'semantic_fpn')
 RATIOS = (0.75, 0.875, 1.0, 1.125, 1.25)
 DEPTHS = dict(t=(3, 3, 9, 3), b=(3, 3, 27, 3), l=(3, 3, 27, 3), h=(3, 3, 27, 3))
 SUPERVISED = dict(convnextv1='/convnext_{}_1k_224_ema.pth', convnextv2='work_dirs/{}_supervised_in1k-224/epoch_300.pth')
@@ -316,9 +317,31 @@ def test_roi_extractor_under_bf16():
     assert (rounded - exact).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize('head', [FP32RetinaHead, FP32ATSSHead, FP32RPNHead])
+def test_dense_heads_under_bf16(head):
+    """Under bf16 autocast a head gives its parent's outputs as float32, so that anchors beyond 256 are not rounded."""
+    torch.manual_seed(0)
+    anchors = dict(type='AnchorGenerator', ratios=[1.0], scales=[8], strides=[7])
+    parent = head.__mro__[2]
+    sizes = dict(num_classes=1, in_channels=32, feat_channels=32, anchor_generator=anchors)
+    ours, theirs = head(**sizes), parent(**sizes)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        features = (torch.randn(1, 32, 48, 48),)
+        exact, half = ours(features), theirs(features)
+    assert head is not parent and len(exact) == len(half) >= 2
+    for [mine], [other] in zip(exact, half):
+        assert (mine.dtype, other.dtype) == (torch.float32, torch.bfloat16)
+        torch.testing.assert_close(mine, other.float(), rtol=0, atol=0)
+    [places], [rounded] = (
+        ours.prior_generator.grid_priors([(48, 48)], one[0][0].dtype, 'cpu') for one in (exact, half)
+    )
+    assert (places - rounded.float()).abs().max() >= 1
+
+
 @pytest.mark.parametrize(
     'path',
-    leaves('mask_rcnn/*.py') + leaves('cascade_mask_rcnn/*.py') + leaves('upernet/*.py'),
+    [path for task in DENSE for path in leaves(f'{task}/*.py')],
     ids=lambda path: path.stem,
 )
 def test_switches_are_keys(path):
