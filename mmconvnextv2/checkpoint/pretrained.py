@@ -152,7 +152,8 @@ def _advice(loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
         )
     if is_v2 and has_layer_scale(expected):
         return (
-            'The file holds ConvNeXt V2: set model.backbone.response_norm.type=GRN '
+            'The file holds ConvNeXt V2: leave response_norm and layer_scale_init_value out, or set '
+            'model.backbone.response_norm._delete_=True model.backbone.response_norm.type=GRN '
             'model.backbone.layer_scale_init_value=0.'
         )
     return "Check arch and response_norm; grn='add' or grn='drop' in init_cfg changes GRN on purpose."

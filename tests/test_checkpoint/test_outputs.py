@@ -5,7 +5,7 @@ from importlib import metadata
 
 import pytest
 import torch
-from small_models import NARROW
+from small_models import NARROW, V1, settings_of
 from sparse_reference import official_sparse_file, sparse_reference
 from torch import nn
 
@@ -148,12 +148,21 @@ def test_a_sparse_file_becomes_the_dense_model(tmp_path, cells):
 def test_check_names_both_libraries(tmp_path, layout):
     """--check computes source and target each in the library of its layout, and says which."""
     source, target = str(tmp_path / 'source.pth'), str(tmp_path / 'target.safetensors')
-    torch.save(make(out_norm=False).state_dict(), source)
+    weights = make(out_norm=False, **settings_of(layout)).state_dict()
+    torch.save(weights, source)
     convert_file(source, target, layout)
     report = check_conversion(source, target)
-    assert 'same bits (66 weights)' in report and f'canonical ({name_and_version("mmpretrain")})' in report
-    package = dict(canonical='mmpretrain', timm='timm', huggingface='transformers').get(layout.partition('-')[0])
-    if package is None:
+    assert f'same bits ({len(weights)} weights)' in report
+    if layout.startswith('mmearth'):
+        assert 'canonical (ConvNeXtV2: no library has its stem) and mmearth' in report
+        return
+    assert f'canonical ({name_and_version("mmpretrain")})' in report
+    package = dict(timm='timm', huggingface='transformers', openclip='timm').get(layout.partition('-')[0])
+    if layout == 'huggingface-dinov3':
+        assert 'transformers' in report
+    elif layout == 'dinov3':  # a backbone without its norm
+        assert 'official-dense (ConvNeXtV2: it has no library to install)' in report
+    elif package is None:
         assert f'{layout} (ConvNeXtV2: it has no library to install)' in report
     elif package != 'transformers' or _has_transformers():
         assert f'({name_and_version(package)})' in report
@@ -206,35 +215,44 @@ def test_check_finds_other_outputs():
     assert relative_difference(one.pooled, other.pooled) > TOLERANCE
 
 
-def test_v1_weights_keep_layer_scale():
-    """ConvNeXt V1 weights, without GRN and with LayerScale, go through the layouts that know them, and timm agrees."""
-    model = make(response_norm=None, layer_scale_init_value=1.0)
+@pytest.mark.parametrize('layout', ['canonical', 'official-dense', 'timm-conv', 'huggingface', 'openclip', 'spark'])
+def test_v1_weights_keep_layer_scale(layout):
+    """ConvNeXt V1 weights, without GRN and with LayerScale, go through the layouts that know them, and the library of
+    each agrees."""
+    if layout == 'huggingface':
+        pytest.importorskip('transformers')
+    model = make(**V1)
     images = torch.randn(1, 3, 64, 64)
-    for layout in ('canonical', 'official-dense', 'timm-conv'):
-        weights = from_canonical(model.state_dict(), layout)
-        assert all(torch.equal(to_canonical(weights)[name], value) for name, value in model.state_dict().items())
-        torch.testing.assert_close(run(weights, images).last_map, expect(model, images)[0], rtol=1e-5, atol=1e-4)
-    with pytest.raises(ValueError, match='huggingface layout has no place for 5 keys: stages.0.0.gamma'):
-        from_canonical(model.state_dict(), 'huggingface')
+    weights = from_canonical(model.state_dict(), layout)
+    assert all(torch.equal(to_canonical(weights)[name], value) for name, value in model.state_dict().items())
+    last_map, pooled, _ = expect(model, images)
+    theirs = run(weights, images)
+    assert theirs.library.startswith('ConvNeXtV2') == (layout in ('official-dense', 'spark'))
+    torch.testing.assert_close(theirs.last_map, last_map, rtol=1e-5, atol=1e-5 * last_map.abs().max().item())
+    torch.testing.assert_close(theirs.pooled, pooled, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match='official-sparse layout has no place for 7 keys: stages.0.0.gamma'):
+        from_canonical(model.state_dict(), 'official-sparse')
 
 
-def classify(layout, weights, images):
+def classify(layout, weights, images, **settings):
     """The scores of a whole classifier in the library of its layout."""
+    kind = 'ConvNext' if settings else 'ConvNextV2'
     if layout == 'canonical':
         from framework_models import build
 
-        model = build('classifier')
+        model = build('classifier', **settings)
     elif layout == 'huggingface':
         transformers = pytest.importorskip('transformers')
-        model = transformers.ConvNextV2ForImageClassification(
-            transformers.ConvNextV2Config(
+        model = getattr(transformers, f'{kind}ForImageClassification')(
+            getattr(transformers, f'{kind}Config')(
                 depths=list(NARROW['depths']), hidden_sizes=list(NARROW['channels']), num_labels=3, layer_norm_eps=1e-6
             )
         )
     else:
         import timm
 
-        model = timm.create_model('convnextv2_atto', num_classes=3, depths=NARROW['depths'], dims=NARROW['channels'])
+        name = 'convnext_atto' if settings else 'convnextv2_atto'
+        model = timm.create_model(name, num_classes=3, depths=NARROW['depths'], dims=NARROW['channels'])
     model.load_state_dict(weights, strict=True)
     model.eval()
     with torch.no_grad():
@@ -242,11 +260,12 @@ def classify(layout, weights, images):
     return scores.logits if layout == 'huggingface' else scores[0] if isinstance(scores, tuple) else scores
 
 
+@pytest.mark.parametrize('settings', [{}, V1], ids=['v2', 'v1'])
 @pytest.mark.parametrize('layout', CLASSIFIERS)
-def test_whole_classifiers_keep_their_scores(tmp_path, layout):
+def test_whole_classifiers_keep_their_scores(tmp_path, layout, settings):
     """A classifier goes into every layout that has one and back, head included, bit for bit; mmpretrain, timm and
     Hugging Face compute the same scores from it."""
-    model, images = make(), torch.randn(2, 3, 64, 96)
+    model, images = make(**settings), torch.randn(2, 3, 64, 96)
     head = nn.Linear(10, 3)
     weights = {f'backbone.{name}': value for name, value in model.state_dict().items()}
     weights.update({f'head.fc.{name}': value for name, value in head.state_dict().items()})
@@ -264,7 +283,7 @@ def test_whole_classifiers_keep_their_scores(tmp_path, layout):
         expected = head(expect(model, images)[1])
     foreign = extract_state_dict(load_file(target))
     layout = 'timm-conv' if layout == 'timm' else layout  # what a narrow model becomes
-    torch.testing.assert_close(classify(layout, foreign, images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(classify(layout, foreign, images, **settings), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_no_classifier_is_refused(tmp_path):
