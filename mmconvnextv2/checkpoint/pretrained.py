@@ -71,7 +71,7 @@ def load_into(model: nn.Module, found: Backbone, path: str, grn: str | None = No
     if problems:
         raise UserError(
             f'{path} ({found.layout} layout) does not fit {type(model).__name__}: {problems}. '
-            f'{_advice(loaded, expected)}'
+            f'{_advice(found.weights, expected)}'
         )
     model.load_state_dict({key: loaded[key] for key in expected if key in loaded}, strict=False)
     if not log:
@@ -133,18 +133,18 @@ def _summary(found: Backbone, expected: dict[str, Tensor], dropped: list[str]) -
     )
 
 
-def _advice(loaded: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
-    """Return the overrides of a config that fit the model to the file, as far as its names show them."""
-    stem = read_stem(loaded)
+def _advice(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Return the overrides of a config that fit the model to a file's weights, as far as names show them."""
+    stem = read_stem(weights)
     if stem != read_stem(expected):
         if stem is None:
             return 'The file has the stem of 4x4 patches: set model.backbone.stem=None.'
         return (
             f"The file has MMEarth's stem: set model.backbone.stem.type={stem['type']} "
-            f'model.backbone.stem.stride={stem["stride"]} model.backbone.in_channels={loaded[ANCHOR].shape[1]}.'
+            f'model.backbone.stem.stride={stem["stride"]} model.backbone.in_channels={weights[ANCHOR].shape[1]}.'
         )
-    is_v1 = has_layer_scale(loaded) and not has_grn(loaded)
-    is_v2 = has_grn(loaded) and not has_layer_scale(loaded)
+    is_v1 = has_layer_scale(weights) and not has_grn(weights)
+    is_v2 = has_grn(weights) and not has_layer_scale(weights)
     if is_v1 and not (has_layer_scale(expected) and not has_grn(expected)):
         return (
             'The file holds ConvNeXt V1: set model.backbone.response_norm=None '

@@ -15,14 +15,17 @@ from torch import nn
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import (
     LAYOUTS,
+    LICENCE,
     ConvNeXtV2Pretrained,
     extract_state_dict,
     from_canonical,
     load_backbone,
     skip_initial_weights_on_resume,
 )
+from mmconvnextv2.checkpoint.conversion import Backbone
 from mmconvnextv2.checkpoint.convert import convert_file
 from mmconvnextv2.checkpoint.load import allow_mmengine_checkpoints, load_file
+from mmconvnextv2.checkpoint.provenance import describe_provenance
 
 
 @pytest.fixture(autouse=True)
@@ -179,13 +182,18 @@ def test_log_of_an_adapted_stem_and_of_dropped_norms(tmp_path):
 
 def test_published_conversions_have_the_licence_too():
     """OpenMMLab's, Hugging Face's and timm's conversions of the official weights are under the same licence."""
-    from mmconvnextv2.checkpoint.pretrained import _licence
+    weights = ConvNeXtV2(NARROW).state_dict()
+
+    def licence(path, layout):
+        return describe_provenance(path, Backbone(layout, weights, []))
 
     base = 'https://download.openmmlab.com/mmclassification/v0/'
-    assert _licence(base + 'convnext-v2/convnext-v2-atto_3rdparty-fcmae_in1k_20230104-07514db4.pth', 'canonical')
-    assert _licence('https://huggingface.co/facebook/convnextv2-tiny-1k-224/resolve/main/a.safetensors', 'huggingface')
-    assert not _licence(base + 'convnext/convnext-tiny_3rdparty_32xb128_in1k_20220124-18abde00.pth', 'canonical')
-    assert not _licence('work_dirs/fcmae/epoch_800.pth', 'canonical')
+    openmmlab = base + 'convnext-v2/convnext-v2-atto_3rdparty-fcmae_in1k_20230104-07514db4.pth'
+    assert LICENCE in licence(openmmlab, 'canonical')
+    hugging_face = 'https://huggingface.co/facebook/convnextv2-tiny-1k-224/resolve/main/a.safetensors'
+    assert LICENCE in licence(hugging_face, 'huggingface')
+    assert not licence(base + 'convnext/convnext-tiny_3rdparty_32xb128_in1k_20220124-18abde00.pth', 'canonical')
+    assert not licence('work_dirs/fcmae/epoch_800.pth', 'canonical')
 
 
 @pytest.mark.parametrize('channels', [1, 2, 4, 6])
