@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from leaf_configs import read_leaf
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
@@ -41,14 +42,14 @@ def rates_of(cfg, per_epoch, lr=1.0):
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: f'{leaf.parent.name}/{leaf.stem}')
 def test_published_schedules_stay(leaf):
     """At the length of a recipe nothing is scaled."""
-    cfg = Config.fromfile(str(leaf))
+    cfg = read_leaf(leaf)
     before = cfg.param_scheduler
     assert fit_schedule(cfg) is None and cfg.param_scheduler == before
 
 
 def test_pretraining_shortened_by_one_override():
     """10 of 800 epochs: half an epoch of warm-up, then the whole cosine, as computed by hand."""
-    cfg = Config.fromfile(str(CONFIGS / 'fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'))
+    cfg = read_leaf(str(CONFIGS / 'fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'))
     cfg.train_cfg.max_epochs = 10
     assert '800 epochs was scaled to 10' in fit_schedule(cfg)
     rates = rates_of(cfg, per_epoch=20)
@@ -60,7 +61,7 @@ def test_pretraining_shortened_by_one_override():
 
 def test_longer_runs_stretch_the_schedule():
     """Twice the epochs: the warm-up is twice as long, and the cosine ends with the run."""
-    cfg = Config.fromfile(str(CONFIGS / 'fcmae/fcmae_convnextv2-a_64xb64-800e_in1k.py'))
+    cfg = read_leaf(str(CONFIGS / 'fcmae/fcmae_convnextv2-a_64xb64-800e_in1k.py'))
     cfg.train_cfg.max_epochs = 1600
     fit_schedule(cfg)
     assert [one['end'] for one in cfg.param_scheduler] == [80, 1600]
@@ -69,7 +70,7 @@ def test_longer_runs_stretch_the_schedule():
 @pytest.mark.parametrize('epochs, milestones', [(12, [64, 88]), (3, [16, 22]), (5, [27, 37])])
 def test_milestones_fall_inside_the_run(epochs, milestones):
     """Steps at 8 and 11 of 12 epochs fall at two thirds and eleven twelfths of any run, to the iteration."""
-    cfg = Config.fromfile(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
+    cfg = read_leaf(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
     cfg.train_cfg.max_epochs = epochs
     fit_schedule(cfg)
     settle_iterations(cfg.param_scheduler, 8, 8 * epochs)
@@ -80,18 +81,18 @@ def test_milestones_fall_inside_the_run(epochs, milestones):
 
 def test_warmup_of_few_images():
     """32 images in batches of 2: 500 warm-up iterations of 192 become 19; COCO's share stays as published."""
-    cfg = Config.fromfile(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
+    cfg = read_leaf(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
     assert 'warm-up of 500 iterations was cut to 19' in settle_iterations(cfg.param_scheduler, 16, 192)
     rates = rates_of(cfg, per_epoch=16)
     assert rates[17] < 0.99 and rates[18:21] == pytest.approx([1.0] * 3)
     assert warmup_iterations(cfg.param_scheduler, 16) == 19
-    coco = Config.fromfile(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
+    coco = read_leaf(str(CONFIGS / 'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'))
     assert settle_iterations(coco.param_scheduler, 7330, 87960) is None and coco.param_scheduler[0]['end'] == 500
 
 
 def test_a_published_share_of_epochs_is_kept():
     """The linear probe warms up for 10 of 90 epochs: 10 epochs have a ninth of warm-up too, which no cap shortens."""
-    cfg = Config.fromfile(str(CONFIGS / 'classification/convnextv2-a_linear-probe_in1k-224.py'))
+    cfg = read_leaf(str(CONFIGS / 'classification/convnextv2-a_linear-probe_in1k-224.py'))
     cfg.train_cfg.max_epochs = 10
     fit_schedule(cfg)
     assert settle_iterations(cfg.param_scheduler, 9, 90) is None
@@ -107,7 +108,7 @@ def test_a_published_share_of_epochs_is_kept():
 )
 def test_the_other_unit_is_an_error_that_names_the_right_one(config, right, wrong):
     """``max_epochs`` of a recipe that counts iterations, and the reverse, end in one line, not in a wrong length."""
-    cfg = Config.fromfile(str(CONFIGS / config))
+    cfg = read_leaf(str(CONFIGS / config))
     cfg.train_cfg[wrong] = 3
     with pytest.raises(UserError, match=f'train_cfg.{wrong}=3: this recipe is counted by train_cfg.{right}'):
         fit_schedule(cfg)
@@ -115,7 +116,7 @@ def test_the_other_unit_is_an_error_that_names_the_right_one(config, right, wron
 
 def test_runs_counted_in_iterations():
     """800 of UperNet's 160k iterations: 8 of warm-up, a linear decay to the end, an evaluation and a checkpoint."""
-    cfg = Config.fromfile(str(CONFIGS / 'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py'))
+    cfg = read_leaf(str(CONFIGS / 'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py'))
     cfg.train_cfg.max_iters = 800
     fit_schedule(cfg)
     rates = rates_of(cfg, per_epoch=10)
@@ -125,7 +126,7 @@ def test_runs_counted_in_iterations():
 
 def test_schedules_that_are_written_on_purpose_stay():
     """``fit_schedule=False``, schedulers without an end, and a constant rate after a warm-up are left as they are."""
-    cfg = Config.fromfile(str(CONFIGS / 'fcmae/fcmae_convnextv2-a_64xb64-800e_in1k.py'))
+    cfg = read_leaf(str(CONFIGS / 'fcmae/fcmae_convnextv2-a_64xb64-800e_in1k.py'))
     cfg.train_cfg.max_epochs, cfg.fit_schedule = 10, False
     assert fit_schedule(cfg) is None
     for schedulers in (

@@ -22,4 +22,4 @@ test_dataloader = val_dataloader
 val_evaluator = dict(
     _delete_=True, type='LVISMetric', ann_file=data_root + 'annotations/lvis_v1_val.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
-default_hooks = dict(checkpoint=dict(save_best='lvis/segm_AP'))
+default_hooks = dict(checkpoint=dict(save_best='lvis/segm_AP', rule='greater'))

@@ -31,7 +31,7 @@ class FP32Outputs:
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple:
         """Predict, for each output of the head, maps (B, channels, H, W) in fp32, one per level."""
-        return to_fp32(super().forward(x))
+        return to_fp32(super().forward(x))  # type: ignore[misc]  # of the head that this is mixed into
 
 
 @MODELS.register_module()

@@ -14,6 +14,7 @@ import miniature_data as mini
 import numpy as np
 import pytest
 import torch
+from leaf_configs import read_leaf
 from mmdet.datasets import CocoDataset, VOCDataset
 from mmengine.config import Config
 from mmengine.registry import DATASETS, EVALUATOR, DefaultScope
@@ -24,7 +25,7 @@ from mmconvnextv2.commands.data_checks import check_data
 from mmconvnextv2.commands.run_tool import run_tool
 from mmconvnextv2.commands.train import parse_train_args, train
 from mmconvnextv2.datasets.lvis import CheckedLVISDataset
-from mmconvnextv2.utils.config import inner_datasets, load_config
+from mmconvnextv2.utils.config import import_scope, inner_datasets
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 WIDTHS = list(NARROW['channels'])
@@ -92,7 +93,9 @@ def home(data, monkeypatch):
 
 
 def read(leaf):
-    return load_config(str(CONFIGS / f'{leaf}.py'))
+    cfg = read_leaf(CONFIGS / f'{leaf}.py')
+    import_scope(cfg)
+    return cfg
 
 
 def shrink(node, factor=8):
@@ -187,8 +190,8 @@ def test_leaf_trains_and_is_evaluated(home, tmp_path, leaf):
     logged = {key: value for line in lines for key, value in json.loads(line).items()}
     losses = {key: value for key, value in logged.items() if 'loss' in key}
     assert len(losses) >= 2 and all(math.isfinite(value) for value in losses.values())
-    [checkpoint] = work_dir.glob('[ei][pt]*_*.pth')
-    moments = torch.load(checkpoint, weights_only=False)['optimizer']['state'].values()
+    last = max(work_dir.glob('[ei][pt]*_*.pth'))
+    moments = torch.load(last, weights_only=False)['optimizer']['state'].values()
     assert all(one['exp_avg'].any() for one in moments if one['exp_avg'].ndim > 1)
     metric = cfg.default_hooks.checkpoint.save_best
     if metric.split('/')[0] == 'lvis' and not find_spec('lvis'):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from leaf_configs import read_leaf
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -59,10 +59,6 @@ def leaves(pattern):
     return sorted(Path(path) for path in glob(str(CONFIGS / pattern)))
 
 
-def load(path):
-    return Config.fromfile(str(path))
-
-
 def steps_of(pipeline, kind):
     return [step for step in pipeline if step.type == kind]
 
@@ -78,7 +74,7 @@ def check_optimizer(cfg, lr, decay_rates):
 def test_mask_rcnn(path):
     """36 epochs at batch 32, AdamW 1e-4, decay and drop path of the sweep, jitter 0.1 to 2 to 1024, soft-NMS after the
     RoI head and ordinary NMS before it, one test scale."""
-    cfg = load(path)
+    cfg = read_leaf(path)
     check_optimizer(cfg, 1e-4, (0.9, 0.95))
     assert cfg.train_cfg.max_epochs == 36 and cfg.param_scheduler[1].milestones == [27, 33]
     assert cfg.auto_scale_lr.base_batch_size == 32 == 8 * cfg.train_dataloader.batch_size
@@ -117,7 +113,7 @@ def check_version(backbone, stem):
 @pytest.mark.parametrize('path', leaves('mask_rcnn/*_1x_coco.py'), ids=lambda path: path.stem)
 def test_mask_rcnn_1x(path):
     """12 epochs at batch 16 and one scale, AdamW 1e-4, fine-tuned weights; everything else as in the 3x recipe."""
-    cfg, long = load(path), load(path.with_name(path.name.replace('_1x_', '_lsj-3x_')))
+    cfg, long = read_leaf(path), read_leaf(path.with_name(path.name.replace('_1x_', '_lsj-3x_')))
     check_optimizer(cfg, 1e-4, (0.95,))
     assert cfg.train_cfg.max_epochs == 12 and cfg.param_scheduler[1].milestones == [8, 11]
     assert cfg.auto_scale_lr.base_batch_size == 16 == 8 * cfg.train_dataloader.batch_size
@@ -133,7 +129,7 @@ def test_mask_rcnn_1x(path):
 @pytest.mark.parametrize('path', leaves('mask_rcnn/*1gpu*.py'), ids=lambda path: path.stem)
 def test_one_gpu(path):
     """Accumulation makes the batch of 32 on one GPU, and the warm-up is as long in images."""
-    cfg, full = load(path), load(path.with_name(path.name.replace('-1gpu', '')))
+    cfg, full = read_leaf(path), read_leaf(path.with_name(path.name.replace('-1gpu', '')))
     assert cfg.train_dataloader.batch_size * cfg.optim_wrapper.accumulative_counts == 32
     assert cfg.param_scheduler[0].end * cfg.train_dataloader.batch_size == full.param_scheduler[0].end * 32
 
@@ -142,7 +138,7 @@ def test_one_gpu(path):
 def test_cascade(size):
     """V1's rates, 36 epochs at batch 16, three 4conv1fc SyncBN heads with GIoU of weight 10, scales 480 to 800."""
     lr, decay, drop_path = CASCADE[size]
-    cfg = load(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fpn_ms-crop-3x_coco.py')
+    cfg = read_leaf(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fpn_ms-crop-3x_coco.py')
     check_optimizer(cfg, lr, (decay,))
     assert cfg.model.backbone.drop_path_rate == drop_path
     assert cfg.train_cfg.max_epochs == 36 and cfg.param_scheduler[1].milestones == [27, 33]
@@ -160,8 +156,8 @@ def test_cascade(size):
 def test_cascade_from_fcmae(size):
     """With FCMAE weights, rates are those of the paper's sweep for them: the stem trains at 0.95 to the power of the
     steps below the head, instead of the 1 % that V1's decay of 0.7 leaves large and huge."""
-    cfg = load(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fcmae_fpn_ms-crop-3x_coco.py')
-    old = load(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fpn_ms-crop-3x_coco.py')
+    cfg = read_leaf(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fcmae_fpn_ms-crop-3x_coco.py')
+    old = read_leaf(CONFIGS / f'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-{size}_fpn_ms-crop-3x_coco.py')
     check_optimizer(cfg, 1e-4, (0.95,))
     assert cfg.model.backbone.drop_path_rate in (0.2, 0.3, 0.4, 0.5)
     assert cfg.model.backbone.init_cfg.checkpoint.endswith('_1k_224_fcmae.pt')
@@ -186,7 +182,7 @@ def learning_rates(cfg, depths):
 def upstream(name):
     scope, _, path = name.partition('::')
     package = Path(__import__(scope).__file__).parent
-    return load(package / '.mim' / 'configs' / f'{path}.py')
+    return read_leaf(package / '.mim' / 'configs' / f'{path}.py')
 
 
 def live_steps(cfg, split):
@@ -214,7 +210,7 @@ def wrappers(dataset):
 def test_data_sets_follow_upstream(leaf):
     """Layout, repetitions, augmentation, test sizes, length, steps and batch are those of the upstream recipe; the
     optimizer is this project's, and its learning rate is warmed up and ends with the run."""
-    cfg, theirs = load(leaves(f'*/{leaf}.py')[0]), upstream(UPSTREAM_SETS[leaf])
+    cfg, theirs = read_leaf(leaves(f'*/{leaf}.py')[0]), upstream(UPSTREAM_SETS[leaf])
     augmented = upstream('mmseg::_base_/datasets/cityscapes') if 'mask2former' in UPSTREAM_SETS[leaf] else theirs
     for split in ('train', 'val'):
         assert places(cfg, split) == places(theirs, split)
@@ -243,7 +239,7 @@ def test_data_sets_follow_upstream(leaf):
 def test_detectors_are_upstream_s(leaf):
     """Neck, heads, assigners and tests are those of the upstream recipe, but for the widths that the neck reads and
     types that compute boxes in float32."""
-    cfg, theirs = load(leaves(f'*/{leaf}.py')[0]).model, upstream(UPSTREAM_MODELS[leaf]).model
+    cfg, theirs = read_leaf(leaves(f'*/{leaf}.py')[0]).model, upstream(UPSTREAM_MODELS[leaf]).model
     assert list(cfg.neck.in_channels) == [96, 192, 384, 768]
     cfg.neck.in_channels = theirs.neck.in_channels
     assert without_types(cfg.neck) == without_types(theirs.neck)
@@ -266,7 +262,7 @@ def without_types(node):
 def test_upernet(path):
     """160k iterations at batch 16, rates and drop path of the sweep, slide test with V1's stride, and test-time
     augmentation at exactly the paper's ratios, each with its mirror image."""
-    cfg = load(path)
+    cfg = read_leaf(path)
     side = 640 if '640x640' in path.stem else 512
     check_optimizer(cfg, 1e-4, (0.8, 0.9))
     assert cfg.train_cfg.max_iters == 160000 and cfg.auto_scale_lr.base_batch_size == 16
@@ -295,7 +291,7 @@ def test_upernet(path):
 )
 def test_boxes_are_made_in_float32(path):
     """Every RoI extractor and the RPN are those that compute in float32 under mixed precision."""
-    model = load(path).model
+    model = read_leaf(path).model
     assert model.rpn_head.type == 'FP32RPNHead'
     extractors = [model.roi_head[key].type for key in model.roi_head if key.endswith('_extractor')]
     assert len(extractors) == 1 + ('mask_head' in model.roi_head) and set(extractors) == {'FP32SingleRoIExtractor'}
@@ -346,5 +342,5 @@ def test_dense_heads_under_bf16(head):
 )
 def test_switches_are_keys(path):
     """Gradient checkpointing and frozen stages are keys of every recipe, off, so that one override switches them on."""
-    backbone = load(path).model.backbone
+    backbone = read_leaf(path).model.backbone
     assert backbone.with_cp is False and backbone.frozen_stages == 0

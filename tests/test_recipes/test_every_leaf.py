@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
+from leaf_configs import read_leaf
 from mmengine.registry import MODELS, init_default_scope
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
@@ -60,7 +60,7 @@ def starts_from_its_size(backbone):
 def test_leaf_builds(leaf, indexed):
     """The model builds, its heads read the backbone's widths, its size is the published one, the leaf is short."""
     assert len(leaf.read_text().splitlines()) <= 25
-    cfg = Config.fromfile(str(leaf))
+    cfg = read_leaf(leaf)
     assert starts_from_its_size(cfg.model.backbone) or '_supervised_' in leaf.stem
     assert cfg.auto_scale_lr.base_batch_size > 0
     cfg.model.backbone.init_cfg = None
