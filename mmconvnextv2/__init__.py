@@ -25,13 +25,13 @@ from .utils.config import read_config, register_names
 from .utils.moved import moved_names, register_moved
 
 # load and its results need more than torch and mmengine: they are imported when they are used
-LAZY = dict(Model='engine.inference', load='engine.inference', get_model='utils.public_models', list_models='utils.public_models')
-__getattr__ = moved_names(__name__, lazy=LAZY)
+LAZY = {'engine.inference': ('Model', 'load'), 'utils.public_models': ('get_model', 'list_models')}
+__getattr__ = moved_names(__name__, lazy={name: home for home, names in LAZY.items() for name in names})
 register_moved()
 register_names()
 
 __all__ = [
     'ARCHS', 'BF16OptimWrapper', 'BestScoreStoppingHook', 'CompileBackboneHook', 'ConvNeXtV2', 'ConvNeXtV2Block',
-    'ConvNeXtV2Pretrained', 'create_backbone', 'get_model', 'list_models', 'load', 'FP16OptimWrapper', 'FiniteLossHook', 'GRN',
-    'PreemptionHook', 'VerifiedCheckpointHook', '__version__', 'read_config'
+    'ConvNeXtV2Pretrained', 'create_backbone', 'get_model', 'list_models', 'load', 'FP16OptimWrapper',
+    'FiniteLossHook', 'GRN', 'PreemptionHook', 'VerifiedCheckpointHook', '__version__', 'read_config'
 ]

@@ -186,7 +186,8 @@ def test_download_ahead(public, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('MMCONVNEXTV2_WEIGHTS_DIR', '')
     photo = image(tmp_path / 'photo.png')
     run_tool(
-        predict, parse_args([NAME, photo, '--out', str(tmp_path / 'out'), '--device', 'cpu', '--weights-dir', str(folder)])
+        predict,
+        parse_args([NAME, photo, '--out', str(tmp_path / 'out'), '--device', 'cpu', '--weights-dir', str(folder)]),
     )
     assert (tmp_path / 'out/labels/photo.png').is_file()
     with pytest.raises(SystemExit):
@@ -224,7 +225,8 @@ def test_table_of_public_checkpoints(public, tmp_path):
             (copy / part.name).symlink_to(part)
     (copy / '.mim' / 'configs').symlink_to(public_models.CONFIGS)
     environment = {**os.environ, 'PYTHONPATH': str(copy.parent)}
-    command = [sys.executable, '-W', 'ignore', str(ROOT / 'benchmarks/public_checkpoints.py'), '--out', str(tmp_path / 'out')]
+    script = str(ROOT / 'benchmarks/public_checkpoints.py')
+    command = [sys.executable, '-W', 'ignore', script, '--out', str(tmp_path / 'out')]
     for _ in range(2):
         run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr

@@ -1,5 +1,5 @@
-# ConvNeXt V1 (arXiv 2201.03545): the backbone without GRN and with LayerScale, and what depends on its size. Addresses are
-# those of the official weights (MIT). Downstream recipes start LayerScale at 1, and then load it.
+# ConvNeXt V1 (arXiv 2201.03545): the backbone without GRN and with LayerScale, and what depends on its size.
+# Addresses are those of the official weights (MIT). Downstream recipes start LayerScale at 1, and then load it.
 v1 = dict(response_norm=None, layer_scale_init_value=1.0)
 weights_v1 = 'https://dl.fbaipublicfiles.com/convnext/'
 sizes_v1 = dict(

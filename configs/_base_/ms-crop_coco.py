@@ -1,5 +1,5 @@
-# COCO with ConvNeXt V1's augmentation for detectors, which is DETR's: the image at one of eleven sizes, or a crop of it.
-# 8 GPUs x 2 images.
+# COCO with ConvNeXt V1's augmentation for detectors, which is DETR's: the image at one of eleven sizes, or a crop of
+# it. 8 GPUs x 2 images.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 scales = [(short, 1333) for short in range(480, 801, 32)]
 crop = [

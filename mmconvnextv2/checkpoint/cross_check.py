@@ -158,7 +158,7 @@ def _run_hugging_face_dinov3(
     named = {inner * name.startswith('stages.') + name: value for name, value in weights.items()}
     load_strictly(model, named, CONVERTED, ('layer_norm.',))
     outputs, last_map = _run_and_watch(model, (model.model if inner else model).stages[-1], images)
-    return last_map, outputs.pooler_output if spec.has_norm else None
+    return last_map, outputs.pooler_output if spec.has_norm else None  # type: ignore[attr-defined]
 
 
 CONVERTED = 'the converted file'

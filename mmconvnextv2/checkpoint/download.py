@@ -124,7 +124,7 @@ def _fetch_once(url: str, target: str, check: Callable[[str], object] | None) ->
         raise UserError(
             f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the network, or '
             'download the file elsewhere and pass its path: model.backbone.init_cfg.checkpoint=FILE in training; '
-            'model.backbone.init_cfg=None starts from random weights. --weights-dir names a folder of downloaded weights'
+            'model.backbone.init_cfg=None starts from random weights; --weights-dir names a folder of downloads'
         ) from error
 
 
@@ -151,7 +151,9 @@ def _lock(part: str, target: str) -> BinaryIO:
     while True:
         file = open(part, 'a+b')
         fcntl.flock(file, fcntl.LOCK_EX)
-        if os.path.exists(target) or (os.path.exists(part) and os.path.samestat(os.fstat(file.fileno()), os.stat(part))):
+        if os.path.exists(target) or (
+            os.path.exists(part) and os.path.samestat(os.fstat(file.fileno()), os.stat(part))
+        ):
             return file
         file.close()  # another one removed it meanwhile
 
@@ -268,7 +270,9 @@ def _ask(url: str, file: BinaryIO, start: int) -> HTTPResponse:
         if error.code != RANGE_NOT_SATISFIABLE:
             raise
         return _open(url, {})
-    if answer.status == PARTIAL_CONTENT and not (answer.headers.get('Content-Range') or '').startswith(f'bytes {start}-'):
+    if answer.status == PARTIAL_CONTENT and not (answer.headers.get('Content-Range') or '').startswith(
+        f'bytes {start}-'
+    ):
         answer.close()
         return _open(url, {})
     return answer

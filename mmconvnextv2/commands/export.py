@@ -56,7 +56,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
 def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument('config', help='config file of any recipe, or the name of a public model')
     parser.add_argument(
-        'checkpoint', nargs='?', help='checkpoint that it trained; with --part backbone in any layout; none after a name'
+        'checkpoint',
+        nargs='?',
+        help='checkpoint that it trained; with --part backbone in any layout; none after a name',
     )
     parser.add_argument('out', nargs='?', metavar=f'OUT{suffix}', help='the file to write')
     parser.add_argument(

@@ -42,7 +42,7 @@ def to_fp32(value: Nested) -> Nested:
     if type(value) in (list, tuple):
         return type(value)(to_fp32(each) for each in value)  # type: ignore
     if type(value) is dict:
-        return {key: to_fp32(each) for key, each in value.items()}  # type: ignore[return-value]
+        return {key: to_fp32(each) for key, each in value.items()}  # type: ignore
     return value
 
 

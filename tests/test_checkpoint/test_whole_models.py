@@ -96,8 +96,8 @@ def outputs(model, scope):
 @pytest.mark.parametrize('scope, theirs, ours', PAIRS, ids=lambda text: text[:12])
 @pytest.mark.parametrize('form', ['OpenMMLab', 'Meta AI'])
 def test_public_models_of_convnext_v1(tmp_path, scope, theirs, ours, form):
-    """A file as MMDetection 2, MMSegmentation 0.x or Meta AI's code wrote it, under DistributedDataParallel or not, loads
-    strictly into our recipe, whose outputs are then those of MMDetection's or MMSegmentation's own model."""
+    """A file as MMDetection 2, MMSegmentation 0.x or Meta AI's code wrote it, under DistributedDataParallel or not,
+    loads strictly into our recipe, whose outputs are then those of MMDetection's or MMSegmentation's own model."""
     model = build_theirs(scope, theirs)
     state = model.state_dict() if form == 'OpenMMLab' else as_official(model.state_dict())
     assert form == 'OpenMMLab' or any('.dwconv.' in name for name in state)

@@ -51,8 +51,9 @@ def starts_from_its_size(backbone):
     checkpoint = backbone.init_cfg.checkpoint
     recipe = checkpoint.split('/')[1]
     trained_here = any(leaf.stem == recipe and f'-{backbone.arch[0]}_' in recipe for leaf in LEAVES)
+    version = 'convnextv2' if backbone.get('response_norm', True) else 'convnext'
     return backbone.init_cfg.type == 'ConvNeXtV2Pretrained' and (
-        f'{"convnextv2" if backbone.get("response_norm", True) else "convnext"}_{backbone.arch}_' in checkpoint or trained_here
+        f'{version}_{backbone.arch}_' in checkpoint or trained_here
     )
 
 

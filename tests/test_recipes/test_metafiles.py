@@ -24,7 +24,8 @@ SOURCE = re.compile(
     r'(arXiv 2301\.00808|README of facebookresearch/ConvNeXt(-V2)?)(, (table|section) [\d.]+[a-f]?)?'
     r'(, after fine-tuning)?'
 )
-METRICS = {name: name for name in ('box AP', 'mask AP', 'mIoU')} | {'Top 1 Accuracy': 'top-1', 'mIoU (multi-scale)': 'mIoU'}
+METRICS = {name: name for name in ('box AP', 'mask AP', 'mIoU')}
+METRICS |= {'Top 1 Accuracy': 'top-1', 'mIoU (multi-scale)': 'mIoU'}
 
 
 def results(entry):

@@ -38,9 +38,9 @@ def load(
     Args:
         config (str | Config): Config file of a detector, segmentor or classifier, the name of a public model, or what
             :func:`~mmconvnextv2.utils.config.load_config` made of it.
-        checkpoint (str, optional): Path or URL of a checkpoint that it trained, or of public weights of the same model in
-            any layout. It is read by an unpickler that builds
-            data only, and the process's settings of torch stay as they are. Defaults to None, the public model's.
+        checkpoint (str, optional): Path or URL of a checkpoint that it trained, or of public weights of the same model
+            in any layout. It is read by an unpickler that builds data only, and the process's settings of torch stay as
+            they are. Defaults to None, the public model's.
         device (str | torch.device, optional): Where the model runs. Defaults to None, the first GPU or else the CPU.
         options (dict, optional): Overrides of the config by dotted key. Defaults to None.
 
