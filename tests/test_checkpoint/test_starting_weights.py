@@ -274,7 +274,7 @@ def test_the_error_gives_the_overrides(tmp_path, file, model, advice):
         ('official-dense', V1, 'convnext_tiny_1k_224_ema.pth', 'ConvNeXt', 'V1 weights are licensed MIT'),
         ('official-dense', {}, 'convnextv2_tiny_1k_224_ema.pt', 'ConvNeXt V2', 'CC BY-NC 4.0'),
         ('timm', V1, 'https://huggingface.co/timm/convnext_tiny.fb_in1k/x', 'ConvNeXt, converted', 'Apache-2.0'),
-        ('timm', V1, 'eupeptic/spark-plug/sparkling.pth', None, ''),
+        ('timm', V1, 'eupeptic/sparkling.pth', None, ''),
         ('canonical', {}, 'work_dirs/dinov3_start/epoch_12.pth', None, ''),
     ],
 )
