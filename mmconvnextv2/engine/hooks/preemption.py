@@ -12,6 +12,7 @@ import torch
 from mmengine.dist import all_reduce, is_distributed
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
 
 from ...utils.errors import UserError
 from .checkpoint import ATOMIC, write_last_checkpoint
@@ -69,11 +70,12 @@ class PreemptionHook(Hook):
         self._handlers = {}
 
     def before_run(self, runner) -> None:
-        """Install the signal handlers, and make the data loader's workers ignore the signal."""
-        if threading.current_thread() is not threading.main_thread():
+        """Install the signal handlers of a training, and make the data loader's workers ignore the signal."""
+        # runner.train_loop would build the loop, and with it read the training data
+        if threading.current_thread() is not threading.main_thread() or not isinstance(runner._train_loop, BaseLoop):
             return
         self._handlers = {number: signal.signal(number, self._request_stop) for number in self.signals}
-        loader = getattr(getattr(runner, 'train_loop', None), 'dataloader', None)
+        loader = getattr(runner._train_loop, 'dataloader', None)
         if loader is not None and signal.SIGTERM in self._handlers:
             loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
 
