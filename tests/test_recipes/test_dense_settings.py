@@ -20,6 +20,7 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 # V1's Cascade recipes: learning rate, layer decay, drop path; large and huge as V1's large from ImageNet-22K
 CASCADE = dict(t=(2e-4, 0.7, 0.4), b=(2e-4, 0.8, 0.7), l=(1e-4, 0.7, 0.7), h=(1e-4, 0.7, 0.7))
 DENSE = ('mask_rcnn', 'cascade_mask_rcnn', 'faster_rcnn', 'retinanet', 'atss', 'upernet', 'semantic_fpn')
+HEADS = ('dino', 'ddq', 'mask2former', 'rtmdet')
 RATIOS = (0.75, 0.875, 1.0, 1.125, 1.25)
 DEPTHS = dict(t=(3, 3, 9, 3), b=(3, 3, 27, 3), l=(3, 3, 27, 3), h=(3, 3, 27, 3))
 SUPERVISED = dict(convnextv1='/convnext_{}_1k_224_ema.pth', convnextv2='work_dirs/{}_supervised_in1k-224/epoch_300.pth')
@@ -337,7 +338,8 @@ def test_dense_heads_under_bf16(head):
 
 @pytest.mark.parametrize(
     'path',
-    [path for task in DENSE for path in leaves(f'{task}/*.py')],
+    [path for task in DENSE for size in 'tb' for path in leaves(f'{task}/*-{size}_*.py')]
+    + [path for task in HEADS for path in leaves(f'{task}/*-t_*.py')],
     ids=lambda path: path.stem,
 )
 def test_switches_are_keys(path):
