@@ -39,7 +39,7 @@ def shrink(side):
 
 
 def narrow_model(model, num_classes=None):
-    """Make ``cfg.model`` small in place: widths, layers of transformers, queries, and classes if given."""
+    """Make ``cfg.model`` small in place: widths, layers of transformers, queries, padding, and classes if given."""
     model.backbone.update(arch=ARCH, init_cfg=None)
     if 'auxiliary_head' in model:
         model.auxiliary_head.in_channels = CHANNELS[model.auxiliary_head.in_index]
@@ -56,6 +56,7 @@ def narrow_model(model, num_classes=None):
             part['train_cfg']['num_points'] = 64
         if num_classes is not None:
             set_num_classes(part, num_classes)
+    shrink_sides(model.data_preprocessor)
     return model
 
 
@@ -82,15 +83,18 @@ def set_num_classes(part, num_classes):
         part['class_weight'] = [1.0] * (things + stuff) + [0.1]
 
 
-def shrink_images(cfg):
-    """Shrink all sides in pixels that pipelines, the preprocessor and sliding windows use; keep few detections, of any
-    score."""
-    loaders = [cfg[f'{split}_dataloader'] for split in ('train', 'val', 'test')]
-    windows = [cfg.model.get('test_cfg', {})] if 'stride' in cfg.model.get('test_cfg', {}) else []
-    for part in dicts_of([loaders, cfg.get('custom_hooks', []), cfg.model.data_preprocessor, windows]):
-        for name in SIDES:
-            if part.get(name):
+def shrink_sides(*parts):
+    """Shrink everything that is a number of pixels by its name, in place."""
+    for part in dicts_of(parts):
+        for name in set(SIDES) & set(part):
+            if part[name]:
                 part[name] = shrink(part[name])
+
+
+def shrink_images(cfg):
+    """Shrink all sides in pixels that pipelines and sliding windows use; keep few detections, of any score."""
+    windows = [cfg.model.get('test_cfg', {})] if 'stride' in cfg.model.get('test_cfg', {}) else []
+    shrink_sides(*(cfg[f'{split}_dataloader'] for split in ('train', 'val', 'test')), cfg.get('custom_hooks'), windows)
     for window in windows:
         window['stride'] = shrink(window['stride'])
     for part in dicts_of(cfg.model.get('test_cfg', {})):

@@ -35,29 +35,24 @@ SETTINGS = {
     'mask2former/mask2former_convnextv2-t_160k_ade20k-512x512': (1e-4, 0.05, 0.8, 0.01),
 }
 STEPPED = [name for name in SETTINGS if 'panoptic' not in name and not ('dino' in name and '-b_' in name)]
+M2F = 'mask2former/mask2former_convnextv2'
 UPSTREAM = {  # ours: theirs, and how many epochs or iterations it takes
-    'dino/dino_convnextv2-{}_4scale-12e_coco': ('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', 12),
-    'dino/dino_convnextv2-{}_4scale-36e_coco': ('mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py', 36),
-    'ddq/ddq-detr_convnextv2-{}_4scale-12e_coco': ('mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py', 12),
-    'rtmdet/rtmdet-l_convnextv2-{}_100e_coco': ('mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py', 100),
-}
-M2F = 'mmdet::mask2former/mask2former_'
-UPSTREAM = {name.format(size): theirs for name, theirs in UPSTREAM.items() for size in 'tbl'} | {
-    'mask2former/mask2former_convnextv2-b_lsj-50e_coco': (f'{M2F}swin-s-p4-w7-224_8xb2-lsj-50e_coco.py', 368750),
-    'mask2former/mask2former_convnextv2-b_lsj-50e_coco-panoptic': (
-        f'{M2F}swin-b-p4-w12-384_8xb2-lsj-50e_coco-panoptic.py',
+    'dino/dino_convnextv2-b_4scale-12e_coco': ('mmdet::dino/dino-4scale_r50_8xb2-12e_coco', 12),
+    'dino/dino_convnextv2-b_4scale-36e_coco': ('mmdet::dino/dino-4scale_r50_8xb2-36e_coco', 36),
+    'ddq/ddq-detr_convnextv2-b_4scale-12e_coco': ('mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco', 12),
+    'rtmdet/rtmdet-l_convnextv2-b_100e_coco': ('mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco', 100),
+    f'{M2F}-b_lsj-50e_coco': ('mmdet::mask2former/mask2former_swin-s-p4-w7-224_8xb2-lsj-50e_coco', 368750),
+    f'{M2F}-b_lsj-50e_coco-panoptic': (
+        'mmdet::mask2former/mask2former_swin-b-p4-w12-384_8xb2-lsj-50e_coco-panoptic',
         368750,
     ),
-    'mask2former/mask2former_convnextv2-l_lsj-100e_coco-panoptic': (
-        f'{M2F}swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic.py',
+    f'{M2F}-l_lsj-100e_coco-panoptic': (
+        'mmdet::mask2former/mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic',
         737500,
     ),
-    'mask2former/mask2former_convnextv2-t_160k_ade20k-512x512': (
-        'mmseg::mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512.py',
-        160000,
-    ),
-    'mask2former/mask2former_convnextv2-l_160k_ade20k-640x640': (
-        'mmseg::mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-160k_ade20k-640x640.py',
+    f'{M2F}-t_160k_ade20k-512x512': ('mmseg::mask2former/mask2former_swin-t_8xb2-160k_ade20k-512x512', 160000),
+    f'{M2F}-l_160k_ade20k-640x640': (
+        'mmseg::mask2former/mask2former_swin-l-in22k-384x384-pre_8xb2-160k_ade20k-640x640',
         160000,
     ),
 }
@@ -125,7 +120,7 @@ def test_schedule_and_augmentation_are_upstream_s(name):
     """Length, batch, steps, queries and augmentation are those of the closest upstream config, apart from classes that
     check what they read; MMDetection's DINO has no warm-up."""
     cfg, (source, length) = load(name), UPSTREAM[name]
-    theirs = get_config(source)
+    theirs = get_config(f'{source}.py')
     assert length == (cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters)
     assert theirs.train_cfg.to_dict() == {key: cfg.train_cfg[key] for key in theirs.train_cfg}
     ours_steps, their_steps = (_last_scheduler(each) for each in (cfg, theirs))
