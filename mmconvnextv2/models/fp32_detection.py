@@ -63,6 +63,8 @@ class FP32RTMDetSepBNHead(FP32Outputs, RTMDetSepBNHead):
     error of a logit into a relative error of a distance in pixels.
     """
 
+    rtm_reg: nn.ModuleList
+
     def _init_layers(self) -> None:
         super()._init_layers()
         size = self.pred_kernel_size

@@ -7,12 +7,10 @@ The former cast their inputs once and run with autocast off: autocast stays acti
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
-
-Nested = TypeVar('Nested')
 
 
 @overload
@@ -35,14 +33,14 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False) if _knows_autocast(device.type) else nullcontext()
 
 
-def to_fp32(value: Nested) -> Nested:
+def to_fp32(value: Any) -> Any:
     """Convert floating-point tensors to fp32, also inside lists, tuples and dicts; return everything else unchanged."""
     if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value  # type: ignore[return-value]
+        return value.float() if value.is_floating_point() else value
     if type(value) in (list, tuple):
-        return type(value)(to_fp32(each) for each in value)  # type: ignore
+        return type(value)(to_fp32(each) for each in value)
     if type(value) is dict:
-        return {key: to_fp32(each) for key, each in value.items()}  # type: ignore
+        return {key: to_fp32(each) for key, each in value.items()}
     return value
 
 
