@@ -7,7 +7,7 @@ unusable; ``Outputs.library`` then says why.
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -173,7 +173,7 @@ LIBRARIES = {  # by layout, or by the first word of its name
 }
 
 
-def _run_and_watch(model: nn.Module, watched: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def _run_and_watch(model: nn.Module, watched: nn.Module, images: Tensor) -> tuple[Any, Tensor]:
     """Return a model's output, and the output of one of its modules."""
     model.eval()  # not chained: mmpretrain's eval() returns None
     seen = []
