@@ -113,10 +113,11 @@ def upstream(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def leaves(session: nox.Session) -> None:
-    """Train and evaluate every detection and segmentation recipe, made small, on a generated data set."""
+    """Train and evaluate every detection and segmentation recipe, made small, on generated data sets."""
     borrow(session)
-    session.env['PYTHONPATH'] = str(ROOT)
-    session.run('python', '-m', 'pytest', 'tests/train_every_leaf.py', *(session.posargs or ['-n', '2']))
+    session.env.update(PYTHONPATH=str(ROOT), MMCONVNEXTV2_EVERY_LEAF='1')
+    files = ('tests/train_every_leaf.py', 'tests/test_recipes/test_data_sets.py')
+    session.run('python', '-m', 'pytest', *files, *(session.posargs or ['-n', '2']))
 
 
 @nox.session(python='3.11')

@@ -69,6 +69,6 @@ class FP32RTMDetSepBNHead(FP32Outputs, RTMDetSepBNHead):
         super()._init_layers()
         size = self.pred_kernel_size
         self.rtm_reg = nn.ModuleList(
-            FP32Conv2d(conv.in_channels, conv.out_channels, size, padding=size // 2)
-            for conv in self.rtm_reg  # type: ignore[has-type]
+            FP32Conv2d(conv.in_channels, conv.out_channels, size, padding=size // 2)  # type: ignore[arg-type]
+            for conv in self.rtm_reg
         )
