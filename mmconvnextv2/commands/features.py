@@ -16,7 +16,7 @@ from ..analysis.measures import ClassSelectivity, RunningStats, cosine_distance,
 from ..analysis.models import HELP, AnalyzedModel, load_subjects
 from ..datasets.labelled_folder import LabelledImages, choose_images, choose_labelled, load_batch
 from ..utils.errors import UserError
-from .arguments import add_traceback
+from .arguments import add_traceback, add_weights_dir
 
 TOOL = 'python tools/analyze_features.py'
 EXAMPLES = f"""examples:
@@ -292,6 +292,7 @@ def _subcommand(tools: argparse.Action, name: str, run: object, text: str) -> ar
         help='cpu or cuda (default: a GPU if there is one)',
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the sampled images (default 0)')
+    add_weights_dir(parser)
     add_traceback(parser)
     return parser
 
