@@ -21,6 +21,7 @@ CHANNELS = [32, 64, 128, 192]  # half of them divide into the 32 groups of a Gro
 ARCH = dict(depths=(1, 1, 1, 1), channels=tuple(CHANNELS))
 SIDES = ('scale', 'scales', 'size', 'crop_size', 'img_scale', 'max_size')
 LAYERS = dict(encoder=1, decoder=2, transformer_decoder=3)
+FEW = dict(num_queries=20, num_dn_queries=5, nms_pre=100, max_per_img=50, max_per_image=50, fc_out_channels=64)
 
 
 def dicts_of(value):
@@ -43,15 +44,19 @@ def narrow_model(model, num_classes=None):
     model.backbone.update(arch=ARCH, init_cfg=None)
     if 'auxiliary_head' in model:
         model.auxiliary_head.in_channels = CHANNELS[model.auxiliary_head.in_index]
+    for head in ('decode_head', 'auxiliary_head'):
+        if 'channels' in model.get(head, {}):
+            model[head].channels = CHANNELS[0]
     for part in dicts_of(model):
         if isinstance(part.get('in_channels'), (list, tuple)):
             part['in_channels'] = CHANNELS[-len(part['in_channels']) :]
         for name in set(LAYERS) & set(part):
             if 'num_layers' in part[name]:
                 part[name]['num_layers'] = LAYERS[name]
-        for name, value in dict(num_queries=20, num_dn_queries=5).items():
-            if name in part:
-                part[name] = value
+        for name in set(FEW) & set(part):
+            part[name] = FEW[name]
+        if part.get('type') == 'RandomSampler':
+            part['num'] = 16
         if 'num_points' in (part.get('train_cfg') or {}):
             part['train_cfg']['num_points'] = 64
         if num_classes is not None:
@@ -92,15 +97,14 @@ def shrink_sides(*parts):
 
 
 def shrink_images(cfg):
-    """Shrink all sides in pixels that pipelines and sliding windows use; keep few detections, of any score."""
+    """Shrink all sides in pixels that pipelines and sliding windows use; keep detections of any score."""
     windows = [cfg.model.get('test_cfg', {})] if 'stride' in cfg.model.get('test_cfg', {}) else []
     shrink_sides(*(cfg[f'{split}_dataloader'] for split in ('train', 'val', 'test')), cfg.get('custom_hooks'), windows)
     for window in windows:
         window['stride'] = shrink(window['stride'])
     for part in dicts_of(cfg.model.get('test_cfg', {})):
-        for name, value in dict(score_thr=0.0, max_per_img=50, max_per_image=50).items():
-            if name in part:
-                part[name] = value
+        if 'score_thr' in part:
+            part['score_thr'] = 0.0
 
 
 def use_embedded(cfg, data):
