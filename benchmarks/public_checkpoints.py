@@ -76,7 +76,7 @@ def measured(metrics: dict | str) -> str:
     if isinstance(metrics, str):
         return f'failed: {metrics}'
     found = [f'{metrics[key] * factor:.1f} {name}' for key, (name, factor) in METRICS.items() if key in metrics]
-    return ', '.join(found) or 'no known metric'
+    return ', '.join(found) or 'none, as when nothing was detected'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
