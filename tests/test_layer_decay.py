@@ -145,7 +145,7 @@ def test_rates_of_convnext_v1(kind, arch):
         model,
         dict(
             optimizer=dict(type='AdamW', lr=2.0, weight_decay=0.05),
-            constructor='LearningRateDecayOptimizerConstructor',
+            constructor='mmseg.LearningRateDecayOptimizerConstructor',
             paramwise_cfg=dict(decay_rate=0.9, decay_type=kind, num_layers=6 if arch == 'tiny' else 12),
         ),
     ).optimizer.param_groups

@@ -132,8 +132,10 @@ def test_requirements_are_the_versions_that_work(site):
 
 
 def test_names_of_configs_are_unique():
-    """``mim train mmconvnextv2 NAME`` finds a recipe by its file's name, so no two recipes have the same."""
-    names = [path.name for path in (ROOT / 'configs').rglob('*.py') if path.parent.name not in ('_base_', 'quickstart')]
+    """``mim train mmconvnextv2 NAME`` finds a recipe by its file's name, so no two recipes have the same. ``swaps`` has
+    names of 0.1, behind those of the recipes in alphabetical order."""
+    others = ('_base_', 'quickstart', 'swaps')
+    names = [path.name for path in (ROOT / 'configs').rglob('*.py') if path.parent.name not in others]
     assert len(names) == len(set(names)) > 50
 
 

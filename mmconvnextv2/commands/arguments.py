@@ -23,9 +23,7 @@ class SetWeightsDir(Action):
     """Set the folder of downloaded weights for this process and those that it starts."""
 
     def __call__(self, parser: ArgumentParser, args: Namespace, values: Any, option: str | None = None) -> None:
-        """Check and set the folder."""
-        if not os.path.isdir(os.path.expanduser(values)):
-            parser.error(f'{option} {values}: is not a folder; `python -m mmconvnextv2 models --download` fills one')
+        """Set the folder; a download creates it."""
         os.environ[WEIGHTS_DIR] = os.path.abspath(os.path.expanduser(values))
 
 

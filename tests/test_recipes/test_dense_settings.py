@@ -259,7 +259,43 @@ def without_types(node):
     return node.replace('FP32', '') if isinstance(node, str) else node
 
 
-@pytest.mark.parametrize('path', leaves('upernet/*ade20k*.py'), ids=lambda path: path.stem)
+V1 = {  # README and configs of facebookresearch/ConvNeXt: learning rate, decay, drop path
+    'mask-rcnn_convnextv1-t_fpn_ms-crop-3x_coco': (1e-4, 0.95, 0.4),
+    'cascade-mask-rcnn_convnextv1-t_fpn_ms-crop-3x_coco': (2e-4, 0.7, 0.4),
+    'cascade-mask-rcnn_convnextv1-s_fpn_ms-crop-3x_coco': (2e-4, 0.7, 0.6),
+    'cascade-mask-rcnn_convnextv1-b_fpn_ms-crop-3x_coco': (2e-4, 0.8, 0.7),
+    'cascade-mask-rcnn_convnextv1-b_fpn_in22k-ms-crop-3x_coco': (1e-4, 0.8, 0.6),
+    'cascade-mask-rcnn_convnextv1-l_fpn_in22k-ms-crop-3x_coco': (1e-4, 0.7, 0.7),
+    'cascade-mask-rcnn_convnextv1-xl_fpn_in22k-ms-crop-3x_coco': (1e-4, 0.7, 0.8),
+    'upernet_convnextv1-t_160k_ade20k-512x512': (1e-4, 0.9, 0.4),
+    'upernet_convnextv1-s_160k_ade20k-512x512': (1e-4, 0.9, 0.3),
+    'upernet_convnextv1-b_160k_ade20k-512x512': (1e-4, 0.9, 0.4),
+    'upernet_convnextv1-b_in22k-160k_ade20k-640x640': (1e-4, 0.9, 0.4),
+    'upernet_convnextv1-l_in22k-160k_ade20k-640x640': (1e-4, 0.9, 0.4),
+    'upernet_convnextv1-xl_in22k-160k_ade20k-640x640': (8e-5, 0.9, 0.4),
+}
+
+
+@pytest.mark.parametrize('name', V1)
+def test_convnext_v1(name):
+    """ConvNeXt V1's recipes have the published rates, decay per stage or per group, drop path, start and schedule."""
+    (path,) = CONFIGS.glob(f'*/{name}.py')
+    cfg, is_segmentor = read_leaf(path), name.startswith('upernet')
+    lr, decay, drop_path = V1[name]
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(lr) and cfg.optim_wrapper.optimizer.weight_decay == 0.05
+    paramwise = cfg.optim_wrapper.paramwise_cfg
+    assert (paramwise.decay_rate, paramwise.decay_type) == (decay, 'stage_wise' if is_segmentor else 'group_wise')
+    backbone = cfg.model.backbone
+    assert (backbone.drop_path_rate, backbone.response_norm, backbone.layer_scale_init_value) == (drop_path, None, 1.0)
+    assert backbone.init_cfg.checkpoint.endswith('_22k_224.pth' if 'in22k' in name else '_1k_224.pth')
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.train_cfg.get('max_iters', cfg.train_cfg.get('max_epochs')) == (160000 if is_segmentor else 36)
+
+
+PAPER_UPERNET = [path for path in leaves('upernet/*ade20k*.py') if path.stem not in V1]
+
+
+@pytest.mark.parametrize('path', PAPER_UPERNET, ids=lambda path: path.stem)
 def test_upernet(path):
     """160k iterations at batch 16, rates and drop path of the sweep, slide test with V1's stride, and test-time
     augmentation at exactly the paper's ratios, each with its mirror image."""

@@ -134,7 +134,7 @@ def test_bad_checkpoint(tools, tmp_path, bad_files, kind, use):
         init_cfg=lambda: tools.train('upernet', work_dir, f'model.backbone.init_cfg.checkpoint={file}'),
         test=lambda: tools.test('upernet', file, work_dir, arguments=['--out', str(work_dir / 'out.pkl')]),
     )
-    foreign = 'no known ConvNeXt V2 layout' if use == 'init_cfg' else 'of another model'
+    foreign = 'no known ConvNeXt layout' if use == 'init_cfg' else 'of another model'
     reason = dict(truncated='truncated or damaged', foreign=foreign, missing='')[kind]
     named = () if (kind, use) == ('foreign', 'init_cfg') else (str(file),)
     refused(calls[use], work_dir, reason, *named)
