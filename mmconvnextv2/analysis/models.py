@@ -20,7 +20,7 @@ from ..checkpoint.strict import load_strictly
 from ..models.convnext_v2 import ARCHS, ConvNeXtV2
 from ..utils.config import IMAGENET, read_config, read_normalization
 from ..utils.errors import UserError
-from ..utils.public_models import find_model, get_model
+from ..utils.public_models import find_model
 
 RANDOM = 'random'
 HELP = f"""LABEL names the model in figures. SOURCE and WEIGHTS are one of:
@@ -86,8 +86,8 @@ def load_subject(label: str, source: str, weights: str | None = None, device: st
         model = LIBRARIES[library](name, weights)
     elif source.endswith('.py'):
         model, mean, std = _load_config(source, _required(weights, source))
-    elif find_model(source) is not None:
-        model, mean, std = _load_config(get_model(source).config, weights or source)
+    elif (public := find_model(source)) is not None:
+        model, mean, std = _load_config(public.config, weights or source)
     elif source in ARCHS:
         model = _filled(ConvNeXtV2(source), _required(weights, source))
     elif weights is None:

@@ -28,6 +28,7 @@ from .conversion import (
 from .load import load_file
 from .provenance import describe_provenance
 from .state_dict import extract_state_dict
+from .whole_model import with_canonical_backbone
 
 GRN_CHANGES = {  # log message for each value of ``grn``, with its cost in the paper's table 2 (f), ConvNeXt-Base
     None: '',
@@ -52,7 +53,12 @@ def load_backbone(model: nn.Module, path: str, weights: str = 'default', grn: st
         ValueError: If a weight other than an output norm is missing, unexpected or of a wrong shape, or if ``grn`` has
             nothing to change. Only the stem adapts, to another number of input channels.
     """
-    load_into(model, read_backbone(extract_state_dict(load_file(path), weights)), path, grn)
+    load_into(model, _read(path, weights), path, grn)
+
+
+def _read(path: str, weights: str = 'default') -> Backbone:
+    """Read the backbone of a file, also of a whole detector or segmentor."""
+    return read_backbone(with_canonical_backbone(extract_state_dict(load_file(path), weights)))
 
 
 def load_into(model: nn.Module, found: Backbone, path: str, grn: str | None = None, log: bool = True) -> None:
@@ -237,5 +243,5 @@ def create_backbone(
     if weights is None:
         initialize(model, dict(INIT_CFG))  # init_weights would log every parameter
     else:
-        load_into(model, read_backbone(extract_state_dict(load_file(weights))), weights, log=False)
+        load_into(model, _read(weights), weights, log=False)
     return model.eval()

@@ -26,14 +26,15 @@ def whole_model_weights(content: dict, weights: str = 'default') -> dict[str, Te
     Returns:
         dict[str, Tensor]: All weights of the file. Names of a known layout become canonical ones; others stay.
     """
-    state = extract_state_dict(content, weights)
-    if state and all(name.startswith('module.') for name in state):  # DistributedDataParallel
+    state = with_canonical_backbone(extract_state_dict(content, weights))
+    return state if any(name.startswith(BACKBONE) for name in state) else _as_classifier(state)
+
+
+def with_canonical_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights ``backbone.*`` of a whole model to canonical ones, without DistributedDataParallel's prefix."""
+    if state and all(name.startswith('module.') for name in state):
         state = {name.removeprefix('module.'): value for name, value in state.items()}
     backbone = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}
-    return _with_canonical_backbone(state, backbone) if backbone else _as_classifier(state)
-
-
-def _with_canonical_backbone(state: dict[str, Tensor], backbone: dict[str, Tensor]) -> dict[str, Tensor]:
     norms = {name: value for name, value in backbone.items() if OUTPUT_NORM.fullmatch(name)}
     rest = {name: value for name, value in backbone.items() if name not in norms}
     if not _is_foreign(rest):

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from ..utils.errors import UserError
 
-DECAY_TYPES = ('layer_wise', 'group_wise', 'stage_wise')
 BLOCKS_PER_GROUP = 3
 
 
@@ -58,6 +57,7 @@ def _stage_layer_id(stage: int, block: int, depths: Sequence[int]) -> int:
 
 
 LAYER_IDS = dict(layer_wise=_block_layer_id, group_wise=_group_layer_id, stage_wise=_stage_layer_id)
+DECAY_TYPES = tuple(LAYER_IDS)
 
 
 def layer_depth(name: str, depths: Sequence[int], decay_type: str = 'group_wise') -> tuple[int, int]:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from framework_models import make_runner
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from small_models import NARROW
 from torch import nn
 
 import mmconvnextv2
+from mmconvnextv2 import ConvNeXtV2
+from mmconvnextv2.checkpoint import load_backbone
 from mmconvnextv2.checkpoint.whole_model import whole_model_weights
 from mmconvnextv2.engine.hooks.matching_weights import MatchingWeightsHook
 from mmconvnextv2.utils.config import import_scope, load_config
@@ -106,6 +109,10 @@ def test_public_models_of_convnext_v1(tmp_path, scope, theirs, ours, form):
         content = dict(state_dict={f'module.{name}': value for name, value in state.items()})
     torch.save(content, tmp_path / 'public.pth')
     loaded = mmconvnextv2.load(narrow(load_config(ours)), str(tmp_path / 'public.pth'), device='cpu')
+    backbone = ConvNeXtV2(dict(NARROW), response_norm=None, layer_scale_init_value=1.0)
+    load_backbone(backbone, str(tmp_path / 'public.pth'))
+    found = backbone.state_dict()
+    assert all(torch.equal(value, model.state_dict()[f'backbone.{name}']) for name, value in found.items())
     assert len(loaded.classes) == (2 if form == 'OpenMMLab' else dict(mmdet=80, mmseg=150)[scope])
     for wanted, found, tolerance in zip(outputs(model, scope), outputs(loaded.module, scope), (1e-5, 1e-3)):
         assert len(wanted) == len(found) > 0
@@ -133,12 +140,11 @@ def test_classifiers_of_other_layouts(tmp_path, layout):
     assert len(loaded.classes) == 1000
     given = torch.load(tmp_path / 'public.pth', weights_only=True)
 
-    class Runner:
-        model, _load_from = loaded.module, 'public.pth'
-
-    checkpoint = dict(given)
-    MatchingWeightsHook(whole=True).after_load_checkpoint(Runner, checkpoint)
-    for state in (loaded.module.state_dict(), checkpoint['state_dict'], whole_model_weights(checkpoint['state_dict'])):
+    runner = make_runner(MODELS.build(dict(cfg.model, _scope_='mmpretrain')), tmp_path, experiment_name=layout)
+    runner.register_hook(MatchingWeightsHook(whole=True))
+    runner.load_checkpoint(str(tmp_path / 'public.pth'))
+    renamed = whole_model_weights(given)
+    for state in (loaded.module.state_dict(), runner.model.state_dict(), renamed, whole_model_weights(renamed)):
         assert all(torch.equal(state[name], value) for name, value in weights.items())
     resnet = {'backbone.layer1.0.conv1.weight': torch.ones(1), 'backbone.norm1.weight': torch.ones(1)}
     assert whole_model_weights(resnet) == resnet
