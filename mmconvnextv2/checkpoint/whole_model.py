@@ -31,7 +31,7 @@ def whole_model_weights(content: dict, weights: str = 'default') -> dict[str, Te
 
 
 def with_canonical_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights ``backbone.*`` of a whole model to canonical ones, without DistributedDataParallel's prefix."""
+    """Rename ``backbone.*`` of a whole model to canonical names, and drop the prefix of DistributedDataParallel."""
     if state and all(name.startswith('module.') for name in state):
         state = {name.removeprefix('module.'): value for name, value in state.items()}
     backbone = {name.removeprefix(BACKBONE): value for name, value in state.items() if name.startswith(BACKBONE)}

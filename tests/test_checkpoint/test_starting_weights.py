@@ -185,7 +185,7 @@ def mmearth_stem(weights, images, stride, padding):
 @pytest.mark.parametrize('stride', [1, 2, 4])
 @torch.no_grad()
 def test_mmearths_stem(stride, padding):
-    """The stem of MMEarth equals its formula, and its grid has its stride; sides that are not multiples of it are cut."""
+    """The stem of MMEarth equals its formula, and its grid its stride; sides that are not multiples of it are cut."""
     stem = dict(type='ConvStem', stride=stride, padding=padding)
     model = randomise(ConvNeXtV2(NARROW, 12, out_indices=(0,), out_norm=False, stem=stem).double())
     images = torch.randn(2, 12, 37, 43, dtype=torch.float64)
