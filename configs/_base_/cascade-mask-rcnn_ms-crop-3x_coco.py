@@ -1,7 +1,7 @@
 # Cascade Mask R-CNN as in ConvNeXt V1: 4conv1fc SyncBN heads, GIoU, multi-scale crop, 8 GPUs x 2 images.
 _base_ = [
-    './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py',
-    './ms-crop_coco.py', 'mmdet::_base_/default_runtime.py'
+    './sizes.py', './runtime.py', './backbone.py', './coco_schedule.py', './ms-crop_coco.py',
+    'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
@@ -25,14 +25,7 @@ bbox_head = [
     for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
 ]
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        drop_path_rate=0.4,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True),
     rpn_head=dict(type='FP32RPNHead'),
     roi_head=dict(
         bbox_head=bbox_head,

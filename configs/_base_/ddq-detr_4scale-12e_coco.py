@@ -2,20 +2,12 @@
 # our backbone. From there: model, augmentation, AdamW 2e-4, weight decay 0.05, clipping at 0.1, warm-up of 2000
 # iterations, step after 11 epochs. Layer decay replaces the backbone's 0.1; the rates of sizes.py were published for
 # this learning rate.
-_base_ = ['./sizes.py', './runtime.py', 'mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py']
+_base_ = ['./sizes.py', './runtime.py', './backbone.py', 'mmdet::ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py']
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_transformers', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 model = dict(
     type='FP32DDQDETR',
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        out_indices=(1, 2, 3),
-        drop_path_rate=0.4,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[256, 512, 1024]),
     bbox_head=dict(type='FP32DDQDETRHead'))
 train_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))

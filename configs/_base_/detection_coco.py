@@ -2,18 +2,11 @@
 # the Mask R-CNN recipes. A detector's base adds its model. lsj_pipeline, ms_pipeline and schedule_3x are for leaves of
 # 36 epochs.
 _base_ = [
-    './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/datasets/coco_detection.py',
+    './sizes.py', './runtime.py', './backbone.py', './coco_schedule.py', 'mmdet::_base_/datasets/coco_detection.py',
     'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
-backbone = dict(
-    type='ConvNeXtV2',
-    arch='tiny',
-    drop_path_rate=0.3,
-    frozen_stages=0,
-    with_cp=False,
-    init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None))
 image_size = (1024, 1024)
 load = dict(type='LoadImageFromFile', backend_args=_base_.backend_args)
 annotations = dict(type='LoadAnnotations', with_bbox=True)

@@ -2,20 +2,12 @@
 # backbone. From there: model, augmentation, AdamW 1e-4, weight decay 1e-4, clipping at 0.1, step after 11 epochs.
 # Layer decay in place of the backbone's 0.1 and a warm-up of 500 iterations are those of InternImage's DINO
 # (OpenGVLab/InternImage, dino_4scale_internimage_t_1x_coco_layer_wise_lr), whose 0.9 per layer leaves 0.04 at the stem.
-_base_ = ['./sizes.py', './runtime.py', 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
+_base_ = ['./sizes.py', './runtime.py', './backbone.py', 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py']
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_transformers', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 model = dict(
     type='FP32DINO',
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        out_indices=(1, 2, 3),
-        drop_path_rate=0.4,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True, out_indices=(1, 2, 3)),
     neck=dict(in_channels=[256, 512, 1024]),
     bbox_head=dict(type='FP32DINOHead'))
 train_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))

@@ -1,6 +1,6 @@
 # Mask R-CNN, large-scale jitter to 1024, soft-NMS only in the RoI head, 8 GPUs x 4 images.
 _base_ = [
-    './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    './sizes.py', './runtime.py', './backbone.py', './coco_schedule.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py', 'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(
@@ -11,14 +11,7 @@ image_size = (1024, 1024)
 # Options, one key each: with_cp=True recomputes blocks, compile=True at top level compiles, frozen_stages=N freezes.
 model = dict(
     data_preprocessor=dict(batch_augments=[dict(type='BatchFixedSizePad', size=image_size, pad_mask=True)]),
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        drop_path_rate=0.4,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True),
     rpn_head=dict(type='FP32RPNHead'),
     roi_head=dict(
         bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'), mask_roi_extractor=dict(type='FP32SingleRoIExtractor')),

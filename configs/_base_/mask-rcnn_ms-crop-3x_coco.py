@@ -1,19 +1,12 @@
 # Mask R-CNN as in ConvNeXt V1: MMDetection's heads and its NMS, multi-scale crop, 8 GPUs x 2 images.
 _base_ = [
-    './sizes.py', './runtime.py', './coco_schedule.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
+    './sizes.py', './runtime.py', './backbone.py', './coco_schedule.py', 'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     './ms-crop_coco.py', 'mmdet::_base_/default_runtime.py'
 ]
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        drop_path_rate=0.4,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True),
     rpn_head=dict(type='FP32RPNHead'),
     roi_head=dict(
         bbox_roi_extractor=dict(type='FP32SingleRoIExtractor'), mask_roi_extractor=dict(type='FP32SingleRoIExtractor')))

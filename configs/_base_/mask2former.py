@@ -2,15 +2,9 @@
 # AdamW 1e-4, weight decay 0.05 and clipping at 0.01 are upstream's, as is the exemption of queries and of the decoder's
 # level embedding from weight decay; norms, biases and GRN are exempt by the constructor. Layer decay replaces the
 # backbone's 0.1.
+_base_ = './backbone.py'
 mask2former = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        drop_path_rate=0.4,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True),
     optim_wrapper=dict(
         _delete_=True,
         type='BF16OptimWrapper',

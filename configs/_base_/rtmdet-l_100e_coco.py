@@ -2,20 +2,12 @@
 # GroupNorm, mosaic and mix-up until epoch 90, AdamW 1e-3, weight decay 0.05, layer decay, warm-up of 1000 iterations,
 # cosine schedule from epoch 50, moving average. RTMDet does not clip gradients.
 # The published batch is 4 GPUs x 32 images, here 8 x 16. Upstream's auto_scale_lr says 16, a default that it inherits.
-_base_ = ['./sizes.py', './runtime.py', 'mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py']
+_base_ = ['./sizes.py', './runtime.py', './backbone.py', 'mmdet::rtmdet/rtmdet_l_convnext_b_4xb32-100e_coco.py']
 custom_imports = dict(
     imports=['mmconvnextv2.models.fp32_detection', 'mmconvnextv2.datasets.coco'], allow_failed_imports=False)
 # Upstream drops paths at 0.7 and recomputes blocks (with_cp=True); 0.4 is within ConvNeXt V2's own sweep.
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        out_indices=(1, 2, 3),
-        drop_path_rate=0.4,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True, out_indices=(1, 2, 3)),
     bbox_head=dict(type='FP32RTMDetSepBNHead'))
 train_dataloader = dict(batch_size=16, dataset=dict(type='CheckedCocoDataset'))
 val_dataloader = dict(dataset=dict(type='CheckedCocoDataset'))

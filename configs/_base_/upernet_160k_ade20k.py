@@ -1,21 +1,14 @@
 # UperNet, 160k iterations at batch 16 (arXiv 2301.00808, appendix A.4); warm-up and sliding windows as in ConvNeXt V1.
 _base_ = [
-    './sizes.py', './runtime.py', 'mmseg::_base_/models/upernet_convnext.py', 'mmseg::_base_/datasets/ade20k.py',
-    'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py'
+    './sizes.py', './runtime.py', './backbone.py', 'mmseg::_base_/models/upernet_convnext.py',
+    'mmseg::_base_/datasets/ade20k.py', 'mmseg::_base_/default_runtime.py', 'mmseg::_base_/schedules/schedule_160k.py'
 ]
 custom_imports = dict(imports=['mmconvnextv2', 'mmconvnextv2.datasets.segmentation'], allow_failed_imports=False)
 num_classes = 150
 crop_size = (512, 512)
 model = dict(
     data_preprocessor=dict(size=crop_size),
-    backbone=dict(
-        _delete_=True,
-        type='ConvNeXtV2',
-        arch='base',
-        drop_path_rate=0.3,
-        frozen_stages=0,
-        with_cp=False,
-        init_cfg=dict(type='ConvNeXtV2Pretrained', checkpoint=None)),
+    backbone=dict(_base_.backbone, _delete_=True, drop_path_rate=0.3),
     decode_head=dict(num_classes=num_classes),
     auxiliary_head=dict(num_classes=num_classes),
     test_cfg=dict(mode='slide', crop_size=crop_size, stride=(341, 341)))
