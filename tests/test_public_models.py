@@ -238,13 +238,14 @@ def test_table_of_public_checkpoints(public, tmp_path):
 
 
 def test_the_list(capsys):
-    """Every public model has a name of its own, a config that exists, an https address, and a stated provenance and
-    licence; the command lists those that match."""
+    """Every public model has a name of its own, a config that exists, an https address, a stated provenance and
+    licence, and a known start; the command lists those that match."""
     public_models.public_models.cache_clear()
     listed = list_models()
     assert len(listed) >= 49 and len({one.name for one in listed}) == len(listed)
     for one in listed:
         assert Path(one.config).is_file() and one.weights.startswith('https://') and one.provenance and one.licence
+        assert one.start in ('random', 'FCMAE', 'ImageNet-1K', 'ImageNet-22K')
         assert get_model(one.recipe) == get_model(one.name) == one
     models(parse_models(['mask']))
     said = capsys.readouterr().out

@@ -9,7 +9,7 @@ from ..utils.errors import UserError
 from ..utils.public_models import list_models, public_models
 from .arguments import add_traceback, add_weights_dir
 
-COLUMNS = ('name', 'task', 'published', 'MB', 'weights by', 'licence of the weights')
+COLUMNS = ('name', 'task', 'size', 'started from', 'published', 'MB', 'weights by', 'licence of the weights')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
@@ -37,7 +37,8 @@ def models(args: Namespace) -> None:
     if not found:
         raise UserError(f'none of the {len(public_models())} public models matches {args.pattern!r}')
     rows = [
-        (one.name, one.task, one.published or '-', str(one.megabytes), one.provenance, one.licence) for one in found
+        (one.name, one.task, one.size, one.start, one.published or '-', str(one.megabytes), one.provenance, one.licence)
+        for one in found
     ]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
     for model, row in zip([None, *found], [COLUMNS, *rows]):

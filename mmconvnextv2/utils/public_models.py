@@ -17,6 +17,7 @@ from .suggestions import nearest
 
 CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'  # in an installed package, too
 BYTES = 4  # of a float32 parameter
+SIZES = dict(a='atto', f='femto', p='pico', n='nano', t='tiny', s='small', b='base', l='large', xl='xlarge', h='huge')
 
 
 class PublicModel(NamedTuple):
@@ -28,6 +29,9 @@ class PublicModel(NamedTuple):
         config (str): Path of its config.
         weights (str): Address of the weights.
         task (str): What the recipe trains, ``'Object Detection'`` for example, or ``'Pretraining'``.
+        size (str): Size of the backbone, ``'tiny'`` for example.
+        start (str): What the training started from: ``'random'`` weights, ``'FCMAE'``, or classifiers of
+            ``'ImageNet-1K'`` or ``'ImageNet-22K'``.
         published (str): What was published for the weights; empty if nothing was.
         provenance (str): Who trained them.
         licence (str): Licence of the weights.
@@ -39,6 +43,8 @@ class PublicModel(NamedTuple):
     config: str
     weights: str
     task: str
+    size: str
+    start: str
     published: str
     provenance: str
     licence: str
@@ -65,6 +71,8 @@ def _public_model(entry: dict) -> PublicModel:
         config=str(CONFIGS.parent / entry['Config']),
         weights=entry['Weights'],
         task=results[0]['Task'] if results else 'Pretraining',
+        size=SIZES[re.search(r'convnextv[12]-([a-z]+)_', entry['Name'])[1]],
+        start=metadata['Weights Start'],
         published=metadata.get('Weights Results') or ', '.join(values),
         provenance=metadata['Weights By'],
         licence=metadata['Weights Licence'],

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.utils.config import import_scope
+from mmconvnextv2.utils.public_models import find_model
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NO_LEAVES = ('_base_', 'ablations', 'custom', 'fcmae', 'quickstart', 'small', 'swaps')
@@ -84,6 +85,8 @@ def test_leaf_builds(leaf, indexed):
     assert (metadata['Parameters'], metadata['Batch Size']) == (count, cfg.auto_scale_lr.base_batch_size)
     loop, key = ('Epochs', 'max_epochs') if 'max_epochs' in cfg.train_cfg else ('Iterations', 'max_iters')
     assert metadata[loop] == cfg.train_cfg[key]
+    public = find_model(leaf.stem)
+    assert public is None or public.size == cfg.model.backbone.arch
     if leaf.stem in PUBLISHED:
         millions = count / 1e6
         assert abs(millions - PUBLISHED[leaf.stem]) <= max(0.01 * PUBLISHED[leaf.stem], 0.05)
