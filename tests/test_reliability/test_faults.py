@@ -7,11 +7,13 @@ import subprocess
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.structures import DataSample
 from real_runs import PER_EPOCH, assert_same_weights, last, make_config, start, train, wait_for, write_images
 
@@ -250,6 +252,31 @@ def test_sigterm_to_one_of_two_ends_both(images, tmp_path):
     assert [process.exitcode for process in processes] == [143, 143], (tmp_path / 'log0').read_text()[-2000:]
     assert (tmp_path / 'work' / 'last_checkpoint').read_text().endswith('interrupted.pth')
     assert last(tmp_path / 'work')['meta']['iter'] % 2 == 0
+
+
+def wait_in_fork(ready):
+    ready.set()
+    time.sleep(600)
+
+
+def test_forked_processes_end_on_sigterm():
+    """A process that a metric forks during training ends when its parent terminates it, as multiprocessing.Pool does:
+    it does not inherit the postponed stop, and the training is not asked to stop."""
+    hook = PreemptionHook()
+    hook.before_run(SimpleNamespace(_train_loop=object.__new__(IterBasedTrainLoop)))
+    ready = get_context('fork').Event()
+    process = get_context('fork').Process(target=wait_in_fork, args=(ready,), daemon=True)
+    process.start()
+    try:
+        assert signal.getsignal(signal.SIGTERM) == hook._request_stop
+        assert ready.wait(60)
+        process.terminate()
+        process.join(30)
+        assert process.exitcode == -signal.SIGTERM
+        assert not hook._stop_requested()
+    finally:
+        process.kill()
+        hook.after_run(None)
 
 
 def test_hooks_refuse_bad_arguments():

@@ -68,12 +68,14 @@ class PreemptionHook(Hook):
         self.interval = interval
         self._requested_at = None
         self._handlers = {}
+        self._pid = os.getpid()
 
     def before_run(self, runner) -> None:
         """Install the signal handlers of a training, and make the data loader's workers ignore the signal."""
         # runner.train_loop would build the loop, and with it read the training data
         if threading.current_thread() is not threading.main_thread() or not isinstance(runner._train_loop, BaseLoop):
             return
+        self._pid = os.getpid()
         self._handlers = {number: signal.signal(number, self._request_stop) for number in self.signals}
         loader = getattr(runner._train_loop, 'dataloader', None)
         if loader is not None and signal.SIGTERM in self._handlers:
@@ -108,7 +110,9 @@ class PreemptionHook(Hook):
             self._leave(runner, 'exiting during validation: --resume continues from the last checkpoint')
 
     def _request_stop(self, number: int, frame: Any) -> None:
-        if self._requested_at is not None:
+        # Forked processes inherit the handler. multiprocessing.Pool, which MMDetection's VOC metric uses, ends its own by
+        # SIGTERM and then waits for their end
+        if self._requested_at is not None or os.getpid() != self._pid:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._requested_at = time.monotonic()
