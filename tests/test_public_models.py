@@ -44,14 +44,14 @@ def public(tmp_path, monkeypatch):
     home, served = tmp_path / 'configs', tmp_path / 'served'
     (home / 'upernet').mkdir(parents=True)
     served.mkdir()
-    (home / 'upernet' / 'narrow_recipe.py').write_text(
+    (home / 'upernet' / 'upernet_convnextv2-a_narrow.py').write_text(
         f"_base_ = '{ROOT}/configs/small/upernet_convnextv2-a_small.py'\ndata_root = '{tmp_path}/own'\n"
         f'model = dict(backbone=dict(arch=dict(_delete_=True, **{NARROW})),\n'
         f'    decode_head=dict(in_channels={list(NARROW["channels"])}, channels=8),\n'
         '    auxiliary_head=dict(in_channels=8, channels=8))\n'
         'test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))\n'
     )
-    cfg = load_config(str(home / 'upernet' / 'narrow_recipe.py'))
+    cfg = load_config(str(home / 'upernet' / 'upernet_convnextv2-a_narrow.py'))
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(cfg.model)
     torch.manual_seed(0)
@@ -71,8 +71,8 @@ def public(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f'http://127.0.0.1:{server.server_address[1]}'
     entries = [
-        entry(NAME, 'narrow_recipe', f'{address}/whole.pth'),
-        entry('convnextv2-narrow', 'narrow_start', f'{address}/backbone.pth'),
+        entry(NAME, 'upernet_convnextv2-a_narrow', f'{address}/whole.pth'),
+        entry('convnextv2-narrow', 'convnextv2-a_narrow', f'{address}/backbone.pth'),
     ]
     (home / 'upernet' / 'metafile.yml').write_text(yaml.safe_dump(dict(Models=entries)))
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
@@ -86,6 +86,7 @@ def public(tmp_path, monkeypatch):
 
 def entry(name, recipe, weights):
     metadata = {'Weights Name': name, 'Weights By': 'a test', 'Weights Licence': 'none', 'Parameters': 10**6}
+    metadata['Weights Start'] = 'random'
     results = [dict(Task='Semantic Segmentation', Metrics=dict(mIoU=12.3))] if name == NAME else None
     return dict(Name=recipe, Config=f'configs/upernet/{recipe}.py', Weights=weights, Metadata=metadata, Results=results)
 
@@ -139,7 +140,7 @@ def test_a_name_takes_no_checkpoint(public, words, found):
         ([NAME], 'or NAME INPUT'),
         (['mine.py', 'mine.pth'], 'or NAME INPUT'),
         (['upernet_narrov', 'a.jpg'], f'did you mean {NAME!r}?'),
-        (['narrow_recipe_2', 'a.jpg'], 'neither a file nor the name of a public model'),
+        (['upernet_convnextv2-a_narrow_2', 'a.jpg'], 'neither a file nor the name of a public model'),
     ],
 )
 def test_missing_arguments_and_misspelt_names(public, words, message, capsys):
@@ -181,7 +182,7 @@ def test_download_ahead(public, tmp_path, monkeypatch, capsys):
     """``models --download`` fills a folder, from which a tool with ``--weights-dir`` reads without a network."""
     folder = tmp_path / 'weights'
     monkeypatch.setenv('MMCONVNEXTV2_WEIGHTS_DIR', '')
-    models(parse_models([NAME, '--download', '--weights-dir', str(folder)]))
+    run_tool(models, parse_models([NAME, '--download', '--weights-dir', str(folder)]))
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / 'whole.pth')
     (public / 'whole.pth').unlink()  # the server has it no longer
     monkeypatch.setenv('MMCONVNEXTV2_WEIGHTS_DIR', '')

@@ -1,8 +1,7 @@
 """Arguments shared by the tools, and the config that results from them."""
 
 import os
-from argparse import Action, ArgumentParser, Namespace
-from typing import Any
+from argparse import ArgumentParser, Namespace
 
 from mmengine.config import Config, DictAction
 
@@ -19,19 +18,10 @@ VISUALIZATION_HOOKS = dict(
 )
 
 
-class SetWeightsDir(Action):
-    """Set the folder of downloaded weights for this process and those that it starts."""
-
-    def __call__(self, parser: ArgumentParser, args: Namespace, values: Any, option: str | None = None) -> None:
-        """Set the folder; a download creates it."""
-        os.environ[WEIGHTS_DIR] = os.path.abspath(os.path.expanduser(values))
-
-
 def add_weights_dir(parser: ArgumentParser) -> None:
-    """Add ``--weights-dir``, for every tool that reads weights."""
+    """Add ``--weights-dir``, for every tool that reads weights; ``run_tool`` applies it."""
     parser.add_argument(
         '--weights-dir',
-        action=SetWeightsDir,
         metavar='DIR',
         help=f"folder of downloaded weights, in place of torch's cache, for machines without a network; {WEIGHTS_DIR} "
         'in the environment does the same',

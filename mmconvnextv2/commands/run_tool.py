@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import os
 import re
 import sys
 from argparse import Namespace
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_rank, is_distributed
 
+from ..checkpoint.download import WEIGHTS_DIR
 from ..engine.console import quiet_warnings
 from ..utils.errors import UserError
 from ..utils.suggestions import explain_build
@@ -36,6 +38,8 @@ def run_tool(tool: Callable[[Namespace], object], args: Namespace) -> None:
     """
     if not getattr(args, 'verbose', False):
         quiet_warnings()
+    if getattr(args, 'weights_dir', None):  # for this process and those that it starts; a download creates the folder
+        os.environ[WEIGHTS_DIR] = os.path.abspath(os.path.expanduser(args.weights_dir))
     try:
         tool(args)
     except Exception as error:

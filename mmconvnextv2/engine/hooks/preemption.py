@@ -110,8 +110,8 @@ class PreemptionHook(Hook):
             self._leave(runner, 'exiting during validation: --resume continues from the last checkpoint')
 
     def _request_stop(self, number: int, frame: Any) -> None:
-        # Forked processes inherit the handler. multiprocessing.Pool, which MMDetection's VOC metric uses, ends its own by
-        # SIGTERM and then waits for their end
+        # Forked processes inherit the handler. multiprocessing.Pool, which MMDetection's VOC metric uses, sends SIGTERM
+        # to its processes and waits for their end
         if self._requested_at is not None or os.getpid() != self._pid:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
