@@ -61,6 +61,9 @@ def narrow_model(model, num_classes=None):
             part['train_cfg']['num_points'] = 64
         if num_classes is not None:
             set_num_classes(part, num_classes)
+    if 'neck' in model and 'decode_head' in model:  # Semantic FPN: the head reads the neck's maps
+        model.neck.out_channels = CHANNELS[0]
+        model.decode_head.in_channels = [CHANNELS[0]] * len(CHANNELS)
     shrink_sides(model.data_preprocessor)
     return model
 
