@@ -71,7 +71,7 @@ def _public_model(entry: dict) -> PublicModel:
         config=str(CONFIGS.parent / entry['Config']),
         weights=entry['Weights'],
         task=results[0]['Task'] if results else 'Pretraining',
-        size=SIZES[re.search(r'convnextv[12]-([a-z]+)_', entry['Name'])[1]],
+        size=SIZES[re.sub(r'.*convnextv[12]-([a-z]+)_.*', r'\1', entry['Name'])],
         start=metadata['Weights Start'],
         published=metadata.get('Weights Results') or ', '.join(values),
         provenance=metadata['Weights By'],
