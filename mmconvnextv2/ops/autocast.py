@@ -21,11 +21,21 @@ def cast_for_autocast(x: Tensor, /, *tensors: Tensor) -> tuple[Tensor, ...]: ...
 
 def cast_for_autocast(x: Tensor, /, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Return the tensors in the autocast dtype if autocast is on for the device of ``x``, otherwise unchanged."""
-    device = x.device.type
-    if not _knows_autocast(device) or not torch.is_autocast_enabled(device):
+    dtype = _autocast_dtype(x.device.type)
+    if dtype is None:
         return x, *tensors
-    dtype = torch.get_autocast_dtype(device)
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in (x, *tensors))
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Return the autocast dtype if autocast is on for the device of ``x``, otherwise its own."""
+    return _autocast_dtype(x.device.type) or x.dtype
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    if not _knows_autocast(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""Depthwise convolution, and LayerNorm of its result, over sites (B, N, C) as Triton kernels.
+"""Depthwise convolution, and LayerNorm of its result, over sites (B, N, C) by Triton kernels.
 
 Sites are those of a whole map in raster order, or only those of visible cells. Neighbours of the latter are found
 through an index of cells, so no map is built, nor kept for the backward pass. The references are the layers in the
@@ -6,6 +6,7 @@ executions. Kernels are wrapped as custom operators with fake implementations, s
 them.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-from .autocast import cast_for_autocast, without_autocast
+from .autocast import autocast_dtype, without_autocast
 from .grid import Grid
 from .reductions import statistics_dtype
 
@@ -27,46 +28,53 @@ def depthwise_sites(sites: Tensor, conv: nn.Conv2d, grid: Grid) -> Tensor:
         grid (Grid): Geometry of the sites.
 
     Returns:
-        Tensor: Sites of shape (B, N, C).
+        Tensor: Sites of shape (B, N, C); in the autocast dtype under autocast, where only this result is rounded.
 
     Raises:
         RuntimeError: By torch, if a second derivative is requested; ``kernels='layers'`` supports it.
     """
-    sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
+    dtype = autocast_dtype(sites)
     with without_autocast(sites.device):
-        return _Depthwise.apply(sites.contiguous(), weight, bias, *grid.kernel_arguments())
+        return _Depthwise.apply(sites.contiguous(), conv.weight, conv.bias, dtype, *grid.kernel_arguments())
 
 
 def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, grid: Grid) -> Tensor:
-    """Apply LayerNorm to :func:`depthwise_sites`, in the same kernel.
+    """Apply LayerNorm to :func:`depthwise_sites`, as one operator whose backward pass shares kernels.
 
     Under autocast the result is in the autocast dtype; LayerNorm computes in float32 for half precision.
     """
-    sites, weight, bias = cast_for_autocast(sites, conv.weight, conv.bias)
+    dtype = autocast_dtype(sites)
+    keep = torch.is_grad_enabled()  # without gradients the kernel need not store what backward reads
     with without_autocast(sites.device):
         return _DepthwiseNorm.apply(
             sites.contiguous(),
-            weight,
-            bias,
+            conv.weight,
+            conv.bias,
             norm.weight,
             norm.bias,
             norm.eps,
-            torch.is_grad_enabled(),  # without gradients the kernel need not store what backward reads
+            keep,
+            dtype,
             *grid.kernel_arguments(),
         )
 
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sites: Tensor, weight: Tensor, bias: Tensor | None, *where: Any) -> Tensor:
-        ctx.save_for_backward(sites, weight)
-        ctx.where = where
-        return site_depthwise(sites, weight, bias, *where)
+    def forward(ctx, sites: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *where: Any) -> Tensor:
+        output, taps = site_depthwise(sites, weight, bias, dtype, *where)
+        ctx.save_for_backward(sites, taps)
+        ctx.where, ctx.dtype = where, weight.dtype
+        return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, grad.contiguous(), *ctx.saved_tensors), *[None] * len(ctx.where)
+        needs_sites, *needs = ctx.needs_input_grad[:3]
+        gradients = site_depthwise_backward(
+            grad.contiguous(), *ctx.saved_tensors, needs_sites, any(needs), ctx.dtype, *ctx.where
+        )
+        return *_wanted(gradients, (needs_sites, *needs)), None, *[None] * len(ctx.where)
 
 
 class _DepthwiseNorm(torch.autograd.Function):
@@ -80,32 +88,30 @@ class _DepthwiseNorm(torch.autograd.Function):
         norm_bias: Tensor,
         eps: float,
         keep: bool,
+        dtype: torch.dtype,
         *where: Any,
     ) -> Tensor:
-        convolved, normed, mean, rstd = site_depthwise_norm(
-            sites, weight, bias, norm_weight, norm_bias, eps, keep, *where
+        convolved, normed, mean, rstd, taps = site_depthwise_norm(
+            sites, weight, bias, norm_weight, norm_bias, eps, keep, dtype, *where
         )
-        ctx.save_for_backward(sites, weight, norm_weight, convolved, mean, rstd)
-        ctx.where = where
+        ctx.save_for_backward(sites, taps, convolved, mean, rstd, norm_weight)
+        ctx.where, ctx.dtype = where, weight.dtype
         return normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sites, weight, norm_weight, convolved, mean, rstd = ctx.saved_tensors
+        sites, taps, *normalised = ctx.saved_tensors
+        needs_sites, *needs = ctx.needs_input_grad[:5]
         # Normalised values are not kept: convolved sites, mean and rstd give them again
-        grad, *grad_norm = layer_norm_gradients(grad.contiguous(), convolved, mean, rstd, norm_weight)
-        return *_backward(ctx, grad, sites, weight), *grad_norm, None, None, *[None] * len(ctx.where)
+        gradients = site_depthwise_norm_backward(
+            grad.contiguous(), sites, taps, needs_sites, any(needs), ctx.dtype, *normalised, *ctx.where
+        )
+        return *_wanted(gradients, (needs_sites, *needs)), None, None, None, *[None] * len(ctx.where)
 
 
-def _backward(ctx, grad: Tensor, sites: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients of sites (B, N, C), weight (C, 1, k, k) and bias (C, ) that are needed."""
-    grad_sites = grad_weight = grad_bias = None
-    if ctx.needs_input_grad[0]:  # stride 1: the gradient is a convolution with the flipped kernel, over the same sites
-        grad_sites = site_depthwise(grad, weight, None, *ctx.where, flipped=True)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:  # one kernel computes both
-        grad_weight, grad_bias = site_depthwise_gradients(sites, grad, weight.shape[-1], *ctx.where)
-    return grad_sites, grad_weight, grad_bias if ctx.needs_input_grad[2] else None
+def _wanted(gradients: tuple[Tensor, ...], needed: tuple[bool, ...]) -> list[Tensor | None]:
+    return [gradient if wanted else None for gradient, wanted in zip(gradients, needed, strict=True)]
 
 
 @custom_op('mmconvnextv2::site_depthwise', mutates_args=())
@@ -113,22 +119,24 @@ def site_depthwise(
     sites: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    dtype: torch.dtype,
     height: int,
     width: int,
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
-    flipped: bool = False,
-) -> Tensor:
-    """Convolve sites with the kernel, or with the flipped kernel for the gradient of the input."""
+) -> tuple[Tensor, Tensor]:
+    """Return convolved sites in ``dtype``, and the weight as taps (k * k, C), which backward reads."""
     from .kernels import depthwise
 
-    return depthwise.convolve(sites, weight, bias, (height, width, patch, cells, slots), flipped)[0]
+    taps, output = depthwise.transpose_taps(weight), torch.empty_like(sites, dtype=dtype)
+    depthwise.convolve(sites, taps, bias, output, (height, width, patch, cells, slots))
+    return output, taps
 
 
 @site_depthwise.register_fake
-def _(sites, weight, bias, height, width, patch, cells, slots, flipped=False):
-    return torch.empty_like(sites)
+def _(sites, weight, bias, dtype, height, width, patch, cells, slots):
+    return torch.empty_like(sites, dtype=dtype), _empty_taps(weight)
 
 
 @custom_op('mmconvnextv2::site_depthwise_norm', mutates_args=())
@@ -140,65 +148,113 @@ def site_depthwise_norm(
     norm_bias: Tensor,
     eps: float,
     keep: bool,
+    dtype: torch.dtype,
     height: int,
     width: int,
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the convolved sites, the normalised sites, and mean and rstd (B, N).
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return convolved and normalised sites in ``dtype``, mean and rstd (B, N), and taps (k * k, C).
 
-    All except the normalised sites are empty unless ``keep`` is set.
+    Convolved sites, mean and rstd are empty unless ``keep`` is set.
     """
-    from .kernels import depthwise
+    from .kernels import layer_norm
 
-    convolved, normed, mean, rstd = depthwise.convolve(
-        sites, weight, bias, (height, width, patch, cells, slots), norm=(norm_weight, norm_bias, eps), keep=keep
-    )
-    return convolved, normed, mean, rstd
+    convolved, taps = site_depthwise(sites, weight, bias, dtype, height, width, patch, cells, slots)
+    normed, mean, rstd = layer_norm.forward(convolved, norm_weight, norm_bias, eps, keep)
+    return convolved if keep else convolved.new_empty(0, 0, sites.shape[2]), normed, mean, rstd, taps
 
 
 @site_depthwise_norm.register_fake
-def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, height, width, patch, cells, slots):
-    batch, num_sites = sites.shape[:2]
-    mean, rstd = (
-        sites.new_empty(batch, num_sites if keep else 0, dtype=statistics_dtype(sites.dtype)) for _ in range(2)
-    )
-    return torch.empty_like(sites) if keep else sites.new_empty(0), torch.empty_like(sites), mean, rstd
+def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, dtype, height, width, patch, cells, slots):
+    kept = sites.shape[:2] if keep else (0, 0)
+    mean, rstd = (sites.new_empty(kept, dtype=statistics_dtype(sites.dtype)) for _ in range(2))
+    convolved = sites.new_empty((*kept, sites.shape[2]), dtype=dtype)
+    return convolved, torch.empty_like(sites, dtype=dtype), mean, rstd, _empty_taps(weight)
 
 
-@custom_op('mmconvnextv2::site_depthwise_gradients', mutates_args=())
-def site_depthwise_gradients(
-    sites: Tensor,
+@custom_op('mmconvnextv2::site_depthwise_backward', mutates_args=())
+def site_depthwise_backward(
     grad: Tensor,
-    side: int,
+    sites: Tensor,
+    taps: Tensor,
+    needs_sites: bool,
+    needs_parameters: bool,
+    dtype: torch.dtype,
     height: int,
     width: int,
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the weight, (C, 1, k, k), and of the bias, (C, )."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of sites, and, in ``dtype``, of weight (C, 1, k, k) and bias (C, ); empty unless needed."""
     from .kernels import depthwise
 
-    return depthwise.gradients(sites, grad, side, (height, width, patch, cells, slots))
+    geometry = height, width, patch, cells, slots
+    grad_sites, grad_weight, grad_bias = _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
+    if needs_sites:  # stride 1: the gradient is a convolution with the flipped kernel, over the same sites
+        depthwise.convolve(grad, taps, None, grad_sites, geometry, mirrored=True)
+    if needs_parameters:
+        depthwise.finish(depthwise.weight_gradient(sites, grad, grad_weight.shape[-1], geometry), grad_weight)
+        torch.sum(grad, (0, 1), dtype=dtype, out=grad_bias)
+    return grad_sites, grad_weight, grad_bias
 
 
-@site_depthwise_gradients.register_fake
-def _(sites, grad, side, height, width, patch, cells, slots):
-    return sites.new_empty(sites.shape[-1], 1, side, side), sites.new_empty(sites.shape[-1])
+@site_depthwise_backward.register_fake
+def _(grad, sites, taps, needs_sites, needs_parameters, dtype, height, width, patch, cells, slots):
+    return _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
 
 
-@custom_op('mmconvnextv2::layer_norm_gradients', mutates_args=())
-def layer_norm_gradients(
-    grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the values before LayerNorm, (B, N, C), of its weight and of its bias, (C, )."""
-    from .kernels import layer_norm
+@custom_op('mmconvnextv2::site_depthwise_norm_backward', mutates_args=())
+def site_depthwise_norm_backward(
+    grad: Tensor,
+    sites: Tensor,
+    taps: Tensor,
+    needs_sites: bool,
+    needs_parameters: bool,
+    dtype: torch.dtype,
+    convolved: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    norm_weight: Tensor,
+    height: int,
+    width: int,
+    patch: int,
+    cells: Tensor | None,
+    slots: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return what ``site_depthwise_backward`` does, and the gradients of the norm's weight and bias, (C, )."""
+    from .kernels import depthwise, layer_norm
 
-    return layer_norm.gradients(grad, values, mean, rstd, weight)
+    geometry = height, width, patch, cells, slots
+    grad_sites, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias = _empty_gradients(
+        sites, taps, needs_sites, needs_parameters, dtype, 3
+    )
+    grad, norm_partial = layer_norm.gradients(grad, convolved, mean, rstd, norm_weight)
+    if needs_sites:
+        depthwise.convolve(grad, taps, None, grad_sites, geometry, mirrored=True)
+    if needs_parameters:
+        partial = depthwise.weight_gradient(sites, grad, grad_weight.shape[-1], geometry)
+        depthwise.finish(partial, grad_weight, norm_partial, (grad_norm_weight, grad_norm_bias, grad_bias))
+    return grad_sites, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias
 
 
-@layer_norm_gradients.register_fake
-def _(grad, values, mean, rstd, weight):
-    return torch.empty_like(values), torch.empty_like(weight), torch.empty_like(weight)
+@site_depthwise_norm_backward.register_fake
+def _(grad, sites, taps, needs_sites, needs_parameters, dtype, convolved, mean, rstd, norm_weight, height, width, patch,
+      cells, slots):  # fmt: skip
+    return _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 3)
+
+
+def _empty_taps(weight: Tensor) -> Tensor:
+    return weight.new_empty(weight[0].numel(), len(weight), dtype=statistics_dtype(weight.dtype))
+
+
+def _empty_gradients(
+    sites: Tensor, taps: Tensor, needs_sites: bool, needs_parameters: bool, dtype: torch.dtype, vectors: int
+) -> tuple[Tensor, ...]:
+    """Return tensors for the gradients of sites, weight (C, 1, k, k) and ``vectors`` vectors (C, )."""
+    side, channels = math.isqrt(taps.shape[0]), taps.shape[1] if needs_parameters else 0
+    grad_sites = torch.empty_like(sites) if needs_sites else sites.new_empty(0)
+    grad_weight = taps.new_empty(channels, 1, side, side, dtype=dtype)
+    return grad_sites, grad_weight, *(taps.new_empty(channels, dtype=dtype) for _ in range(vectors))

@@ -22,15 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
-from .grid import Grid
+from .grid import SLOT_BORDER, Grid
 
 KERNELS = ('auto', 'torch', 'layers')
 VARIABLE = 'MMCONVNEXTV2_KERNELS'
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+PATCHES = (1, 2, 4, 8)  # sites along a cell's side that depthwise kernels serve
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HAS_INNER_PRODUCT = hasattr(torch.ops.mkldnn, '_linear_pointwise')
 _given = os.environ.get(VARIABLE, 'auto')
 _default = SimpleNamespace(kernels={'0': 'torch', '1': 'auto'}.get(_given, _given))  # checked when a model is built
+FOLD_FROM = 8.5  # sites per channel
 SMALL_PATCH = 4  # up to this many sites along a cell's side, windows are not faster than whole maps
 
 
@@ -87,13 +89,14 @@ def choose_depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module
     """Choose the implementation of a depthwise layer, with the norm that follows, on sites (B, N, C).
 
     Returns:
-        str: ``'triton+norm'``, one kernel for both layers; ``'triton'``, a kernel for the convolution; ``'cpu'``,
-        torch's convolution with this package's backward pass; or ``'layer'``, the layer itself.
+        str: ``'triton+norm'``, one operator for both layers; ``'triton'``, one for the convolution; ``'cpu'``, torch's
+        convolution with this package's backward pass; or ``'layer'``, the layer itself.
     """
     if _setting(grid) == 'layers' or not is_stock_depthwise(conv):
         return 'layer'
     same_dtype = sites.dtype == conv.weight.dtype or torch.is_autocast_enabled(sites.device.type)
-    if use_triton(sites, grid) and same_dtype and sites.shape[-1] == conv.in_channels:
+    served = not grid.is_packed or grid.patch in PATCHES and conv.kernel_size[0] // 2 <= SLOT_BORDER
+    if served and use_triton(sites, grid) and same_dtype and sites.shape[-1] == conv.in_channels:
         return 'triton+norm' if norm is not None and _is_stock_norm(norm, conv.out_channels) else 'triton'
     # The gain is in the backward pass. Compiled code keeps the layer (in_blocks is False): torch.compile is slow to
     # trace the backward's tiles where sizes vary
@@ -174,10 +177,13 @@ def in_blocks(tensor: Tensor) -> bool:
 def fold_scale(x: Tensor) -> bool:
     """Return whether GRN's scale of x (B, N, C) is folded into the second linear's weight.
 
-    It is if an image has more sites than channels, since the scaled weight is then smaller than scaled features. On the
-    CPU, where batched products are slow, only for a single image.
+    Folding saves passes over the features, 4C values per site, and adds passes over a weight per image, 4C * C values,
+    and over its gradient. On a GPU, by bytes moved in forward and backward, it gains from N = 8.5 C on. On the CPU it
+    gains where an image has more sites than channels, but only for a single image: batched products are slow.
     """
-    return x.shape[1] > x.shape[2] and (len(x) == 1 or x.device.type != 'cpu')
+    if x.device.type == 'cpu':
+        return len(x) == 1 and x.shape[1] > x.shape[2]
+    return x.shape[1] > FOLD_FROM * x.shape[2]
 
 
 def has_hooks(layer: nn.Module) -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CELL = 32  # pixels along one side of a masking cell, the stride of the last stage
+SLOT_BORDER = 3  # masked cells around the table of slots: a kernel of 7 x 7 reaches 3 cells of one site
 
 
 class PackedIndex:
@@ -75,8 +76,8 @@ class Grid:
             Defaults to None, all sites.
         kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
             the process-wide setting.
-        cell_slots (Tensor, optional): Index of each cell among the visible cells, -1 if masked; int32, (B, h * w).
-            Triton kernels read it; computed once per step. Defaults to None.
+        cell_slots (tuple[Tensor], optional): Result of :func:`cell_slots`, which Triton kernels read; computed once per
+            step. Defaults to None.
         packed_index (PackedIndex, optional): Row indices for the CPU, computed once per stage and step. Defaults to
             None.
     """
@@ -87,7 +88,7 @@ class Grid:
     visible_cells: Tensor | None = None
     site_mask: Tensor | None = None
     kernels: str | None = None
-    cell_slots: Tensor | None = None
+    cell_slots: tuple[Tensor, Tensor] | None = None
     packed_index: PackedIndex | None = None
 
     @property
@@ -126,20 +127,30 @@ class Grid:
         return self.packed_index or PackedIndex(self.cells, self.height, self.width, self.patch)
 
     def kernel_arguments(self) -> tuple[int, int, int, Tensor | None, Tensor | None]:
-        """Return the geometry that Triton kernels take: height, width, patch (0: a whole map), cells and slots."""
+        """Return the geometry for Triton kernels: height, width, patch (0: a whole map), and :func:`cell_slots`."""
         if not self.is_packed:
             return self.height, self.width, 0, None, None
         slots = self.cell_slots
         if slots is None:
-            slots = cell_slots(self.cells, (self.height // self.patch) * (self.width // self.patch))
-        return self.height, self.width, self.patch, self.cells.contiguous(), slots
+            slots = cell_slots(self.cells, self.height // self.patch, self.width // self.patch)
+        return self.height, self.width, self.patch, *slots
 
 
-def cell_slots(visible_cells: Tensor, num_cells: int) -> Tensor:
-    """Invert visible cells (B, K): the index of each cell among them, -1 if masked; int32, (B, num_cells)."""
-    order = torch.arange(visible_cells.shape[1], dtype=torch.int32, device=visible_cells.device)
-    empty = order.new_full((len(visible_cells), num_cells), -1)
-    return empty.scatter(1, visible_cells, order.expand_as(visible_cells))
+def cell_slots(visible_cells: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Invert visible cells (B, K).
+
+    Returns:
+        tuple[Tensor]: The index of each visible cell in the following table, (B, K), and the table, (B, rows + 2 *
+        SLOT_BORDER, columns + 2 * SLOT_BORDER): the index of each cell among the visible ones of all images, -1 where
+        it is masked; both int32. The table's border of masked cells spares kernels the checks of the map's edges.
+    """
+    order = torch.arange(visible_cells.numel(), dtype=torch.int32, device=visible_cells.device)
+    high, wide = rows + 2 * SLOT_BORDER, columns + 2 * SLOT_BORDER
+    table = order.new_full((len(visible_cells), high, wide), -1)
+    index = (visible_cells // columns + SLOT_BORDER) * wide + visible_cells % columns + SLOT_BORDER
+    index = index + image_index(visible_cells) * (high * wide)
+    table.view(-1).scatter_(0, index.flatten(), order)
+    return index.int(), table
 
 
 def cells_of(features_BhpwpC: Tensor, visible_cells: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Response MLP of a ConvNeXt V2 block, linear -> GELU -> GRN -> linear, as one differentiable operation.
 
 Eager layers keep four tensors of 4C channels for the backward pass. This operation keeps only the first linear's output
-and recomputes the activation. If an image has more sites than channels, GRN's scale is folded into the second linear's
-weight (``dispatch.fold_scale``), which avoids a scaled copy of the activation. On the CPU, hidden features are
+and recomputes the activation. If an image has many sites, GRN's scale is folded into the second linear's weight
+(``dispatch.fold_scale``), which avoids a scaled copy of the activation. On the CPU, hidden features are
 processed chunk by chunk (``chunks``).
 
 Letters: x (B, N, C) input, h and a (B, N, D) features before and after GELU, D = 4C, G (B, 1, D) the norm of a over
@@ -181,7 +181,7 @@ def _add(total: Tensor | None, term: Tensor) -> Tensor:
 class _Folded:
     """Second linear on scaled features, as ``a @ (weight2 * s).T`` per image.
 
-    If an image has more sites than channels, the scaled weight is smaller than the scaled features.
+    If an image has many sites, the scaled weight is smaller than the scaled features.
 
     Args:
         weight2 (Tensor): Weight (C, D).

@@ -161,14 +161,17 @@ def make_layers(channels, side, bias=True):
     [
         (make_map(5, 3), 3, 66, True),
         (make_map(3, 4), 7, 5, False),
-        (make_cells(8, num_cells=2), 3, 3, True),
+        (make_map(4, 9), 7, 32, False),
+        (make_cells(8, num_cells=2), 7, 4, True),
         (make_cells(4, num_cells=3), 7, 3, False),
         (make_cells(2), 5, 34, True),
         (make_cells(1), 3, 3, True),
+        (make_cells(1), 7, 128, True),
     ],
 )
 def test_depthwise(walk, side, channels, bias):
-    """Convolution, norm of its result and all gradients equal torch's, on whole maps and on visible sites."""
+    """Convolution, norm of its result and all gradients equal torch's, on whole maps and on visible sites: where one
+    kernel does both (powers of two), where two do, and where channels or strips end inside a tile."""
     execution, grid, num_sites = walk
     conv, norm = make_layers(channels, side, bias)
     sites = draw(2, num_sites, channels, dtype=torch.float64)
@@ -285,20 +288,23 @@ def test_operators_keep_their_contracts():
     wide, vector, counted = (2, 5, 6), (2, 1, 6), some_sites(2, 5)
     h, grad, scale, factor = tensors(wide, wide, vector, vector)
     geometry = (2, 3, 0, None, None)
-    sites, weight, bias, norm_weight, norm_bias, mean, rstd = tensors(
-        (1, 6, 4), (4, 1, 3, 3), (4,), (4,), (4,), (1, 6), (1, 6)
+    sites, weight, bias, norm_weight, norm_bias, mean, rstd, taps = tensors(
+        (1, 6, 4), (4, 1, 3, 3), (4,), (4,), (4,), (1, 6), (1, 6), (9, 4)
     )
+    norm, half, single = (norm_weight, norm_bias, 1e-6), torch.bfloat16, torch.float32
+    kept = sites.clone(), mean, rstd, norm_weight
     checks = [
         (hidden.gelu_norm, (h, counted, True)),
         (hidden.gelu_norm, (h, None, False)),
         (hidden.gelu_scaled, (h, scale)),
         (hidden.gelu_scaled_with_gradient, (h, scale, grad)),
         (hidden.gelu_gradient, (h, counted, scale, factor, grad)),
-        (neighbours.site_depthwise, (sites, weight, bias, *geometry)),
-        (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, True, *geometry)),
-        (neighbours.site_depthwise_norm, (sites, weight, bias, norm_weight, norm_bias, 1e-6, False, *geometry)),
-        (neighbours.site_depthwise_gradients, (sites, sites.clone(), 3, *geometry)),
-        (neighbours.layer_norm_gradients, (sites, sites.clone(), mean, rstd, norm_weight)),
+        (neighbours.site_depthwise, (sites, weight, bias, half, *geometry)),
+        (neighbours.site_depthwise_norm, (sites, weight, bias, *norm, True, half, *geometry)),
+        (neighbours.site_depthwise_norm, (sites, weight, bias, *norm, False, single, *geometry)),
+        (neighbours.site_depthwise_backward, (sites.clone(), sites, taps, False, True, half, *geometry)),
+        (neighbours.site_depthwise_backward, (sites.clone(), sites, taps, True, False, half, *geometry)),
+        (neighbours.site_depthwise_norm_backward, (sites.clone(), sites, taps, True, True, half, *kept, *geometry)),
     ]
     for operator, arguments in checks:
         torch.library.opcheck(operator, arguments, test_utils=('test_schema', 'test_faketensor'))

@@ -79,12 +79,14 @@ def test_folding_several_images_changes_nothing(masked, monkeypatch):
         ((1, 9, 3), 'cpu', True),
         ((2, 9, 3), 'cpu', False),
         ((1, 3, 9), 'cpu', False),
-        ((2, 9, 3), 'meta', True),
+        ((2, 26, 3), 'meta', True),
+        ((2, 25, 3), 'meta', False),
         ((2, 3, 9), 'meta', False),
     ],
 )
 def test_folds_where_it_saves(shape, device, folds, monkeypatch):
-    """A scaled weight takes the place of scaled features where it is smaller; on the CPU for single images only."""
+    """A scaled weight takes the place of scaled features where that moves fewer bytes; on the CPU where it is smaller,
+    and for single images only."""
     made = []
     monkeypatch.setattr(MODULE, '_Folded', lambda *args: made.append(True) or FOLDED(*args))
     monkeypatch.setattr(MODULE, '_Unfolded', lambda *args: made.append(False) or UNFOLDED(*args))

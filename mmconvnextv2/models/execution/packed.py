@@ -27,7 +27,7 @@ class Packed(Execution):
         cells = cells.flatten(0, 1).permute(0, 3, 1, 2)  # (B * K, Cin, 32, 32)
         sites = map_to_sites(stem(cells)).reshape(len(images), -1, stem.out_channels)  # (B, K * 8 * 8, C)
         # Kernels and the CPU look neighbours up in tables that all blocks of a step, or of a stage, share
-        slots = cell_slots(visible_cells, (height // CELL) * (width // CELL)) if use_triton(images) else None
+        slots = cell_slots(visible_cells, height // CELL, width // CELL) if use_triton(images) else None
         return sites, _indexed(Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, cell_slots=slots))
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:

@@ -1,10 +1,13 @@
 """Kernels of ``ops.depthwise_triton``: depthwise convolution over sites (B, N, C) of a whole map or of visible cells.
 
-One source serves both: only ``find_sites`` and ``find_neighbours`` know the geometry. On a whole map (PATCH = 0) a tile
-is HEIGHT x WIDTH sites. On visible cells it is HEIGHT * WIDTH consecutive sites, and a neighbour is found through the
-table of cell slots (B, h * w), -1 if masked. Weights have the layout (k * k, C). Sums are in float32, or float64 for
-float64 inputs.
+A lane is a strip of STRIP neighbouring sites in one row. For each row of the kernel it loads STRIP + SIDE - 1 sites,
+once, and each of them serves all outputs of the strip that it reaches. One source serves both geometries: only
+``find_strips`` and ``find_neighbours`` know them. On visible cells strips are rows of a cell, so where a neighbour is
+inside its own cell is known at compile time, and ``grid.cell_slots`` is read once per row and cell. Taps, the kernel's
+weights, have the layout (k * k, C), and they and sums are float32, or float64 for float64 inputs.
 """
+
+import math
 
 import torch
 import triton
@@ -12,287 +15,303 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ..dispatch import INTERPRETED as IS_INTERPRETED
+from ..grid import SLOT_BORDER
 from ..reductions import statistics_dtype
 
-TILE, BLOCK = (4, 8), 64  # sites and channels per program of a convolution
-NORM_SIZE = 4096  # sites times channels per program that also normalises, which covers all channels
-GRADIENT_TILE, GRADIENT_BLOCK = (4, 4), 32  # sites and channels per step of the weight gradient
-GRADIENT_PROGRAMS = 2048  # most programs that share the tiles of the weight gradient
+INTERPRETED, BORDER = tl.constexpr(IS_INTERPRETED), tl.constexpr(SLOT_BORDER)
+STRIP = 4  # sites per strip of a whole map; on cells of 1, 2, 4 or 8 sites a side, strips are rows of a cell
+WARPS = 4  # per program
+PER_THREAD = 8  # values per thread and output of a strip, one load of 16 bytes in half precision
+BLOCK = 64  # most channels per program
+GRADIENT_PROGRAMS = 2048  # most programs of the weight's gradient
+GRADIENT_REGISTERS = 128  # most per thread of that kernel, so that a quarter of a GPU's threads run at once
+SUM_TILE = 16  # partial sums that are added at a time
 
 
 @triton.jit
-def find_sites(
-    tile, cells, height, width, num_cells, batch, PATCH: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr
-):
-    """Return image, row, column, index in (B * N) and existence of a tile's sites, each (HEIGHT * WIDTH, )."""
-    lane = tl.arange(0, HEIGHT * WIDTH)
+def find_strips(tile, cells, height, width, count, PATCH: tl.constexpr, STRIP: tl.constexpr, LANES: tl.constexpr):
+    """Return row and first column of a tile's strips, the index in (B * N) of their first site, the position of their
+    cell in the table of slots, and whether they exist; each (LANES, ). ``count`` is the number of images, or of cells.
+    """
+    strip = tile * LANES + tl.arange(0, LANES)
     if PATCH == 0:
-        across, down = tl.cdiv(width, WIDTH), tl.cdiv(height, HEIGHT)
-        image = tile // (across * down) + lane * 0  # broadcast to a vector, as in the other branch
-        y = tile // across % down * HEIGHT + lane // WIDTH
-        x = tile % across * WIDTH + lane % WIDTH
-        place = (image.to(tl.int64) * height + y) * width + x  # offsets of large batches exceed int32
-        exists = (image < batch) & (y < height) & (x < width)
+        across = tl.cdiv(width, STRIP)
+        line = strip // across
+        y, x = line % height, strip % across * STRIP
+        return y, x, line.to(tl.int64) * width + x, strip, line < height * count  # large batches exceed int32
     else:
-        place = tile.to(tl.int64) * (HEIGHT * WIDTH) + lane
-        slot, inner = place // (PATCH * PATCH), (place % (PATCH * PATCH)).to(tl.int32)
-        exists = slot < batch * num_cells
-        cell = tl.load(cells + slot, mask=exists, other=0).to(tl.int32)
-        image = (slot // num_cells).to(tl.int32)
-        y = cell // (width // PATCH) * PATCH + inner // PATCH
-        x = cell % (width // PATCH) * PATCH + inner % PATCH
-    return image, y, x, place, exists
+        exists = strip < count * PATCH
+        position = tl.load(cells + strip // PATCH, mask=exists, other=0)
+        return strip % PATCH, strip * 0, strip.to(tl.int64) * STRIP, position, exists
 
 
 @triton.jit
-def find_neighbours(image, y, x, exists, slots, height, width, num_cells, PATCH: tl.constexpr):
-    """Return the indices in (B * N) of the sites at given rows and columns, and whether those sites exist."""
-    exists = exists & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+def find_neighbours(y, place, position, exists, slots, down, height, width, PATCH: tl.constexpr, RADIUS: tl.constexpr):
+    """Locate the strips' neighbours ``down`` rows below, for each cell that they may be in, from left to right.
+
+    Returns the index in (B * N) of the cell's first site in that row, and whether the cell is there; tuples of
+    (LANES, ). A whole map counts as one cell, and the index is that of the site below the strip's first one.
+    """
     if PATCH == 0:
-        place = (image.to(tl.int64) * height + y) * width + x
+        row = y + down
+        return (place + down * width,), (exists & (row >= 0) & (row < height),)
     else:
-        cell = (image * (height // PATCH) + y // PATCH) * (width // PATCH) + x // PATCH
-        slot = tl.load(slots + cell, mask=exists, other=-1)
-        exists = exists & (slot >= 0)
-        place = (image.to(tl.int64) * num_cells + slot) * (PATCH * PATCH) + y % PATCH * PATCH + x % PATCH
-    return place, exists
+        row = y + down + BORDER * PATCH  # not negative
+        line = position + (row // PATCH - BORDER) * (width // PATCH + 2 * BORDER)
+        starts, shown = (), ()
+        for index in tl.static_range(2 * ((RADIUS + PATCH - 1) // PATCH) + 1):
+            column = index - (RADIUS + PATCH - 1) // PATCH
+            slot = tl.load(slots + line + column, mask=exists, other=-1)
+            start = slot.to(tl.int64) * (PATCH * PATCH) + row % PATCH * PATCH
+            starts, shown = starts + (start,), shown + (slot >= 0,)
+        return starts, shown
+
+
+@triton.jit
+def widen(values, ACC: tl.constexpr):
+    """Convert values to the dtype of sums; pairs of bfloat16, the upper halves of float32, by one instruction each."""
+    if INTERPRETED or values.dtype != tl.bfloat16 or ACC != tl.float32:
+        return values.to(ACC)
+    else:
+        return tl.inline_asm_elementwise(
+            'shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;', '=r,=r,r', [values], tl.float32, is_pure=True, pack=2
+        )
+
+
+@triton.jit
+def load_neighbours(
+    sites, starts, shown, step, x, width, channel, is_channel, CHANNELS: tl.constexpr, PATCH: tl.constexpr,
+    RADIUS: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Load the neighbours ``step`` - RADIUS columns right of the strips' first sites, zero where there are none."""
+    if PATCH == 0:
+        mask = shown[0] & (x + (step - RADIUS) >= 0) & (x + (step - RADIUS) < width)
+        site = sites + channel[None] + starts[0][:, None] * CHANNELS + (step - RADIUS) * CHANNELS
+    else:
+        BEFORE: tl.constexpr = (RADIUS + PATCH - 1) // PATCH
+        INDEX: tl.constexpr = (step - RADIUS + BEFORE * PATCH) // PATCH
+        INNER: tl.constexpr = (step - RADIUS + BEFORE * PATCH) % PATCH
+        mask = shown[INDEX]
+        site = sites + channel[None] + starts[INDEX][:, None] * CHANNELS + INNER * CHANNELS
+    return widen(tl.load(site, mask=mask[:, None] & is_channel, other=0.0), ACC)
+
+
+@triton.jit
+def find_channels(CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return the program's channels (BLOCK, ), and whether they exist (1, BLOCK), a constant where all do."""
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if CHANNELS % BLOCK == 0:
+        return channel, tl.full((1, BLOCK), True, tl.int1)
+    else:
+        return channel, (channel < CHANNELS)[None]
 
 
 @triton.jit
 def convolve_kernel(
-    sites,
-    weight,
-    bias,
-    output,
-    cells,
-    slots,
-    norm_weight,
-    norm_bias,
-    normed,
-    mean,
-    rstd,
-    height,
-    width,
-    num_cells,
-    batch,
-    channels,
-    eps,
-    PATCH: tl.constexpr,
-    SIDE: tl.constexpr,
-    MIRRORED: tl.constexpr,
-    BIAS: tl.constexpr,
-    NORM: tl.constexpr,
-    KEEP: tl.constexpr,
-    ACC: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    image, y, x, place, exists = find_sites(
-        tl.program_id(0), cells, height, width, num_cells, batch, PATCH, HEIGHT, WIDTH
-    )
-    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_channel = channel < channels
-    total = tl.zeros((HEIGHT * WIDTH, BLOCK), ACC)
+    sites, taps, bias, output, cells, slots, height, width, count,
+    CHANNELS: tl.constexpr, PATCH: tl.constexpr, SIDE: tl.constexpr, MIRRORED: tl.constexpr, STRIP: tl.constexpr,
+    LANES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    ACC: tl.constexpr = taps.dtype.element_ty
+    RADIUS: tl.constexpr = SIDE // 2
+    y, x, place, position, exists = find_strips(tl.program_id(0), cells, height, width, count, PATCH, STRIP, LANES)
+    channel, is_channel = find_channels(CHANNELS, BLOCK)
+    total = tl.zeros((LANES, BLOCK), ACC)
+    if bias is not None:
+        total += tl.load(bias + channel[None], mask=is_channel, other=0.0).to(ACC)
+    totals = (total,) * STRIP
     for row in range(SIDE):
+        starts, shown = find_neighbours(y, place, position, exists, slots, row - RADIUS, height, width, PATCH, RADIUS)
+        line = taps + row * (SIDE * CHANNELS)
+        if MIRRORED:
+            line = taps + (SIDE - 1 - row) * (SIDE * CHANNELS)
+        factors = ()
         for column in tl.static_range(SIDE):
-            found, shown = find_neighbours(
-                image, y + row - SIDE // 2, x + column - SIDE // 2, exists, slots, height, width, num_cells, PATCH
+            tap = (SIDE - 1 - column if MIRRORED else column) * CHANNELS
+            factors = factors + (tl.load(line + tap + channel[None], mask=is_channel, other=0.0),)
+        for step in tl.static_range(STRIP + SIDE - 1):
+            values = load_neighbours(
+                sites, starts, shown, step, x, width, channel, is_channel, CHANNELS, PATCH, RADIUS, ACC
             )
-            tap = row * SIDE + column
-            if MIRRORED:
-                tap = SIDE * SIDE - 1 - tap
-            factor = tl.load(weight + tap * channels + channel, mask=is_channel, other=0.0).to(ACC)
-            values = tl.load(
-                sites + found[:, None] * channels + channel[None], mask=shown[:, None] & is_channel[None], other=0.0
-            )
-            total += values.to(ACC) * factor[None]
-    if BIAS:
-        total += tl.load(bias + channel, mask=is_channel, other=0.0).to(ACC)[None]
-    convolved = total.to(sites.dtype.element_ty)  # LayerNorm reads the rounded values, which backward recomputes from
-    offsets, mask = place[:, None] * channels + channel[None], exists[:, None] & is_channel[None]
-    if KEEP:
-        tl.store(output + offsets, convolved, mask=mask)
-    if NORM:  # BLOCK covers all channels, so mean and variance need no second kernel
-        values = convolved.to(ACC)
-        centre = tl.sum(values, 1) / channels
-        values = tl.where(is_channel[None], values - centre[:, None], 0.0)
-        inverse = 1 / tl.sqrt(tl.sum(values * values, 1) / channels + eps)
-        scale = tl.load(norm_weight + channel, mask=is_channel, other=0.0).to(ACC)[None]
-        shift = tl.load(norm_bias + channel, mask=is_channel, other=0.0).to(ACC)[None]
-        values = values * inverse[:, None] * scale + shift
-        tl.store(normed + offsets, values.to(normed.dtype.element_ty), mask=mask)
-        if KEEP:
-            tl.store(mean + place, centre, mask=exists)
-            tl.store(rstd + place, inverse, mask=exists)
+            for column in tl.static_range(SIDE):
+                if step >= column and step - column < STRIP:  # the output of the strip that reads it with this tap
+                    total = totals[step - column] + values * factors[column]
+                    totals = totals[: step - column] + (total,) + totals[step - column + 1 :]
+    for out in tl.static_range(STRIP):
+        there = exists
+        if PATCH == 0:
+            there = exists & (x + out < width)
+        offsets = (place + out)[:, None] * CHANNELS + channel[None]
+        tl.store(output + offsets, totals[out].to(output.dtype.element_ty), mask=there[:, None] & is_channel)
 
 
 @triton.jit
-def gradient_kernel(
-    sites,
-    grad,
-    partial,
-    cells,
-    slots,
-    height,
-    width,
-    num_cells,
-    batch,
-    channels,
-    PATCH: tl.constexpr,
-    SIDE: tl.constexpr,
-    LANES: tl.constexpr,
-    STEPS: tl.constexpr,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Sum the gradients of one row of the kernel per program; each lane is a column.
+def weight_gradient_kernel(
+    sites, grad, partial, cells, slots, height, width, count,
+    CHANNELS: tl.constexpr, PATCH: tl.constexpr, SIDE: tl.constexpr, STEPS: tl.constexpr, STRIP: tl.constexpr,
+    LANES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum the gradients of one row of taps over a program's strips, and store them in (chunks, k * k, C).
 
-    Lane SIDE, where inputs count as 1, sums the gradient of the bias.
+    The sums of several programs are added by ``finish_kernel``: without atomics, runs are reproducible.
     """
     ACC: tl.constexpr = partial.dtype.element_ty
+    RADIUS: tl.constexpr = SIDE // 2
+    row, chunk = tl.program_id(2), tl.program_id(0)
+    channel, is_channel = find_channels(CHANNELS, BLOCK)
+    totals = (tl.zeros((LANES, BLOCK), ACC),) * SIDE
+    for step in range(STEPS):
+        tile = chunk * STEPS + step
+        y, x, place, position, exists = find_strips(tile, cells, height, width, count, PATCH, STRIP, LANES)
+        starts, shown = find_neighbours(y, place, position, exists, slots, row - RADIUS, height, width, PATCH, RADIUS)
+        grads = ()
+        for out in tl.static_range(STRIP):
+            there = exists
+            if PATCH == 0:
+                there = exists & (x + out < width)
+            pointers = grad + place[:, None] * CHANNELS + channel[None] + out * CHANNELS
+            grads = grads + (widen(tl.load(pointers, mask=there[:, None] & is_channel, other=0.0), ACC),)
+        for step in tl.static_range(STRIP + SIDE - 1):
+            values = load_neighbours(
+                sites, starts, shown, step, x, width, channel, is_channel, CHANNELS, PATCH, RADIUS, ACC
+            )
+            for column in tl.static_range(SIDE):
+                if step >= column and step - column < STRIP:
+                    total = totals[column] + values * grads[step - column]
+                    totals = totals[:column] + (total,) + totals[column + 1 :]
+    for column in tl.static_range(SIDE):
+        line = (chunk * (SIDE * SIDE) + row * SIDE + column) * CHANNELS
+        tl.store(partial + line + channel[None], tl.sum(totals[column], 0)[None], mask=is_channel)
+
+
+@triton.jit
+def sum_chunks(
+    source,
+    stride,
+    count,
+    channel,
+    is_channel,
+    ACC: tl.constexpr,
+    STEPS: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Return the sum (BLOCK, ) of ``count`` rows of channels that are ``stride`` apart."""
+    total = tl.zeros((TILE, BLOCK), ACC)
+    for step in range(STEPS):
+        chunk = step * TILE + tl.arange(0, TILE)[:, None]
+        mask = (chunk < count) & is_channel[None]
+        total += tl.load(source + chunk * stride + channel[None], mask=mask, other=0.0)
+    return tl.sum(total, 0)
+
+
+@triton.jit
+def finish_kernel(
+    partial, norm_partial, grad_weight, grad_norm_weight, grad_norm_bias, grad_bias, chunks, norm_chunks, channels,
+    TAPS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add up partial sums (chunks, TAPS, C) of the weight and (chunks, 3, C) of the norm's weight, bias and input."""
+    ACC: tl.constexpr = partial.dtype.element_ty
+    row = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < channels
-    lane = tl.arange(0, LANES)
-    total = tl.zeros((HEIGHT * WIDTH, LANES, BLOCK), ACC)
-    for step in range(STEPS):
-        image, y, x, place, exists = find_sites(
-            tl.program_id(0) * STEPS + step, cells, height, width, num_cells, batch, PATCH, HEIGHT, WIDTH
-        )
-        grads = tl.load(
-            grad + place[:, None] * channels + channel[None], mask=exists[:, None] & is_channel[None], other=0.0
-        ).to(ACC)
-        found, shown = find_neighbours(
-            image[:, None],
-            (y + tl.program_id(2) - SIDE // 2)[:, None],
-            x[:, None] + (lane - SIDE // 2)[None],
-            exists[:, None] & (lane < SIDE)[None],
-            slots,
-            height,
-            width,
-            num_cells,
-            PATCH,
-        )
-        values = tl.load(
-            sites + found[:, :, None] * channels + channel[None, None],
-            mask=shown[:, :, None] & is_channel[None, None],
-            other=0.0,
-        ).to(ACC)
-        total += tl.where((lane == SIDE)[None, :, None], 1.0, values) * grads[:, None]
-    # Partial sums per program, which torch adds up: no atomics, so results are reproducible
-    row = (tl.program_id(0) * SIDE + tl.program_id(2)) * LANES + lane
-    tl.store(
-        partial + row[:, None] * channels + channel[None],
-        tl.sum(total, 0),
-        mask=(lane <= SIDE)[:, None] & is_channel[None],
-    )
+    if row < TAPS:
+        source = partial + row * channels
+        total = sum_chunks(source, TAPS * channels, chunks, channel, is_channel, ACC, STEPS, TILE, BLOCK)
+        tl.store(grad_weight + channel * TAPS + row, total.to(grad_weight.dtype.element_ty), mask=is_channel)
+    else:
+        if norm_partial is not None:
+            source = norm_partial + (row - TAPS) * channels
+            total = sum_chunks(source, 3 * channels, norm_chunks, channel, is_channel, ACC, STEPS, TILE, BLOCK)
+            if row == TAPS:
+                tl.store(grad_norm_weight + channel, total.to(grad_norm_weight.dtype.element_ty), mask=is_channel)
+            elif row == TAPS + 1:
+                tl.store(grad_norm_bias + channel, total.to(grad_norm_bias.dtype.element_ty), mask=is_channel)
+            else:
+                if grad_bias is not None:
+                    tl.store(grad_bias + channel, total.to(grad_bias.dtype.element_ty), mask=is_channel)
 
 
-def _count_tiles(sites: Tensor, height: int, width: int, patch: int, tile: tuple[int, int]) -> int:
-    """Return how many tiles cover sites (B, N, C)."""
-    if patch:
-        return triton.cdiv(sites.shape[0] * sites.shape[1], tile[0] * tile[1])
-    return sites.shape[0] * triton.cdiv(height, tile[0]) * triton.cdiv(width, tile[1])
+def tile_of(channels: int, patch: int, gradient: bool = False) -> dict[str, int]:
+    """Return the compile-time sizes of the convolution or of the weight's ``gradient``: sites per strip, strips and
+    channels per program."""
+    strip = patch or STRIP
+    block = channels & -channels  # its largest factor that is a power of two
+    block = min(block if block >= 8 else triton.next_power_of_2(channels), BLOCK)
+    values = PER_THREAD
+    if strip == 8:  # as many registers for the results as strips of 4
+        values //= 2
+    elif strip == 1 and not gradient:  # two strips per thread share the taps
+        values *= 2
+    return dict(CHANNELS=channels, PATCH=patch, STRIP=strip, LANES=WARPS * 32 * values // block, BLOCK=block)
 
 
-def _norm_tile(block: int) -> tuple[int, int]:
-    """Return a tile's sides, powers of two and nearly square, for at most NORM_SIZE values per program or one site."""
-    doublings = min(max((NORM_SIZE // block).bit_length() - 1, 0), 5)
-    return 2 ** (doublings // 2), 2 ** (doublings - doublings // 2)
+def _count_tiles(sites: Tensor, geometry: tuple, tile: dict[str, int]) -> int:
+    """Return how many tiles of LANES strips cover sites (B, N, C)."""
+    height, width, patch, *_ = geometry
+    per_image = sites.shape[1] // patch if patch else height * triton.cdiv(width, tile['STRIP'])
+    return triton.cdiv(sites.shape[0] * per_image, tile['LANES'])
+
+
+def _sizes(sites: Tensor, geometry: tuple) -> tuple[int, int, int]:
+    """Return height, width, and the number of cells, or of images where there are whole maps."""
+    height, width, patch, cells, _ = geometry
+    return height, width, cells.numel() if patch else len(sites)
+
+
+def transpose_taps(weight: Tensor) -> Tensor:
+    """Return a weight (C, 1, k, k) as taps (k * k, C) in the dtype of sums, by one copy."""
+    taps = weight.new_empty(weight[0].numel(), len(weight), dtype=statistics_dtype(weight.dtype))
+    return taps.copy_(weight.flatten(1).t())
 
 
 def convolve(
-    sites: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: tuple,
-    mirrored: bool = False,
-    norm: tuple[Tensor, Tensor, float] | None = None,
-    keep: bool = True,
-) -> tuple[Tensor, ...]:
-    """Convolve sites, and normalise the result if ``norm`` gives weight, bias and eps.
-
-    Returns:
-        tuple[Tensor]: The result (B, N, C). With ``norm`` also the normalised result (B, N, C), mean and rstd (B, N);
-        all except the normalised result are then empty unless ``keep`` is set.
-    """
-    height, width, patch, cells, slots = geometry
-    batch, num_sites, channels = sites.shape
-    block = triton.next_power_of_2(channels) if norm else BLOCK
-    tile = _norm_tile(block) if norm else TILE
-    kind = statistics_dtype(sites.dtype)
-    output = torch.empty_like(sites) if keep else sites.new_empty(0)
-    normed = torch.empty_like(sites) if norm else None
-    mean, rstd = (sites.new_empty(batch, num_sites if keep else 0, dtype=kind) for _ in range(2))
-    norm_weight, norm_bias, eps = norm or (None, None, 0.0)
-    taps = weight.flatten(1).t().contiguous()  # (k * k, C)
-    grid = _count_tiles(sites, height, width, patch, tile), triton.cdiv(channels, block)
+    sites: Tensor, taps: Tensor, bias: Tensor | None, output: Tensor, geometry: tuple, mirrored: bool = False
+) -> None:
+    """Convolve sites (B, N, C) with taps (k * k, C) into ``output``, in its dtype; ``mirrored`` flips the kernel."""
+    tile = tile_of(sites.shape[-1], geometry[2])
+    grid = _count_tiles(sites, geometry, tile), triton.cdiv(tile['CHANNELS'], tile['BLOCK'])
     with torch.cuda.device_of(sites):  # Triton launches on the current device
         convolve_kernel[grid](
-            sites,
-            taps,
-            bias,
-            output,
-            cells,
-            slots,
-            norm_weight,
-            norm_bias,
-            normed,
-            mean,
-            rstd,
-            height,
-            width,
-            cells.shape[1] if patch else 0,
-            batch,
-            channels,
-            eps,
-            PATCH=patch,
-            SIDE=weight.shape[-1],
-            MIRRORED=mirrored,
-            BIAS=bias is not None,
-            NORM=norm is not None,
-            KEEP=keep,
-            ACC=tl.float64 if kind == torch.float64 else tl.float32,
-            HEIGHT=tile[0],
-            WIDTH=tile[1],
-            BLOCK=block,
-        )
-    return (output,) if normed is None else (output, normed, mean, rstd)
+            sites, taps, bias, output, *geometry[3:], *_sizes(sites, geometry), SIDE=math.isqrt(len(taps)),
+            MIRRORED=mirrored, **tile, num_warps=WARPS,
+        )  # fmt: skip
 
 
-def gradients(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the weight (C, 1, k, k) and of the bias (C, )."""
-    height, width, patch, cells, slots = geometry
-    batch, _, channels = sites.shape
-    blocks = triton.cdiv(channels, GRADIENT_BLOCK)
-    tiles = _count_tiles(sites, height, width, patch, GRADIENT_TILE)
-    steps = triton.next_power_of_2(triton.cdiv(tiles * blocks * side, GRADIENT_PROGRAMS))
-    chunks, lanes = triton.cdiv(tiles, steps), triton.next_power_of_2(side + 1)
-    partial = sites.new_empty(chunks, side, lanes, channels, dtype=statistics_dtype(sites.dtype))
+def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tensor:
+    """Return partial sums (chunks, k * k, C) of the weight's gradient."""
+    tile = tile_of(sites.shape[-1], geometry[2], gradient=True)
+    blocks, tiles = triton.cdiv(tile['CHANNELS'], tile['BLOCK']), _count_tiles(sites, geometry, tile)
+    steps = triton.next_power_of_2(triton.cdiv(tiles * blocks * side, GRADIENT_PROGRAMS))  # few values occur
+    chunks = triton.cdiv(tiles, steps)
+    partial = sites.new_empty(chunks, side * side, tile['CHANNELS'], dtype=statistics_dtype(sites.dtype))
     with torch.cuda.device_of(sites):
-        gradient_kernel[chunks, blocks, side](
-            sites,
-            grad,
-            partial,
-            cells,
-            slots,
-            height,
-            width,
-            cells.shape[1] if patch else 0,
-            batch,
-            channels,
-            PATCH=patch,
-            SIDE=side,
-            LANES=lanes,
-            STEPS=steps,
-            HEIGHT=GRADIENT_TILE[0],
-            WIDTH=GRADIENT_TILE[1],
-            BLOCK=GRADIENT_BLOCK,
-        )
-    total = partial.sum(0).to(sites.dtype)  # (k, lanes, C)
-    # Without the clone the bias's gradient would be a view that keeps the whole sum alive
-    return total[:, :side].permute(2, 0, 1)[:, None].contiguous(), total[0, side].clone()
+        weight_gradient_kernel[chunks, blocks, side](
+            sites, grad, partial, *geometry[3:], *_sizes(sites, geometry),
+            SIDE=side, STEPS=steps, **tile, num_warps=WARPS, maxnreg=GRADIENT_REGISTERS,
+        )  # fmt: skip
+    return partial
+
+
+def finish(partial: Tensor, grad_weight: Tensor, norm_partial: Tensor | None = None, vectors: tuple = ()) -> None:
+    """Add up the partial sums of ``weight_gradient``, and of ``layer_norm.gradients``, by one kernel.
+
+    Args:
+        partial (Tensor): Sums (chunks, k * k, C).
+        grad_weight (Tensor): Receives the weight's gradient, (C, 1, k, k).
+        norm_partial (Tensor, optional): Sums (chunks, 3, C). Defaults to None.
+        vectors (tuple): Receive the gradients of the norm's weight and bias, and of the convolution's bias if it has
+            one, (C, ) each.
+    """
+    chunks, taps, channels = partial.shape
+    norm_chunks = 0 if norm_partial is None else len(norm_partial)
+    steps = triton.next_power_of_2(triton.cdiv(max(chunks, norm_chunks), SUM_TILE))
+    with torch.cuda.device_of(partial):
+        finish_kernel[taps + len(vectors), triton.cdiv(channels, BLOCK)](
+            partial, norm_partial, grad_weight, *vectors, *[None] * (3 - len(vectors)), chunks, norm_chunks, channels,
+            TAPS=taps, STEPS=steps, TILE=SUM_TILE, BLOCK=BLOCK,
+        )  # fmt: skip
 
 
 @register_flop_formula([torch.ops.mmconvnextv2.site_depthwise, torch.ops.mmconvnextv2.site_depthwise_norm])
@@ -301,6 +320,8 @@ def _count(sites_shape, weight_shape, *args, **kwargs) -> int:
     return 2 * sites_shape.numel() * weight_shape[-1] ** 2
 
 
-@register_flop_formula(torch.ops.mmconvnextv2.site_depthwise_gradients)
-def _count_gradients(sites_shape, grad_shape, side, *args, **kwargs) -> int:
-    return 2 * sites_shape.numel() * side**2
+@register_flop_formula(
+    [torch.ops.mmconvnextv2.site_depthwise_backward, torch.ops.mmconvnextv2.site_depthwise_norm_backward]
+)
+def _count_gradients(grad_shape, sites_shape, taps_shape, needs_sites, needs_weight, *args, **kwargs) -> int:
+    return 2 * sites_shape.numel() * taps_shape[0] * (needs_sites + needs_weight)

@@ -1,7 +1,7 @@
-"""Backward pass of LayerNorm over sites (B, N, C), from the mean and rstd of ``kernels.depthwise``.
+"""LayerNorm over sites (B, N, C): torch's forward pass, and a backward pass from its mean and rstd.
 
 With n = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean_C(g) - n * mean_C(g * n)), dweight = sum dy * n,
-dbias = sum dy. ``values`` are x.
+dbias = sum dy. ``values`` are x, the output of a convolution, whose bias has the gradient sum dx.
 """
 
 import torch
@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SIZE, PROGRAMS = 4096, 512  # sites times channels per tile; most programs that share the tiles
+from ..reductions import statistics_dtype
+
+SIZE, PROGRAMS = 1024, 2048  # sites times channels per tile of 4 warps; most programs that share the tiles
 
 
 @triton.jit
@@ -22,18 +24,19 @@ def layer_norm_kernel(
     output,
     partial,
     num_sites,
-    channels,
+    channels: tl.constexpr,
     STEPS: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Process STEPS tiles of TILE sites per program, and store its sums for weight and bias in (2, chunks, C)."""
+    """Process STEPS tiles of TILE sites per program, and store its sums of dweight, dbias and dx in (chunks, 3, C)."""
     ACC: tl.constexpr = partial.dtype.element_ty
     channel = tl.arange(0, BLOCK)[None]
     is_channel = channel < channels
     scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(ACC)
     weight_total = tl.zeros((TILE, BLOCK), ACC)
     bias_total = tl.zeros((TILE, BLOCK), ACC)
+    input_total = tl.zeros((TILE, BLOCK), ACC)
     for step in range(STEPS):
         site = (tl.program_id(0).to(tl.int64) * STEPS + step) * TILE + tl.arange(0, TILE)[:, None]
         exists = site < num_sites
@@ -47,25 +50,45 @@ def layer_norm_kernel(
         # Channels beyond C have zero gradients, so they add nothing to either sum
         along = tl.sum(grads * normal, 1)[:, None] / channels
         grads = (grads - tl.sum(grads, 1)[:, None] / channels - normal * along) * inverse
+        grads = tl.where(mask, grads, 0.0)
+        input_total += grads
         tl.store(output + offsets, grads.to(output.dtype.element_ty), mask=mask)
-    place = partial + tl.program_id(0) * channels + tl.arange(0, BLOCK)
-    tl.store(place, tl.sum(weight_total, 0), mask=tl.arange(0, BLOCK) < channels)
-    tl.store(place + tl.num_programs(0) * channels, tl.sum(bias_total, 0), mask=tl.arange(0, BLOCK) < channels)
+    place = partial + tl.program_id(0) * 3 * channels + tl.arange(0, BLOCK)
+    is_channel = tl.arange(0, BLOCK) < channels
+    tl.store(place, tl.sum(weight_total, 0), mask=is_channel)
+    tl.store(place + channels, tl.sum(bias_total, 0), mask=is_channel)
+    tl.store(place + 2 * channels, tl.sum(input_total, 0), mask=is_channel)
 
 
-def gradients(
-    grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the values before LayerNorm, (B, N, C), of its weight and of its bias, (C, )."""
-    num_sites, channels = mean.numel(), grad.shape[-1]
+def tile_of(channels: int) -> tuple[int, int, int]:
+    """Return sites and channels per tile, and warps: 8 values per thread."""
     block = triton.next_power_of_2(channels)
-    tile = max(SIZE // block, 1)
+    return max(SIZE // block, 1), block, max(4 * block // SIZE, 4)
+
+
+def forward(
+    values: Tensor, weight: Tensor, bias: Tensor, eps: float, keep: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return normalised values (B, N, C), mean and rstd (B, N) in the dtype of sums; the last two are empty unless
+    ``keep`` is set."""
+    normed, mean, rstd = torch.native_layer_norm(values, weight.shape, weight, bias, eps)
+    if not keep:
+        mean, rstd = mean.new_empty(0, 0), rstd.new_empty(0, 0)
+    kind = statistics_dtype(values.dtype)
+    return normed, mean.flatten(1).to(kind), rstd.flatten(1).to(kind)
+
+
+def gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the values before LayerNorm, (B, N, C), and partial sums (chunks, 3, C) of the gradients
+    of its weight, of its bias, and of the values."""
+    num_sites, channels = mean.numel(), grad.shape[-1]
+    tile, block, warps = tile_of(channels)
     steps = triton.next_power_of_2(triton.cdiv(num_sites, tile * PROGRAMS))
     chunks = triton.cdiv(num_sites, tile * steps)
-    output, partial = torch.empty_like(values), mean.new_empty(2, chunks, channels)
+    output, partial = torch.empty_like(values), mean.new_empty(chunks, 3, channels)
     with torch.cuda.device_of(grad):  # Triton launches on the current device
         layer_norm_kernel[(chunks,)](
-            grad, values, mean, rstd, weight, output, partial, num_sites, channels, STEPS=steps, TILE=tile, BLOCK=block
-        )
-    grad_weight, grad_bias = partial.sum(1).to(weight.dtype)
-    return output, grad_weight.clone(), grad_bias.clone()
+            grad, values, mean, rstd, weight, output, partial, num_sites, channels,
+            STEPS=steps, TILE=tile, BLOCK=block, num_warps=warps,
+        )  # fmt: skip
+    return output, partial

@@ -1,0 +1,235 @@
+"""What the Triton kernels of the depthwise layer and its norm cost, read from machine code; no GPU is needed.
+
+    python benchmarks/kernels.py --out benchmarks/kernels.md            # compute capability 9.0, all widths
+    python benchmarks/kernels.py --cc 80 90 100 --widths 128 256
+
+Each kernel is compiled as a training in bfloat16 launches it. The table that results explains its columns.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mmconvnextv2.models.convnext_v2 import ARCHS
+from mmconvnextv2.ops import depthwise_triton  # noqa: F401  (defines the operators that the kernels count for)
+from mmconvnextv2.ops.kernels import depthwise, layer_norm
+
+TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
+TYPES = dict(cells='*i32', slots='*i32', eps='fp32')
+TYPES |= dict.fromkeys(('height', 'width', 'count', 'num_sites'), 'i32')
+TYPES |= dict.fromkeys(('taps', 'bias', 'norm_weight', 'norm_bias', 'mean', 'rstd', 'partial', 'weight'), '*fp32')
+SIDE, BATCH, IMAGE, MASK_RATIO = 7, 64, 224, 0.6
+BANDWIDTH, ISSUES = 3.35e12, 132 * 4 * 1.755e9  # of an H100 SXM: bytes, and instructions of 32 lanes, per second
+REGISTERS, THREADS = 65536, 2048  # per multiprocessor
+
+
+HEADER = """# Kernels, without a GPU
+
+What the Triton kernels of the depthwise layer and its norm cost, read from their machine code
+(`python benchmarks/kernels.py`). Nothing here was measured on a GPU.
+
+- *C*, *stride*: channels and stride of the stages of the sizes. *sites*: whole maps at batch 64 and 224 pixels, or the
+  visible cells of FCMAE at a mask ratio of 0.6.
+- *registers* and *spilled* bytes per thread; *occupancy*: the share of a multiprocessor's 2,048 threads that registers
+  allow.
+- *instructions* per tap and element in bfloat16, where one multiply-add is the least; of the norm's gradient, per
+  element.
+- *memory*: the time that the fewest bytes take at 3.35 TB/s; *issue*: the time that the instructions take at one per
+  cycle and scheduler (132 multiprocessors with 4 schedulers at 1.755 GHz). Both are lower bounds for an H100. At these
+  shapes instructions, not bytes, bound the convolutions, and tensor cores, whose 989 TFLOP/s
+  bound matrix products, do not serve them.
+
+"""
+
+
+class Case(NamedTuple):
+    """A kernel, its compile-time constants, and what they mean.
+
+    Attributes:
+        title (str): What it computes.
+        kernel (Callable): The Triton kernel.
+        constants (dict): Its compile-time arguments.
+        per_loop (float): Results of a tap per thread and iteration of the kernel's loop.
+        iterations (int): Iterations of that loop that one program executes; 0 if there are arbitrarily many.
+        bytes (int): Fewest bytes moved per element.
+        warps (int): Warps per program.
+        registers (int, optional): Most registers per thread, if there is a limit.
+    """
+
+    title: str
+    kernel: object
+    constants: dict
+    per_loop: float
+    iterations: int
+    bytes: int
+    warps: int = depthwise.WARPS
+    registers: int | None = None
+
+
+class Cost(NamedTuple):
+    """What a compiled kernel takes.
+
+    Attributes:
+        registers (int): Registers per thread.
+        spilled (int): Bytes of stack per thread.
+        occupancy (float): Share of a multiprocessor's threads that the registers allow.
+        instructions (float): Instructions per tap and element.
+        vectors (bool): Whether all wide loads and stores of half precision move at least 8 bytes.
+    """
+
+    registers: int
+    spilled: int
+    occupancy: float
+    instructions: float
+    vectors: bool
+
+
+def compile_kernel(case: Case, capability: int, dtype: str = 'bf16') -> tuple[str, str]:
+    """Return a kernel's machine code, disassembled, and its use of resources, without a GPU."""
+    kernel, constants = case.kernel, case.constants
+    types = {name: 'constexpr' if name in constants else TYPES.get(name, f'*{dtype}') for name in kernel.arg_names}
+    pointers = {(place,): [['tt.divisibility', 16]] for place, kind in enumerate(types.values()) if kind[0] == '*'}
+    constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    compiled = triton.compile(
+        ASTSource(kernel, types, constants, pointers),
+        target=GPUTarget('cuda', capability, 32),
+        options=dict(num_warps=case.warps, maxnreg=case.registers),
+    )
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(compiled.asm['cubin'])
+        file.flush()
+        code = subprocess.run([TOOLS / 'nvdisasm', file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run(
+            [TOOLS / 'cuobjdump', '-res-usage', file.name], capture_output=True, text=True, check=True
+        )
+    return code.stdout, usage.stdout
+
+
+def count_instructions(code: str) -> tuple[int, int]:
+    """Return how many instructions are outside of the longest loop, and how many inside."""
+    labels, jumps, count = {}, [], 0
+    for line in code.splitlines():
+        if label := re.match(r'\s*(\.L_x_\d+):', line):
+            labels[label[1]] = count
+        if instruction := re.search(r'/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)(.*)', line):
+            if instruction[1].startswith('BRA') and (target := re.search(r'\.L_x_\d+', instruction[2])):
+                jumps.append((count, target[0]))
+            count += 1
+    inside = max(
+        (place + 1 - labels[target] for place, target in jumps if labels.get(target, count) < place), default=0
+    )
+    return count - inside, inside
+
+
+def cost_of(case: Case, capability: int = 90, dtype: str = 'bf16') -> Cost:
+    """Compile a kernel and return what it takes."""
+    code, usage = compile_kernel(case, capability, dtype)
+    registers, stack = (int(value) for value in re.search(r'REG:(\d+) STACK:(\d+)', usage).groups())
+    outside, inside = count_instructions(code)
+    total, results = (outside + case.iterations * inside, case.iterations) if case.iterations else (inside, 1)
+    warps = REGISTERS // (-(-registers // 8) * 8 * 32) // case.warps * case.warps
+    return Cost(
+        registers,
+        stack,
+        min(warps * 32 / THREADS, 1.0),
+        total / (results * case.per_loop),
+        not re.search(r'(LDG|STG)\.E\.U?(8|16)', code),
+    )
+
+
+def convolution(channels: int, patch: int, mirrored: bool = False) -> Case:
+    """Return the convolution of a whole map (``patch`` 0) or of cells, or with the flipped kernel of the gradient."""
+    tile = depthwise.tile_of(channels, patch)
+    constants = dict(tile, SIDE=SIDE, MIRRORED=mirrored)
+    if mirrored:
+        constants |= dict(bias=None)
+    title = 'input gradient' if mirrored else 'convolution'
+    return Case(title, depthwise.convolve_kernel, _geometry(constants, patch), _values(tile) * SIDE, SIDE, 4)
+
+
+def weight_gradient(channels: int, patch: int) -> Case:
+    """Return the weight's gradient on a whole map or on cells."""
+    tile = depthwise.tile_of(channels, patch, gradient=True)
+    constants = _geometry(dict(tile, SIDE=SIDE, STEPS=16), patch)
+    limit = depthwise.GRADIENT_REGISTERS
+    kernel = depthwise.weight_gradient_kernel
+    return Case('weight gradient', kernel, constants, _values(tile) * SIDE, 0, 4, registers=limit)
+
+
+def norm_gradient(channels: int) -> Case:
+    """Return LayerNorm's gradients; its instructions are per element."""
+    tile, block, warps = layer_norm.tile_of(channels)
+    constants = dict(channels=channels, STEPS=16, TILE=tile, BLOCK=block)
+    return Case('norm gradient', layer_norm.layer_norm_kernel, constants, tile * block / (warps * 32), 0, 6, warps)
+
+
+def _geometry(constants: dict, patch: int) -> dict:
+    return constants if patch else constants | dict(cells=None, slots=None)
+
+
+def _values(tile: dict) -> float:
+    """Return how many results a thread computes."""
+    return tile['LANES'] * tile['STRIP'] * tile['BLOCK'] / (depthwise.WARPS * 32)
+
+
+def cases_of(channels: int, stride: int) -> list[tuple[str, Case]]:
+    """Return all kernels of a stage, each with its geometry in words."""
+    found = []
+    for geometry, patch in (('map', 0), ('cells', 32 // stride)):
+        found.append((geometry, convolution(channels, patch)))
+        found.append((geometry, convolution(channels, patch, mirrored=True)))
+        found.append((geometry, weight_gradient(channels, patch)))
+    return [*found, ('both', norm_gradient(channels))]
+
+
+def stages(widths: list[int] | None) -> list[tuple[int, int]]:
+    """Return all pairs of channels and stride that the sizes have."""
+    pairs = {(width, 4 * 2**stage) for arch in ARCHS.values() for stage, width in enumerate(arch['channels'])}
+    return sorted(pair for pair in pairs if not widths or pair[0] in widths)
+
+
+def write_table(capability: int, widths: list[int] | None) -> str:
+    """Return the table of one compute capability in Markdown."""
+    lines = [
+        f'## Compute capability {capability / 10}',
+        '',
+        '| C | stride | kernel | sites | registers | spilled | occupancy | instructions | memory, us | issue, us |',
+        '|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    for channels, stride in stages(widths):
+        for geometry, case in cases_of(channels, stride):
+            cost = cost_of(case, capability)
+            cells = (IMAGE // 32) ** 2
+            cells = cells - int(cells * MASK_RATIO) if geometry == 'cells' else cells
+            elements = BATCH * cells * (32 // stride) ** 2 * channels
+            taps = 1 if case.title == 'norm gradient' else SIDE**2
+            memory, issue = case.bytes * elements / BANDWIDTH, cost.instructions * taps * elements / 32 / ISSUES
+            lines.append(
+                f'| {channels} | {stride} | {case.title} | {geometry} | {cost.registers} | {cost.spilled} | '
+                f'{cost.occupancy:.0%} | {cost.instructions:.2f} | {memory * 1e6:.1f} | {issue * 1e6:.1f} |'
+            )
+            print(lines[-1], flush=True)
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Compile all kernels and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--cc', type=int, nargs='+', default=[90], help='compute capabilities, times ten')
+    parser.add_argument('--widths', type=int, nargs='+', help='channels; all widths of the sizes if absent')
+    parser.add_argument('--out', type=Path, help='file of the table')
+    args = parser.parse_args()
+    tables = [write_table(capability, args.widths) for capability in args.cc]
+    if args.out:
+        args.out.write_text(HEADER + '\n\n'.join(tables) + '\n')
+
+
+if __name__ == '__main__':
+    main()
