@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..mmcv_operators import serving_operators
 from ..models.convnext_v2 import ConvNeXtV2
 from ..models.execution import EXECUTIONS
 from ..models.execution.minkowski import import_minkowski_engine
-from ..ops.dispatch import HAS_TRITON, use_triton
+from ..ops.dispatch import HAS_TRITON, INTERPRETED, use_triton
 from ..utils.compat import FORKS, LITE, WORKING, installed_version
 from ..version import __version__
 
@@ -192,13 +193,23 @@ def _use_operators(device: str) -> str:
 
 
 def find_kernels() -> Iterator[Check]:
-    """Report on which devices the fused operations run as kernels."""
-    devices = ['cpu'] + ['cuda'] * torch.cuda.is_available()
-    served = [device for device in devices if use_triton(torch.zeros(1, device=device))]
-    advice = None
-    if 'cuda' in set(devices) - set(served):
-        advice = 'unset MMCONVNEXTV2_KERNELS' if HAS_TRITON else 'pip install triton makes CUDA faster'
-    yield Check('fused kernels', f'on {", ".join(served)}' if served else "none: torch's own operations", advice)
+    """Compare the Triton kernels with the layers on each device, in each dtype of training."""
+    devices = ['cpu'] * INTERPRETED + [f'cuda:{index}' for index in range(torch.cuda.device_count())]
+    for device in devices:
+        passed, advice = [], None if HAS_TRITON else 'pip install triton makes CUDA faster'
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                if use_triton(torch.zeros(1, device=device, dtype=dtype)):
+                    passed.append(str(dtype).removeprefix('torch.'))
+        if said:
+            advice = str(said[0].message)
+        elif HAS_TRITON and not passed:
+            advice = 'unset MMCONVNEXTV2_KERNELS'
+        found = f'equal the layers in {", ".join(passed)}' if passed else "none: torch's own operations"
+        yield Check(f'Triton kernels, {device}', found, advice, is_problem=bool(said))
+    if not devices:
+        yield Check('Triton kernels', "none: torch's own operations")
 
 
 def find_executions() -> Iterator[Check]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.errors import UserError
+from .autocast import autocast_dtype
 from .grid import SLOT_BORDER, Grid
 
 KERNELS = ('auto', 'torch', 'layers')
@@ -80,9 +81,24 @@ def _setting(grid: Grid | None) -> str:
 
 
 def use_triton(tensor: Tensor, grid: Grid | None = None) -> bool:
-    """Return whether operations on this tensor may run as Triton kernels."""
+    """Return whether operations on this tensor run as Triton kernels.
+
+    Before they first do on a device and dtype, :mod:`mmconvnextv2.ops.self_check` compares them with the layers.
+    """
     served = tensor.is_cuda or INTERPRETED and tensor.device.type == 'cpu'
-    return _setting(grid) == 'auto' and HAS_TRITON and served and tensor.dtype in DTYPES
+    if _setting(grid) != 'auto' or not HAS_TRITON or not served or tensor.dtype not in DTYPES:
+        return False
+    return _kernels_pass(tensor.device, tensor.dtype, autocast_dtype(tensor))
+
+
+@torch.compiler.assume_constant_result  # not part of a compiled graph
+def _kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> bool:
+    # Fake tensors need no GPU, and what a captured graph launches must not be synchronised
+    if device.type == 'cuda' and (not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing()):
+        return True
+    from .self_check import kernels_pass
+
+    return kernels_pass(device, dtype, computed)
 
 
 def choose_depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> str:

@@ -6,6 +6,7 @@ multiples of a kernel's tiles.
 
 import importlib
 import itertools
+from subprocess import CalledProcessError
 
 import pytest
 import torch
@@ -14,18 +15,22 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmconvnextv2.commands.doctor import find_kernels
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 from mmconvnextv2.models.execution.dense import Dense
 from mmconvnextv2.models.execution.packed import Packed
 from mmconvnextv2.models.layers import LayerNorm
 from mmconvnextv2.ops import depthwise_triton as neighbours
+from mmconvnextv2.ops import dispatch, plain
 from mmconvnextv2.ops import mlp_passes as hidden
-from mmconvnextv2.ops import plain
+from mmconvnextv2.ops.depthwise import depthwise
 from mmconvnextv2.ops.dispatch import INTERPRETED, choose_depthwise, use_triton
 from mmconvnextv2.ops.grid import Grid
-from mmconvnextv2.ops.kernels import gelu
+from mmconvnextv2.ops.kernels import depthwise as depthwise_kernels
+from mmconvnextv2.ops.kernels import gelu, layer_norm
 from mmconvnextv2.ops.mlp_passes import Hidden, KernelHidden
 from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
+from mmconvnextv2.ops.self_check import kernels_pass
 
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 TOLERANCE = {torch.float64: dict(rtol=1e-9, atol=1e-9), torch.float32: dict(rtol=1e-4, atol=1e-4)}
@@ -54,6 +59,71 @@ def test_kernels_serve_this_device():
     assert use_triton(draw(1)) and use_triton(draw(1).bfloat16()) and not use_triton(torch.zeros(1).long())
     with plain():
         assert not use_triton(draw(1))
+
+
+@pytest.fixture
+def unchecked():
+    """Kernels that were not compared with the layers yet, here and afterwards."""
+    kernels_pass.cache_clear()
+    yield
+    kernels_pass.cache_clear()
+
+
+def raise_error(error):
+    def run(*args, **kwargs):
+        raise error
+
+    return run
+
+
+NO_COMPILER = raise_error(RuntimeError('Failed to find C compiler. Please specify via CC environment variable'))
+NO_HEADERS = raise_error(CalledProcessError(1, 'gcc'))
+
+
+@pytest.mark.parametrize(
+    'module, name, wrong, reason',
+    [
+        (depthwise_kernels, 'transpose_taps', lambda weight: weight.flatten(1).t().contiguous().flip(0), 'is off by'),
+        (gelu, 'norm', lambda h, mask, keep: (F.gelu(h), h.norm(dim=1, keepdim=True)), 'the response MLP is off by'),
+        (depthwise_kernels, 'convolve', NO_COMPILER, 'install one, such as gcc, or set CC'),
+        (layer_norm, 'gradients', NO_HEADERS, r'Python \(python3-dev\)'),
+    ],
+)
+def test_kernels_that_fail_are_not_used(unchecked, monkeypatch, module, name, wrong, reason):
+    """A kernel that is wrong or cannot run is found before it serves: one warning says why and what to do, the doctor
+    repeats it, and the layers' results follow."""
+    execution, grid, num_sites = make_cells(2)
+    block, sites = make_block(4), draw(2, num_sites, 4, dtype=torch.float64)
+    with plain():
+        expected = block(sites, grid, execution)
+    monkeypatch.setattr(module, name, wrong)
+    with pytest.warns(UserWarning, match=reason) as said:
+        ours = [block(sites, grid, execution) for _ in range(2)]
+    assert len(said) == 1 and 'MMCONVNEXTV2_KERNELS=torch' in str(said[0].message)
+    assert all(torch.equal(one, expected) for one in ours)
+    [check] = [check for check in find_kernels() if check.name.endswith(DEVICE.type)]
+    assert check.is_problem and "torch's own" in check.found
+
+
+def test_check_leaves_no_trace(unchecked):
+    """The comparison draws no random numbers, is not counted, needs no gradients, and happens under a compiler too."""
+    sites = draw(1, 6, 4)
+    conv, grid = nn.Conv2d(4, 4, 3, padding=1, groups=4).to(DEVICE), Grid(2, 3, 4)
+    state = torch.get_rng_state()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        assert use_triton(sites)
+    assert kernels_pass.cache_info().currsize == 1 and not counter.get_total_flops()
+    assert torch.equal(torch.get_rng_state(), state)
+    kernels_pass.cache_clear()
+    compiled = torch.compile(lambda sites: depthwise(sites, grid, conv), backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(sites), depthwise(sites, grid, conv))
+    assert kernels_pass.cache_info().currsize == 1
+
+
+def test_without_triton(monkeypatch):
+    """Where Triton is not installed, torch's operations serve."""
+    monkeypatch.setattr(dispatch, 'HAS_TRITON', False)
+    assert not use_triton(draw(1))
 
 
 @pytest.mark.parametrize('masked, rows, dtype', [(False, 32, torch.float64), (True, 64, torch.float32)])

@@ -1,0 +1,127 @@
+"""Comparison of the Triton kernels with the layers, before they first serve a device and dtype.
+
+A kernel may fail where it was never run: no C compiler for Triton's launcher, no Python headers, an old driver, an
+architecture that Triton rejects, or a wrong result. Then one warning says why, and torch's operations serve instead.
+"""
+
+import subprocess
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from .depthwise import depthwise
+from .depthwise_triton import depthwise_norm_sites
+from .grid import Grid
+from .response_mlp import fused_response_mlp, response_mlp_reference
+
+# Largest error relative to the norm of the values in float64; TF32 and half precision are not errors
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+CHANNELS, SIDE = 8, 7
+
+
+class Mismatch(RuntimeError):
+    """A kernel computes something else than the layers."""
+
+
+@cache
+def kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> bool:
+    """Return whether the kernels work on a device; runs them once per process, and warns if they do not.
+
+    Args:
+        device (torch.device): Device with its index.
+        dtype (torch.dtype): Dtype of sites and parameters.
+        computed (torch.dtype): Dtype of the results, another one under autocast.
+    """
+    # Without the modes of callers, such as fake tensors and counters of operations
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for what, ours, reference in _results(device, dtype, computed):
+                error = float((ours.double() - reference).norm() / reference.norm())
+                if not error <= TOLERANCE[computed]:
+                    raise Mismatch(f'{what} is off by {error:.1e}')
+        except Exception as error:
+            name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
+            warnings.warn(
+                f'Triton kernels are not used on {name} for {dtype} (computed in {computed}); torch operations serve, '
+                f'more slowly: {_explain(error)}. MMCONVNEXTV2_KERNELS=torch makes this choice without a warning',
+                stacklevel=2,
+            )
+            return False
+    return True
+
+
+def _explain(error: Exception) -> str:
+    """Return a one-line reason and what to do."""
+    text = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+    if isinstance(error, Mismatch):
+        return f'{text}: please report this with the output of `python -m mmconvnextv2 doctor`'
+    if 'C compiler' in text:
+        return f'{text}: install one, such as gcc, or set CC'
+    if isinstance(error, subprocess.CalledProcessError):
+        return f'{text}: the C compiler failed; install the headers of Python (python3-dev)'
+    return f'{text}: check the versions of the driver and of Triton'
+
+
+def _wave(*shape: int, phase: float, device: torch.device) -> Tensor:
+    """Return fixed values without a random generator, whose state belongs to the user; float64."""
+    count = torch.arange(torch.Size(shape).numel(), device=device, dtype=torch.float64)
+    return (count * 1.7 + phase).sin().view(shape)
+
+
+def _results(device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield outputs and gradients of kernels, and the same in float64 by the layers, each with its name."""
+    cells = torch.tensor([[0, 1, 5], [2, 3, 4]], device=device)
+    for grid in (Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells)):
+        num_sites = cells.shape[1] * grid.patch**2 if grid.is_packed else grid.height * grid.width
+        shapes = (2, num_sites, CHANNELS), (CHANNELS, 1, SIDE, SIDE), *[(CHANNELS,)] * 3
+
+        def layers(sites, weight, bias, norm_weight, norm_bias, grid=grid):
+            conv, norm = _modules(weight, bias, norm_weight, norm_bias)
+            return depthwise(sites, replace(grid, kernels='layers'), conv, norm)
+
+        def kernels(sites, weight, bias, norm_weight, norm_bias, grid=grid):
+            conv, norm = _modules(weight, bias, norm_weight, norm_bias)
+            return depthwise_norm_sites(sites, conv, norm, grid)
+
+        yield from _compare('the depthwise convolution', kernels, layers, shapes, device, dtype, computed)
+    hidden = 4 * CHANNELS
+    for num_sites in (5, 9 * CHANNELS):  # GRN's scale unfolded and folded
+        shapes = (2, num_sites, CHANNELS), (hidden, CHANNELS), *[(hidden,)] * 3, (CHANNELS, hidden), (CHANNELS,)
+
+        def fused(*tensors):
+            return fused_response_mlp(*tensors, triton=True)
+
+        yield from _compare('the response MLP', fused, response_mlp_reference, shapes, device, dtype, computed)
+
+
+def _modules(weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> tuple[nn.Conv2d, nn.LayerNorm]:
+    """Return layers with these tensors as parameters."""
+    with torch.device('meta'):  # initialising them draws no random numbers
+        conv = nn.Conv2d(CHANNELS, CHANNELS, SIDE, padding=SIDE // 2, groups=CHANNELS)
+        norm = nn.LayerNorm(CHANNELS, eps=1e-6)
+    for module, tensors in ((conv, (weight, bias)), (norm, (norm_weight, norm_bias))):
+        for name, tensor in zip(('weight', 'bias'), tensors, strict=True):
+            delattr(module, name)
+            setattr(module, name, tensor)
+    return conv, norm
+
+
+def _compare(what, ours, theirs, shapes, device, dtype, computed) -> Iterator[tuple[str, Tensor, Tensor]]:
+    given = [_wave(*shape, phase=place, device=device).to(dtype) for place, shape in enumerate(shapes)]
+    found, wanted = ([one.to(kind).requires_grad_() for one in given] for kind in (dtype, torch.float64))
+    with torch.autocast(device.type, computed, enabled=computed != dtype):
+        output = ours(*found)
+    with torch.autocast(device.type, enabled=False):
+        reference = theirs(*wanted)
+    noise = _wave(*reference.shape, phase=0.5, device=device)
+    yield what, output.detach(), reference.detach()
+    gradients = zip(
+        torch.autograd.grad(output, found, noise.to(output.dtype)), torch.autograd.grad(reference, wanted, noise)
+    )
+    for one, other in gradients:
+        yield f'a gradient of {what}', one, other
