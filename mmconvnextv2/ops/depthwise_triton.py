@@ -127,11 +127,7 @@ def site_depthwise(
     slots: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return convolved sites in ``dtype``, and the weight as taps (k * k, C), which backward reads."""
-    from .kernels import depthwise
-
-    taps, output = depthwise.transpose_taps(weight), torch.empty_like(sites, dtype=dtype)
-    depthwise.convolve(sites, taps, bias, output, (height, width, patch, cells, slots))
-    return output, taps
+    return _convolve(sites, weight, bias, dtype, (height, width, patch, cells, slots))
 
 
 @site_depthwise.register_fake
@@ -161,7 +157,7 @@ def site_depthwise_norm(
     """
     from .kernels import layer_norm
 
-    convolved, taps = site_depthwise(sites, weight, bias, dtype, height, width, patch, cells, slots)
+    convolved, taps = _convolve(sites, weight, bias, dtype, (height, width, patch, cells, slots))
     normed, mean, rstd = layer_norm.forward(convolved, norm_weight, norm_bias, eps, keep)
     return convolved if keep else convolved.new_empty(0, 0, sites.shape[2]), normed, mean, rstd, taps
 
@@ -244,6 +240,16 @@ def site_depthwise_norm_backward(
 def _(grad, sites, taps, needs_sites, needs_parameters, dtype, convolved, mean, rstd, norm_weight, height, width, patch,
       cells, slots):  # fmt: skip
     return _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 3)
+
+
+def _convolve(
+    sites: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, geometry: tuple
+) -> tuple[Tensor, Tensor]:
+    from .kernels import depthwise
+
+    taps, output = depthwise.transpose_taps(weight), torch.empty_like(sites, dtype=dtype)
+    depthwise.convolve(sites, taps, bias, output, geometry)
+    return output, taps
 
 
 def _empty_taps(weight: Tensor) -> Tensor:

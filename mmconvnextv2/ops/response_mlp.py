@@ -28,13 +28,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .autocast import cast_for_autocast, without_autocast
+from .autocast import autocast_dtype, cast_for_autocast, without_autocast
 from .dispatch import fold_scale, fuse_mlp, in_blocks, use_triton
 from .grid import Grid
 from .grn import response_of, response_scale, scale_backward
 from .matmul import multiply
-from .mlp_passes import Hidden, KernelHidden, join_norms
+from .mlp_passes import Hidden, join_norms
 from .reductions import statistics_dtype
+from .response_mlp_triton import KernelResponseMLP
 
 PIECE = 2**22  # largest number of hidden values in a chunk, 16 MiB in float32
 ROWS = 4096  # largest number of sites in a chunk: with few channels, products of more rows are slower
@@ -119,11 +120,15 @@ def fused_response_mlp(
     Raises:
         RuntimeError: By torch, if a second derivative is requested; :func:`response_mlp_reference` supports it.
     """
-    tensors = cast_for_autocast(x, weight1, bias1, gamma, beta, weight2, bias2)
     site_mask = None if site_mask is None else site_mask.expand(*x.shape[:2], 1)
-    triton = use_triton(x) if triton is None else triton
+    if use_triton(x) if triton is None else triton:
+        dtype, parameters = autocast_dtype(x), (weight1, bias1, gamma, beta, weight2, bias2)
+        site_mask = None if site_mask is None else site_mask.contiguous()  # kernels compute offsets in it
+        with without_autocast(x.device):
+            return KernelResponseMLP.apply(x.to(dtype), *parameters, site_mask, eps, dtype, fold_scale(x))
+    tensors = cast_for_autocast(x, weight1, bias1, gamma, beta, weight2, bias2)
     with without_autocast(x.device):
-        return _ResponseMLP.apply(*tensors, site_mask, eps, KernelHidden if triton else Hidden)
+        return _ResponseMLP.apply(*tensors, site_mask, eps)
 
 
 def response_mlp_reference(
@@ -234,11 +239,9 @@ def _second_linear(x: Tensor, weight2: Tensor, gamma: Tensor, norm: Tensor, eps:
     return (_Folded if fold_scale(x) else _Unfolded)(weight2, scale)
 
 
-def _hidden_of(
-    passes: type[Hidden], hs: Iterable[Tensor], site_mask: Tensor | None, images: slice, sites: list[slice]
-) -> list[Hidden]:
+def _hidden_of(hs: Iterable[Tensor], site_mask: Tensor | None, images: slice, sites: list[slice]) -> list[Hidden]:
     """Wrap the hidden features of each part of some images, taking the next ones from ``hs``."""
-    return [passes(h, None if site_mask is None else site_mask[images, part]) for part, h in zip(sites, hs)]
+    return [Hidden(h, None if site_mask is None else site_mask[images, part]) for part, h in zip(sites, hs)]
 
 
 class _ResponseMLP(torch.autograd.Function):
@@ -254,13 +257,12 @@ class _ResponseMLP(torch.autograd.Function):
         bias2: Tensor,
         site_mask: Tensor | None,
         eps: float,
-        passes: type[Hidden],
     ) -> Tensor:
         y, hs, norms = x.new_empty(x.shape), [], []
         offset = torch.addmv(bias2, weight2, beta)  # (C, ), GRN's beta through the second linear
         for images, sites in chunks(x, len(weight1)):
             h = [multiply(x[images, part], weight1.t(), bias1) for part in sites]  # (images, part, D) each
-            parts = _hidden_of(passes, h, site_mask, images, sites)
+            parts = _hidden_of(h, site_mask, images, sites)
             # GRN's scale needs the norm over all sites of an image, so all of its parts come before the second linear
             norm = join_norms([hidden.norm(keep=fold_scale(x[images])) for hidden in parts])  # (images, 1, D)
             second = _second_linear(x[images], weight2, gamma, norm, eps)
@@ -269,7 +271,7 @@ class _ResponseMLP(torch.autograd.Function):
             hs += h
             norms.append(norm)
         ctx.save_for_backward(x, torch.cat(norms), weight1, gamma, beta, weight2, site_mask, *hs)
-        ctx.eps, ctx.passes = eps, passes
+        ctx.eps = eps
         return y
 
     @staticmethod
@@ -279,7 +281,7 @@ class _ResponseMLP(torch.autograd.Function):
         grad, grad_x, hs = grad.contiguous(), x.new_empty(x.shape), iter(hs)
         grad_weight1 = grad_bias1 = grad_gamma = grad_weight2 = None
         for images, sites in chunks(x, len(weight1)):
-            parts = _hidden_of(ctx.passes, hs, site_mask, images, sites)
+            parts = _hidden_of(hs, site_mask, images, sites)
             kept, grad_scale = [], None
             second = _second_linear(x[images], weight2, gamma, norms[images], ctx.eps)
             # Two passes: ds sums over all sites of an image, and dG, which the gradient of each h needs, depends on it
@@ -301,4 +303,4 @@ class _ResponseMLP(torch.autograd.Function):
         grad_bias2 = grad.sum((0, 1))
         grad_weight2 = grad_weight2.to(x.dtype).addr_(grad_bias2, beta)
         gradients = grad_weight1, grad_bias1, grad_gamma, weight2.t().mv(grad_bias2), grad_weight2, grad_bias2
-        return grad_x, *(one.to(x.dtype) for one in gradients), None, None, None
+        return grad_x, *(one.to(x.dtype) for one in gradients), None, None

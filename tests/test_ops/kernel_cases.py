@@ -4,6 +4,8 @@ On the CPU through Triton's interpreter, which Triton chooses when it is importe
 multiples of a kernel's tiles.
 """
 
+import dataclasses
+import functools
 import importlib
 import itertools
 from subprocess import CalledProcessError
@@ -12,8 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
+from triton.runtime.interpreter import GridExecutor
 
 from mmconvnextv2.commands.doctor import find_kernels
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
@@ -22,13 +26,12 @@ from mmconvnextv2.models.execution.packed import Packed
 from mmconvnextv2.models.layers import LayerNorm
 from mmconvnextv2.ops import depthwise_triton as neighbours
 from mmconvnextv2.ops import dispatch, plain
-from mmconvnextv2.ops import mlp_passes as hidden
+from mmconvnextv2.ops import response_mlp_triton as mlp
 from mmconvnextv2.ops.depthwise import depthwise
 from mmconvnextv2.ops.dispatch import INTERPRETED, choose_depthwise, use_triton
-from mmconvnextv2.ops.grid import Grid
+from mmconvnextv2.ops.grid import Grid, cell_slots
 from mmconvnextv2.ops.kernels import depthwise as depthwise_kernels
-from mmconvnextv2.ops.kernels import gelu, layer_norm
-from mmconvnextv2.ops.mlp_passes import Hidden, KernelHidden
+from mmconvnextv2.ops.kernels import gelu, layer_norm, response
 from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
 from mmconvnextv2.ops.self_check import kernels_pass
 
@@ -84,7 +87,7 @@ NO_HEADERS = raise_error(CalledProcessError(1, 'gcc'))
     'module, name, wrong, reason',
     [
         (depthwise_kernels, 'transpose_taps', lambda weight: weight.flatten(1).t().contiguous().flip(0), 'is off by'),
-        (gelu, 'norm', lambda h, mask, keep: (F.gelu(h), h.norm(dim=1, keepdim=True)), 'the response MLP is off by'),
+        (gelu, 'norm', lambda h, mask, keep: (F.gelu(h), h[:, :1].square().float()), 'the response MLP is off by'),
         (depthwise_kernels, 'convolve', NO_COMPILER, 'install one, such as gcc, or set CC'),
         (layer_norm, 'gradients', NO_HEADERS, r'Python \(python3-dev\)'),
     ],
@@ -134,44 +137,81 @@ def test_passes_over_hidden_features(masked, rows, dtype, monkeypatch):
     h, scale, factor = draw(2, 40, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype)
     counted = some_sites(2, 40) if masked else None
     shown = 1.0 if counted is None else counted
-    activation = F.gelu(h)
-    passes, again = KernelHidden(h.detach(), counted), KernelHidden(h.detach(), counted)
-    norm = (activation * shown).square().sum(1, keepdim=True).sqrt()
-    torch.testing.assert_close(passes.norm(keep=masked), norm, **TOLERANCE[dtype])
-    torch.testing.assert_close(passes.activation(), activation, **TOLERANCE[dtype])
-    torch.testing.assert_close(passes.scaled(scale), activation * scale, **TOLERANCE[dtype])
+    activation, close = F.gelu(h), functools.partial(torch.testing.assert_close, **TOLERANCE[dtype])
+    found, squares = gelu.norm(h.detach(), counted, keep=True)
+    close(found, activation)
+    close(squares.sum(1, keepdim=True), (activation * shown).square().sum(1, keepdim=True))
+    close(gelu.norm(h.detach(), counted, keep=False)[1], squares)
+    close(gelu.scaled(h.detach(), scale.detach()), activation * scale)
 
     noise = draw(*h.shape, dtype=dtype).detach()
     objective = (noise * activation * scale).sum() + (shown * activation.square() * factor / 2).sum()
     grad_h, grad_scale = torch.autograd.grad(objective, (h, scale))
-    scaled, found_scale = again.scaled_with_gradient(noise, scale.detach())
-    torch.testing.assert_close(scaled, activation * scale, **TOLERANCE[dtype])
-    torch.testing.assert_close(found_scale, grad_scale, **TOLERANCE[dtype])
-    scaled_noise = noise * scale.detach()
-    for grad, given in ((noise.clone(), scale.detach()), (scaled_noise, None)):
-        found, total = again.gradient(grad, given, factor.detach())
-        torch.testing.assert_close(found, grad_h, **TOLERANCE[dtype])
-        torch.testing.assert_close(total, grad_h.sum((0, 1)), **TOLERANCE[dtype])
+    scaled, found_scale = gelu.scaled_with_gradient(h.detach(), scale.detach(), noise)
+    close(scaled, activation * scale)
+    close(found_scale.sum(1, keepdim=True), grad_scale)
+    for grad, given in ((noise.clone(), scale.detach()), (noise * scale.detach(), None)):
+        total = gelu.gradient(h.detach(), counted, given, factor.detach(), grad)
+        close(grad, grad_h)
+        close(total.sum((0, 1)), grad_h.sum((0, 1)))
+
+
+@pytest.mark.parametrize('chunks, channels', [(1, 6), (35, 300)])
+def test_response(chunks, channels):
+    """Norms, scales and their gradients equal autograd's, for one partial sum and one step of channels or for several,
+    and where a channel is zero at every site."""
+    partial, gamma = draw(2, chunks, channels, dtype=torch.float64), draw(channels, dtype=torch.float64)
+    partial.data = partial.data.square()
+    partial.data[1, :, 3] = 0
+    norm = partial.sum(1, keepdim=True).sqrt().detach().requires_grad_()
+    scale = 1 + gamma * (norm / (norm.mean(-1, keepdim=True) + 1e-6))
+    found = response.response(partial.detach(), gamma.detach(), 1e-6)
+    torch.testing.assert_close(found, (norm.detach(), scale.detach()))
+    noise = draw(2, chunks, channels, dtype=torch.float64).detach()
+    grad_norm, grad_gamma = torch.autograd.grad(scale, (norm, gamma), noise.sum(1, keepdim=True))
+    factor, by_image = response.response_backward(noise, found[0], gamma.detach(), 1e-6)
+    torch.testing.assert_close(factor, torch.where(norm > 0, grad_norm / norm, 0.0).detach())
+    first, second = response.sum_rows(noise, by_image, torch.float64)
+    torch.testing.assert_close((first, second), (noise.sum((0, 1)), grad_gamma))
+
+
+@pytest.mark.parametrize('batch', [1, 9])
+def test_folded_gradients(batch):
+    """The two sums over one product per image equal einsum's, with the share of beta in the weight's gradient."""
+    product, weight, scale = (
+        draw(*shape, dtype=torch.float64).detach() for shape in ((batch, 18, 70), (18, 70), (batch, 1, 70))
+    )
+    grad_bias, beta = draw(18, dtype=torch.float64).detach(), draw(70, dtype=torch.float64).detach()
+    grad_weight, partial = response.folded_gradients(product, weight, scale, grad_bias, beta)
+    wanted = torch.einsum('bcd,bd->cd', product, scale[:, 0]) + grad_bias[:, None] * beta
+    torch.testing.assert_close(grad_weight, wanted)
+    torch.testing.assert_close(partial.sum(1), torch.einsum('bcd,cd->bd', product, weight))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_passes(dtype):
+@pytest.mark.parametrize('num_sites', [40, 200], ids=['unfolded', 'folded'])
+def test_half_precision(dtype, num_sites, monkeypatch):
     """In half precision the kernels stay as near to float64 as torch's operations do, which round more often; the
     interpreter cuts bits off where a GPU rounds to bfloat16."""
-    inputs = [draw(2, 40, 24), draw(24, 2, 40).permute(1, 2, 0), draw(2, 1, 24)]
-    inputs = [tensor.detach().to(dtype) for tensor in inputs]
+    module = importlib.import_module('mmconvnextv2.ops.response_mlp')
+    monkeypatch.setattr(module, 'fold_scale', lambda x: num_sites > 100)
+    inputs = [draw(*shape).detach().to(dtype) for shape in ((2, num_sites, 16), *mlp_shapes(16))]
 
-    def run(kind, h, grad, scale):
-        passes, factor = kind(h, some_sites(2, 40)), draw(2, 1, 24).detach()
-        found = [passes.norm(keep=True), *passes.scaled_with_gradient(grad.contiguous(), scale)]
-        return [*found, *passes.gradient(grad.clone(memory_format=torch.contiguous_format), scale, factor)]
+    def run(kind, triton):
+        given = [one.to(kind).requires_grad_() for one in inputs]
+        output = fused_response_mlp(*given, some_sites(2, num_sites), triton=triton)
+        return [output, *torch.autograd.grad(output, given, draw(*output.shape).detach().to(kind))]
 
-    exact = run(Hidden, *(tensor.double() for tensor in inputs))
     slack = 8 if INTERPRETED and dtype == torch.bfloat16 else 1.2
-    for ours, theirs, wanted in zip(run(KernelHidden, *inputs), run(Hidden, *inputs), exact, strict=True):
+    for ours, theirs, wanted in zip(run(dtype, True), run(dtype, False), run(torch.float64, False), strict=True):
         assert ours.dtype == theirs.dtype
         error, allowed = ((found.double() - wanted).norm() for found in (ours, theirs))
         assert error <= slack * allowed + 1e-5 * wanted.norm()
+
+
+def mlp_shapes(channels):
+    hidden = 4 * channels
+    return (hidden, channels), (hidden,), (hidden,), (hidden,), (channels, hidden), (channels,)
 
 
 @pytest.mark.parametrize('shape, masked', itertools.product(((2, 19, 6), (2, 5, 18)), (False, True)))
@@ -180,15 +220,7 @@ def test_response_mlp(shape, masked, monkeypatch):
     module = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name
     monkeypatch.setattr(module, 'fold_scale', lambda x: x.shape[1] > x.shape[2])  # as on CUDA, where interpreted too
     channels = shape[-1]
-    shapes = [
-        shape,
-        (4 * channels, channels),
-        (4 * channels,),
-        (4 * channels,),
-        (4 * channels,),
-        (channels, 4 * channels),
-        (channels,),
-    ]
+    shapes = shape, *mlp_shapes(channels)
     inputs = [draw(*shape, dtype=torch.float64) for shape in shapes]
     counted = some_sites(*shape[:2])[:1].expand(shape[0], -1, -1) if masked else None
     assert_gradients(
@@ -283,8 +315,8 @@ def test_visible_sites_alone_are_kept():
     assert counter.get_total_flops() == 2 * sites.numel() * 9
 
 
-def make_block(channels):
-    block = ConvNeXtV2Block(channels).double()
+def make_block(channels, **options):
+    block = ConvNeXtV2Block(channels, **options).double()
     for parameter in block.parameters():
         parameter.data = draw(*parameter.shape, dtype=torch.float64).detach() / 2
     return block.to(DEVICE)
@@ -355,8 +387,10 @@ def test_operators_keep_their_contracts():
     def tensors(*shapes):
         return [draw(*shape).detach() for shape in shapes]
 
-    wide, vector, counted = (2, 5, 6), (2, 1, 6), some_sites(2, 5)
-    h, grad, scale, factor = tensors(wide, wide, vector, vector)
+    counted, parameters = some_sites(2, 5), tensors(*mlp_shapes(6))
+    x, h, vector = tensors((2, 5, 6), (2, 5, 24), (2, 1, 24))
+    x, h = x.bfloat16(), h.bfloat16()
+    kept_parameters = parameters[0], *parameters[2:5]
     geometry = (2, 3, 0, None, None)
     sites, weight, bias, norm_weight, norm_bias, mean, rstd, taps = tensors(
         (1, 6, 4), (4, 1, 3, 3), (4,), (4,), (4,), (1, 6), (1, 6), (9, 4)
@@ -364,11 +398,10 @@ def test_operators_keep_their_contracts():
     norm, half, single = (norm_weight, norm_bias, 1e-6), torch.bfloat16, torch.float32
     kept = sites.clone(), mean, rstd, norm_weight
     checks = [
-        (hidden.gelu_norm, (h, counted, True)),
-        (hidden.gelu_norm, (h, None, False)),
-        (hidden.gelu_scaled, (h, scale)),
-        (hidden.gelu_scaled_with_gradient, (h, scale, grad)),
-        (hidden.gelu_gradient, (h, counted, scale, factor, grad)),
+        (mlp.response_mlp_forward, (x, *parameters, counted, 1e-6, half, True)),
+        (mlp.response_mlp_forward, (x, *parameters, None, 1e-6, half, False)),
+        (mlp.response_mlp_backward, (x.clone(), x, h, vector, vector.clone(), *kept_parameters, counted, 1e-6, True)),
+        (mlp.response_mlp_backward, (x.clone(), x, h, vector, vector.clone(), *kept_parameters, None, 1e-6, False)),
         (neighbours.site_depthwise, (sites, weight, bias, half, *geometry)),
         (neighbours.site_depthwise_norm, (sites, weight, bias, *norm, True, half, *geometry)),
         (neighbours.site_depthwise_norm, (sites, weight, bias, *norm, False, single, *geometry)),
@@ -378,3 +411,80 @@ def test_operators_keep_their_contracts():
     ]
     for operator, arguments in checks:
         torch.library.opcheck(operator, arguments, test_utils=('test_schema', 'test_faketensor'))
+
+
+FREE = {
+    'empty',
+    'new_empty',
+    'empty_like',
+    'empty_strided',
+    'new_empty_strided',
+    'lift_fresh',
+    '_unsafe_view',
+    'detach',
+}
+OPERATORS = {
+    one._opoverload: one
+    for one in (
+        mlp.response_mlp_forward,
+        mlp.response_mlp_backward,
+        neighbours.site_depthwise,
+        neighbours.site_depthwise_norm,
+        neighbours.site_depthwise_norm_backward,
+    )
+}
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that write memory, each a launch on a GPU; inside this package's operators, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.custom = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in OPERATORS:
+            self.custom += 1
+            with self:
+                return OPERATORS[function]._init_fn(*args, **(kwargs or {}))
+        views = any(one.alias_info and not one.alias_info.is_write for one in function._schema.arguments)
+        self.count += not views and function._schema.name.split('::')[1] not in FREE
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason='counts launches of the interpreter')
+@pytest.mark.parametrize('fold', [True, False], ids=['folded', 'unfolded'])
+@pytest.mark.parametrize('walk', [make_map(6, 6), make_cells(2)], ids=['dense', 'packed'])
+def test_launches_of_a_block(walk, fold, monkeypatch):
+    """Forward and backward of a block under autocast take at most 45 launches, and two operators each: small batches
+    are bound by launches. Layer by layer there are more."""
+    module = importlib.import_module('mmconvnextv2.ops.response_mlp')
+    monkeypatch.setattr(module, 'fold_scale', lambda x: fold)
+    execution, grid, num_sites = walk
+    if grid.is_packed:
+        slots = cell_slots(CELLS, grid.height // grid.patch, grid.width // grid.patch)
+        grid = dataclasses.replace(grid, cell_slots=slots)  # once per step, not per block
+    sites, seen = draw(2, num_sites, 8), {}
+    run, launched = GridExecutor.__call__, []
+
+    def launch(*args, **kwargs):
+        launched.append(1)
+        with _disable_current_modes():  # the interpreter copies its arguments
+            return run(*args, **kwargs)
+
+    monkeypatch.setattr(GridExecutor, '__call__', launch)
+    for kernels in (None, 'layers'):
+        block = make_block(8, drop_path_rate=0.1).float().train()
+        block.kernels = kernels
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            block(sites, grid, execution)  # kernels are compared with the layers before they serve
+            launched.clear()
+            with Launches() as forward:
+                output = block(sites, grid, execution)
+        grad = torch.ones_like(output)
+        with Launches() as backward:
+            output.backward(grad)
+        sites.grad = None
+        seen[kernels] = forward.count + backward.count + len(launched)
+        assert kernels or forward.custom == 2 and backward.custom == 2
+    assert seen[None] <= 45 and seen[None] < seen['layers'], seen

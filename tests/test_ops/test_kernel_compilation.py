@@ -10,7 +10,10 @@ import pytest
 triton = pytest.importorskip('triton', reason='Triton, which torch brings along on Linux, is not installed')
 ASTSource, GPUTarget = triton.compiler.ASTSource, import_module('triton.backends.compiler').GPUTarget
 
-TYPES = {'num_sites': 'i32', 'channels': 'i32', 'site_mask': '*i1', 'partial': '*fp32', 'factor': '*fp32'}
+TYPES = dict(site_mask='*i1', eps='fp32')
+TYPES |= dict.fromkeys(('num_sites', 'channels', 'chunks', 'batch', 'rows', 'first_count', 'second_count'), 'i32')
+TYPES |= dict.fromkeys(('partial', 'factor', 'norm', 'grad_gamma', 'first', 'second'), '*fp32')
+SUMS = dict(STEPS=2, TILE=32, BLOCK=128)
 PASSES = dict(ROWS=64, TILE=32, BLOCK=64)
 CASES = [
     ('gelu', 'norm_kernel', dict(COUNTED=True, KEEP=True, **PASSES)),
@@ -18,6 +21,10 @@ CASES = [
     ('gelu', 'scaled_kernel', dict(grad=None, GRADIENT=False, **PASSES)),
     ('gelu', 'scaled_kernel', dict(GRADIENT=True, **PASSES)),
     ('gelu', 'gradient_kernel', dict(COUNTED=True, SCALED=True, **PASSES)),
+    ('response', 'response_kernel', dict(BLOCKS=4, **SUMS)),
+    ('response', 'response_backward_kernel', dict(BLOCKS=4, **SUMS)),
+    ('response', 'product_kernel', dict(STEPS=8, IMAGES=8, ROWS=16, BLOCK=32)),
+    ('response', 'sum_kernel', SUMS),
     ('gelu', 'gradient_kernel', dict(site_mask=None, scale=None, COUNTED=False, SCALED=False, **PASSES)),
 ]
 

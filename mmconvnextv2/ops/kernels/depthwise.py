@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..dispatch import INTERPRETED as IS_INTERPRETED
 from ..grid import SLOT_BORDER
 from ..reductions import statistics_dtype
+from .sums import steps_of, sum_chunks
 
 INTERPRETED, BORDER = tl.constexpr(IS_INTERPRETED), tl.constexpr(SLOT_BORDER)
 STRIP = 4  # sites per strip of a whole map; on cells of 1, 2, 4 or 8 sites a side, strips are rows of a cell
@@ -26,7 +27,6 @@ PER_THREAD = 8  # values per thread and output of a strip, one load of 16 bytes 
 BLOCK = 64  # most channels per program
 GRADIENT_PROGRAMS = 2048  # most programs of the weight's gradient
 GRADIENT_REGISTERS = 128  # most per thread of that kernel, so that a quarter of a GPU's threads run at once
-SUM_TILE = 16  # partial sums that are added at a time
 
 
 @triton.jit
@@ -186,27 +186,6 @@ def weight_gradient_kernel(
 
 
 @triton.jit
-def sum_chunks(
-    source,
-    stride,
-    count,
-    channel,
-    is_channel,
-    ACC: tl.constexpr,
-    STEPS: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Return the sum (BLOCK, ) of ``count`` rows of channels that are ``stride`` apart."""
-    total = tl.zeros((TILE, BLOCK), ACC)
-    for step in range(STEPS):
-        chunk = step * TILE + tl.arange(0, TILE)[:, None]
-        mask = (chunk < count) & is_channel[None]
-        total += tl.load(source + chunk * stride + channel[None], mask=mask, other=0.0)
-    return tl.sum(total, 0)
-
-
-@triton.jit
 def finish_kernel(
     partial, norm_partial, grad_weight, grad_norm_weight, grad_norm_bias, grad_bias, chunks, norm_chunks, channels,
     TAPS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
@@ -218,12 +197,12 @@ def finish_kernel(
     is_channel = channel < channels
     if row < TAPS:
         source = partial + row * channels
-        total = sum_chunks(source, TAPS * channels, chunks, channel, is_channel, ACC, STEPS, TILE, BLOCK)
+        total = sum_chunks(source, TAPS * channels, chunks, channel, is_channel, ACC, STEPS, TILE)
         tl.store(grad_weight + channel * TAPS + row, total.to(grad_weight.dtype.element_ty), mask=is_channel)
     else:
         if norm_partial is not None:
             source = norm_partial + (row - TAPS) * channels
-            total = sum_chunks(source, 3 * channels, norm_chunks, channel, is_channel, ACC, STEPS, TILE, BLOCK)
+            total = sum_chunks(source, 3 * channels, norm_chunks, channel, is_channel, ACC, STEPS, TILE)
             if row == TAPS:
                 tl.store(grad_norm_weight + channel, total.to(grad_norm_weight.dtype.element_ty), mask=is_channel)
             elif row == TAPS + 1:
@@ -306,11 +285,10 @@ def finish(partial: Tensor, grad_weight: Tensor, norm_partial: Tensor | None = N
     """
     chunks, taps, channels = partial.shape
     norm_chunks = 0 if norm_partial is None else len(norm_partial)
-    steps = triton.next_power_of_2(triton.cdiv(max(chunks, norm_chunks), SUM_TILE))
     with torch.cuda.device_of(partial):
         finish_kernel[taps + len(vectors), triton.cdiv(channels, BLOCK)](
             partial, norm_partial, grad_weight, *vectors, *[None] * (3 - len(vectors)), chunks, norm_chunks, channels,
-            TAPS=taps, STEPS=steps, TILE=SUM_TILE, BLOCK=BLOCK,
+            TAPS=taps, BLOCK=BLOCK, **steps_of(chunks, norm_chunks),
         )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
-"""Kernels of ``ops.mlp_passes``: GELU fused with the operations before and after it, in one pass over (B, N, D).
+"""Kernels of ``ops.response_mlp_triton``: GELU fused with the operations around it, in one pass over (B, N, D).
 
 A program covers BLOCK channels of ROWS sites of one image, TILE sites at a time. Each program writes one partial sum
-over its sites, (B, chunks, D), and torch adds them up. Without atomics, runs are reproducible bit for bit.
+over its sites, (B, chunks, D), which kernels.response adds up. Without atomics, runs are reproducible bit for bit.
 """
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..reductions import statistics_dtype
 
-MOST_ROWS, TILE, BLOCK = 256, 32, 64  # most sites per program, sites per step, channels per program
+TILE, BLOCK = 32, 64  # sites per step, channels per program
+MOST_ROWS, MOST_CHUNKS = 256, 32  # sites per program, which is exceeded rather than this many partial sums per image
 
 
 @triton.jit
@@ -142,46 +143,42 @@ def gradient_kernel(
 
 
 def norm(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
-    """See ``ops.mlp_passes.gelu_norm``."""
+    """Return a (empty unless ``keep``), and partial sums (B, chunks, D) of its squares over the sites that count."""
     activation = torch.empty_like(h) if keep else h.new_empty(0)
-    partial = _launch(norm_kernel, h, site_mask, activation, COUNTED=site_mask is not None, KEEP=keep)
-    return activation, partial.sum(1, keepdim=True).sqrt()
+    return activation, _launch(norm_kernel, h, site_mask, activation, COUNTED=site_mask is not None, KEEP=keep)
 
 
 def scaled(h: Tensor, scale: Tensor) -> Tensor:
-    """See ``ops.mlp_passes.gelu_scaled``."""
+    """Return a * s, with s (B, 1, D)."""
     output = torch.empty_like(h)
-    _launch(scaled_kernel, h, scale.contiguous(), None, output, GRADIENT=False)
+    _launch(scaled_kernel, h, scale, None, output, GRADIENT=False)
     return output
 
 
 def scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """See ``ops.mlp_passes.gelu_scaled_with_gradient``."""
+    """Return a * s, and partial sums (B, chunks, D) of the gradient of s, given the gradient of the product."""
     output = torch.empty_like(h)
-    partial = _launch(scaled_kernel, h, scale.contiguous(), grad.contiguous(), output, GRADIENT=True)
-    return output, partial.sum(1, keepdim=True)
+    return output, _launch(scaled_kernel, h, scale, grad, output, GRADIENT=True)
 
 
 def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
-    """See ``ops.mlp_passes.gelu_gradient``."""
-    partial = _launch(
-        gradient_kernel,
-        h,
-        site_mask,
-        scale,
-        factor.contiguous(),
-        grad,
-        COUNTED=site_mask is not None,
-        SCALED=scale is not None,
-    )
-    return partial.sum((0, 1)).to(h.dtype)
+    """Overwrite ``grad``, the gradient of a * s (of a if ``scale`` is None), with the gradient of h.
+
+    It is gelu'(h) * (grad * s + a * f), where a * f counts as 0 at sites outside of the mask.
+
+    Returns:
+        Tensor: Partial sums (B, chunks, D) of the gradient of h.
+    """
+    flags = dict(COUNTED=site_mask is not None, SCALED=scale is not None)
+    return _launch(gradient_kernel, h, site_mask, scale, factor, grad, **flags)
 
 
 def _launch(kernel, h: Tensor, *tensors: Tensor | None, **flags: bool) -> Tensor:
     """Run a kernel on all of h and return its partial sums (B, chunks, D)."""
     batch, num_sites, channels = h.shape
-    # A power of two times TILE, so few values of the compile-time constant ROWS occur
-    rows = min(MOST_ROWS, TILE * triton.next_power_of_2(triton.cdiv(num_sites, TILE)))
+    # Powers of two times TILE, so few values of the compile-time constant ROWS occur; few partial sums for large images
+    rows, most = (TILE * triton.next_power_of_2(triton.cdiv(num_sites, TILE * count)) for count in (1, MOST_CHUNKS))
+    rows = min(rows, max(MOST_ROWS, most))
     chunks = triton.cdiv(num_sites, rows)
     partial = h.new_empty(batch, chunks, channels, dtype=statistics_dtype(h.dtype))
     with torch.cuda.device_of(h):  # Triton launches on the current device

@@ -1,0 +1,28 @@
+"""Sums of partial results over programs. Without atomics, runs are reproducible bit for bit."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 32  # rows that are added at a time
+
+
+@triton.jit
+def sum_chunks(source, stride, count, channel, is_channel, ACC: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr):
+    """Return the sum of ``count`` rows of channels that are ``stride`` apart; STEPS * TILE covers them."""
+    total = tl.zeros((TILE, channel.shape[0]), ACC)
+    for step in range(STEPS):
+        chunk = step * TILE + tl.arange(0, TILE)[:, None]
+        mask = (chunk < count) & is_channel[None]
+        total += tl.load(source + chunk * stride + channel[None], mask=mask, other=0.0)
+    return tl.sum(total, 0)
+
+
+def steps_of(*counts: int) -> dict[str, int]:
+    """Return the compile-time sizes of a sum of at most these rows; few values occur."""
+    return dict(STEPS=triton.next_power_of_2(triton.cdiv(max(*counts, 1), TILE)), TILE=TILE)
+
+
+def count_blocks(tensor: Tensor, block: int) -> int:
+    """Return how many blocks cover a tensor's last dimension."""
+    return triton.cdiv(tensor.shape[-1], block)

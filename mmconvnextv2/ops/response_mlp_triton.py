@@ -1,0 +1,142 @@
+"""Response MLP with Triton kernels: one operator forward and one backward; formulas and letters as in ``response_mlp``.
+
+Parameters stay in their dtype: matrices are cast for products, everything else is read in float32, and gradients are
+returned in the parameters' dtype. For the backward pass x, h, and the norms are kept.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
+
+from .reductions import statistics_dtype
+
+HAS_OUT_DTYPE = 'dtype' in torch.ops.aten.mm.overloads()  # torch 2.8 and later
+
+
+class KernelResponseMLP(torch.autograd.Function):
+    """x, the seven parameters' order of ``fused_response_mlp``, site mask, eps, dtype of the result, and ``fold``."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, *arguments: Any) -> Tensor:
+        x = x.contiguous()
+        y, h, norm, scale = response_mlp_forward(x, *arguments)
+        weight1, _, gamma, beta, weight2, _, site_mask, *settings = arguments
+        ctx.save_for_backward(x, h, norm, scale, weight1, gamma, beta, weight2, site_mask)
+        ctx.settings = settings
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        eps, _, fold = ctx.settings
+        gradients = response_mlp_backward(grad.contiguous(), *ctx.saved_tensors, eps, fold)
+        return *gradients, None, None, None, None
+
+
+@custom_op('mmconvnextv2::response_mlp_forward', mutates_args=())
+def response_mlp_forward(
+    x: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    site_mask: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    fold: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return y (B, N, C) and h (B, N, D) in ``dtype``, and norms G and scales s (B, 1, D) in the dtype of sums.
+
+    ``x`` has that dtype.
+    """
+    from .kernels import gelu, response
+
+    h = torch.addmm(bias1.to(dtype), x.flatten(0, 1), weight1.to(dtype).t()).unflatten(0, x.shape[:2])
+    activation, partial = gelu.norm(h, site_mask, keep=fold)
+    norm, scale = response.response(partial, gamma, eps)
+    offset = torch.addmv(bias2, weight2, beta).to(dtype)  # beta through the second linear
+    if fold:
+        scaled_weight = _scaled_weight(weight2, scale, dtype)
+        return torch.baddbmm(offset, activation, scaled_weight.transpose(1, 2)), h, norm, scale
+    scaled = gelu.scaled(h, scale).flatten(0, 1)
+    return torch.addmm(offset, scaled, weight2.to(dtype).t()).unflatten(0, x.shape[:2]), h, norm, scale
+
+
+@response_mlp_forward.register_fake
+def _(x, weight1, bias1, gamma, beta, weight2, bias2, site_mask, eps, dtype, fold):
+    small = x.new_empty(x.shape[0], 1, len(weight1), dtype=statistics_dtype(dtype))
+    return torch.empty_like(x), x.new_empty(*x.shape[:2], len(weight1)), small, torch.empty_like(small)
+
+
+@custom_op('mmconvnextv2::response_mlp_backward', mutates_args=())
+def response_mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    h: Tensor,
+    norm: Tensor,
+    scale: Tensor,
+    weight1: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight2: Tensor,
+    site_mask: Tensor | None,
+    eps: float,
+    fold: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x and of the parameters, in the order of ``fused_response_mlp``."""
+    from .kernels import gelu, response
+
+    kind, dtype = weight1.dtype, x.dtype
+    grad_bias2 = grad.sum((0, 1), dtype=kind)
+    if fold:
+        # One product per image serves both: dW2 = sum_B product * s, ds = sum_C product * W2
+        product = grad.transpose(1, 2) @ torch.nn.functional.gelu(h)  # (B, C, D)
+        grad_weight2, partial = response.folded_gradients(product, weight2, scale, grad_bias2, beta)
+        through = grad @ _scaled_weight(weight2, scale, dtype)
+    else:
+        through = grad @ weight2.to(dtype)
+        scaled, partial = gelu.scaled_with_gradient(h, scale, through)
+        grad_weight2 = _product(grad.flatten(0, 1).t(), scaled.flatten(0, 1), kind).addr_(grad_bias2, beta)
+    factor, grad_gamma = response.response_backward(partial, norm, gamma, eps)
+    # ``through`` becomes the gradient of h
+    partial = gelu.gradient(h, site_mask, None if fold else scale, factor, through)
+    grad_bias1, grad_gamma = response.sum_rows(partial, grad_gamma, kind)
+    grad_weight1 = _product(through.flatten(0, 1).t(), x.flatten(0, 1), kind)
+    grad_beta = weight2.t().mv(grad_bias2)
+    return through @ weight1.to(dtype), grad_weight1, grad_bias1, grad_gamma, grad_beta, grad_weight2, grad_bias2
+
+
+@response_mlp_backward.register_fake
+def _(grad, x, h, norm, scale, weight1, gamma, beta, weight2, site_mask, eps, fold):
+    like = torch.empty_like
+    bias2 = weight2.new_empty(len(weight2))
+    return like(x), like(weight1), like(gamma), like(gamma), like(beta), like(weight2), bias2
+
+
+def _scaled_weight(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight (C, D) times scales (B, 1, D) in ``dtype``, (B, C, D), by one operation."""
+    return torch.mul(weight, scale, out=weight.new_empty(len(scale), *weight.shape, dtype=dtype))
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a matrix product in ``dtype``, on CUDA without rounding a half-precision product's sums before."""
+    if HAS_OUT_DTYPE and left.is_cuda and left.dtype != dtype == torch.float32:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
+
+
+@register_flop_formula(torch.ops.mmconvnextv2.response_mlp_forward)
+def _count(x_shape, weight1_shape, *args, **kwargs) -> int:
+    """Count a multiply-add as two operations, as torch does for its products: there are two."""
+    return 4 * x_shape[:-1].numel() * weight1_shape.numel()
+
+
+@register_flop_formula(torch.ops.mmconvnextv2.response_mlp_backward)
+def _count_backward(grad_shape, x_shape, h_shape, norm_shape, scale_shape, weight1_shape, *args, **kwargs) -> int:
+    return 8 * x_shape[:-1].numel() * weight1_shape.numel()
