@@ -57,7 +57,8 @@ class Case(NamedTuple):
         kernel (Callable): The Triton kernel.
         constants (dict): Its compile-time arguments.
         per_loop (float): Results of a tap per thread and iteration of the kernel's loop.
-        iterations (int): Iterations of that loop that one program executes; 0 if there are arbitrarily many.
+        iterations (int, optional): Iterations of that loop that one program executes; 0 if there are arbitrarily many.
+            None for kernels without a loop.
         bytes (int): Fewest bytes moved per element.
         warps (int): Warps per program.
         registers (int, optional): Most registers per thread, if there is a limit.
@@ -67,7 +68,7 @@ class Case(NamedTuple):
     kernel: object
     constants: dict
     per_loop: float
-    iterations: int
+    iterations: int | None
     bytes: int
     warps: int = depthwise.WARPS
     registers: int | None = None
@@ -133,7 +134,12 @@ def cost_of(case: Case, capability: int = 90, dtype: str = 'bf16') -> Cost:
     code, usage = compile_kernel(case, capability, dtype)
     registers, stack = (int(value) for value in re.search(r'REG:(\d+) STACK:(\d+)', usage).groups())
     outside, inside = count_instructions(code)
-    total, results = (outside + case.iterations * inside, case.iterations) if case.iterations else (inside, 1)
+    if case.iterations is None:
+        total, results = outside + inside, 1
+    elif case.iterations == 0:
+        total, results = inside, 1
+    else:
+        total, results = outside + case.iterations * inside, case.iterations
     warps = REGISTERS // (-(-registers // 8) * 8 * 32) // case.warps * case.warps
     return Cost(
         registers,
@@ -167,7 +173,14 @@ def norm_gradient(channels: int) -> Case:
     """Return LayerNorm's gradients; its instructions are per element."""
     tile, block, warps = layer_norm.tile_of(channels)
     constants = dict(channels=channels, STEPS=16, TILE=tile, BLOCK=block)
-    return Case('norm gradient', layer_norm.layer_norm_kernel, constants, tile * block / (warps * 32), 0, 6, warps)
+    return Case('norm gradient', layer_norm.backward_kernel, constants, tile * block / (warps * 32), 0, 6, warps)
+
+
+def norm(channels: int) -> Case:
+    """Return LayerNorm; its instructions are per element."""
+    tile, block, warps = layer_norm.tile_of(channels)
+    constants = dict(channels=channels, KEEP=True, TILE=tile, BLOCK=block)
+    return Case('norm', layer_norm.forward_kernel, constants, tile * block / (warps * 32), None, 4, warps)
 
 
 def _geometry(constants: dict, patch: int) -> dict:
@@ -186,7 +199,7 @@ def cases_of(channels: int, stride: int) -> list[tuple[str, Case]]:
         found.append((geometry, convolution(channels, patch)))
         found.append((geometry, convolution(channels, patch, mirrored=True)))
         found.append((geometry, weight_gradient(channels, patch)))
-    return [*found, ('both', norm_gradient(channels))]
+    return [*found, ('both', norm(channels)), ('both', norm_gradient(channels))]
 
 
 def stages(widths: list[int] | None) -> list[tuple[int, int]]:
@@ -209,7 +222,7 @@ def write_table(capability: int, widths: list[int] | None) -> str:
             cells = (IMAGE // 32) ** 2
             cells = cells - int(cells * MASK_RATIO) if geometry == 'cells' else cells
             elements = BATCH * cells * (32 // stride) ** 2 * channels
-            taps = 1 if case.title == 'norm gradient' else SIDE**2
+            taps = 1 if case.title.startswith('norm') else SIDE**2
             memory, issue = case.bytes * elements / BANDWIDTH, cost.instructions * taps * elements / 32 / ISSUES
             lines.append(
                 f'| {channels} | {stride} | {case.title} | {geometry} | {cost.registers} | {cost.spilled} | '

@@ -72,6 +72,7 @@ def test_depthwise_is_lean(kernels, channels, patch):
         (kernels.convolution(channels, patch), bound),
         (kernels.convolution(channels, patch, mirrored=True), bound),
         (kernels.weight_gradient(channels, patch), 4),
+        (kernels.norm(channels), 40),
         (kernels.norm_gradient(channels), 40),
     ]
     for case, most in cases:

@@ -1,4 +1,4 @@
-"""LayerNorm over sites (B, N, C): torch's forward pass, and a backward pass from its mean and rstd.
+"""LayerNorm over sites (B, N, C), with parameters in any dtype.
 
 With n = (x - mean) * rstd and g = dy * weight: dx = rstd * (g - mean_C(g) - n * mean_C(g * n)), dweight = sum dy * n,
 dbias = sum dy. ``values`` are x, the output of a convolution, whose bias has the gradient sum dx.
@@ -11,24 +11,37 @@ from torch import Tensor
 
 from ..reductions import statistics_dtype
 
-SIZE, PROGRAMS = 1024, 2048  # sites times channels per tile of 4 warps; most programs that share the tiles
+SIZE, PROGRAMS = 1024, 1024  # sites times channels per tile of 4 warps; most programs that share the tiles
 
 
 @triton.jit
-def layer_norm_kernel(
-    grad,
-    values,
-    mean,
-    rstd,
-    weight,
-    output,
-    partial,
-    num_sites,
-    channels: tl.constexpr,
-    STEPS: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def forward_kernel(
+    values, weight, bias, normed, mean, rstd, num_sites, eps,
+    channels: tl.constexpr, KEEP: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Normalise TILE sites per program. torch's kernel for CUDA needs parameters in the dtype of the values."""
+    ACC: tl.constexpr = mean.dtype.element_ty
+    channel = tl.arange(0, BLOCK)[None]
+    is_channel = channel < channels
+    site = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)[:, None]
+    mask, offsets = (site < num_sites) & is_channel, site * channels + channel
+    x = tl.load(values + offsets, mask=mask, other=0.0).to(ACC)
+    centre = tl.sum(x, 1)[:, None] / channels
+    x = tl.where(mask, x - centre, 0.0)
+    inverse = 1 / tl.sqrt(tl.sum(x * x, 1)[:, None] / channels + eps)
+    scale = tl.load(weight + channel, mask=is_channel, other=0.0).to(ACC)
+    shift = tl.load(bias + channel, mask=is_channel, other=0.0).to(ACC)
+    tl.store(normed + offsets, (x * inverse * scale + shift).to(normed.dtype.element_ty), mask=mask)
+    if KEEP:
+        tl.store(mean + site, centre, mask=site < num_sites)
+        tl.store(rstd + site, inverse, mask=site < num_sites)
+
+
+@triton.jit
+def backward_kernel(
+    grad, values, mean, rstd, weight, output, partial, num_sites,
+    channels: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Process STEPS tiles of TILE sites per program, and store its sums of dweight, dbias and dx in (chunks, 3, C)."""
     ACC: tl.constexpr = partial.dtype.element_ty
     channel = tl.arange(0, BLOCK)[None]
@@ -71,11 +84,18 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised values (B, N, C), mean and rstd (B, N) in the dtype of sums; the last two are empty unless
     ``keep`` is set."""
-    normed, mean, rstd = torch.native_layer_norm(values, weight.shape, weight, bias, eps)
-    if not keep:
-        mean, rstd = mean.new_empty(0, 0), rstd.new_empty(0, 0)
-    kind = statistics_dtype(values.dtype)
-    return normed, mean.flatten(1).to(kind), rstd.flatten(1).to(kind)
+    batch, num_sites, channels = values.shape
+    tile, block, warps = tile_of(channels)
+    normed = torch.empty_like(values)
+    mean, rstd = (
+        values.new_empty((batch, num_sites) if keep else (0, 0), dtype=statistics_dtype(values.dtype)) for _ in range(2)
+    )
+    with torch.cuda.device_of(values):  # Triton launches on the current device
+        forward_kernel[(triton.cdiv(batch * num_sites, tile),)](
+            values, weight, bias, normed, mean, rstd, batch * num_sites, eps,
+            channels=channels, KEEP=keep, TILE=tile, BLOCK=block, num_warps=warps,
+        )  # fmt: skip
+    return normed, mean, rstd
 
 
 def gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,8 +107,8 @@ def gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: 
     chunks = triton.cdiv(num_sites, tile * steps)
     output, partial = torch.empty_like(values), mean.new_empty(chunks, 3, channels)
     with torch.cuda.device_of(grad):  # Triton launches on the current device
-        layer_norm_kernel[(chunks,)](
-            grad, values, mean, rstd, weight, output, partial, num_sites, channels,
-            STEPS=steps, TILE=tile, BLOCK=block, num_warps=warps,
+        backward_kernel[(chunks,)](
+            grad, values, mean, rstd, weight, output, partial, num_sites,
+            channels=channels, STEPS=steps, TILE=tile, BLOCK=block, num_warps=warps,
         )  # fmt: skip
     return output, partial
