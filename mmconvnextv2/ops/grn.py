@@ -61,14 +61,15 @@ def channel_norm(features: Tensor, site_mask: Tensor | None) -> Tensor:
     On the CPU it runs over few sites at a time, whose squares stay in the caches; torch's own norm is several times
     slower.
     """
-    num_sites = features.shape[1]
+    kind = statistics_dtype(features.dtype)
+    if not in_blocks(features):
+        return torch.linalg.vector_norm(fill_masked(features, site_mask), dim=1, keepdim=True, dtype=kind)
     total: Tensor | int = 0
-    if in_blocks(features):
-        num_sites = max(SQUARES * num_sites // max(features.numel(), 1), 1)
-    for start in range(0, max(features.shape[1], 1), max(num_sites, 1)):
+    num_sites = max(SQUARES * features.shape[1] // max(features.numel(), 1), 1)
+    for start in range(0, max(features.shape[1], 1), num_sites):
         part = slice(start, start + num_sites)
         sites = fill_masked(features[:, part], None if site_mask is None else site_mask[:, part])
-        total = total + sites.to(statistics_dtype(sites.dtype)).square().sum(1, keepdim=True)
+        total = total + sites.to(kind).square().sum(1, keepdim=True)
     assert isinstance(total, Tensor)  # there is at least one part, which is empty if there are no sites
     return total.sqrt()
 
