@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..engine.mixed_precision import has_bf16
 from ..mmcv_operators import serving_operators
 from ..models.convnext_v2 import ConvNeXtV2
 from ..models.execution import EXECUTIONS
@@ -136,7 +137,7 @@ def find_devices() -> Iterator[Check]:
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
-            half = 'bf16' if torch.cuda.is_bf16_supported() else 'no bf16: use optim_wrapper.type=FP16OptimWrapper'
+            half = 'bf16' if has_bf16() else 'no bf16 without emulation: --amp or FP16OptimWrapper trains in fp16'
         yield Check(f'cuda:{index}', f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {half}')
 
 

@@ -16,6 +16,7 @@ from mmengine.dist import is_main_process
 
 from ..engine.folder_lock import lock_folder
 from ..engine.hooks import ProgressHook, skip_initial_weights_on_resume
+from ..engine.mixed_precision import has_bf16
 from ..engine.schedule import fit_schedule
 from ..utils.errors import UserError
 from .arguments import add_run_arguments, check_checkpoint, load_run_config
@@ -33,7 +34,7 @@ def parse_train_args(argv: Sequence[str] | None = None) -> Namespace:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('--resume', nargs='?', const='auto', help='checkpoint; without a value, the latest in work-dir')
-    parser.add_argument('--amp', action='store_true', help='mixed precision (bf16)')
+    parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16, or float16 on GPUs without it')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument('--seed', type=int, help='seed of initialisation, data order, augmentation and masks')
     parser.add_argument('--plan', action='store_true', help='print what the run would do, and end')
@@ -53,7 +54,7 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
     if args.seed is not None:
         cfg.merge_from_dict({'randomness.seed': args.seed})
     if args.amp:
-        cfg.optim_wrapper.type = 'BF16OptimWrapper'
+        cfg.optim_wrapper.type = 'BF16OptimWrapper' if has_bf16() else 'FP16OptimWrapper'
         cfg.optim_wrapper.pop('loss_scale', None)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):

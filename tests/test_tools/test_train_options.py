@@ -272,3 +272,15 @@ def test_seed_is_that_of_the_run():
     cfg = Config(dict(randomness=dict(seed=0, deterministic=True), optim_wrapper=dict()))
     apply_train_args(cfg, parse_train_args(['config.py', '--seed', '7']))
     assert cfg.randomness == dict(seed=7, deterministic=True)
+
+
+@pytest.mark.parametrize(
+    'cuda, own, wrapper', [(False, False, 'BF16'), (True, True, 'BF16'), (True, False, 'FP16')], ids=str
+)
+def test_amp_takes_what_the_device_has(cuda, own, wrapper, monkeypatch):
+    """``--amp`` is bfloat16, except on a GPU that only emulates it, which torch's own question does not tell apart."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: including_emulation or own)
+    cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper', loss_scale=1.0)))
+    apply_train_args(cfg, parse_train_args(['config.py', '--amp']))
+    assert cfg.optim_wrapper == dict(type=f'{wrapper}OptimWrapper')
