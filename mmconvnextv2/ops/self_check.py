@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .depthwise import depthwise
 from .depthwise_triton import depthwise_norm_sites
+from .dispatch import register_check
 from .grid import Grid
 from .response_mlp import fused_response_mlp, response_mlp_reference
 
@@ -28,6 +29,7 @@ class Mismatch(RuntimeError):
     """A kernel computes something else than the layers."""
 
 
+@register_check
 @cache
 def kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> bool:
     """Return whether the kernels work on a device; runs them once per process, and warns if they do not.
