@@ -46,7 +46,7 @@ def test_leaf_trains_and_is_evaluated(leaf, data, tmp_path):
     best = cfg.default_hooks.checkpoint.get('save_best')
     cfg.visualizer.name = str(tmp_path)  # mmengine keeps visualizers by name
     cfg.dump(str(tmp_path / 'leaf.py'))
-    run_tool(train, parse_train_args([str(tmp_path / 'leaf.py'), '--work-dir', str(tmp_path / 'run')]))
+    run_tool(train, parse_train_args([str(tmp_path / 'leaf.py'), '--work-dir', str(tmp_path / 'run'), '--seed=0']))
     lines = next((tmp_path / 'run').glob('*/vis_data/scalars.json')).read_text().splitlines()
     logged = [json.loads(line) for line in lines]
     losses = {key: value for line in logged for key, value in line.items() if 'loss' in key}
