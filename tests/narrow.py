@@ -33,10 +33,13 @@ def dicts_of(value):
 
 
 def shrink(side):
-    """Return about an eighth of a side or of sides in pixels, in multiples of 32 so that every stage divides them."""
+    """Return about a quarter of a side or of sides in pixels, in multiples of 32 so that every stage divides them.
+
+    Anchors of 64 pixels, the smallest of some detectors, have to fit.
+    """
     if isinstance(side, (list, tuple)):
         return type(side)(shrink(each) for each in side)
-    return max(32, 32 * round(side / 256))
+    return max(96, 32 * round(side / 128))
 
 
 def narrow_model(model, num_classes=None):
@@ -97,6 +100,8 @@ def shrink_sides(*parts):
         for name in set(SIDES) & set(part):
             if part[name]:
                 part[name] = shrink(part[name])
+        if part.get('ratio_range'):  # of large-scale jittering, from 0.1
+            part['ratio_range'] = (0.5, max(part['ratio_range']))
 
 
 def shrink_images(cfg):
