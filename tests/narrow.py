@@ -100,7 +100,7 @@ def shrink_sides(*parts):
         for name in set(SIDES) & set(part):
             if part[name]:
                 part[name] = shrink(part[name])
-        if part.get('ratio_range'):  # of large-scale jittering, from 0.1
+        if min(part.get('ratio_range') or [1]) < 0.5:  # large-scale jittering, from 0.1
             part['ratio_range'] = (0.5, max(part['ratio_range']))
 
 
