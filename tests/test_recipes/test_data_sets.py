@@ -30,7 +30,6 @@ from mmconvnextv2.utils.config import import_scope, inner_datasets
 CONFIGS = Path(__file__).parents[2] / 'configs'
 WIDTHS = list(NARROW['channels'])
 FAMILIES = (
-    'faster_rcnn/faster-rcnn_convnextv2-b_fpn_voc0712',
     'retinanet/retinanet_convnextv2-t_fpn_1x_coco',
     'atss/atss_convnextv2-t_fpn_1x_coco',
     'mask_rcnn/mask-rcnn_convnextv2-b_fpn_seesaw-sample1e-3-ms-2x_lvis-v1',
