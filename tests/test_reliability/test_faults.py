@@ -254,29 +254,36 @@ def test_sigterm_to_one_of_two_ends_both(images, tmp_path):
     assert last(tmp_path / 'work')['meta']['iter'] % 2 == 0
 
 
-def wait_in_fork(ready):
-    ready.set()
-    time.sleep(600)
-
-
-def test_forked_processes_end_on_sigterm():
-    """A process that a metric forks during training ends when its parent terminates it, as multiprocessing.Pool does:
-    it does not inherit the postponed stop, and the training is not asked to stop."""
-    hook = PreemptionHook()
+@pytest.mark.parametrize('early', [True, False])
+def test_forked_processes_end_on_sigterm(early):
+    """A process that a metric forks during training ends when its parent terminates it, as multiprocessing.Pool does,
+    even before it first runs, and the training is not asked to stop."""
+    hook, cores, before = PreemptionHook(), os.sched_getaffinity(0), signal.getsignal(signal.SIGTERM)
     hook.before_run(SimpleNamespace(_train_loop=object.__new__(IterBasedTrainLoop)))
     ready = get_context('fork').Event()
-    process = get_context('fork').Process(target=wait_in_fork, args=(ready,), daemon=True)
-    process.start()
     try:
         assert signal.getsignal(signal.SIGTERM) == hook._request_stop
-        assert ready.wait(60)
-        process.terminate()
-        process.join(30)
-        assert process.exitcode == -signal.SIGTERM
+        os.sched_setaffinity(0, {min(cores)})  # on one core the new process has to wait for this one
+        for _ in range(10):
+            ready.clear()
+            process = get_context('fork').Process(target=set_and_sleep, args=(ready,), daemon=True)
+            process.start()
+            assert early or ready.wait(60)
+            process.terminate()
+            process.join(30)
+            assert process.exitcode == -signal.SIGTERM
         assert not hook._stop_requested()
+        os.kill(os.getpid(), signal.SIGTERM)  # which this process still postpones
+        assert hook._stop_requested()
     finally:
-        process.kill()
+        os.sched_setaffinity(0, cores)
         hook.after_run(None)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def set_and_sleep(ready):
+    ready.set()
+    time.sleep(600)
 
 
 def test_hooks_refuse_bad_arguments():

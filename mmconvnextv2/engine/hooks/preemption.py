@@ -68,14 +68,12 @@ class PreemptionHook(Hook):
         self.interval = interval
         self._requested_at = None
         self._handlers = {}
-        self._pid = os.getpid()
 
     def before_run(self, runner) -> None:
         """Install the signal handlers of a training, and make the data loader's workers ignore the signal."""
         # runner.train_loop would build the loop, and with it read the training data
         if threading.current_thread() is not threading.main_thread() or not isinstance(runner._train_loop, BaseLoop):
             return
-        self._pid = os.getpid()
         self._handlers = {number: signal.signal(number, self._request_stop) for number in self.signals}
         loader = getattr(runner._train_loop, 'dataloader', None)
         if loader is not None and signal.SIGTERM in self._handlers:
@@ -110,9 +108,7 @@ class PreemptionHook(Hook):
             self._leave(runner, 'exiting during validation: --resume continues from the last checkpoint')
 
     def _request_stop(self, number: int, frame: Any) -> None:
-        # Forked processes inherit the handler. multiprocessing.Pool, which MMDetection's VOC metric uses, sends SIGTERM
-        # to its processes and waits for their end
-        if self._requested_at is not None or os.getpid() != self._pid:
+        if self._requested_at is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._requested_at = time.monotonic()
@@ -138,3 +134,30 @@ class PreemptionHook(Hook):
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
         raise SystemExit(128 + signal.SIGTERM)
+
+
+# Forked processes must not inherit the handler: multiprocessing.Pool, which MMDetection's VOC metric uses, sends
+# SIGTERM to its processes and waits for their end. Signals are blocked during a fork, since Python forgets those that
+# arrive before the new process first runs.
+def _postponed() -> set[signal.Signals]:
+    """Return the signals that a hook handles now."""
+    owners = {number: getattr(signal.getsignal(number), '__self__', None) for number in signal.Signals}
+    return {number for number, owner in owners.items() if isinstance(owner, PreemptionHook)}
+
+
+def _block() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _postponed())
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _postponed())
+
+
+def _restore_defaults() -> None:
+    numbers = _postponed()
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_restore_defaults)
