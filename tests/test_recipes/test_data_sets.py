@@ -30,9 +30,9 @@ from mmconvnextv2.utils.config import import_scope, inner_datasets
 CONFIGS = Path(__file__).parents[2] / 'configs'
 WIDTHS = list(NARROW['channels'])
 FAMILIES = (
+    'faster_rcnn/faster-rcnn_convnextv2-b_fpn_voc0712',
     'retinanet/retinanet_convnextv2-t_fpn_1x_coco',
     'atss/atss_convnextv2-t_fpn_1x_coco',
-    'faster_rcnn/faster-rcnn_convnextv2-b_fpn_voc0712',
     'mask_rcnn/mask-rcnn_convnextv2-b_fpn_seesaw-sample1e-3-ms-2x_lvis-v1',
     'upernet/upernet_convnextv2-b_90k_cityscapes-512x1024',
     'semantic_fpn/semantic-fpn_convnextv2-t_160k_ade20k-512x512',
