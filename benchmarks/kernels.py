@@ -39,7 +39,7 @@ What the Triton kernels of the depthwise layer and its norm cost, read from thei
   visible cells of FCMAE at a mask ratio of 0.6.
 - *registers* and *spilled* bytes per thread; *occupancy*: the share of a multiprocessor's 2,048 threads that registers
   allow.
-- *instructions* per tap and element in bfloat16, where one multiply-add is the least; of the norm's gradient, per
+- *instructions* per tap and element in bfloat16, where one multiply-add is the least; of the norm and its gradient, per
   element.
 - *memory*: the time that the fewest bytes take at 3.35 TB/s; *issue*: the time that the instructions take at one per
   cycle and scheduler (132 multiprocessors with 4 schedulers at 1.755 GHz). Both are lower bounds for an H100. At these

@@ -33,8 +33,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HAS_INNER_PRODUCT = hasattr(torch.ops.mkldnn, '_linear_pointwise')
 _given = os.environ.get(VARIABLE, 'auto')
 _default = SimpleNamespace(kernels={'0': 'torch', '1': 'auto'}.get(_given, _given))  # checked when a model is built
-_checks: list[Callable[[torch.device, torch.dtype, torch.dtype], bool]] = []
-FOLD_FROM = 8.5  # sites per channel
+_passed: dict[tuple, bool] = {}  # results of the self-check by device and dtypes
+FOLD_FROM = 3  # sites per channel
 SMALL_PATCH = 4  # up to this many sites along a cell's side, windows are not faster than whole maps
 
 
@@ -94,19 +94,21 @@ def use_triton(tensor: Tensor, grid: Grid | None = None) -> bool:
 
 @torch.compiler.assume_constant_result  # not part of a compiled graph
 def _kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> bool:
-    # Fake tensors need no GPU, and what a captured graph launches must not be synchronised
-    if device.type == 'cuda' and (not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing()):
-        return True
-    return all(check(device, dtype, computed) for check in _checks)
+    key = device, dtype, computed
+    if key not in _passed:
+        # Fake tensors need no GPU, and what a captured graph launches must not be synchronised
+        if device.type == 'cuda' and (not torch.cuda.is_available() or torch.cuda.is_current_stream_capturing()):
+            return True
+        _passed[key] = _default.check(*key)
+    return _passed[key]
 
 
-def register_check(check: Callable[[torch.device, torch.dtype, torch.dtype], bool]) -> Callable:
-    """Register a function that says whether kernels work on a device and dtype, with results in another dtype.
+def set_check(check: Callable[[torch.device, torch.dtype, torch.dtype], bool]) -> None:
+    """Set the function that says whether kernels work on a device and dtype, with results in another dtype.
 
-    ``ops.self_check`` does, since it compares what this module chooses between.
+    ``ops.self_check`` sets its own: it compares what this module chooses between, so this module cannot import it.
     """
-    _checks.append(check)
-    return check
+    _default.check = check
 
 
 def choose_depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> str:
@@ -201,9 +203,9 @@ def in_blocks(tensor: Tensor) -> bool:
 def fold_scale(x: Tensor) -> bool:
     """Return whether GRN's scale of x (B, N, C) is folded into the second linear's weight.
 
-    Folding saves passes over the features, 4C values per site, and adds passes over a weight per image, 4C * C values,
-    and over its gradient. On a GPU, by bytes moved in forward and backward, it gains from N = 8.5 C on. On the CPU it
-    gains where an image has more sites than channels, but only for a single image: batched products are slow.
+    On a GPU, by a count of the values moved per image: folding saves two of twelve passes over the features, 8 C N, and
+    adds six over a weight or gradient per image, 24 C * C, so it gains from N = 3 C on. On the CPU it gains where an
+    image has more sites than channels, but only for a single image: batched products are slow.
     """
     if x.device.type == 'cpu':
         return len(x) == 1 and x.shape[1] > x.shape[2]

@@ -18,7 +18,7 @@ HAS_OUT_DTYPE = 'dtype' in torch.ops.aten.mm.overloads()  # torch 2.8 and later
 
 
 class KernelResponseMLP(torch.autograd.Function):
-    """x, the seven parameters' order of ``fused_response_mlp``, site mask, eps, dtype of the result, and ``fold``."""
+    """Function of x, the parameters in the order of ``fused_response_mlp``, site mask, eps, dtype and ``fold``."""
 
     @staticmethod
     def forward(ctx, x: Tensor, *arguments: Any) -> Tensor:

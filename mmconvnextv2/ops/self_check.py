@@ -8,7 +8,6 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .depthwise import depthwise
 from .depthwise_triton import depthwise_norm_sites
-from .dispatch import register_check
+from .dispatch import set_check
 from .grid import Grid
 from .response_mlp import fused_response_mlp, response_mlp_reference
 
@@ -29,10 +28,8 @@ class Mismatch(RuntimeError):
     """A kernel computes something else than the layers."""
 
 
-@register_check
-@cache
 def kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> bool:
-    """Return whether the kernels work on a device; runs them once per process, and warns if they do not.
+    """Run the kernels on a device and return whether they work; warn if they do not.
 
     Args:
         device (torch.device): Device with its index.
@@ -127,3 +124,6 @@ def _compare(what, ours, theirs, shapes, device, dtype, computed) -> Iterator[tu
     )
     for one, other in gradients:
         yield f'a gradient of {what}', one, other
+
+
+set_check(kernels_pass)

@@ -33,7 +33,6 @@ from mmconvnextv2.ops.grid import Grid, cell_slots
 from mmconvnextv2.ops.kernels import depthwise as depthwise_kernels
 from mmconvnextv2.ops.kernels import gelu, layer_norm, response
 from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
-from mmconvnextv2.ops.self_check import kernels_pass
 
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 TOLERANCE = {torch.float64: dict(rtol=1e-9, atol=1e-9), torch.float32: dict(rtol=1e-4, atol=1e-4)}
@@ -67,9 +66,9 @@ def test_kernels_serve_this_device():
 @pytest.fixture
 def unchecked():
     """Kernels that were not compared with the layers yet, here and afterwards."""
-    kernels_pass.cache_clear()
+    dispatch._passed.clear()
     yield
-    kernels_pass.cache_clear()
+    dispatch._passed.clear()
 
 
 def raise_error(error):
@@ -115,12 +114,12 @@ def test_check_leaves_no_trace(unchecked):
     state = torch.get_rng_state()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         assert use_triton(sites)
-    assert kernels_pass.cache_info().currsize == 1 and not counter.get_total_flops()
+    assert len(dispatch._passed) == 1 and not counter.get_total_flops()
     assert torch.equal(torch.get_rng_state(), state)
-    kernels_pass.cache_clear()
+    dispatch._passed.clear()
     compiled = torch.compile(lambda sites: depthwise(sites, grid, conv), backend='aot_eager', fullgraph=True)
     torch.testing.assert_close(compiled(sites), depthwise(sites, grid, conv))
-    assert kernels_pass.cache_info().currsize == 1
+    assert len(dispatch._passed) == 1
 
 
 def test_without_triton(monkeypatch):
