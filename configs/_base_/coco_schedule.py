@@ -9,7 +9,7 @@ param_scheduler = [
 # The decay rate is for mmdet's "layer_wise", which is group_wise here. Use type='OptimWrapper' to train in fp32.
 optim_wrapper = dict(
     type='BF16OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.95, decay_type='group_wise'))
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -25,7 +25,7 @@ model = dict(
         init_cfg=dict(type='TruncNormal', layer='Linear', std=2e-5)))
 optim_wrapper = dict(
     type='BF16OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2.5e-3, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2.5e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.9, decay_type='layer_wise'))
 auto_scale_lr = dict(enable=False, base_batch_size=1024)

@@ -8,7 +8,7 @@ mask2former = dict(
     optim_wrapper=dict(
         _delete_=True,
         type='BF16OptimWrapper',
-        optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+        optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
         clip_grad=dict(max_norm=0.01, norm_type=2),
         constructor='LayerDecayOptimWrapperConstructor',
         paramwise_cfg=dict(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from leaf_configs import read_leaf
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
@@ -60,7 +61,8 @@ def starts_from_its_size(backbone):
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
 def test_leaf_builds(leaf, indexed):
-    """The model builds, its heads read the backbone's widths, its size is the published one, the leaf is short."""
+    """The model builds, its heads read the backbone's widths, its size is the published one, the leaf is short. AdamW is
+    fused, and steps over 30 groups of parameters at most, except where a classifier's layers decay one by one."""
     assert len(leaf.read_text().splitlines()) <= 25
     cfg = read_leaf(leaf)
     assert starts_from_its_size(cfg.model.backbone) or '_supervised_' in leaf.stem
@@ -73,6 +75,9 @@ def test_leaf_builds(leaf, indexed):
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
     channels = list(ARCHS[cfg.model.backbone.arch]['channels'])
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    assert all(group['fused'] for group in optimizer.param_groups)
+    assert len(optimizer.param_groups) <= 30 or cfg.optim_wrapper.paramwise_cfg.decay_type == 'layer_wise'
     if cfg.model.type == 'ImageClassifier':
         assert cfg.model.head['in_channels'] == channels[-1]
     else:

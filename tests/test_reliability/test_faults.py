@@ -1,5 +1,6 @@
 """Real faults on real runs: what is left on the disk, and what is said."""
 
+import json
 import os
 import resource
 import signal
@@ -19,6 +20,7 @@ from real_runs import PER_EPOCH, assert_same_weights, last, make_config, start, 
 
 from mmconvnextv2 import FiniteLossHook, PreemptionHook
 from mmconvnextv2.checkpoint.load import load_file
+from mmconvnextv2.engine.hooks import runtime_info
 from mmconvnextv2.engine.hooks.checkpoint import PART, AtomicBackend, VerifiedCheckpointHook
 from mmconvnextv2.pretrain import FCMAE
 
@@ -166,18 +168,52 @@ def test_killed_worker_is_one_line(images, tmp_path):
         train(make_config(images, tmp_path, dawdle=dict(kill_at='05.png', seconds=0.1), **options))
 
 
-def test_not_a_number_stops_and_names_the_images(images, tmp_path):
+@pytest.mark.parametrize('late', [False, True])
+def test_not_a_number_stops_and_names_the_images(images, tmp_path, late, request):
     """An image of NaN stops the run with its name before anything of it is saved."""
+    if late:
+        request.getfixturevalue('deferred')
     with pytest.raises(SystemExit, match='stopped at iteration.*loss nan .*05.png.*max_skips'):
         train(make_config(images, tmp_path, dawdle=dict(poison='05.png')))
     if (tmp_path / 'last_checkpoint').exists():
         assert all(value.isfinite().all() for value in last(tmp_path)['state_dict'].values())
 
 
-@pytest.mark.parametrize('fused', [True, False])
-def test_skipped_updates_change_nothing(images, tmp_path, fused):
+@pytest.fixture
+def deferred(monkeypatch):
+    """Values are read as late as those of a GPU are."""
+    monkeypatch.setattr(runtime_info, 'on_gpu', lambda values: True)
+
+
+def test_losses_read_late_are_the_same(images, tmp_path, monkeypatch):
+    """Losses that stay on the device until they are logged are logged as those read at once are, and so are those of a
+    checkpoint between two logs; each is read once."""
+    read, whole, fetch = [], [], runtime_info.fetch
+    options = {  # epochs of 3 iterations
+        'default_hooks.logger.interval': 2,
+        'default_hooks.checkpoint.interval': 4,
+        'default_hooks.checkpoint.max_keep_ckpts': -1,
+        'default_hooks.finite_loss': dict(type='EmptyCacheHook'),  # FiniteLossHook brings histories up to date, too
+    }
+    for place, late in enumerate((True, False)):
+        monkeypatch.setattr(runtime_info, 'on_gpu', lambda values, late=late: late)
+        monkeypatch.setattr(runtime_info, 'fetch', lambda values: read.append(len(values)) or fetch(values))
+        train(make_config(images, tmp_path / str(place), 3, **options))
+        [log] = (tmp_path / str(place)).glob('*/vis_data/scalars.json')
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        hubs = [load_file(str(tmp_path / str(place) / f'iter_{one}.pth'))['message_hub'] for one in (4, 8)]
+        histories = [hub['log_scalars']['train/loss']['history'].tolist() for hub in hubs]
+        whole.append((histories, [(line['iter'], line['loss']) for line in lines if 'loss' in line]))
+    assert whole[0] == whole[1] and [len(one) for one in whole[0][0]] == [4, 8]
+    assert read == [2, 1, 1, 1, 1, 2, 1] + [1] * 9
+
+
+@pytest.mark.parametrize('fused, late', [(True, False), (True, True), (False, False), (False, True)])
+def test_skipped_updates_change_nothing(images, tmp_path, fused, late, request):
     """With ``max_skips`` the weights and moments after a bad update are, bit for bit, those before it, and one bad
     update more than allowed stops the run, a resumed one too."""
+    if late:
+        request.getfixturevalue('deferred')
     options = {
         'default_hooks.finite_loss.max_skips': 2,
         'default_hooks.checkpoint.max_keep_ckpts': -1,

@@ -9,10 +9,12 @@ from .mistakes import MistakesHook
 from .preemption import PreemptionHook
 from .progress import ProgressHook
 from .resume import ResumeHook
+from .runtime_info import DeferredRuntimeInfoHook
 
 __all__ = [
     'BestScoreStoppingHook',
     'CompileBackboneHook',
+    'DeferredRuntimeInfoHook',
     'FiniteLossHook',
     'MatchingWeightsHook',
     'MistakesHook',
