@@ -46,8 +46,9 @@ def add_train_options(parser: ArgumentParser) -> None:
         '--compile',
         nargs='?',
         const='inductor',
-        metavar='BACKEND',
-        help='compile the backbone with torch.compile; default inductor',
+        metavar='MODE',
+        help='compile the backbone, or forward and loss of FCMAE, with torch.compile: a mode of inductor, such as '
+        'reduce-overhead, which captures CUDA graphs, or a backend; default inductor',
     )
 
 
@@ -125,21 +126,27 @@ def stop_early(cfg: Config, metric: str, patience: str = str(PATIENCE), *rest: s
     _add_hook(cfg, type='BestScoreStoppingHook', monitor=metric, patience=int(patience))
 
 
-def compile_backbone(cfg: Config, backend: str) -> None:
-    """Compile only the backbone, since the shapes in a detector's heads change with every image.
+def compile_backbone(cfg: Config, name: str) -> None:
+    """Compile with :class:`CompileBackboneHook`: shapes in a detector's heads change with every image.
+
+    Args:
+        cfg (Config): Config to change.
+        name (str): Mode of inductor, or backend.
 
     Raises:
-        ValueError: If torch has no such backend, or the config compiles the whole model.
+        ValueError: If torch has no such mode or backend, or the config compiles the whole model.
     """
-    known = torch.compiler.list_backends(exclude_tags=())
-    if backend not in known:
-        raise UserError(f'--compile={backend!r}: expected one of the backends {", ".join(known)}')
+    modes, known = torch._inductor.list_mode_options(), torch.compiler.list_backends(exclude_tags=())
+    if name not in (*modes, *known):
+        raise UserError(
+            f'--compile={name!r}: expected one of the modes {", ".join(modes)}, or of the backends {", ".join(known)}'
+        )
     if cfg.get('compile'):
         raise UserError(
             f'--compile compiles the backbone, but compile={cfg.compile} in the config compiles the whole model: '
             'remove one of them'
         )
-    _add_hook(cfg, type='CompileBackboneHook', backend=backend)
+    _add_hook(cfg, type='CompileBackboneHook', **(dict(mode=name) if name in modes else dict(backend=name)))
 
 
 def _add_hook(cfg: Config, **hook) -> None:

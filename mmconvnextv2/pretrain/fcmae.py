@@ -73,10 +73,17 @@ class FCMAE(BaseSelfSupervisor):
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Return the loss of images (B, C, H, W) whose data samples hold ``visible_cells``."""
         _check_channels(inputs, self.backbone.in_channels)
-        visible_cells = stack_visible_cells(data_samples, inputs.device)  # (B, K)
+        return dict(loss=self.masked_loss(inputs, stack_visible_cells(data_samples, inputs.device)))
+
+    def masked_loss(self, inputs: Tensor, visible_cells: Tensor) -> Tensor:
+        """Return the loss of images (B, C, H, W) with visible cells (B, K)."""
         features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / 32, W / 32)
         decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = 32 except for a UNet
-        return dict(loss=self.head.loss(decoded, inputs, _masked_cells(visible_cells, inputs)))
+        return self.head.loss(decoded, inputs, _masked_cells(visible_cells, inputs))
+
+    def compile_loss(self, **options) -> None:
+        """Compile encoder, decoder and loss into one graph, with arguments of ``torch.compile``."""
+        self.masked_loss = torch.compile(self.masked_loss, **options)  # type: ignore[method-assign]
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, visible_cells: Tensor) -> dict[str, Tensor]:

@@ -61,8 +61,8 @@ def starts_from_its_size(backbone):
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
 def test_leaf_builds(leaf, indexed):
-    """The model builds, its heads read the backbone's widths, its size is the published one, the leaf is short. AdamW is
-    fused, and steps over 30 groups of parameters at most, except where a classifier's layers decay one by one."""
+    """The model builds, its heads read the backbone's widths, its size is the published one, the leaf is short. AdamW
+    is fused, and steps over 30 groups of parameters at most, except where a classifier's layers decay one by one."""
     assert len(leaf.read_text().splitlines()) <= 25
     cfg = read_leaf(leaf)
     assert starts_from_its_size(cfg.model.backbone) or '_supervised_' in leaf.stem

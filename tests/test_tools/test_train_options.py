@@ -16,6 +16,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, METRICS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from mmconvnextv2 import CompileBackboneHook
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.commands.train import apply_train_args, parse_train_args
 from mmconvnextv2.commands.train_flags import add_tracker
@@ -231,25 +232,36 @@ def test_metrics_are_found_by_their_last_part():
 COMPILED = []
 
 
+SHAPES, OUTPUTS = [], []
+
+
 @torch._dynamo.register_backend
 def remembering(graph, inputs):
-    """Run a graph unchanged, and remember its operations."""
-    COMPILED.append({node.target for node in graph.graph.nodes if node.op == 'call_function'})
+    """Run a graph unchanged, and remember its operations and the shapes of its images and results."""
+    graphs = [one.graph for one in graph.modules() if isinstance(one, torch.fx.GraphModule)]
+    COMPILED.append({node.target for one in graphs for node in one.nodes if node.op == 'call_function'})
+    tensors = [one for one in inputs if isinstance(one, torch.Tensor) and not isinstance(one, torch.nn.Parameter)]
+    SHAPES.extend(tuple(one.shape[2:]) for one in tensors if one.shape[1:2] == (3,))
+    OUTPUTS.append([tuple(node.meta['example_value'].shape) for node in graph.graph.output_node().args[0]])
     return graph.forward
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('task', ['fcmae', 'upernet'])
 def test_compiled_backbone_learns_the_same(tools, trained, tmp_path, task):
-    """With --compile the backend gets graphs of the backbone and none with a loss; the first loss and the names in the
-    checkpoint are those of the plain run."""
+    """With --compile the backend gets graphs of the backbone and none with a loss, or for FCMAE one graph with the
+    loss, and none of the evaluation; the first loss and the names in the checkpoint are those of the plain run."""
     COMPILED.clear()
+    OUTPUTS.clear()
     torch._dynamo.reset()
     tools.train(task, tmp_path, 'default_hooks.logger.interval=1', arguments=['--compile', 'remembering'])
     # What linears become, in the fused operation and outside it
     multiplied = {torch.addmm, torch.baddbmm, torch.nn.functional.linear, torch._C._nn.linear}
     assert any(multiplied & set(graph) for graph in COMPILED)
-    assert not any('loss' in str(target) or 'cross_entropy' in str(target) for graph in COMPILED for target in graph)
+    if task == 'fcmae':
+        assert OUTPUTS == [[()]]
+    else:
+        assert not any('loss' in str(one) or 'cross_entropy' in str(one) for graph in COMPILED for one in graph)
     plain, compiled = (load_file(tools.last(folder, task))['state_dict'] for folder in (trained(task), tmp_path))
     assert plain.keys() == compiled.keys()
     losses = [[entry['loss'] for entry in logged(folder) if 'loss' in entry][0] for folder in (trained(task), tmp_path)]
@@ -257,10 +269,43 @@ def test_compiled_backbone_learns_the_same(tools, trained, tmp_path, task):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
+def test_images_of_many_sizes_fill_few_graphs(tools, tmp_path, monkeypatch):
+    """From the second image size on, batches are padded to multiples of 128 pixels, in training only, and the log says
+    so; images of one size are left as they are."""
+    one = "dict(type='Resize', scale=(96, 96))"
+    many = "dict(type='RandomResize', scale=[(64, 64), (300, 300)])"
+    longer = ['train_cfg.max_epochs=6', 'train_cfg.val_interval=6', 'default_hooks.checkpoint.interval=6']
+    base = tools.configs['mask-rcnn']
+    for resize, places in ((one, {(96, 96)}), (many, None)):
+        torch._dynamo.reset()
+        SHAPES.clear()
+        folder = tmp_path / str(places is None)
+        folder.mkdir()
+        (folder / 'sizes.py').write_text(
+            f'_base_ = {base!r}\npipeline = [_base_.load, _base_.annotations, {resize}, _base_.pack]\n'
+            'train_dataloader = dict(dataset=dict(pipeline=pipeline))\n'
+        )
+        monkeypatch.setitem(tools.configs, 'mask-rcnn', str(folder / 'sizes.py'))
+        tools.train('mask-rcnn', folder, *longer, arguments=['--compile', 'remembering'])
+        [log] = folder.glob('*/*.log')
+        assert ('batches are padded to multiples of 128' in log.read_text()) == (places is None)
+        assert set(SHAPES) == places if places else {side % 128 for shape in SHAPES[1:] for side in shape} == {0}
+    assert 1 < len(set(SHAPES)) == len(SHAPES)
+    torch._dynamo.reset()
+
+
 def test_compile_explains():
-    """An unknown backend, and a config that compiles the whole model, are refused."""
+    """An unknown mode or backend, and a config that compiles the whole model, are refused; modes are inductor's."""
+    cfg = Config(dict(compile=None))
+    apply_train_args(cfg, parse_train_args(['a.py', '--compile', 'reduce-overhead']))
+    assert cfg.custom_hooks == [dict(type='CompileBackboneHook', mode='reduce-overhead')]
+    with pytest.raises(ValueError, match='bucket=100'):
+        CompileBackboneHook(bucket=100)
+    with pytest.raises(ValueError, match="mode='default'.*only inductor has modes, not 'eager'"):
+        CompileBackboneHook('eager', mode='default')
     for compiled, arguments, message in (
-        (None, ['--compile', 'fastest'], "--compile='fastest': expected one of the backends .*inductor"),
+        (None, ['--compile', 'fastest'], "--compile='fastest': expected one of the modes .*reduce-overhead.*inductor"),
         (True, ['--compile'], 'compile=True in the config'),
     ):
         with pytest.raises(ValueError, match=message):
