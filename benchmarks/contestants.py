@@ -180,6 +180,7 @@ def downstream(config, batch, side, device, backbone='ours'):
     from mmconvnextv2.commands.runner import revert_sync_batch_norm
 
     cfg = load_config(config)
+    cfg.launcher = 'none'
     revert_sync_batch_norm(cfg)
     cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
     torch.manual_seed(0)

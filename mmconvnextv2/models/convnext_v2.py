@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import ops
-from ..ops.dispatch import check_kernels
+from ..ops.dispatch import check_kernels, has_hooks
 from ..ops.grid import Grid
 from ..ops.reductions import mean_over_sites
 from ..utils.errors import UserError
@@ -122,7 +122,9 @@ class ConvNeXtV2Block(nn.Module):
         )
         if self.gamma is not None:
             branch = branch * self.gamma
-        return sites + self.drop_path(branch)
+        if type(self.drop_path) is not DropPath or has_hooks(self.drop_path):
+            return sites + self.drop_path(branch)
+        return ops.add_branch(sites, branch, self.drop_path.draw(branch), grid)
 
     @property
     def fused(self) -> bool:

@@ -21,13 +21,17 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
 
+    def draw(self, branch: Tensor) -> Tensor | None:
+        """Return the factor of each image's branch (B, ...), of shape (B, 1, ...); None if all are 1."""
+        if not self.training or self.drop_prob == 0:
+            return None
+        keep = 1 - self.drop_prob
+        return branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(keep).div_(keep)
+
     def forward(self, branch: Tensor) -> Tensor:
         """Scale or drop the branch (B, ...) of each image."""
-        if not self.training or self.drop_prob == 0:
-            return branch
-        keep = 1 - self.drop_prob
-        kept = branch.new_empty((branch.shape[0],) + (1,) * (branch.ndim - 1)).bernoulli_(keep)
-        return branch * (kept / keep)
+        kept = self.draw(branch)
+        return branch if kept is None else branch * kept
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:g}'

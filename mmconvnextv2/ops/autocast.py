@@ -43,6 +43,16 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, enabled=False) if _knows_autocast(device.type) else nullcontext()
 
 
+def excluding_autocast(x: Tensor) -> AbstractContextManager:
+    """Return a context in which autocast casts nothing, for operations that cast themselves.
+
+    Cheaper than :func:`without_autocast`, but inside ``torch.is_autocast_enabled`` may still be True.
+    """
+    if torch.compiler.is_compiling():
+        return without_autocast(x.device)
+    return nullcontext() if _autocast_dtype(x.device.type) is None else torch._C._DisableAutocast()
+
+
 def to_fp32(value: Any) -> Any:
     """Convert floating-point tensors to fp32, also inside lists, tuples and dicts; return everything else unchanged."""
     if isinstance(value, Tensor):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-from .autocast import autocast_dtype, without_autocast
+from .autocast import autocast_dtype, excluding_autocast
+from .dispatch import call
 from .grid import Grid
 from .reductions import statistics_dtype
 
@@ -34,7 +35,7 @@ def depthwise_sites(sites: Tensor, conv: nn.Conv2d, grid: Grid) -> Tensor:
         RuntimeError: By torch, if a second derivative is requested; ``kernels='layers'`` supports it.
     """
     dtype = autocast_dtype(sites)
-    with without_autocast(sites.device):
+    with excluding_autocast(sites):
         return _Depthwise.apply(sites.contiguous(), conv.weight, conv.bias, dtype, *grid.kernel_arguments())
 
 
@@ -45,7 +46,7 @@ def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, gri
     """
     dtype = autocast_dtype(sites)
     keep = torch.is_grad_enabled()  # without gradients the kernel need not store what backward reads
-    with without_autocast(sites.device):
+    with excluding_autocast(sites):
         return _DepthwiseNorm.apply(
             sites.contiguous(),
             conv.weight,
@@ -62,7 +63,7 @@ def depthwise_norm_sites(sites: Tensor, conv: nn.Conv2d, norm: nn.LayerNorm, gri
 class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, sites: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *where: Any) -> Tensor:
-        output, taps = site_depthwise(sites, weight, bias, dtype, *where)
+        output, taps = call(site_depthwise, sites, weight, bias, dtype, *where)
         ctx.save_for_backward(sites, taps)
         ctx.where, ctx.dtype = where, weight.dtype
         return output
@@ -71,8 +72,14 @@ class _Depthwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs_sites, *needs = ctx.needs_input_grad[:3]
-        gradients = site_depthwise_backward(
-            grad.contiguous(), *ctx.saved_tensors, needs_sites, any(needs), ctx.dtype, *ctx.where
+        gradients = call(
+            site_depthwise_backward,
+            grad.contiguous(),
+            *ctx.saved_tensors,
+            needs_sites,
+            any(needs),
+            ctx.dtype,
+            *ctx.where,
         )
         return *_wanted(gradients, (needs_sites, *needs)), None, *[None] * len(ctx.where)
 
@@ -91,8 +98,8 @@ class _DepthwiseNorm(torch.autograd.Function):
         dtype: torch.dtype,
         *where: Any,
     ) -> Tensor:
-        convolved, normed, mean, rstd, taps = site_depthwise_norm(
-            sites, weight, bias, norm_weight, norm_bias, eps, keep, dtype, *where
+        convolved, normed, mean, rstd, taps = call(
+            site_depthwise_norm, sites, weight, bias, norm_weight, norm_bias, eps, keep, dtype, *where
         )
         ctx.save_for_backward(sites, taps, convolved, mean, rstd, norm_weight)
         ctx.where, ctx.dtype = where, weight.dtype
@@ -104,8 +111,16 @@ class _DepthwiseNorm(torch.autograd.Function):
         sites, taps, *normalised = ctx.saved_tensors
         needs_sites, *needs = ctx.needs_input_grad[:5]
         # Normalised values are not kept: convolved sites, mean and rstd give them again
-        gradients = site_depthwise_norm_backward(
-            grad.contiguous(), sites, taps, needs_sites, any(needs), ctx.dtype, *normalised, *ctx.where
+        gradients = call(
+            site_depthwise_norm_backward,
+            grad.contiguous(),
+            sites,
+            taps,
+            needs_sites,
+            any(needs),
+            ctx.dtype,
+            *normalised,
+            *ctx.where,
         )
         return *_wanted(gradients, (needs_sites, *needs)), None, None, None, *[None] * len(ctx.where)
 

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _len_torch_dispatch_stack
 
 from ..utils.errors import UserError
 from .autocast import autocast_dtype
@@ -139,6 +141,21 @@ def fuse_mlp(grid: Grid, expand: nn.Module, norm: nn.Module | None, project: nn.
         return False
     stock = type(expand) is type(project) is nn.Linear
     return stock and not any(map(has_hooks, (expand, norm, project)))
+
+
+def call(operator: Any, tensor: Tensor, *arguments: Any) -> Any:
+    """Call a custom operator; plain tensors in eager mode take its function directly.
+
+    Going through torch's dispatcher in Python takes longer than a launch. Compilers, exporters, counters of operations
+    and tensors without data need it.
+    """
+    plain_call = type(tensor) is Tensor and not torch.compiler.is_compiling() and not _len_torch_dispatch_stack()
+    return (operator._init_fn if plain_call else operator)(tensor, *arguments)
+
+
+def fuse_residual(grid: Grid | None) -> bool:
+    """Return whether drop path and the sum with a block's input run as one operation; compilers fuse them anyway."""
+    return _setting(grid) != 'layers' and not torch.compiler.is_compiling() and not is_exported()
 
 
 def is_stock_depthwise(conv: nn.Conv2d) -> bool:

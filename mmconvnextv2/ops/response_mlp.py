@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .autocast import autocast_dtype, cast_for_autocast, without_autocast
+from .autocast import autocast_dtype, cast_for_autocast, excluding_autocast
 from .dispatch import fold_scale, fuse_mlp, in_blocks, use_triton
 from .grid import Grid
 from .grn import response_of, response_scale, scale_backward
@@ -124,10 +124,10 @@ def fused_response_mlp(
     if use_triton(x) if triton is None else triton:
         dtype, parameters = autocast_dtype(x), (weight1, bias1, gamma, beta, weight2, bias2)
         site_mask = None if site_mask is None else site_mask.contiguous()  # kernels compute offsets in it
-        with without_autocast(x.device):
+        with excluding_autocast(x):
             return KernelResponseMLP.apply(x.to(dtype), *parameters, site_mask, eps, dtype, fold_scale(x))
     tensors = cast_for_autocast(x, weight1, bias1, gamma, beta, weight2, bias2)
-    with without_autocast(x.device):
+    with excluding_autocast(x):
         return _ResponseMLP.apply(*tensors, site_mask, eps)
 
 

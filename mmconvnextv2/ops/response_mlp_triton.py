@@ -1,7 +1,7 @@
 """Response MLP with Triton kernels: one operator forward and one backward; formulas and letters as in ``response_mlp``.
 
 Parameters stay in their dtype: matrices are cast for products, everything else is read in float32, and gradients are
-returned in the parameters' dtype. For the backward pass x, h, and the norms are kept.
+returned in the parameters' dtype. For the backward pass x, h, the norms and cast weights are kept.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
+from .dispatch import call
 from .reductions import statistics_dtype
 
 HAS_OUT_DTYPE = 'dtype' in torch.ops.aten.mm.overloads()  # torch 2.8 and later
@@ -23,9 +24,9 @@ class KernelResponseMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, *arguments: Any) -> Tensor:
         x = x.contiguous()
-        y, h, norm, scale = response_mlp_forward(x, *arguments)
+        y, *kept = call(response_mlp_forward, x, *arguments)
         weight1, _, gamma, beta, weight2, _, site_mask, *settings = arguments
-        ctx.save_for_backward(x, h, norm, scale, weight1, gamma, beta, weight2, site_mask)
+        ctx.save_for_backward(x, *kept, weight1, gamma, beta, weight2, site_mask)
         ctx.settings = settings
         return y
 
@@ -33,7 +34,7 @@ class KernelResponseMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         eps, _, fold = ctx.settings
-        gradients = response_mlp_backward(grad.contiguous(), *ctx.saved_tensors, eps, fold)
+        gradients = call(response_mlp_backward, grad.contiguous(), *ctx.saved_tensors, eps, fold)
         return *gradients, None, None, None, None
 
 
@@ -50,28 +51,35 @@ def response_mlp_forward(
     eps: float,
     dtype: torch.dtype,
     fold: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y (B, N, C) and h (B, N, D) in ``dtype``, and norms G and scales s (B, 1, D) in the dtype of sums.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return y (B, N, C) and h (B, N, D) in ``dtype``, norms G and scales s (B, 1, D) in the dtype of sums, and both
+    weights cast to ``dtype``, empty if they were not.
 
     ``x`` has that dtype.
     """
     from .kernels import gelu, response
 
-    h = torch.addmm(bias1.to(dtype), x.flatten(0, 1), weight1.to(dtype).t()).unflatten(0, x.shape[:2])
+    h = torch.addmm(bias1.to(dtype), x.flatten(0, 1), (cast1 := weight1.to(dtype)).t()).unflatten(0, x.shape[:2])
     activation, partial = gelu.norm(h, site_mask, keep=fold)
     norm, scale = response.response(partial, gamma, eps)
     offset = torch.addmv(bias2, weight2, beta).to(dtype)  # beta through the second linear
     if fold:
-        scaled_weight = _scaled_weight(weight2, scale, dtype)
-        return torch.baddbmm(offset, activation, scaled_weight.transpose(1, 2)), h, norm, scale
-    scaled = gelu.scaled(h, scale).flatten(0, 1)
-    return torch.addmm(offset, scaled, weight2.to(dtype).t()).unflatten(0, x.shape[:2]), h, norm, scale
+        cast2 = weight2
+        y = torch.baddbmm(offset, activation, _scaled_weight(weight2, scale, dtype).transpose(1, 2))
+    else:
+        scaled, cast2 = gelu.scaled(h, scale).flatten(0, 1), weight2.to(dtype)
+        y = torch.addmm(offset, scaled, cast2.t()).unflatten(0, x.shape[:2])
+    # An operator must not return its inputs
+    casts = [x.new_empty(0) if cast is weight else cast for cast, weight in ((cast1, weight1), (cast2, weight2))]
+    return y, h, norm, scale, *casts
 
 
 @response_mlp_forward.register_fake
 def _(x, weight1, bias1, gamma, beta, weight2, bias2, site_mask, eps, dtype, fold):
     small = x.new_empty(x.shape[0], 1, len(weight1), dtype=statistics_dtype(dtype))
-    return torch.empty_like(x), x.new_empty(*x.shape[:2], len(weight1)), small, torch.empty_like(small)
+    cast1, cast2 = (x.new_empty(0 if weight.dtype == dtype else weight.shape) for weight in (weight1, weight2))
+    h, cast2 = x.new_empty(*x.shape[:2], len(weight1)), x.new_empty(0) if fold else cast2
+    return torch.empty_like(x), h, small, torch.empty_like(small), cast1, cast2
 
 
 @custom_op('mmconvnextv2::response_mlp_backward', mutates_args=())
@@ -81,6 +89,8 @@ def response_mlp_backward(
     h: Tensor,
     norm: Tensor,
     scale: Tensor,
+    cast1: Tensor,
+    cast2: Tensor,
     weight1: Tensor,
     gamma: Tensor,
     beta: Tensor,
@@ -100,7 +110,7 @@ def response_mlp_backward(
         grad_weight2, partial = response.folded_gradients(product, weight2, scale, grad_bias2, beta)
         through = grad @ _scaled_weight(weight2, scale, dtype)
     else:
-        through = grad @ weight2.to(dtype)
+        through = grad @ (cast2 if cast2.numel() else weight2)
         scaled, partial = gelu.scaled_with_gradient(h, scale, through)
         grad_weight2 = _product(grad.flatten(0, 1).t(), scaled.flatten(0, 1), kind).addr_(grad_bias2, beta)
     factor, grad_gamma = response.response_backward(partial, norm, gamma, eps)
@@ -109,11 +119,12 @@ def response_mlp_backward(
     grad_bias1, grad_gamma = response.sum_rows(partial, grad_gamma, kind)
     grad_weight1 = _product(through.flatten(0, 1).t(), x.flatten(0, 1), kind)
     grad_beta = weight2.t().mv(grad_bias2)
-    return through @ weight1.to(dtype), grad_weight1, grad_bias1, grad_gamma, grad_beta, grad_weight2, grad_bias2
+    grad_x = through @ (cast1 if cast1.numel() else weight1)
+    return grad_x, grad_weight1, grad_bias1, grad_gamma, grad_beta, grad_weight2, grad_bias2
 
 
 @response_mlp_backward.register_fake
-def _(grad, x, h, norm, scale, weight1, gamma, beta, weight2, site_mask, eps, fold):
+def _(grad, x, h, norm, scale, cast1, cast2, weight1, gamma, beta, weight2, site_mask, eps, fold):
     like = torch.empty_like
     bias2 = weight2.new_empty(len(weight2))
     return like(x), like(weight1), like(gamma), like(gamma), like(beta), like(weight2), bias2
@@ -138,5 +149,5 @@ def _count(x_shape, weight1_shape, *args, **kwargs) -> int:
 
 
 @register_flop_formula(torch.ops.mmconvnextv2.response_mlp_backward)
-def _count_backward(grad_shape, x_shape, h_shape, norm_shape, scale_shape, weight1_shape, *args, **kwargs) -> int:
-    return 8 * x_shape[:-1].numel() * weight1_shape.numel()
+def _count_backward(grad_shape, x_shape, h_shape, *args, **kwargs) -> int:
+    return 8 * x_shape.numel() * h_shape[-1]

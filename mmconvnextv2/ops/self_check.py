@@ -6,7 +6,7 @@ architecture that Triton rejects, or a wrong result. Then one warning says why, 
 
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,8 +39,7 @@ def kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype
     # Without the modes of callers, such as fake tensors and counters of operations
     with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
         try:
-            for what, ours, reference in _results(device, dtype, computed):
-                error = float((ours.double() - reference).norm() / reference.norm())
+            for what, error in relative_errors(device, dtype, computed):
                 if not error <= TOLERANCE[computed]:
                     raise Mismatch(f'{what} is off by {error:.1e}')
         except Exception as error:
@@ -72,12 +71,29 @@ def _wave(*shape: int, phase: float, device: torch.device) -> Tensor:
     return (count * 1.7 + phase).sin().view(shape)
 
 
-def _results(device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield outputs and gradients of kernels, and the same in float64 by the layers, each with its name."""
+def relative_errors(
+    device: torch.device,
+    dtype: torch.dtype,
+    computed: torch.dtype,
+    channels: int = CHANNELS,
+    grids: Sequence[Grid] = (),
+    triton: bool = True,
+) -> Iterator[tuple[str, float]]:
+    """Yield the errors of outputs and gradients relative to the norm of the layers' in float64, each with its name.
+
+    Args:
+        device (torch.device): Device with its index.
+        dtype (torch.dtype): Dtype of sites and parameters.
+        computed (torch.dtype): Dtype of the results, another one under autocast.
+        channels (int): Channels. Defaults to 8.
+        grids (Sequence[Grid]): Grids of two images. Defaults to (), small ones of a map and of cells; then the MLP runs
+            with GRN's scale folded and unfolded, otherwise on the sites of the grids.
+        triton (bool): Whether kernels compute, or torch's operations. Defaults to True.
+    """
     cells = torch.tensor([[0, 1, 5], [2, 3, 4]], device=device)
-    for grid in (Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells)):
-        num_sites = cells.shape[1] * grid.patch**2 if grid.is_packed else grid.height * grid.width
-        shapes = (2, num_sites, CHANNELS), (CHANNELS, 1, SIDE, SIDE), *[(CHANNELS,)] * 3
+    counts = [_num_sites(grid) for grid in grids] or [5, 9 * channels]
+    for grid in grids or (Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells)):
+        shapes = (2, _num_sites(grid), channels), (channels, 1, SIDE, SIDE), *[(channels,)] * 3
 
         def layers(sites, weight, bias, norm_weight, norm_bias, grid=grid):
             conv, norm = _modules(weight, bias, norm_weight, norm_bias)
@@ -85,24 +101,30 @@ def _results(device: torch.device, dtype: torch.dtype, computed: torch.dtype) ->
 
         def kernels(sites, weight, bias, norm_weight, norm_bias, grid=grid):
             conv, norm = _modules(weight, bias, norm_weight, norm_bias)
-            return depthwise_norm_sites(sites, conv, norm, grid)
+            if triton:
+                return depthwise_norm_sites(sites, conv, norm, grid)
+            return depthwise(sites, replace(grid, kernels='torch'), conv, norm)
 
         yield from _compare('the depthwise convolution', kernels, layers, shapes, device, dtype, computed)
-    hidden = 4 * CHANNELS
-    for num_sites in (5, 9 * CHANNELS):  # GRN's scale unfolded and folded
-        shapes = (2, num_sites, CHANNELS), (hidden, CHANNELS), *[(hidden,)] * 3, (CHANNELS, hidden), (CHANNELS,)
+    hidden = 4 * channels
+    for num_sites in counts:
+        shapes = (2, num_sites, channels), (hidden, channels), *[(hidden,)] * 3, (channels, hidden), (channels,)
 
         def fused(*tensors):
-            return fused_response_mlp(*tensors, triton=True)
+            return fused_response_mlp(*tensors, triton=triton)
 
         yield from _compare('the response MLP', fused, response_mlp_reference, shapes, device, dtype, computed)
+
+
+def _num_sites(grid: Grid) -> int:
+    return grid.cells.shape[1] * grid.patch**2 if grid.is_packed else grid.height * grid.width
 
 
 def _modules(weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> tuple[nn.Conv2d, nn.LayerNorm]:
     """Return layers with these tensors as parameters."""
     with torch.device('meta'):  # initialising them draws no random numbers
-        conv = nn.Conv2d(CHANNELS, CHANNELS, SIDE, padding=SIDE // 2, groups=CHANNELS)
-        norm = nn.LayerNorm(CHANNELS, eps=1e-6)
+        conv = nn.Conv2d(len(weight), len(weight), SIDE, padding=SIDE // 2, groups=len(weight))
+        norm = nn.LayerNorm(len(weight), eps=1e-6)
     for module, tensors in ((conv, (weight, bias)), (norm, (norm_weight, norm_bias))):
         for name, tensor in zip(('weight', 'bias'), tensors, strict=True):
             delattr(module, name)
@@ -110,7 +132,7 @@ def _modules(weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tenso
     return conv, norm
 
 
-def _compare(what, ours, theirs, shapes, device, dtype, computed) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _compare(what, ours, theirs, shapes, device, dtype, computed) -> Iterator[tuple[str, float]]:
     given = [_wave(*shape, phase=place, device=device).to(dtype) for place, shape in enumerate(shapes)]
     found, wanted = ([one.to(kind).requires_grad_() for one in given] for kind in (dtype, torch.float64))
     with torch.autocast(device.type, computed, enabled=computed != dtype):
@@ -118,12 +140,16 @@ def _compare(what, ours, theirs, shapes, device, dtype, computed) -> Iterator[tu
     with torch.autocast(device.type, enabled=False):
         reference = theirs(*wanted)
     noise = _wave(*reference.shape, phase=0.5, device=device)
-    yield what, output.detach(), reference.detach()
+    yield what, _error(output.detach(), reference.detach())
     gradients = zip(
         torch.autograd.grad(output, found, noise.to(output.dtype)), torch.autograd.grad(reference, wanted, noise)
     )
     for one, other in gradients:
-        yield f'a gradient of {what}', one, other
+        yield f'a gradient of {what}', _error(one, other)
+
+
+def _error(ours: Tensor, reference: Tensor) -> float:
+    return float((ours.double() - reference).norm() / reference.norm())
 
 
 set_check(kernels_pass)

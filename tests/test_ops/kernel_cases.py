@@ -8,16 +8,16 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import sys
+from pathlib import Path
 from subprocess import CalledProcessError
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
-from triton.runtime.interpreter import GridExecutor
 
 from mmconvnextv2.commands.doctor import find_kernels
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
@@ -29,7 +29,7 @@ from mmconvnextv2.ops import dispatch, plain
 from mmconvnextv2.ops import response_mlp_triton as mlp
 from mmconvnextv2.ops.depthwise import depthwise
 from mmconvnextv2.ops.dispatch import INTERPRETED, choose_depthwise, use_triton
-from mmconvnextv2.ops.grid import Grid, cell_slots
+from mmconvnextv2.ops.grid import Grid
 from mmconvnextv2.ops.kernels import depthwise as depthwise_kernels
 from mmconvnextv2.ops.kernels import gelu, layer_norm, response
 from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
@@ -390,6 +390,7 @@ def test_operators_keep_their_contracts():
     x, h, vector = tensors((2, 5, 6), (2, 5, 24), (2, 1, 24))
     x, h = x.bfloat16(), h.bfloat16()
     kept_parameters = parameters[0], *parameters[2:5]
+    features = h, vector, vector.clone(), kept_parameters[0].bfloat16(), kept_parameters[3].bfloat16()
     geometry = (2, 3, 0, None, None)
     sites, weight, bias, norm_weight, norm_bias, mean, rstd, taps = tensors(
         (1, 6, 4), (4, 1, 3, 3), (4,), (4,), (4,), (1, 6), (1, 6), (9, 4)
@@ -399,8 +400,9 @@ def test_operators_keep_their_contracts():
     checks = [
         (mlp.response_mlp_forward, (x, *parameters, counted, 1e-6, half, True)),
         (mlp.response_mlp_forward, (x, *parameters, None, 1e-6, half, False)),
-        (mlp.response_mlp_backward, (x.clone(), x, h, vector, vector.clone(), *kept_parameters, counted, 1e-6, True)),
-        (mlp.response_mlp_backward, (x.clone(), x, h, vector, vector.clone(), *kept_parameters, None, 1e-6, False)),
+        (mlp.response_mlp_forward, (x.float(), *parameters, None, 1e-6, single, False)),
+        (mlp.response_mlp_backward, (x.clone(), x, *features, *kept_parameters, counted, 1e-6, True)),
+        (mlp.response_mlp_backward, (x.clone(), x, *features, *kept_parameters, None, 1e-6, False)),
         (neighbours.site_depthwise, (sites, weight, bias, half, *geometry)),
         (neighbours.site_depthwise_norm, (sites, weight, bias, *norm, True, half, *geometry)),
         (neighbours.site_depthwise_norm, (sites, weight, bias, *norm, False, single, *geometry)),
@@ -412,78 +414,39 @@ def test_operators_keep_their_contracts():
         torch.library.opcheck(operator, arguments, test_utils=('test_schema', 'test_faketensor'))
 
 
-FREE = {
-    'empty',
-    'new_empty',
-    'empty_like',
-    'empty_strided',
-    'new_empty_strided',
-    'lift_fresh',
-    '_unsafe_view',
-    'detach',
-}
-OPERATORS = {
-    one._opoverload: one
-    for one in (
-        mlp.response_mlp_forward,
-        mlp.response_mlp_backward,
-        neighbours.site_depthwise,
-        neighbours.site_depthwise_norm,
-        neighbours.site_depthwise_norm_backward,
-    )
-}
-
-
-class Launches(TorchDispatchMode):
-    """Counts operations that write memory, each a launch on a GPU; inside this package's operators, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.count, self.custom = 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function in OPERATORS:
-            self.custom += 1
-            with self:
-                return OPERATORS[function]._init_fn(*args, **(kwargs or {}))
-        views = any(one.alias_info and not one.alias_info.is_write for one in function._schema.arguments)
-        self.count += not views and function._schema.name.split('::')[1] not in FREE
-        return function(*args, **(kwargs or {}))
+@pytest.fixture
+def launches(monkeypatch):
+    """``benchmarks/launches.py``."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / 'benchmarks'))
+    yield importlib.import_module('launches')
+    sys.modules.pop('launches')
 
 
 @pytest.mark.skipif(not INTERPRETED, reason='counts launches of the interpreter')
 @pytest.mark.parametrize('fold', [True, False], ids=['folded', 'unfolded'])
-@pytest.mark.parametrize('walk', [make_map(6, 6), make_cells(2)], ids=['dense', 'packed'])
-def test_launches_of_a_block(walk, fold, monkeypatch):
+@pytest.mark.parametrize('packed', [False, True], ids=['dense', 'packed'])
+def test_launches_of_a_block(launches, packed, fold):
     """Forward and backward of a block under autocast take at most 45 launches, and two operators each: small batches
     are bound by launches. Layer by layer there are more."""
-    module = importlib.import_module('mmconvnextv2.ops.response_mlp')
-    monkeypatch.setattr(module, 'fold_scale', lambda x: fold)
-    execution, grid, num_sites = walk
-    if grid.is_packed:
-        slots = cell_slots(CELLS, grid.height // grid.patch, grid.width // grid.patch)
-        grid = dataclasses.replace(grid, cell_slots=slots)  # once per step, not per block
-    sites, seen = draw(2, num_sites, 8), {}
-    run, launched = GridExecutor.__call__, []
+    count, operators = launches.count_block(packed, fold=fold)
+    assert count <= 45 and operators == 4
+    assert launches.count_block(packed, kernels='layers')[0] > 1.5 * count
 
-    def launch(*args, **kwargs):
-        launched.append(1)
-        with _disable_current_modes():  # the interpreter copies its arguments
-            return run(*args, **kwargs)
 
-    monkeypatch.setattr(GridExecutor, '__call__', launch)
-    for kernels in (None, 'layers'):
-        block = make_block(8, drop_path_rate=0.1).float().train()
-        block.kernels = kernels
-        with torch.autocast(DEVICE.type, torch.bfloat16):
-            block(sites, grid, execution)  # kernels are compared with the layers before they serve
-            launched.clear()
-            with Launches() as forward:
-                output = block(sites, grid, execution)
-        grad = torch.ones_like(output)
-        with Launches() as backward:
-            output.backward(grad)
-        sites.grad = None
-        seen[kernels] = forward.count + backward.count + len(launched)
-        assert kernels or forward.custom == 2 and backward.custom == 2
-    assert seen[None] <= 45 and seen[None] < seen['layers'], seen
+@pytest.mark.skipif(not INTERPRETED, reason='counts launches of the interpreter')
+def test_launches_are_counted(launches):
+    """An operation that writes memory counts once, one that may return its argument only if it does not, inside the
+    package's operators too, and so does each kernel; views and empty tensors do not count."""
+    x, (_, grid, num_sites) = torch.ones(2, 3), make_map(3, 5)
+    with launches.Launches() as mode:
+        x.t().view(3, 2).to(x.dtype).new_empty(2)
+        assert mode.count == 0
+        x.t().flatten().add_(1).double()
+    assert mode.count == 3 and mode.custom == 0
+    conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+    arguments = conv.weight, conv.bias, torch.float32, *grid.kernel_arguments()
+    given = draw(1, num_sites, 4).detach()
+    with torch.no_grad(), launches.counted_kernels(run=True) as launched, launches.Launches() as mode:
+        ours = neighbours.site_depthwise(given, *arguments)[0]
+    assert (mode.count, mode.custom, len(launched)) == (1, 1, 1)  # a copy of the weight, and a kernel
+    torch.testing.assert_close(ours, depthwise(given, dataclasses.replace(grid, kernels='layers'), conv).detach())

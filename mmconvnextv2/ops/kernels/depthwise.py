@@ -18,7 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..dispatch import INTERPRETED as IS_INTERPRETED
 from ..grid import SLOT_BORDER
 from ..reductions import statistics_dtype
-from .sums import steps_of, sum_chunks
+from .sums import cdiv, next_power_of_2, steps_of, sum_chunks
 
 INTERPRETED, BORDER = tl.constexpr(IS_INTERPRETED), tl.constexpr(SLOT_BORDER)
 STRIP = 4  # sites per strip of a whole map; on cells of 1, 2, 4 or 8 sites a side, strips are rows of a cell
@@ -218,7 +218,7 @@ def tile_of(channels: int, patch: int, gradient: bool = False) -> dict[str, int]
     channels per program."""
     strip = patch or STRIP
     block = channels & -channels  # its largest factor that is a power of two
-    block = min(block if block >= 8 else triton.next_power_of_2(channels), BLOCK)
+    block = min(block if block >= 8 else next_power_of_2(channels), BLOCK)
     values = PER_THREAD
     if strip == 8:  # as many registers for the results as strips of 4
         values //= 2
@@ -230,8 +230,8 @@ def tile_of(channels: int, patch: int, gradient: bool = False) -> dict[str, int]
 def _count_tiles(sites: Tensor, geometry: tuple, tile: dict[str, int]) -> int:
     """Return how many tiles of LANES strips cover sites (B, N, C)."""
     height, width, patch, *_ = geometry
-    per_image = sites.shape[1] // patch if patch else height * triton.cdiv(width, tile['STRIP'])
-    return triton.cdiv(sites.shape[0] * per_image, tile['LANES'])
+    per_image = sites.shape[1] // patch if patch else height * cdiv(width, tile['STRIP'])
+    return cdiv(sites.shape[0] * per_image, tile['LANES'])
 
 
 def _sizes(sites: Tensor, geometry: tuple) -> tuple[int, int, int]:
@@ -251,7 +251,7 @@ def convolve(
 ) -> None:
     """Convolve sites (B, N, C) with taps (k * k, C) into ``output``, in its dtype; ``mirrored`` flips the kernel."""
     tile = tile_of(sites.shape[-1], geometry[2])
-    grid = _count_tiles(sites, geometry, tile), triton.cdiv(tile['CHANNELS'], tile['BLOCK'])
+    grid = _count_tiles(sites, geometry, tile), cdiv(tile['CHANNELS'], tile['BLOCK'])
     with torch.cuda.device_of(sites):  # Triton launches on the current device
         convolve_kernel[grid](
             sites, taps, bias, output, *geometry[3:], *_sizes(sites, geometry), SIDE=math.isqrt(len(taps)),
@@ -262,9 +262,9 @@ def convolve(
 def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tensor:
     """Return partial sums (chunks, k * k, C) of the weight's gradient."""
     tile = tile_of(sites.shape[-1], geometry[2], gradient=True)
-    blocks, tiles = triton.cdiv(tile['CHANNELS'], tile['BLOCK']), _count_tiles(sites, geometry, tile)
-    steps = triton.next_power_of_2(triton.cdiv(tiles * blocks * side, GRADIENT_PROGRAMS))  # few values occur
-    chunks = triton.cdiv(tiles, steps)
+    blocks, tiles = cdiv(tile['CHANNELS'], tile['BLOCK']), _count_tiles(sites, geometry, tile)
+    steps = next_power_of_2(cdiv(tiles * blocks * side, GRADIENT_PROGRAMS))  # few values occur
+    chunks = cdiv(tiles, steps)
     partial = sites.new_empty(chunks, side * side, tile['CHANNELS'], dtype=statistics_dtype(sites.dtype))
     with torch.cuda.device_of(sites):
         weight_gradient_kernel[chunks, blocks, side](
@@ -287,7 +287,7 @@ def finish(partial: Tensor, grad_weight: Tensor, norm_partial: Tensor | None = N
     chunks, taps, channels = partial.shape
     norm_chunks = 0 if norm_partial is None else len(norm_partial)
     with torch.cuda.device_of(partial):
-        finish_kernel[taps + len(vectors), triton.cdiv(channels, BLOCK)](
+        finish_kernel[taps + len(vectors), cdiv(channels, BLOCK)](
             partial, norm_partial, grad_weight, *vectors, *[None] * (3 - len(vectors)), chunks, norm_chunks, channels,
             TAPS=taps, BLOCK=BLOCK, **steps_of(chunks, norm_chunks),
         )  # fmt: skip

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reductions import statistics_dtype
+from .sums import cdiv, next_power_of_2
 
 TILE, BLOCK = 32, 64  # sites per step, channels per program
 MOST_ROWS, MOST_CHUNKS = 256, 32  # sites per program, which is exceeded rather than this many partial sums per image
@@ -177,12 +178,12 @@ def _launch(kernel, h: Tensor, *tensors: Tensor | None, **flags: bool) -> Tensor
     """Run a kernel on all of h and return its partial sums (B, chunks, D)."""
     batch, num_sites, channels = h.shape
     # Powers of two times TILE, so few values of the compile-time constant ROWS occur; few partial sums for large images
-    rows, most = (TILE * triton.next_power_of_2(triton.cdiv(num_sites, TILE * count)) for count in (1, MOST_CHUNKS))
+    rows, most = (TILE * next_power_of_2(cdiv(num_sites, TILE * count)) for count in (1, MOST_CHUNKS))
     rows = min(rows, max(MOST_ROWS, most))
-    chunks = triton.cdiv(num_sites, rows)
+    chunks = cdiv(num_sites, rows)
     partial = h.new_empty(batch, chunks, channels, dtype=statistics_dtype(h.dtype))
     with torch.cuda.device_of(h):  # Triton launches on the current device
-        kernel[chunks, batch, triton.cdiv(channels, BLOCK)](
+        kernel[chunks, batch, cdiv(channels, BLOCK)](
             h, *tensors, partial, num_sites, channels, **flags, ROWS=rows, TILE=TILE, BLOCK=BLOCK
         )
     return partial

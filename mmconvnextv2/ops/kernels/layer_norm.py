@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reductions import statistics_dtype
+from .sums import cdiv, next_power_of_2
 
 SIZE, PROGRAMS = 1024, 1024  # sites times channels per tile of 4 warps; most programs that share the tiles
 
@@ -75,7 +76,7 @@ def backward_kernel(
 
 def tile_of(channels: int) -> tuple[int, int, int]:
     """Return sites and channels per tile, and warps: 8 values per thread."""
-    block = triton.next_power_of_2(channels)
+    block = next_power_of_2(channels)
     return max(SIZE // block, 1), block, max(4 * block // SIZE, 4)
 
 
@@ -91,7 +92,7 @@ def forward(
         values.new_empty((batch, num_sites) if keep else (0, 0), dtype=statistics_dtype(values.dtype)) for _ in range(2)
     )
     with torch.cuda.device_of(values):  # Triton launches on the current device
-        forward_kernel[(triton.cdiv(batch * num_sites, tile),)](
+        forward_kernel[(cdiv(batch * num_sites, tile),)](
             values, weight, bias, normed, mean, rstd, batch * num_sites, eps,
             channels=channels, KEEP=keep, TILE=tile, BLOCK=block, num_warps=warps,
         )  # fmt: skip
@@ -103,8 +104,8 @@ def gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: 
     of its weight, of its bias, and of the values."""
     num_sites, channels = mean.numel(), grad.shape[-1]
     tile, block, warps = tile_of(channels)
-    steps = triton.next_power_of_2(triton.cdiv(num_sites, tile * PROGRAMS))
-    chunks = triton.cdiv(num_sites, tile * steps)
+    steps = next_power_of_2(cdiv(num_sites, tile * PROGRAMS))
+    chunks = cdiv(num_sites, tile * steps)
     output, partial = torch.empty_like(values), mean.new_empty(chunks, 3, channels)
     with torch.cuda.device_of(grad):  # Triton launches on the current device
         backward_kernel[(chunks,)](

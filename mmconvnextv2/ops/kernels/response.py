@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reductions import statistics_dtype
-from .sums import count_blocks, steps_of, sum_chunks
+from .sums import cdiv, count_blocks, steps_of, sum_chunks
 
 BLOCK = 128  # channels per step of a program
 PRODUCT = dict(IMAGES=8, ROWS=16, BLOCK=32)  # images, rows and channels per step of the folded product
@@ -155,13 +155,13 @@ def folded_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Return the second weight's gradient (C, D) in its dtype, and partial sums of ds, from dy' a (B, C, D)."""
     batch, rows, channels = product.shape
-    tiles = triton.cdiv(rows, PRODUCT['ROWS'])
+    tiles = cdiv(rows, PRODUCT['ROWS'])
     grad_weight = torch.empty_like(weight)
     partial = product.new_empty(batch, tiles, channels, dtype=statistics_dtype(product.dtype))
     with torch.cuda.device_of(product):
         product_kernel[tiles, count_blocks(product, PRODUCT['BLOCK'])](
             product, weight, scale, grad_bias, beta, grad_weight, partial, batch, rows, channels,
-            STEPS=triton.cdiv(batch, PRODUCT['IMAGES']), **PRODUCT,
+            STEPS=cdiv(batch, PRODUCT['IMAGES']), **PRODUCT,
         )  # fmt: skip
     return grad_weight, partial
 

@@ -18,11 +18,21 @@ def sum_chunks(source, stride, count, channel, is_channel, ACC: tl.constexpr, ST
     return tl.sum(total, 0)
 
 
+def cdiv(number: int, divisor: int) -> int:
+    """Divide and round up; Triton's own function also serves kernels, and is slow to call."""
+    return -(-number // divisor)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the smallest power of two that is not smaller than a number; faster than Triton's."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
 def steps_of(*counts: int) -> dict[str, int]:
     """Return the compile-time sizes of a sum of at most these rows; few values occur."""
-    return dict(STEPS=triton.next_power_of_2(triton.cdiv(max(*counts, 1), TILE)), TILE=TILE)
+    return dict(STEPS=next_power_of_2(cdiv(max(*counts, 1), TILE)), TILE=TILE)
 
 
 def count_blocks(tensor: Tensor, block: int) -> int:
     """Return how many blocks cover a tensor's last dimension."""
-    return triton.cdiv(tensor.shape[-1], block)
+    return cdiv(tensor.shape[-1], block)
