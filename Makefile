@@ -1,9 +1,9 @@
-# make quickstart | test | benchmark | minkowski | export | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | benchmark | gpu-check | gpu-wheels | minkowski | export | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
-.PHONY: env quickstart test benchmark minkowski export lint audit docs
+.PHONY: env quickstart test benchmark gpu-check gpu-wheels minkowski export lint audit docs
 env:
 	@$(SETUP)
 
@@ -16,6 +16,18 @@ test: env
 # Tables of speed and memory compared with the peers in benchmarks/speed.md; takes well over half an hour.
 benchmark: minkowski
 	@"$(VENV)/bin/python" benchmarks/speed.py
+
+# Whether the kernels are right on a GPU, and what they cost, in at most 8 minutes.
+gpu-check: env
+	@"$(VENV)/bin/python" benchmarks/gpu_check.py
+	@"$(VENV)/bin/python" benchmarks/gpu_check.py --report work_dirs/gpu_check.jsonl --out benchmarks/gpu.md
+
+# What the GPU check needs on a bare machine with Python 3.12, torch, triton, timm and numpy; 55 MiB.
+gpu-wheels:
+	@"$(PYTHON)" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+	    --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	    -r requirements/gpu_wheels.txt -d work_dirs/gpu_wheels
+	@du -sh work_dirs/gpu_wheels
 
 minkowski export:
 	@$(SETUP) $@
