@@ -17,10 +17,12 @@ import torch
 
 from ..engine.mixed_precision import has_bf16
 from ..mmcv_operators import serving_operators
-from ..models.convnext_v2 import ConvNeXtV2
-from ..models.execution import EXECUTIONS
+from ..models.convnext_v2 import ConvNeXtV2, ConvNeXtV2Block
+from ..models.execution import EXECUTIONS, get_execution
 from ..models.execution.minkowski import import_minkowski_engine
 from ..ops.dispatch import HAS_TRITON, INTERPRETED, use_triton
+from ..ops.grid import Grid
+from ..ops.tuning import measured
 from ..utils.compat import FORKS, LITE, WORKING, installed_version
 from ..version import __version__
 
@@ -213,6 +215,22 @@ def find_kernels() -> Iterator[Check]:
         yield Check('Triton kernels', "none: torch's own operations")
 
 
+def find_kernel_times() -> Iterator[Check]:
+    """Time the operations of a block with kernels and with torch's operations, as cudnn_benchmark does."""
+    for device in ['cpu'] * INTERPRETED + [f'cuda:{index}' for index in range(torch.cuda.device_count())]:
+        if not use_triton(torch.zeros(1, device=device)):
+            continue
+        channels, side, batch = (4, 2, 1) if device == 'cpu' else (384, 14, 16)
+        block = ConvNeXtV2Block(channels).to(device)
+        sites = torch.randn(batch, side * side, channels, device=device, requires_grad=True)
+        before = set(measured())
+        with torch.backends.cudnn.flags(benchmark=True), torch.autocast(torch.device(device).type, torch.bfloat16):
+            block(sites, Grid(side, side, 16), get_execution('dense', masking=False))
+        for key in set(measured()) - before:
+            times = ', '.join(f'{name} {seconds * 1e3:.3f} ms' for name, seconds in measured()[key].items())
+            yield Check(f'{key[0]}, {device}', f'{times} ({batch} x {side * side} sites, {channels} channels, bf16)')
+
+
 def find_executions() -> Iterator[Check]:
     """Run a narrow backbone forward and backward with every execution on every type of device."""
     for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
@@ -241,6 +259,7 @@ def findings() -> Iterator[Check]:
     yield from find_devices()
     yield from find_operations()
     yield from find_kernels()
+    yield from find_kernel_times()
     yield from find_executions()
 
 

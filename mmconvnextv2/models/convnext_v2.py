@@ -187,7 +187,8 @@ class ConvNeXtV2(BaseModule):
         out_norm (bool): Whether to apply a LayerNorm to each returned map. Defaults to True.
         gap_before_final_norm (bool): Whether to return norm(mean over sites) of shape (B, C), as ImageNet classifiers
             do, instead of maps. Defaults to False.
-        kernels (str, optional): Implementations that blocks may run: ``'auto'``, Triton kernels on a GPU; ``'torch'``,
+        kernels (str, optional): Implementations that blocks may run: ``'auto'``, Triton kernels on a GPU, or with
+            ``env_cfg.cudnn_benchmark`` what is faster there; ``'triton'``, kernels without timing them; ``'torch'``,
             fused operations without Triton; ``'layers'``, layer by layer. Defaults to None, the value of the
             environment variable ``MMCONVNEXTV2_KERNELS``, or ``'auto'`` if it is not set.
         init_cfg (dict | list[dict], optional): Configs of mmengine initializers. ``dict(type='ConvNeXtV2Pretrained',

@@ -1,13 +1,16 @@
 """Depthwise convolution over sites; ``dispatch.choose_depthwise`` chooses the implementation."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from .cells import gather, scatter
 from .depthwise_cpu import depthwise_map
 from .depthwise_packed import depthwise_packed
 from .depthwise_triton import depthwise_norm_sites, depthwise_sites
-from .dispatch import choose_depthwise
+from .dispatch import choose_depthwise, times_kernels
 from .grid import Grid, map_to_sites, sites_to_map
+from .tuning import faster
 
 
 def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
@@ -28,6 +31,15 @@ def depthwise(sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None
         RuntimeError: By torch, if a second derivative is requested; ``kernels='layers'`` supports it.
     """
     chosen = choose_depthwise(sites, grid, conv, norm)
+    if chosen.startswith('triton') and times_kernels(grid):
+        runs = {name: partial(_run, name, grid=grid, conv=conv, norm=norm) for name in (chosen, 'layer')}
+        parameters = [*conv.parameters(), *(() if norm is None else norm.parameters())]
+        chosen = faster(f'depthwise, patch {grid.patch if grid.is_packed else 0}', sites, parameters, runs)
+    return _run(chosen, sites, grid, conv, norm)
+
+
+def _run(chosen: str, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
+    """Run the implementation that ``choose_depthwise`` names."""
     if chosen == 'triton+norm':
         assert isinstance(norm, nn.LayerNorm)  # checked by choose_depthwise
         return depthwise_norm_sites(sites, conv, norm, grid)

@@ -4,7 +4,9 @@
 its blocks pass on in the :class:`~mmconvnextv2.ops.grid.Grid`), otherwise the environment variable
 ``MMCONVNEXTV2_KERNELS``, otherwise ``'auto'``:
 
-- ``'auto'``: fused operations, as Triton kernels on CUDA tensors if Triton is installed.
+- ``'auto'``: fused operations, as Triton kernels on CUDA tensors if Triton is installed. With
+  ``torch.backends.cudnn.benchmark`` they are timed against torch's operations, and the faster ones stay.
+- ``'triton'``: the same without timing.
 - ``'torch'`` (or 0 in the environment): fused operations, composed of torch's own.
 - ``'layers'``: each layer by itself, in the order the block is written.
 
@@ -27,7 +29,7 @@ from ..utils.errors import UserError
 from .autocast import autocast_dtype
 from .grid import SLOT_BORDER, Grid
 
-KERNELS = ('auto', 'torch', 'layers')
+KERNELS = ('auto', 'triton', 'torch', 'layers')
 VARIABLE = 'MMCONVNEXTV2_KERNELS'
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 PATCHES = (1, 2, 4, 8)  # sites along a cell's side that depthwise kernels serve
@@ -89,9 +91,19 @@ def use_triton(tensor: Tensor, grid: Grid | None = None) -> bool:
     Before they first do on a device and dtype, :mod:`mmconvnextv2.ops.self_check` compares them with the layers.
     """
     served = tensor.is_cuda or INTERPRETED and tensor.device.type == 'cpu'
-    if _setting(grid) != 'auto' or not HAS_TRITON or not served or tensor.dtype not in DTYPES:
+    if _setting(grid) not in ('auto', 'triton') or not HAS_TRITON or not served or tensor.dtype not in DTYPES:
         return False
     return _kernels_pass(tensor.device, tensor.dtype, autocast_dtype(tensor))
+
+
+def times_kernels(grid: Grid | None = None) -> bool:
+    """Return whether kernels are timed against torch's operations: where cuDNN times its algorithms, in eager mode."""
+    if torch.compiler.is_compiling() or is_exported() or _len_torch_dispatch_stack() or _setting(grid) != 'auto':
+        return False
+    cudnn, deterministic = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    if not cudnn.benchmark or cudnn.deterministic or deterministic:
+        return False
+    return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 @torch.compiler.assume_constant_result  # not part of a compiled graph
@@ -257,6 +269,6 @@ def describe_kernels(device: str, kernels: str | None = None) -> str:
     setting = kernels or _default.kernels
     if setting == 'layers':
         return 'layer by layer'
-    if setting == 'auto' and HAS_TRITON and (device == 'cuda' or INTERPRETED):
+    if setting in ('auto', 'triton') and HAS_TRITON and (device == 'cuda' or INTERPRETED):
         return 'fused, Triton kernels'
     return 'fused, torch operations'

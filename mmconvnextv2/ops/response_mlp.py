@@ -21,6 +21,7 @@ sites, n = G / (mean_D G + eps) GRN's response, s = 1 + gamma * n its scale, y (
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -29,13 +30,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .autocast import autocast_dtype, cast_for_autocast, excluding_autocast
-from .dispatch import fold_scale, fuse_mlp, in_blocks, use_triton
+from .dispatch import fold_scale, fuse_mlp, in_blocks, times_kernels, use_triton
 from .grid import Grid
 from .grn import response_of, response_scale, scale_backward
 from .matmul import multiply
 from .mlp_passes import Hidden, join_norms
 from .reductions import statistics_dtype
 from .response_mlp_triton import KernelResponseMLP
+from .tuning import faster
 
 PIECE = 2**22  # largest number of hidden values in a chunk, 16 MiB in float32
 ROWS = 4096  # largest number of sites in a chunk: with few channels, products of more rows are slower
@@ -66,18 +68,16 @@ def response_mlp(
     if fuse_mlp(grid, expand, norm, project):
         assert isinstance(expand, nn.Linear) and isinstance(project, nn.Linear)
         grn = cast(Any, norm)  # a models.response_norms.GRN; ops must not import models
-        return fused_response_mlp(
-            sites,
-            expand.weight,
-            expand.bias,
-            grn.gamma,
-            grn.beta,
-            project.weight,
-            project.bias,
-            grid.site_mask,
-            grn.eps,
-            use_triton(sites, grid),
-        )
+        parameters = expand.weight, expand.bias, grn.gamma, grn.beta, project.weight, project.bias
+
+        def run(sites: Tensor, triton: bool) -> Tensor:
+            return fused_response_mlp(sites, *parameters, grid.site_mask, grn.eps, triton)
+
+        triton = use_triton(sites, grid)
+        if triton and times_kernels(grid):
+            runs = dict(triton=partial(run, triton=True), torch=partial(run, triton=False))
+            triton = faster('response MLP', sites, parameters, runs) == 'triton'
+        return run(sites, triton)
     hidden = F.gelu(expand(sites))  # (B, N, D)
     if norm is not None:
         hidden = norm(hidden, grid.site_mask, depthwise)

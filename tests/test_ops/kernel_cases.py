@@ -25,7 +25,7 @@ from mmconvnextv2.models.execution.dense import Dense
 from mmconvnextv2.models.execution.packed import Packed
 from mmconvnextv2.models.layers import LayerNorm
 from mmconvnextv2.ops import depthwise_triton as neighbours
-from mmconvnextv2.ops import dispatch, plain
+from mmconvnextv2.ops import dispatch, plain, tuning
 from mmconvnextv2.ops import response_mlp_triton as mlp
 from mmconvnextv2.ops.depthwise import depthwise
 from mmconvnextv2.ops.dispatch import INTERPRETED, choose_depthwise, use_triton
@@ -450,3 +450,45 @@ def test_launches_are_counted(launches):
         ours = neighbours.site_depthwise(given, *arguments)[0]
     assert (mode.count, mode.custom, len(launched)) == (1, 1, 1)  # a copy of the weight, and a kernel
     torch.testing.assert_close(ours, depthwise(given, dataclasses.replace(grid, kernels='layers'), conv).detach())
+
+
+@pytest.fixture
+def untimed():
+    """Operations that were not timed yet, here and afterwards."""
+    for found in (tuning._chosen, tuning._seconds):
+        found.clear()
+    yield
+    for found in (tuning._chosen, tuning._seconds):
+        found.clear()
+
+
+@pytest.mark.parametrize('walk', [make_map(3, 5), make_cells(2)], ids=['dense', 'packed'])
+def test_faster_implementation_serves(untimed, monkeypatch, walk):
+    """Where cuDNN times its algorithms, kernels and torch's operations are timed once per size, without touching
+    gradients, and the fastest one gives the result; a setting and deterministic algorithms leave them alone."""
+    execution, grid, num_sites = walk
+    block, sites = make_block(4), draw(2, num_sites, 4, dtype=torch.float64)
+    expected, seen, time_of = block(sites, grid, execution), [], tuning._time
+    depthwise_module = importlib.import_module('mmconvnextv2.ops.depthwise')
+    run = depthwise_module._run
+    monkeypatch.setattr(tuning, '_time', lambda step, sites: seen.append(step.args[0]) or time_of(step, sites))
+    with torch.backends.cudnn.flags(benchmark=True):
+        for output in (block(sites, grid, execution), block(sites, grid, execution)):
+            torch.testing.assert_close(output, expected, **TOLERANCE[torch.float64])
+        assert all(parameter.grad is None for parameter in block.parameters()) and sites.grad is None
+        assert len(seen) == 2 * 2 * tuning.ROUNDS and len(tuning.measured()) == 2
+        fastest = [min(times, key=times.get) for times in tuning.measured().values()]
+        assert list(tuning._chosen.values()) == fastest
+        slowest = {key: max(times, key=times.get) for key, times in tuning.measured().items()}
+        tuning._chosen.update(slowest)  # a choice is what runs
+        operations = []
+        monkeypatch.setattr(depthwise_module, '_run', lambda name, *args: operations.append(name) or run(name, *args))
+        torch.testing.assert_close(block(sites, grid, execution), expected, **TOLERANCE[torch.float64])
+        assert operations == [name for key, name in slowest.items() if key[0].startswith('depthwise')]
+        seen.clear()
+        block.kernels = 'triton'
+        torch.testing.assert_close(block(sites, grid, execution), expected, **TOLERANCE[torch.float64])
+        block.kernels = None
+    with torch.backends.cudnn.flags(benchmark=True, deterministic=True):
+        block(sites, grid, execution)
+    assert not seen

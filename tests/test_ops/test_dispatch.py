@@ -65,8 +65,8 @@ def test_pretraining_follows_the_backbone(kernels):
 
 def test_unknown_setting_is_refused():
     """A misspelt setting names the known ones, in the config and in the environment."""
-    with pytest.raises(ValueError, match=r"kernels='triton' is unknown: choose from \['auto', 'torch', 'layers'\]"):
-        ConvNeXtV2(NARROW, kernels='triton')
+    with pytest.raises(ValueError, match=r"kernels='tritn' is unknown: choose from \['auto', 'triton', 'torch', 'layers'\]"):
+        ConvNeXtV2(NARROW, kernels='tritn')
     with pytest.raises(ValueError, match='kernels=.no. is unknown'):
         set_kernels(ConvNeXtV2(NARROW), 'no')
     run = subprocess.run(
