@@ -1,7 +1,7 @@
-"""What the Triton kernels of the depthwise layer and its norm cost, read from machine code; no GPU is needed.
+"""What the Triton kernels cost, read from machine code; no GPU is needed.
 
-    python benchmarks/kernels.py --out benchmarks/kernels.md            # compute capability 9.0, all widths
-    python benchmarks/kernels.py --cc 80 90 100 --widths 128 256
+    python benchmarks/kernels.py --out benchmarks/kernels.md            # three architectures, all widths
+    python benchmarks/kernels.py --cc 90 --widths 128 256
 
 Each kernel is compiled as a training in bfloat16 launches it. The table that results explains its columns.
 """
@@ -19,12 +19,17 @@ from triton.compiler import ASTSource
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.ops import depthwise_triton  # noqa: F401  (defines the operators that the kernels count for)
-from mmconvnextv2.ops.kernels import depthwise, layer_norm
+from mmconvnextv2.ops.kernels import depthwise, gelu, layer_norm, response
 
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
 TYPES = dict(cells='*i32', slots='*i32', eps='fp32')
 TYPES |= dict.fromkeys(('height', 'width', 'count', 'num_sites'), 'i32')
+TYPES |= dict(site_mask='*i1')
+TYPES |= dict.fromkeys(('channels', 'chunks', 'batch', 'rows', 'first_count', 'second_count'), 'i32')
 TYPES |= dict.fromkeys(('taps', 'bias', 'norm_weight', 'norm_bias', 'mean', 'rstd', 'partial', 'weight'), '*fp32')
+TYPES |= dict.fromkeys(('scale', 'factor', 'norm', 'gamma', 'beta', 'grad_gamma', 'grad_bias'), '*fp32')
+TYPES |= dict.fromkeys(('first', 'second', 'first_sum', 'second_sum', 'grad_weight'), '*fp32')
+HIDDEN = 64 * 196 * 2048  # elements of the hidden features of Base's third stage at batch 64 and 224 pixels
 SIDE, BATCH, IMAGE, MASK_RATIO = 7, 64, 224, 0.6
 BANDWIDTH, ISSUES = 3.35e12, 132 * 4 * 1.755e9  # of an H100 SXM: bytes, and instructions of 32 lanes, per second
 REGISTERS, THREADS = 65536, 2048  # per multiprocessor
@@ -32,19 +37,19 @@ REGISTERS, THREADS = 65536, 2048  # per multiprocessor
 
 HEADER = """# Kernels, without a GPU
 
-What the Triton kernels of the depthwise layer and its norm cost, read from their machine code
-(`python benchmarks/kernels.py`). Nothing here was measured on a GPU.
+What the Triton kernels cost, read from their machine code (`python benchmarks/kernels.py`). Nothing here was measured
+on a GPU.
 
 - *C*, *stride*: channels and stride of the stages of the sizes. *sites*: whole maps at batch 64 and 224 pixels, or the
   visible cells of FCMAE at a mask ratio of 0.6.
 - *registers* and *spilled* bytes per thread; *occupancy*: the share of a multiprocessor's 2,048 threads that registers
   allow.
 - *instructions* per tap and element in bfloat16, where one multiply-add is the least; of the norm and its gradient, per
-  element.
+  element. *bytes*: the fewest per element.
 - *memory*: the time that the fewest bytes take at 3.35 TB/s; *issue*: the time that the instructions take at one per
   cycle and scheduler (132 multiprocessors with 4 schedulers at 1.755 GHz). Both are lower bounds for an H100. At these
   shapes instructions, not bytes, bound the convolutions, and tensor cores, whose 989 TFLOP/s
-  bound matrix products, do not serve them.
+  bound matrix products, do not serve them. Passes over hidden features are those of Base's third stage at batch 64.
 
 """
 
@@ -96,7 +101,11 @@ def compile_kernel(case: Case, capability: int, dtype: str = 'bf16') -> tuple[st
     """Return a kernel's machine code, disassembled, and its use of resources, without a GPU."""
     kernel, constants = case.kernel, case.constants
     types = {name: 'constexpr' if name in constants else TYPES.get(name, f'*{dtype}') for name in kernel.arg_names}
-    pointers = {(place,): [['tt.divisibility', 16]] for place, kind in enumerate(types.values()) if kind[0] == '*'}
+    pointers = {  # and a count of channels, which Triton finds divisible at run time
+        (place,): [['tt.divisibility', 16]]
+        for place, (name, kind) in enumerate(types.items())
+        if kind[0] == '*' or (name, kind) == ('channels', 'i32')
+    }
     constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     compiled = triton.compile(
         ASTSource(kernel, types, constants, pointers),
@@ -183,6 +192,31 @@ def norm(channels: int) -> Case:
     return Case('norm', layer_norm.forward_kernel, constants, tile * block / (warps * 32), None, 4, warps)
 
 
+def hidden_passes() -> list[Case]:
+    """Return the passes over hidden features; their instructions are per element."""
+    sizes = dict(ROWS=4 * gelu.TILE, TILE=gelu.TILE, BLOCK=gelu.BLOCK)
+    each = gelu.TILE * gelu.BLOCK / 128
+    unmasked = dict(site_mask=None, COUNTED=False)
+    return [
+        Case('GELU and its norm', gelu.norm_kernel, dict(sizes, **unmasked, KEEP=False), each, 4, 2),
+        Case('the same, kept', gelu.norm_kernel, dict(sizes, **unmasked, KEEP=True), each, 4, 4),
+        Case('GELU, scaled', gelu.scaled_kernel, dict(sizes, grad=None, GRADIENT=False), each, 4, 4),
+        Case('the same, with the gradient of scales', gelu.scaled_kernel, dict(sizes, GRADIENT=True), each, 4, 6),
+        Case('gradient of GELU and norm', gelu.gradient_kernel, dict(sizes, **unmasked, SCALED=True), each, 4, 6),
+    ]
+
+
+def small_kernels() -> list[Case]:
+    """Return the kernels of GRN's response and of sums, whose tensors are small."""
+    sums = dict(STEPS=2, TILE=32, BLOCK=response.BLOCK)
+    return [
+        Case('response', response.response_kernel, dict(sums, BLOCKS=4), 1, None, 0),
+        Case('gradient of the response', response.response_backward_kernel, dict(sums, BLOCKS=4), 1, None, 0),
+        Case('folded product', response.product_kernel, dict(response.PRODUCT, STEPS=8), 1, None, 0),
+        Case('sums', response.sum_kernel, sums, 1, None, 0),
+    ]
+
+
 def _geometry(constants: dict, patch: int) -> dict:
     return constants if patch else constants | dict(cells=None, slots=None)
 
@@ -229,13 +263,29 @@ def write_table(capability: int, widths: list[int] | None) -> str:
                 f'{cost.occupancy:.0%} | {cost.instructions:.2f} | {memory * 1e6:.1f} | {issue * 1e6:.1f} |'
             )
             print(lines[-1], flush=True)
+    lines += [
+        '',
+        '| hidden features | registers | spilled | occupancy | instructions | bytes | memory, us | issue, us |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for case in hidden_passes():
+        cost = cost_of(case, capability)
+        memory, issue = case.bytes * HIDDEN / BANDWIDTH, cost.instructions * HIDDEN / 32 / ISSUES
+        lines.append(
+            f'| {case.title} | {cost.registers} | {cost.spilled} | {cost.occupancy:.0%} | {cost.instructions:.1f} | '
+            f'{case.bytes} | {memory * 1e6:.1f} | {issue * 1e6:.1f} |'
+        )
+    lines += ['', '| small kernels | registers | spilled | occupancy |', '|---|---|---|---|']
+    for case in small_kernels():
+        cost = cost_of(case, capability)
+        lines.append(f'| {case.title} | {cost.registers} | {cost.spilled} | {cost.occupancy:.0%} |')
     return '\n'.join(lines)
 
 
 def main() -> None:
     """Compile all kernels and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--cc', type=int, nargs='+', default=[90], help='compute capabilities, times ten')
+    parser.add_argument('--cc', type=int, nargs='+', default=[80, 90, 100], help='compute capabilities, times ten')
     parser.add_argument('--widths', type=int, nargs='+', help='channels; all widths of the sizes if absent')
     parser.add_argument('--out', type=Path, help='file of the table')
     args = parser.parse_args()

@@ -61,6 +61,15 @@ def kernels(tmp_path, monkeypatch):
     sys.modules.pop('kernels')
 
 
+def test_passes_over_hidden_features_are_lean(kernels):
+    """In bfloat16 on compute capability 9.0: at most 30 instructions per element, no spills, a quarter of the threads
+    at once, and vectors. Small kernels do not spill either."""
+    for case in kernels.hidden_passes():
+        cost = kernels.cost_of(case)
+        assert cost.instructions <= 30 and not cost.spilled and cost.occupancy >= 0.25 and cost.vectors, (case, cost)
+    assert not any(kernels.cost_of(case).spilled for case in kernels.small_kernels())
+
+
 # Channels of Atto, Tiny and Base; whole maps (0) and cells of several sizes
 @pytest.mark.parametrize('channels, patch', [(40, 0), (96, 0), (128, 0), (128, 8), (256, 4), (192, 4), (1024, 1)])
 def test_depthwise_is_lean(kernels, channels, patch):
