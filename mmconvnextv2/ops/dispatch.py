@@ -39,6 +39,7 @@ _given = os.environ.get(VARIABLE, 'auto')
 _default = SimpleNamespace(kernels={'0': 'torch', '1': 'auto'}.get(_given, _given))  # checked when a model is built
 _passed: dict[tuple, bool] = {}  # results of the self-check by device and dtypes
 FOLD_FROM = 3  # sites per channel
+TILE, WAVE, SHORTEST = 128, 264, 1024  # side of a product's tile, tiles that fill a GPU, sites of a part
 SMALL_PATCH = 4  # up to this many sites along a cell's side, windows are not faster than whole maps
 
 
@@ -239,6 +240,18 @@ def fold_scale(x: Tensor) -> bool:
     if x.device.type == 'cpu':
         return len(x) == 1 and x.shape[1] > x.shape[2]
     return x.shape[1] > FOLD_FROM * x.shape[2]
+
+
+def count_parts(num_images: int, num_sites: int, channels: int, hidden: int) -> int:
+    """Return into how many parts the sites of an image are cut for the folded product (B, C, D), summed over sites.
+
+    A GPU computes a product in tiles of about 128 x 128, and few images have fewer tiles than it has multiprocessors:
+    parts, powers of two of at least 1,024 sites each, give all of them work.
+    """
+    parts, tiles = 1, num_images * -(-channels // TILE) * -(-hidden // TILE)
+    while tiles * parts * 2 <= WAVE and num_sites % (parts * 2) == 0 and num_sites // (parts * 2) >= SHORTEST:
+        parts *= 2
+    return parts
 
 
 def has_hooks(layer: nn.Module) -> bool:

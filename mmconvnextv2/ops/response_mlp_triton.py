@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-from .dispatch import call
+from .dispatch import call, count_parts
 from .reductions import statistics_dtype
 
 HAS_OUT_DTYPE = 'dtype' in torch.ops.aten.mm.overloads()  # torch 2.8 and later
@@ -106,8 +106,12 @@ def response_mlp_backward(
     grad_bias2 = grad.sum((0, 1), dtype=kind)
     if fold:
         # One product per image serves both: dW2 = sum_B product * s, ds = sum_C product * W2
-        product = grad.transpose(1, 2) @ torch.nn.functional.gelu(h)  # (B, C, D)
-        grad_weight2, partial = response.folded_gradients(product, weight2, scale, grad_bias2, beta)
+        parts = count_parts(*x.shape, h.shape[2])
+        left, right = (one.view(len(x) * parts, -1, one.shape[2]) for one in (grad, torch.nn.functional.gelu(h)))
+        scales = scale if parts == 1 else scale.repeat_interleave(parts, 0)
+        product = left.transpose(1, 2) @ right  # (B * parts, C, D)
+        grad_weight2, partial = response.folded_gradients(product, weight2, scales, grad_bias2, beta)
+        partial = partial.view(len(x), -1, partial.shape[2])
         through = grad @ _scaled_weight(weight2, scale, dtype)
     else:
         through = grad @ (cast2 if cast2.numel() else weight2)

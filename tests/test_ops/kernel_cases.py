@@ -228,9 +228,11 @@ def mlp_shapes(channels):
     return (hidden, channels), (hidden,), (hidden,), (hidden,), (channels, hidden), (channels,)
 
 
-@pytest.mark.parametrize('shape, masked', itertools.product(((2, 19, 6), (2, 5, 18)), (False, True)))
+@pytest.mark.parametrize('shape, masked', itertools.product(((2, 19, 6), (2, 5, 18), (2, 24, 6)), (False, True)))
 def test_response_mlp(shape, masked, monkeypatch):
-    """Values and all seven gradients equal the reference's, folded or not, all sites counted or some."""
+    """Values and all seven gradients equal the reference's, folded, in parts too, or not, all sites counted or some."""
+    monkeypatch.setattr(dispatch, 'SHORTEST', 6)
+    assert dispatch.count_parts(*shape, 4 * shape[2]) == (4 if shape[1] == 24 else 1)
     module = importlib.import_module('mmconvnextv2.ops.response_mlp')  # the package has a function of this name
     monkeypatch.setattr(module, 'fold_scale', lambda x: x.shape[1] > x.shape[2])  # as on CUDA, where interpreted too
     channels = shape[-1]

@@ -108,3 +108,14 @@ def test_old_switch_warns():
     assert 'block.kernels' in str(said[0].message) and block.kernels == 'layers' and not block.fused
     layers = block.pointwise_conv1, block.grn, block.pointwise_conv2
     assert not dispatch.fuse_mlp(Grid(8, 8, 4, kernels=block.kernels), *layers)
+
+
+def test_parts_of_a_folded_product():
+    """Products of few images are cut until their tiles fill a GPU, in equal parts of at least 1,024 sites; large
+    batches and widths are not cut."""
+    assert dispatch.count_parts(1, 256 * 256, 128, 512) == 64  # 4 tiles
+    assert dispatch.count_parts(2, 256 * 256, 128, 512) == 32
+    assert dispatch.count_parts(64, 56 * 56, 128, 512) == 1
+    assert dispatch.count_parts(1, 128 * 128, 1024, 4096) == 1
+    assert dispatch.count_parts(1, 33 * 129, 128, 512) == 1  # odd
+    assert dispatch.count_parts(1, 4096, 128, 512) == 4
