@@ -106,7 +106,7 @@ def response_mlp_backward(
     grad_bias2 = grad.sum((0, 1), dtype=kind)
     if fold:
         # One product per image serves both: dW2 = sum_B product * s, ds = sum_C product * W2
-        parts = count_parts(*x.shape, h.shape[2])
+        parts = count_parts(len(x), x.shape[1], x.shape[2], h.shape[2])
         left, right = (one.view(len(x) * parts, -1, one.shape[2]) for one in (grad, torch.nn.functional.gelu(h)))
         scales = scale if parts == 1 else scale.repeat_interleave(parts, 0)
         product = left.transpose(1, 2) @ right  # (B * parts, C, D)
