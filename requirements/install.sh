@@ -169,10 +169,20 @@ provide_operators() {
     fi
 }
 
+# Prints for which GPUs to compile: those that the user names, the visible ones, or the common ones.
+cuda_architectures() {
+    local found
+    found=$( (nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null || true) |
+        awk '/^[0-9]+[.][0-9]+$/ && !seen[$0]++ { all = all separator $0; separator = ";" } END { print all }')
+    echo "${TORCH_CUDA_ARCH_LIST:-${found:-7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX}}"
+}
+
 build_mmcv() {
     local built
     if [ "$ops" = cuda ]; then
-        build "$(pinned mmcv)" cuda MMCV_WITH_OPS=1 FORCE_CUDA=1
+        local architectures
+        architectures=$(cuda_architectures)
+        build "$(pinned mmcv)" "cuda-${architectures//[; ]/_}" MMCV_WITH_OPS=1 FORCE_CUDA=1 TORCH_CUDA_ARCH_LIST="$architectures"
     else
         build "$(pinned mmcv)" cpu MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES=
     fi

@@ -17,6 +17,11 @@ from mmconvnextv2 import ConvNeXtV2
 torch.set_num_threads(1)
 os.environ['OMP_NUM_THREADS'] = '1'
 
+# Tests run on the CPU, where results have the same bits on any machine, and where several processes find devices. What
+# is about GPUs restores the variable.
+os.environ.setdefault('MMCONVNEXTV2_TEST_GPUS', os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
 
 def check_syntax(text, **options):
     """Return a config's text unformatted, if it is Python."""

@@ -1,12 +1,14 @@
 """``python -m mmconvnextv2 doctor`` uses what is installed, and says what to do about what does not work."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from mmconvnextv2.commands import doctor
+from mmconvnextv2.engine.devices import check_gpu
 from mmconvnextv2.models.execution import EXECUTIONS
 
 
@@ -132,7 +134,8 @@ def test_gpu_that_torch_does_not_see(tmp_path, monkeypatch, hidden):
     """A GPU that the driver lists and torch does not see is a problem, unless the user hid it."""
     if doctor.torch.cuda.is_available():
         pytest.skip('torch sees a GPU')
-    (tmp_path / 'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: one"\n')
+    script = '#!/bin/sh\ncase $1 in -L) echo "GPU 0: one" ;; *) echo 525.10 ;; esac\n'
+    (tmp_path / 'nvidia-smi').write_text(script)
     (tmp_path / 'nvidia-smi').chmod(0o755)
     monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
@@ -140,7 +143,15 @@ def test_gpu_that_torch_does_not_see(tmp_path, monkeypatch, hidden):
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     [found] = doctor.find_devices()
     assert found.is_problem is not hidden
-    assert ('CUDA_VISIBLE_DEVICES' if hidden else 'install a torch') in found.advice
+    reason = (
+        f'the driver 525.10 does not support CUDA {doctor.torch.version.cuda}, .* update the driver, or install a torch'
+    )
+    assert re.search('CUDA_VISIBLE_DEVICES' if hidden else reason, found.advice)
+    if hidden:
+        check_gpu()
+    else:
+        with pytest.raises(ValueError, match=f'a GPU cannot be used: {reason}.*CUDA_VISIBLE_DEVICES= runs on the CPU'):
+            check_gpu()
 
 
 def test_package_without_recipes_is_a_problem(tmp_path, monkeypatch):

@@ -303,6 +303,27 @@ def test_gpu_builds_cuda_ops_and_force_cuda_decides(compiling):
     assert compiling.asked() == []
 
 
+@pytest.mark.parametrize(
+    'caps, given, architectures',
+    [
+        ('echo 9.0; echo 8.6; echo 9.0', {}, '9.0;8.6'),
+        ('exit 9', {}, '7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX'),
+        ('echo 9.0', {'TORCH_CUDA_ARCH_LIST': '8.0 9.0+PTX'}, '8.0 9.0+PTX'),
+    ],
+)
+def test_cuda_ops_are_built_for_the_gpus_at_hand(compiling, caps, given, architectures):
+    """CUDA operators are compiled for the visible GPUs, the common ones where there is none, or those that the user
+    names, and a kept build is for these alone."""
+    compiling.put('nvidia-smi', f'case "$*" in *compute_cap*) {caps} ;; *) {GPU} ;; esac')
+    compiling.put('nvcc', NVCC)
+    (compiling.home / 'mmcv-cuda').write_text('13.0')
+    made = compiling.run(FORCE_CUDA='1', **given)
+    assert made.returncode == 0, made.stderr_text
+    assert f'TORCH_CUDA_ARCH_LIST={architectures} ' in (compiling.venv / 'install.log').read_text()
+    kept = [path.name for path in compiling.home.rglob('torch-*')]
+    assert any(f'-cuda-{architectures.replace(";", "_").replace(" ", "_")}-' in name for name in kept), kept
+
+
 def test_cuda_ops_that_did_not_come_out_are_an_error(machine):
     """When CUDA operators were asked for, by FORCE_CUDA=1 alone too, and mmcv reports none, the set-up fails instead of
     leaving a CPU build behind."""

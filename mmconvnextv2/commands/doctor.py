@@ -5,7 +5,6 @@ Each part is checked by using it, with a forward pass, a compiled operation or a
 
 import os
 import platform
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..engine.mixed_precision import has_bf16
+from ..engine.devices import has_bf16, lists_gpu, unusable_gpu
 from ..mmcv_operators import serving_operators
 from ..models.convnext_v2 import ConvNeXtV2, ConvNeXtV2Block
 from ..models.execution import EXECUTIONS, get_execution
@@ -144,24 +143,12 @@ def find_devices() -> Iterator[Check]:
 
 
 def _no_device() -> Check:
-    found = f'no device for torch, built for CUDA {torch.version.cuda}'
-    if not _lists_gpu():
+    found, problem = f'no device for torch, built for CUDA {torch.version.cuda}', unusable_gpu()
+    if problem:
+        return Check('CUDA', found, problem, is_problem=True)
+    if not lists_gpu():
         return Check('CUDA', found, 'the machine reports no GPU either; if it has one, check the driver')
-    if os.environ.get('CUDA_VISIBLE_DEVICES') is not None:
-        return Check('CUDA', found, f'CUDA_VISIBLE_DEVICES={os.environ["CUDA_VISIBLE_DEVICES"]!r} hides the GPU')
-    return Check(
-        'CUDA',
-        found,
-        'nvidia-smi shows a GPU: install a torch built for CUDA that its driver supports',
-        is_problem=True,
-    )
-
-
-def _lists_gpu() -> bool:
-    try:
-        return 'GPU' in subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    return Check('CUDA', found, f'CUDA_VISIBLE_DEVICES={os.environ["CUDA_VISIBLE_DEVICES"]!r} hides the GPU')
 
 
 def find_operations() -> Iterator[Check]:

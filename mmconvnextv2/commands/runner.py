@@ -11,6 +11,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoint.load import allow_mmengine_checkpoints
+from ..engine.devices import check_gpu
 from ..engine.hooks import MatchingWeightsHook, ResumeHook
 from ..engine.runner import NamingRunner
 
@@ -74,6 +75,7 @@ def build_runner(cfg: Config, whole: bool) -> Runner:
         cfg (Config): Config of the run.
         whole (bool): Whether a checkpoint must have every parameter, see :class:`MatchingWeightsHook`.
     """
+    check_gpu()
     revert_sync_batch_norm(cfg)
     allow_mmengine_checkpoints()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else NamingRunner.from_cfg(cfg)

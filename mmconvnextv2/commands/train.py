@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 
+from ..engine.devices import has_bf16
 from ..engine.folder_lock import lock_folder
 from ..engine.hooks import ProgressHook, skip_initial_weights_on_resume
-from ..engine.mixed_precision import has_bf16
 from ..engine.schedule import fit_schedule
 from ..utils.errors import UserError
 from .arguments import add_run_arguments, check_checkpoint, load_run_config

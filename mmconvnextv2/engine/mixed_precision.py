@@ -12,11 +12,6 @@ from torch import nn
 from ..utils.errors import UserError
 
 
-def has_bf16() -> bool:
-    """Return whether the device computes in bfloat16: all CPUs, and GPUs that do not have to emulate it."""
-    return not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 @OPTIM_WRAPPERS.register_module()
 class BF16OptimWrapper(OptimWrapper):
     """Optimizer wrapper that runs the forward under bfloat16 autocast.
