@@ -174,15 +174,19 @@ def _dense(model, images, bf16):
     return Contestant(model, lambda: sum(one.float().square().mean() for one in output()), output)
 
 
-def downstream(config, batch, side, device, backbone='ours'):
-    """Build the detector or segmentor of a recipe, with our backbone or mmpretrain's, on random images."""
+def downstream(config, batch, side, device, backbone='ours', drop_path=False):
+    """Build the detector or segmentor of a recipe, with our backbone or mmpretrain's, on random images.
+
+    Losses of the two can be compared without the recipe's drop path.
+    """
     from mmconvnextv2.commands.arguments import load_config
     from mmconvnextv2.commands.runner import revert_sync_batch_norm
 
     cfg = load_config(config)
     cfg.launcher = 'none'
     revert_sync_batch_norm(cfg)
-    cfg.model.backbone.update(init_cfg=None, drop_path_rate=0.0)
+    rate = cfg.model.backbone.get('drop_path_rate', 0.0) if drop_path else 0.0
+    cfg.model.backbone.update(init_cfg=None, drop_path_rate=rate)
     torch.manual_seed(0)
     MMLogger.get_current_instance().setLevel('WARNING')  # it lists every initialised weight
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -193,6 +197,7 @@ def downstream(config, batch, side, device, backbone='ours'):
         weights = model.backbone.state_dict()
         model.backbone = ConvNeXt(
             cfg.model.backbone.arch,
+            drop_path_rate=rate,
             use_grn=True,
             layer_scale_init_value=0.0,
             out_indices=(0, 1, 2, 3),

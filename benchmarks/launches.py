@@ -16,7 +16,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 if __name__ == '__main__' and '--host' not in sys.argv:
@@ -145,19 +146,31 @@ def count_block(packed, kernels=None, fold=False):
     return mode.count + len(launched) - 1, mode.custom  # without the gradient that is given
 
 
-def count_step(config, backbone):
-    """Return the launches of a recipe's step by part, with our backbone or mmpretrain's."""
+def count_step(config, backbone, upstream=False):
+    """Return the launches of a recipe's step by part, drop path included.
+
+    Args:
+        config (str): Recipe.
+        backbone (str): Ours, or mmpretrain's.
+        upstream (bool): Whether AdamW is as in mmdet's and mmseg's recipes of ConvNeXt: their groups, not fused.
+            Defaults to False, as in our recipes.
+    """
     from contestants import downstream
     from mmengine.optim import build_optim_wrapper
 
     from mmconvnextv2 import ConvNeXtV2
     from mmconvnextv2.commands.arguments import load_config
 
-    contestant, cfg = downstream(config, BATCH, SIDE, torch.device('cpu'), backbone), load_config(config)
-    model = contestant.model
-    if backbone == 'mmpretrain':  # the same groups of parameters
+    contestant = downstream(config, BATCH, SIDE, torch.device('cpu'), backbone, drop_path=True)
+    cfg, model = load_config(config), contestant.model
+    if upstream:
+        cfg.optim_wrapper.constructor = f'{cfg.default_scope}.LearningRateDecayOptimizerConstructor'
+        cfg.optim_wrapper.paramwise_cfg = dict(decay_rate=0.95, decay_type='layer_wise', num_layers=6)
+        cfg.optim_wrapper.optimizer.update(fused=False, foreach=True)  # torch's default on GPUs
+    elif backbone == 'mmpretrain':  # our groups of parameters
         object.__setattr__(model.backbone, 'get_layer_depth', ConvNeXtV2(cfg.model.backbone.arch).get_layer_depth)
-    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    with redirect_stdout(StringIO()):  # upstream's constructor prints a line per parameter
+        optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
     counts = {}
 
     def count(part, function):
@@ -293,9 +306,12 @@ def write():
     text = [HEADER, '## Launches of a block\n', table(header, rows), '\n## Launches of a training step\n']
     parts, rows = ('backbone', 'forward', 'backward', 'optimizer', 'whole'), []
     for title, config in RECIPES.items():
-        ours, theirs = (count_step(config, name) for name in ('ours', 'mmpretrain'))
-        rows += [[title, 'ours', *(ours[one] for one in parts)], ['', 'mmpretrain', *(theirs[one] for one in parts)]]
-        rows.append(['', 'ours / theirs', *(f'{ours[one] / theirs[one]:.2f}' for one in parts)])
+        ours = count_step(config, 'ours')
+        rows.append([title, 'ours', *(ours[one] for one in parts)])
+        for name, upstream in (('mmpretrain', False), ("mmpretrain, upstream's AdamW", True)):
+            theirs = count_step(config, 'mmpretrain', upstream)
+            rows.append(['', name, *(theirs[one] for one in parts)])
+            rows.append(['', 'ours / theirs', *(f'{ours[one] / theirs[one]:.2f}' for one in parts)])
     text.append(table(['recipe', 'backbone', 'its passes', 'forward', 'backward', 'AdamW', 'whole'], rows))
     environment = {**os.environ, 'TRITON_INTERPRET': '0'}
     run = subprocess.run(

@@ -59,16 +59,22 @@ def response_mlp_forward(
     """
     from .kernels import gelu, response
 
-    h = torch.addmm(bias1.to(dtype), x.flatten(0, 1), (cast1 := weight1.to(dtype)).t()).unflatten(0, x.shape[:2])
+    cast1, cast2 = weight1, weight2
+    if weight1.dtype != dtype and fold:
+        cast1, bias1 = _cast([weight1, bias1], dtype)
+    elif weight1.dtype != dtype:
+        cast1, bias1, cast2, cast_bias2 = _cast([weight1, bias1, weight2, bias2], dtype)
+    else:
+        cast_bias2 = bias2
+    h = torch.addmm(bias1, x.flatten(0, 1), cast1.t()).unflatten(0, x.shape[:2])
     activation, partial = gelu.norm(h, site_mask, keep=fold)
     norm, scale = response.response(partial, gamma, eps)
-    offset = torch.addmv(bias2, weight2, beta).to(dtype)  # beta through the second linear
     if fold:
-        cast2 = weight2
+        offset = torch.addmv(bias2, weight2, beta).to(dtype)  # beta through the second linear
         y = torch.baddbmm(offset, activation, _scaled_weight(weight2, scale, dtype).transpose(1, 2))
     else:
-        scaled, cast2 = gelu.scaled(h, scale).flatten(0, 1), weight2.to(dtype)
-        y = torch.addmm(offset, scaled, cast2.t()).unflatten(0, x.shape[:2])
+        scaled = gelu.scaled(h, scale, beta).flatten(0, 1)
+        y = torch.addmm(cast_bias2, scaled, cast2.t()).unflatten(0, x.shape[:2])
     # An operator must not return its inputs
     casts = [x.new_empty(0) if cast is weight else cast for cast, weight in ((cast1, weight1), (cast2, weight2))]
     return y, h, norm, scale, *casts
@@ -115,8 +121,8 @@ def response_mlp_backward(
         through = grad @ _scaled_weight(weight2, scale, dtype)
     else:
         through = grad @ (cast2 if cast2.numel() else weight2)
-        scaled, partial = gelu.scaled_with_gradient(h, scale, through)
-        grad_weight2 = _product(grad.flatten(0, 1).t(), scaled.flatten(0, 1), kind).addr_(grad_bias2, beta)
+        scaled, partial = gelu.scaled_with_gradient(h, scale, beta, through)
+        grad_weight2 = _product(grad.flatten(0, 1).t(), scaled.flatten(0, 1), kind)
     factor, grad_gamma = response.response_backward(partial, norm, gamma, eps)
     # ``through`` becomes the gradient of h
     partial = gelu.gradient(h, site_mask, None if fold else scale, factor, through)
@@ -132,6 +138,13 @@ def _(grad, x, h, norm, scale, cast1, cast2, weight1, gamma, beta, weight2, site
     like = torch.empty_like
     bias2 = weight2.new_empty(len(weight2))
     return like(x), like(weight1), like(gamma), like(gamma), like(beta), like(weight2), bias2
+
+
+def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return contiguous copies of tensors in another dtype, by one launch."""
+    casts = [torch.empty(tensor.shape, dtype=dtype, device=tensor.device) for tensor in tensors]
+    torch._foreach_copy_(casts, tensors)
+    return casts
 
 
 def _scaled_weight(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -139,7 +139,7 @@ def test_gelu_in_half_precision():
     gelu.gradient(h, None, ones, torch.zeros_like(ones), slope)
     last_bit = dict(rtol=2**-10, atol=1e-6)
     torch.testing.assert_close(activation.float(), F.gelu(wanted).detach(), **last_bit)
-    torch.testing.assert_close(gelu.scaled(h, ones).float(), F.gelu(wanted).detach(), **last_bit)
+    torch.testing.assert_close(gelu.scaled(h, ones, 0 * ones[0, 0]).float(), F.gelu(wanted).detach(), **last_bit)
     torch.testing.assert_close(slope.float(), wanted.grad, **last_bit)
 
 
@@ -151,18 +151,19 @@ def test_passes_over_hidden_features(masked, rows, dtype, monkeypatch):
     h, scale, factor = draw(2, 40, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype), draw(2, 1, 66, dtype=dtype)
     counted = some_sites(2, 40) if masked else None
     shown = 1.0 if counted is None else counted
+    beta = draw(66, dtype=dtype).detach()
     activation, close = F.gelu(h), functools.partial(torch.testing.assert_close, **TOLERANCE[dtype])
     found, squares = gelu.norm(h.detach(), counted, keep=True)
     close(found, activation)
     close(squares.sum(1, keepdim=True), (activation * shown).square().sum(1, keepdim=True))
     close(gelu.norm(h.detach(), counted, keep=False)[1], squares)
-    close(gelu.scaled(h.detach(), scale.detach()), activation * scale)
+    close(gelu.scaled(h.detach(), scale.detach(), beta), activation * scale + beta)
 
     noise = draw(*h.shape, dtype=dtype).detach()
     objective = (noise * activation * scale).sum() + (shown * activation.square() * factor / 2).sum()
     grad_h, grad_scale = torch.autograd.grad(objective, (h, scale))
-    scaled, found_scale = gelu.scaled_with_gradient(h.detach(), scale.detach(), noise)
-    close(scaled, activation * scale)
+    scaled, found_scale = gelu.scaled_with_gradient(h.detach(), scale.detach(), beta, noise)
+    close(scaled, activation * scale + beta)
     close(found_scale.sum(1, keepdim=True), grad_scale)
     for grad, given in ((noise.clone(), scale.detach()), (noise * scale.detach(), None)):
         total = gelu.gradient(h.detach(), counted, given, factor.detach(), grad)

@@ -129,6 +129,7 @@ def norm_kernel(
 def scaled_kernel(
     h,
     scale,
+    beta,
     grad,
     output,
     partial,
@@ -142,6 +143,8 @@ def scaled_kernel(
     ACC: tl.constexpr = partial.dtype.element_ty
     HALF: tl.constexpr = h.dtype.element_ty != ACC
     s = load_vector(scale, channels, BLOCK).to(ACC)
+    channel = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    b = tl.load(beta + channel, mask=channel < channels, other=0.0).to(ACC)[None]
     first = first_row(num_sites, ROWS) * channels
     h += first
     output += first
@@ -151,7 +154,7 @@ def scaled_kernel(
     for step in range(ROWS // TILE):
         row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
         a = gelu_of(tl.load(h + offsets, mask=mask, other=0.0).to(ACC), HALF)
-        tl.store(output + offsets, (a * s).to(output.dtype.element_ty), mask=mask)
+        tl.store(output + offsets, (a * s + b).to(output.dtype.element_ty), mask=mask)
         if GRADIENT:
             total += a * tl.load(grad + offsets, mask=mask, other=0.0).to(ACC)
     if GRADIENT:
@@ -209,17 +212,17 @@ def norm(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tenso
     return activation, _launch(norm_kernel, h, site_mask, activation, COUNTED=site_mask is not None, KEEP=keep)
 
 
-def scaled(h: Tensor, scale: Tensor) -> Tensor:
-    """Return a * s, with s (B, 1, D)."""
+def scaled(h: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
+    """Return a * s + beta, with s (B, 1, D) and beta (D, )."""
     output = torch.empty_like(h)
-    _launch(scaled_kernel, h, scale, None, output, GRADIENT=False)
+    _launch(scaled_kernel, h, scale, beta, None, output, GRADIENT=False)
     return output
 
 
-def scaled_with_gradient(h: Tensor, scale: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a * s, and partial sums (B, chunks, D) of the gradient of s, given the gradient of the product."""
+def scaled_with_gradient(h: Tensor, scale: Tensor, beta: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a * s + beta, and partial sums (B, chunks, D) of the gradient of s, given the gradient of the result."""
     output = torch.empty_like(h)
-    return output, _launch(scaled_kernel, h, scale, grad, output, GRADIENT=True)
+    return output, _launch(scaled_kernel, h, scale, beta, grad, output, GRADIENT=True)
 
 
 def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
