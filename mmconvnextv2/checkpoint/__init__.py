@@ -4,6 +4,7 @@ The tables of foreign names are in :mod:`.layouts`. Conversions take and return 
 """
 
 from ..utils.moved import moved_names
+from .continued import FCMAEPretrained
 from .conversion import (
     classifier_from_canonical,
     classifier_to_canonical,
@@ -27,6 +28,7 @@ __all__ = [
     'LAYOUTS',
     'LICENCE',
     'ConvNeXtV2Pretrained',
+    'FCMAEPretrained',
     'check_weights',
     'create_backbone',
     'classifier_from_canonical',

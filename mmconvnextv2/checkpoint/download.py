@@ -123,8 +123,9 @@ def _fetch_once(url: str, target: str, check: Callable[[str], object] | None) ->
     except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
         raise UserError(
             f'{url} cannot be downloaded: {getattr(error, "reason", error)}. Check the address and the network, or '
-            'download the file elsewhere and pass its path: model.backbone.init_cfg.checkpoint=FILE in training; '
-            'model.backbone.init_cfg=None starts from random weights; --weights-dir names a folder of downloads'
+            'download the file elsewhere and pass its path: in training, model.backbone.init_cfg.checkpoint=FILE, or '
+            'model.init_cfg.checkpoint=FILE where pretraining continues; init_cfg=None starts from random weights; '
+            '--weights-dir names a folder of downloads'
         ) from error
 
 

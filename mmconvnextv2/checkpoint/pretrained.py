@@ -213,7 +213,7 @@ class ConvNeXtV2Pretrained:
             record['init_info'] = init_info
 
 
-PRETRAINED: tuple = ('ConvNeXtV2Pretrained', ConvNeXtV2Pretrained, 'Pretrained', PretrainedInit)
+PRETRAINED: tuple = ('ConvNeXtV2Pretrained', ConvNeXtV2Pretrained, 'FCMAEPretrained', 'Pretrained', PretrainedInit)
 
 
 def create_backbone(

@@ -8,10 +8,12 @@ and need not be square.
 from inspect import signature
 
 import torch
+from mmengine.model import initialize
 from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
+from ..checkpoint.continued import FCMAEPretrained
 from ..models.convnext_v2 import set_kernels
 from ..models.execution import CELL, get_execution
 from ..ops.cells import scatter, visible_sites
@@ -37,7 +39,8 @@ class FCMAE(BaseSelfSupervisor):
             Defaults to ``'own'``: each has that of its own config.
         data_preprocessor (dict, optional): Config of the data preprocessor, whose type defaults to
             ``FCMAEDataPreprocessor``. Defaults to None.
-        init_cfg (dict, optional): Config of mmengine initializers. Defaults to None.
+        init_cfg (dict, optional): Config of mmengine initializers, ``dict(type='FCMAEPretrained', checkpoint=...)`` for
+            continued pretraining. Defaults to None.
 
     Raises:
         ValueError: If the execution is unknown or cannot mask, or the preprocessor has another number of channels.
@@ -69,6 +72,15 @@ class FCMAE(BaseSelfSupervisor):
         super().__init__(backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         _check_normalisation(self.data_preprocessor, backbone.in_channels)
         self.execution = execution
+
+    def init_weights(self) -> None:
+        """Initialise weights; ``FCMAEPretrained`` in ``init_cfg`` comes last, so nothing overwrites what it loads."""
+        given = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
+        last = [one for one in given if one['type'] in ('FCMAEPretrained', FCMAEPretrained)]
+        self.init_cfg = [one for one in given if one not in last]
+        super().init_weights()
+        initialize(self, last)
+        self.init_cfg = given
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Return the loss of images (B, C, H, W) whose data samples hold ``visible_cells``."""

@@ -155,7 +155,8 @@ def test_fcmae_leaf_builds(leaf):
     assert model.backbone.channels == ARCHS[arch]['channels'] and model.backbone.depths == ARCHS[arch]['depths']
     assert tuple(model.neck.proj.weight.shape[:2]) == (512, ARCHS[arch]['channels'][-1]) and len(model.neck.blocks) == 1
     assert tuple(model.head.pred.weight.shape) == (3072, 512) and not hasattr(model.backbone, 'norm3')
-    base_batch = 64 if leaf.stem.endswith('folder') else 4096
+    base_batch = {'folder': 64, 'continue': 256}.get(leaf.stem.split('_')[-1], 4096)
+    assert (leaf.stem.split('_')[-1] == 'continue') == (cfg.model.get('init_cfg') is not None)
     assert cfg.auto_scale_lr.base_batch_size == base_batch
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(1.5e-4 * base_batch / 256)
     epochs = int(leaf.stem.split('e_')[-2].split('-')[-1])

@@ -1,0 +1,3 @@
+_base_ = '../_base_/fcmae_continue.py'
+model = dict(
+    backbone=dict(arch='large'), init_cfg=dict(type='FCMAEPretrained', checkpoint=_base_.sizes.large.fcmae))
