@@ -6,6 +6,7 @@ from ..utils.moved import moved_names
 from .ablation_decoders import FCMAETransformerDecoder, FCMAEUNetDecoder
 from .dataset import UnlabelledImages
 from .decoder import FCMAEDecoder, FCMAEHead
+from .dense_probe import DenseProbeHook
 from .fcmae import FCMAE
 from .loop import ResumableTrainLoop
 from .masking import FCMAEMaskGenerator
@@ -17,6 +18,7 @@ from .sampler import DeterministicSampler
 __getattr__ = moved_names(__name__)
 
 __all__ = [
+    'DenseProbeHook',
     'DeterministicSampler',
     'FCMAEMaskGenerator',
     'FCMAE',

@@ -197,14 +197,22 @@ def run(folder, labelled, work_dir, hooks):
 
 
 def test_training_goes_on_bit_for_bit(tmp_path):
-    """With the hook, after DropPath's draws of two epochs, weights and moments are those without it; the scores are
+    """With both hooks, after DropPath's draws of two epochs, weights and moments are those without it; the scores are
     in the message hub, the scalars of the local backend and TensorBoard's events, once an epoch."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     labelled = write_classes(tmp_path / 'labelled', (5, 5))
     hook = dict(type='ProbeHook', data_root=str(labelled), interval=1, k=3, image_size=SIZE)
+    for part in ('train', 'val'):  # a segmentation set of two classes
+        for kind in ('images', 'labels'):
+            (tmp_path / 'scenes' / kind / part).mkdir(parents=True)
+        pixels = np.zeros((64, 64), dtype=np.uint8)
+        pixels[:, 32:] = 1
+        Image.fromarray(pixels).save(tmp_path / 'scenes' / 'labels' / part / '0.png')
+        Image.fromarray(np.stack([pixels * 200] * 3, -1)).save(tmp_path / 'scenes' / 'images' / part / '0.png')
+    dense = dict(type='DenseProbeHook', data_root=str(tmp_path / 'scenes'), interval=1, image_size=64)
     quiet = run(labelled, labelled, tmp_path / 'quiet', [])
-    probed = run(labelled, labelled, tmp_path / 'probed', [hook])
+    probed = run(labelled, labelled, tmp_path / 'probed', [hook, dense])
     for epoch in (1, 2):
         without, with_hook = (load_file(tmp_path / name / f'epoch_{epoch}.pth') for name in ('quiet', 'probed'))
         for name, value in without['state_dict'].items():
@@ -214,7 +222,7 @@ def test_training_goes_on_bit_for_bit(tmp_path):
     assert [module.training for module in quiet.model.modules()] == [m.training for m in probed.model.modules()]
     scalars = [json.loads(line) for line in next((tmp_path / 'probed').rglob('scalars.json')).read_text().splitlines()]
     events = EventAccumulator(str(next((tmp_path / 'probed').rglob('events.*')).parent)).Reload()
-    for name in ('knn_top1', 'linear_top1'):
+    for name in ('knn_top1', 'linear_top1', 'dense_mIoU'):
         history = probed.message_hub.get_scalar(name).data[0].tolist()
         assert len(history) == 2 and all(0 <= score <= 100 for score in history)
         assert [line[name] for line in scalars if name in line] == history
