@@ -131,7 +131,7 @@ def test_command_is_one(words, parse, monkeypatch):
         else:
             check_tool(parse, rest[0], rest[1:])
     elif first == 'make':
-        targets = re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
+        targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
         assert [word for word in rest if '=' not in word][0] in targets
     elif first.startswith('tools/'):
         check_tool(parse, first, rest)
