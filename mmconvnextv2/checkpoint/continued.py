@@ -4,17 +4,17 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from .conversion import pretraining_to_canonical, preview, read_backbone
 from .load import load_file
-from .pretrained import load_into
+from .pretrained import ConvNeXtV2Pretrained, load_into
 from .state_dict import extract_state_dict
 from .whole_model import with_canonical_backbone
 
 DECODER = ('neck.', 'head.')
-BACKBONE = 'backbone.'
 
 
 @WEIGHT_INITIALIZERS.register_module()
@@ -43,17 +43,23 @@ class FCMAEPretrained:
         print_log(f'{self.checkpoint}: {load_decoder(model, decoder)}', logger='current')
 
 
+# Initializers that load weights, as config types
+PRETRAINED: tuple = (
+    *(kind for one in (ConvNeXtV2Pretrained, FCMAEPretrained) for kind in (one, one.__name__)),
+    PretrainedInit,
+    'Pretrained',
+)
+
+
 def _read(path: str, weights: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of a file's backbone, and those of a decoder under our names."""
     state = with_canonical_backbone(extract_state_dict(load_file(path), weights))
     if 'mask_token' in state and any(name.startswith('encoder.') for name in state):
         state = pretraining_to_canonical(state)
-    decoder = {name: value for name, value in state.items() if name.startswith(DECODER)}
-    if (
-        'neck.mask_token' not in decoder or 'head.pred.weight' not in decoder
-    ):  # the neck and head of a detector, or the head of a classifier
-        decoder = {}
-    return {name: value for name, value in state.items() if not name.startswith(DECODER)}, decoder
+    backbone = {name: value for name, value in state.items() if not name.startswith(DECODER)}
+    if 'neck.mask_token' not in state or 'head.pred.weight' not in state:  # a detector, a classifier, or no head at all
+        return backbone, {}
+    return backbone, {name: value for name, value in state.items() if name.startswith(DECODER)}
 
 
 def load_decoder(model: nn.Module, decoder: dict[str, Tensor]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 from mmengine.model import initialize
-from mmengine.model.weight_init import PretrainedInit
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
@@ -211,9 +210,6 @@ class ConvNeXtV2Pretrained:
         init_info = f'{type(self).__name__}: {self.checkpoint}'
         for record in getattr(module, '_params_init_info', {}).values():
             record['init_info'] = init_info
-
-
-PRETRAINED: tuple = ('ConvNeXtV2Pretrained', ConvNeXtV2Pretrained, 'FCMAEPretrained', 'Pretrained', PretrainedInit)
 
 
 def create_backbone(

@@ -12,14 +12,15 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from ..datasets.formats import read_label_png
 from ..datasets.image_files import list_images, read_rgb
-from ..engine.model_state import evaluating, unwrapped
+from ..engine.model_state import evaluating
 from ..models.execution import CELL
 from ..utils.errors import MissingFileError, UserError
+from .probe import FrozenFeaturesHook
 from .sampler import seeded
 
 IGNORED = 255
@@ -58,11 +59,19 @@ def list_labelled(data_root: str, image_dir: str, label_dir: str) -> dict[str, l
 
 
 def read_labels(path: str, side: int) -> Tensor:
-    """Return label PNGs resized to a square by nearest neighbours: long, (side, side)."""
-    labels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if labels is None or labels.ndim != 2:
-        raise UserError(f'{path} is not a label image: expected a PNG of one channel with a class index per pixel')
-    return torch.from_numpy(cv2.resize(labels, (side, side), interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int64))
+    """Return the indices of a grey or palette PNG, resized to a square by nearest neighbours: uint8, (side, side).
+
+    Raises:
+        ValueError: If the file holds colours, indices above 255, or no image.
+    """
+    try:
+        labels = read_label_png(path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be read as an image: replace it, or remove it from the data') from error
+    if labels.ndim != 2 or labels.max() > IGNORED:
+        raise UserError(f'{path} is not a label image: expected a PNG of one channel with an index up to 255 per pixel')
+    small = cv2.resize(labels.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST_EXACT)
+    return torch.from_numpy(small)
 
 
 @contextmanager
@@ -105,7 +114,7 @@ def mean_iou(matrix: Tensor) -> float:
 
 
 @HOOKS.register_module()
-class DenseProbeHook(Hook):
+class DenseProbeHook(FrozenFeaturesHook):
     """Evaluate frozen features by a linear segmentation head every few epochs, and after the last.
 
     ``dense_mIoU``, in percent, is written to the log, the message hub and all visualizer backends. Training is bit for
@@ -147,16 +156,12 @@ class DenseProbeHook(Hook):
         batch_size: int = 16,
         max_images: int = 500,
     ) -> None:
-        smallest = dict(interval=interval, epochs=epochs, lr=lr, batch_size=batch_size, max_images=max_images)
-        for name, value in smallest.items():
-            if value <= 0:
-                raise UserError(f'{name}={value} of DenseProbeHook: expected more than 0')
+        super().__init__(interval, epochs=epochs, lr=lr, batch_size=batch_size, max_images=max_images)
         if image_size < CELL or image_size % CELL:
             raise UserError(f'image_size={image_size} of DenseProbeHook: expected a multiple of {CELL}')
         if not stages or sorted({*stages} & {0, 1, 2, 3}) != list(stages):
             raise UserError(f'stages={stages} of DenseProbeHook: expected ascending stages in 0 to 3')
-        self.data_root, self.interval = data_root, interval
-        self.folders = image_dir, label_dir
+        self.data_root, self.folders = data_root, (image_dir, label_dir)
         self.num_classes, self.image_size, self.stages = num_classes, image_size, tuple(stages)
         self.epochs, self.lr, self.batch_size, self.max_images = epochs, lr, batch_size, max_images
 
@@ -165,7 +170,7 @@ class DenseProbeHook(Hook):
 
         Raises:
             FileNotFoundError: If a folder or a label file does not exist.
-            ValueError: If a label file is none, or there are fewer than two classes.
+            ValueError: If a label file is not one, or there are fewer than two classes.
         """
         self._files, self._labels = {}, {}
         for part, pairs in list_labelled(self.data_root, *self.folders).items():
@@ -182,17 +187,8 @@ class DenseProbeHook(Hook):
                 f'{self.data_root} of DenseProbeHook has labels of {self.num_classes} classes: expected two or more'
             )
 
-    def after_train_epoch(self, runner) -> None:
-        """Evaluate every ``interval`` epochs, and after the last epoch."""
-        if not self.every_n_epochs(runner, self.interval) and runner.epoch + 1 != runner.max_epochs:
-            return
-        score = self.evaluate(unwrapped(runner.model))
-        runner.message_hub.update_scalar('dense_mIoU', score)
-        runner.visualizer.add_scalars(dict(dense_mIoU=score), step=runner.epoch + 1)
-        runner.logger.info(f'frozen features after epoch {runner.epoch + 1}: dense_mIoU {score:.2f}')
-
-    def evaluate(self, model: nn.Module) -> float:
-        """Return the mIoU of a linear head on the frozen features of an ``FCMAE``, in percent."""
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return ``dense_mIoU`` of a linear head on the frozen features of an ``FCMAE``, in percent."""
         device = next(model.parameters()).device
         with seeded(0):
             train, val = (self._features(model, part) for part in PARTS)
@@ -203,9 +199,9 @@ class DenseProbeHook(Hook):
                     logits = head(features.to(device).float())
                     logits = F.interpolate(logits, labels.shape[-2:], mode='bilinear', align_corners=False)
                 counted = labels != IGNORED
-                pairs = labels[counted] * self.num_classes + logits.argmax(1).cpu()[counted]
+                pairs = labels[counted].long() * self.num_classes + logits.argmax(1).cpu()[counted]
                 matrix += pairs.bincount(minlength=self.num_classes**2).view_as(matrix)
-        return mean_iou(matrix)
+        return dict(dense_mIoU=mean_iou(matrix))
 
     def _features(self, model: nn.Module, part: str) -> Tensor:
         side, found = (self.image_size, self.image_size), []

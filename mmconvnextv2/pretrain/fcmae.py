@@ -13,7 +13,7 @@ from mmpretrain.models.selfsup import BaseSelfSupervisor
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint.continued import FCMAEPretrained
+from ..checkpoint.continued import PRETRAINED
 from ..models.convnext_v2 import set_kernels
 from ..models.execution import CELL, get_execution
 from ..ops.cells import scatter, visible_sites
@@ -74,12 +74,12 @@ class FCMAE(BaseSelfSupervisor):
         self.execution = execution
 
     def init_weights(self) -> None:
-        """Initialise weights; ``FCMAEPretrained`` in ``init_cfg`` comes last, so nothing overwrites what it loads."""
+        """Initialise weights once; what loads weights comes last, so that nothing overwrites them."""
         given = [self.init_cfg] if isinstance(self.init_cfg, dict) else list(self.init_cfg or [])
-        last = [one for one in given if one['type'] in ('FCMAEPretrained', FCMAEPretrained)]
-        self.init_cfg = [one for one in given if one not in last]
+        loading = [] if self._is_init else [one for one in given if one['type'] in PRETRAINED]
+        self.init_cfg = [one for one in given if one['type'] not in PRETRAINED]
         super().init_weights()
-        initialize(self, last)
+        initialize(self, loading)
         self.init_cfg = given
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:

@@ -195,8 +195,43 @@ def linear_vote(features: Tensor, labels: Tensor, queries: Tensor, num_classes: 
     return F.linear(queries, weight, bias).argmax(1)
 
 
+class FrozenFeaturesHook(Hook):
+    """Base of hooks that evaluate frozen features every ``interval`` epochs, and after the last.
+
+    Scores are written to the log, the message hub and all visualizer backends.
+
+    Args:
+        interval (int): Epochs between evaluations.
+        positive (dict): Other arguments by name that must be more than 0.
+
+    Raises:
+        ValueError: If a number is not.
+    """
+
+    def __init__(self, interval: int, **positive: float) -> None:
+        for name, value in dict(interval=interval, **positive).items():
+            if value <= 0:
+                raise UserError(f'{name}={value} of {type(self).__name__}: expected more than 0')
+        self.interval = interval
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return scores of an ``FCMAE``, in percent, by name."""
+        raise NotImplementedError
+
+    def after_train_epoch(self, runner) -> None:
+        """Evaluate every ``interval`` epochs, and after the last epoch."""
+        if not self.every_n_epochs(runner, self.interval) and runner.epoch + 1 != runner.max_epochs:
+            return
+        scores = self.evaluate(unwrapped(runner.model))
+        for name, score in scores.items():
+            runner.message_hub.update_scalar(name, score)
+        runner.visualizer.add_scalars(scores, step=runner.epoch + 1)
+        text = ', '.join(f'{name} {score:.2f}' for name, score in scores.items())
+        runner.logger.info(f'frozen features after epoch {runner.epoch + 1}: {text}')
+
+
 @HOOKS.register_module()
-class ProbeHook(Hook):
+class ProbeHook(FrozenFeaturesHook):
     """Evaluate frozen, globally averaged features on a labelled folder every few epochs, and after the last.
 
     ``knn_top1`` and ``linear_top1``, in percent, are written to the log, the message hub and all visualizer backends.
@@ -237,14 +272,10 @@ class ProbeHook(Hook):
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> None:
-        smallest = dict(interval=interval, k=k, batch_size=batch_size, temperature=temperature, penalty=penalty)
-        for name, value in smallest.items():
-            if value <= 0:
-                raise UserError(f'{name}={value} of ProbeHook: expected more than 0')
+        super().__init__(interval, k=k, batch_size=batch_size, temperature=temperature, penalty=penalty)
         if not 0 < val_share < 1:
             raise UserError(f'val_share={val_share} of ProbeHook: expected a share in (0, 1)')
         self.data_root = data_root
-        self.interval = interval
         self.k = k
         self.temperature = temperature
         self.linear = linear
@@ -266,18 +297,6 @@ class ProbeHook(Hook):
                 f'k={self.k} of ProbeHook: {self.data_root} has {len(self._train[1])} images to learn '
                 'from; choose at most as many neighbours'
             )
-
-    def after_train_epoch(self, runner) -> None:
-        """Evaluate every ``interval`` epochs, and after the last epoch."""
-        if not self.every_n_epochs(runner, self.interval) and runner.epoch + 1 != runner.max_epochs:
-            return
-        model = unwrapped(runner.model)
-        scores = self.evaluate(model)
-        for name, score in scores.items():
-            runner.message_hub.update_scalar(name, score)
-        runner.visualizer.add_scalars(scores, step=runner.epoch + 1)
-        text = ', '.join(f'{name} {score:.2f}' for name, score in scores.items())
-        runner.logger.info(f'frozen features after epoch {runner.epoch + 1}: {text}')
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return ``knn_top1`` and ``linear_top1`` of an ``FCMAE``, in percent."""

@@ -103,6 +103,14 @@ def test_other_channels(tmp_path, channels):
     torch.testing.assert_close(new, expected)
 
 
+def test_weights_are_loaded_once(tmp_path):
+    """A second initialisation, which mmengine ignores, does not load the file over trained weights."""
+    model, _ = start_from(make_fcmae().float().state_dict(), tmp_path)
+    torch.nn.init.constant_(model.neck.mask_token, 3.0)
+    model.init_weights()
+    assert (model.neck.mask_token == 3.0).all()
+
+
 def test_wrong_encoder_is_refused(tmp_path):
     """An encoder that does not fit is an error, with or without a decoder, and nothing is loaded."""
     weights = make_fcmae().float().state_dict()

@@ -9,7 +9,7 @@ from small_models import NARROW
 from torch import nn
 
 from mmconvnextv2.pretrain import FCMAE, DenseProbeHook
-from mmconvnextv2.pretrain.dense_probe import dense_features, mean_iou
+from mmconvnextv2.pretrain.dense_probe import dense_features, mean_iou, read_labels
 
 SIDE = 96
 
@@ -47,7 +47,7 @@ def write_scenes(folder, counts=(12, 6), meaning=True):
 def score(folder, **options):
     hook = DenseProbeHook(str(folder), **{**dict(image_size=SIDE, stages=(0, 1), epochs=30, batch_size=4), **options})
     hook.before_train(None)
-    return hook.evaluate(make_model())
+    return hook.evaluate(make_model())['dense_mIoU']
 
 
 def test_score_is_what_the_features_tell(tmp_path):
@@ -96,6 +96,15 @@ def test_limits_and_classes(tmp_path):
     assert set(hook._labels['train'].unique().tolist()) == {0, 1, 255} and len(hook._labels['val']) == 3
 
 
+def test_palette_labels_are_indices(tmp_path):
+    """PNGs with a palette, as of Pascal VOC, hold indices, whatever their colours."""
+    indices = np.arange(64, dtype=np.uint8).reshape(8, 8) % 3
+    image = Image.fromarray(indices)
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    image.save(tmp_path / 'a.png')
+    assert image.mode == 'P' and np.array_equal(read_labels(str(tmp_path / 'a.png'), 8), indices)
+
+
 def test_mistakes_are_refused_before_training(tmp_path):
     """Missing folders and labels, colour labels, a single class and wrong numbers are refused with what to give."""
     with pytest.raises(
@@ -105,6 +114,9 @@ def test_mistakes_are_refused_before_training(tmp_path):
     write_scenes(tmp_path, counts=(2, 1))
     with pytest.raises(ValueError, match='labels of 1 classes: expected two or more'):
         DenseProbeHook(str(tmp_path), num_classes=1).before_train(None)
+    (tmp_path / 'labels/train/0.png').write_bytes(b'no image')
+    with pytest.raises(ValueError, match='0.png cannot be read as an image'):
+        DenseProbeHook(str(tmp_path)).before_train(None)
     Image.new('RGB', (SIDE, SIDE)).save(tmp_path / 'labels/train/0.png')
     with pytest.raises(ValueError, match='0.png is not a label image'):
         DenseProbeHook(str(tmp_path)).before_train(None)

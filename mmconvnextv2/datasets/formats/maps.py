@@ -29,7 +29,7 @@ class LabelMaps(NamedTuple):
 
     def read(self, path: str) -> np.ndarray:
         """Return a label map, uint8 (H, W); what is no class is 255, which training ignores."""
-        pixels = _pixels(path)
+        pixels = read_label_png(path)
         labels = np.full(pixels.shape[:2], IGNORED, np.uint8)
         for value, label in self.values.items():
             labels[pixels == value if pixels.ndim == 2 else (pixels == np.array(value)).all(2)] = label
@@ -80,7 +80,7 @@ def _is_label(path: Path, folder: Path) -> bool:
     return any(part.lower() in FOLDERS for part in path.relative_to(folder).parts[:-1])
 
 
-def _pixels(path: str) -> np.ndarray:
+def read_label_png(path: str) -> np.ndarray:
     """Return indices (H, W) of a grey or palette PNG, or colours (H, W, 3)."""
     with Image.open(path) as opened:
         if opened.mode in ('1', 'L', 'P', 'I', 'I;16'):
@@ -89,7 +89,7 @@ def _pixels(path: str) -> np.ndarray:
 
 
 def _values(path: str) -> list:
-    pixels = _pixels(path)
+    pixels = read_label_png(path)
     if pixels.ndim == 2:
         return [int(one) for one in np.unique(pixels)]
     if (pixels == pixels[..., :1]).all():  # grey saved as colour

@@ -7,7 +7,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ...checkpoint.pretrained import PRETRAINED
+from ...checkpoint.continued import PRETRAINED
 from ...checkpoint.strict import check_weights
 from ...checkpoint.whole_model import whole_model_weights
 
