@@ -1,6 +1,3 @@
-_base_ = './fcmae_convnextv2-t_1xb64-100e_continue.py'
-num_epochs = 300
-warmup_epochs = 15
-train_cfg = dict(max_epochs=num_epochs)
-param_scheduler = [
-    dict(_base_.warmup, end=warmup_epochs), dict(_base_.cosine, begin=warmup_epochs, end=num_epochs)]
+_base_ = '../_base_/fcmae_continue-300e.py'
+model = dict(
+    backbone=dict(arch='tiny'), init_cfg=dict(type='FCMAEPretrained', checkpoint=_base_.sizes.tiny.fcmae))
