@@ -115,12 +115,6 @@ def figures(setting, step, images):
     return found
 
 
-def cells_of(batch, side, visible):
-    """Return visible cells (batch, visible) of maps of side x side cells."""
-    random = torch.Generator().manual_seed(0)
-    return torch.stack([torch.randperm(side * side, generator=random)[:visible].sort()[0] for _ in range(batch)])
-
-
 @item('machine', 40)
 def machine(setting):
     """What is here."""
@@ -140,11 +134,13 @@ def machine(setting):
 
 def errors_of(device, dtype, channels, stage, narrow):
     """Return the worst relative errors of a stage's kernels and of torch's operations, and what is worst."""
+    from launches import cells_of
+
     from mmconvnextv2.ops.grid import Grid
     from mmconvnextv2.ops.self_check import relative_errors
 
     side, patch = (2, 8 >> stage) if narrow else (7, 8 >> stage)
-    cells = cells_of(2, side, max(side * side * 2 // 5, 1)).to(device)
+    cells = cells_of(2, side).to(device)
     grids = [Grid(*[side * patch] * 2, 4 << stage), Grid(*[side * patch] * 2, 4 << stage, visible_cells=cells)]
     device = torch.device(device, torch.cuda.current_device()) if device == 'cuda' else torch.device(device)
     given = torch.float32
@@ -198,27 +194,13 @@ for _size, _seconds in (('base', 100), ('atto', 80), ('huge', 100)):
     item(f'right, {_size}', _seconds)(lambda setting, size=_size: right(setting, size))
 
 
-def block_of(setting, channels=256, side=4, packed=False, batch=2, kernels=None):
-    """Return a block's step on sites under autocast, as a function of a dtype that returns output and gradients."""
-    from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
-    from mmconvnextv2.models.execution.dense import Dense
-    from mmconvnextv2.models.execution.packed import Packed
-    from mmconvnextv2.ops.grid import Grid, cell_slots
+def block_of(setting, channels=256, side=4, packed=False, batch=2, kernels=None, patch=4):
+    """Return a block's step under autocast, as a function of a dtype that returns output and gradients."""
+    from launches import make_block
 
-    torch.manual_seed(0)
     channels = 8 if setting.narrow else channels
-    block = ConvNeXtV2Block(channels).to(setting.device).train()
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    block, sites, grid, execution = make_block(packed, batch, channels, side, patch, 0.0, setting.device)
     block.kernels = kernels
-    if packed:
-        cells = cells_of(batch, side, max(side * side // 2, 1)).to(setting.device)
-        slots = cell_slots(cells, side, side)
-        grid, execution = Grid(side * 2, side * 2, 16, visible_cells=cells, cell_slots=slots), Packed()
-        num_sites = cells.shape[1] * 4
-    else:
-        grid, execution, num_sites = Grid(side * 4, side * 4, 8), Dense(), side * side * 16
-    sites = torch.randn(batch, num_sites, channels, device=setting.device, requires_grad=True)
 
     def step(dtype=torch.bfloat16, scale=1.0):
         with torch.autocast(setting.device.type, dtype, enabled=dtype != torch.float32):
@@ -226,7 +208,7 @@ def block_of(setting, channels=256, side=4, packed=False, batch=2, kernels=None)
         wanted = [sites, *block.parameters()]
         return [output, *torch.autograd.grad((output.float().square().mean() * scale), wanted)]
 
-    step.block, step.sites, step.grid, step.execution = block, sites, grid, execution
+    step.block = block
     return step
 
 
@@ -239,7 +221,7 @@ def assert_equal(ours, theirs, tolerance=0.0):
 
 @item('poisoned memory', 60)
 def poisoned(setting):
-    """Results are the same bits where new memory is full of NaN."""
+    """Results are finite and the same where new memory is full of NaN."""
     for packed in (False, True):
         step = block_of(setting, packed=packed)
         expected = step()
@@ -478,14 +460,14 @@ def a_block(setting):
     """Milliseconds of a block's forward and backward pass, device and host, by implementation: C 512, 14 x 14, 64."""
     from timm.models.convnext import ConvNeXtBlock
 
-    channels, side, batch = (8, 4, 2) if setting.narrow else (512, 14, 64)
+    channels, side, batch = (8, 2, 2) if setting.narrow else (512, 7, 64)  # cells of 2 x 2 sites
     found = {}
     for kernels in ('auto', 'torch', 'layers'):
-        step = block_of(setting, channels, side // 4 or 1, batch=batch, kernels=kernels)
+        step = block_of(setting, channels, side, batch=batch, kernels=kernels, patch=2)
         device, host = timed(setting, step)
         found[f'ours {kernels}'] = f'{device * 1e3:.3f} ms, host {host * 1e3:.3f}'
     peer = ConvNeXtBlock(channels, use_grn=True, conv_mlp=False, ls_init_value=None).to(setting.device).train()
-    images = torch.randn(batch, channels, side // 4 * 4, side // 4 * 4, device=setting.device)
+    images = torch.randn(batch, channels, 2 * side, 2 * side, device=setting.device)
     images = images.contiguous(memory_format=torch.channels_last).requires_grad_()
     compiled = torch.compile(peer, dynamic=False) if setting.on_gpu else peer
     for name, block in (('timm', peer), ('timm compiled', compiled)):

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -104,17 +105,30 @@ def counted_kernels(run):
         GridExecutor.__call__ = call
 
 
-def make_block(packed, batch=2, channels=32):
-    """Return a block in training mode with its sites, grid and execution."""
+def cells_of(batch, side):
+    """Return visible cells of maps of side x side cells at a mask ratio of 0.6: (batch, K)."""
+    random, visible = torch.Generator().manual_seed(0), max(side * side * 2 // 5, 1)
+    return torch.stack([torch.randperm(side * side, generator=random)[:visible].sort()[0] for _ in range(batch)])
+
+
+def make_block(packed, batch=2, channels=32, side=4, patch=1, drop_path_rate=0.1, device='cpu'):
+    """Return a training block with its sites, grid and execution, on side x side cells of patch x patch sites."""
     torch.manual_seed(0)
-    block = ConvNeXtV2Block(channels, 0.1).train()
+    block = ConvNeXtV2Block(channels, drop_path_rate).to(device).train()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    grid = Grid(side * patch, side * patch, 32 // patch)
     if packed:
-        cells = torch.stack([torch.randperm(49)[:19].sort()[0] for _ in range(batch)])
-        grid, execution = Grid(7, 7, 32, visible_cells=cells, cell_slots=cell_slots(cells, 7, 7)), Packed()
-    else:
-        grid, execution = Grid(5, 4, 4), Dense()
-    num_sites = grid.cells.shape[1] if packed else grid.height * grid.width
-    return block, torch.randn(batch, num_sites, channels, requires_grad=True), grid, execution
+        cells = cells_of(batch, side).to(device)
+        grid = replace(grid, visible_cells=cells, cell_slots=cell_slots(cells, side, side))
+    sites = torch.randn(batch, grid.num_sites, channels, device=device, requires_grad=True)
+    return block, sites, grid, Packed() if packed else Dense()
+
+
+def _product_on_cuda(left, right, dtype):
+    """Count one product, whose result is in another dtype at once."""
+    left @ right
+    return torch.empty(len(left), right.shape[1], dtype=dtype)
 
 
 @contextmanager
@@ -124,10 +138,7 @@ def as_on_cuda(fold=None):
     fold_scale, check = mlp.fold_scale, dispatch._default.check
     dispatch.set_check(lambda *key: True)
     mlp.fold_scale = lambda x: x.shape[1] > dispatch.FOLD_FROM * x.shape[2] if fold is None else fold
-    # One product with a result in float32
-    response_mlp_triton._product = lambda left, right, dtype: (left @ right, left.new_empty(0, dtype=dtype))[
-        1
-    ].new_empty(len(left), right.shape[1])
+    response_mlp_triton._product = _product_on_cuda
     try:
         yield
     finally:
@@ -263,7 +274,9 @@ def contestants(packed, channels):
     block, sites, grid, execution = make_block(packed, channels=channels)
     found = {'ours': (block, lambda one: block(one, grid, execution), sites)}
     if not packed:
-        features = torch.randn(2, channels, 5, 4).to(memory_format=torch.channels_last).requires_grad_()
+        features = (
+            torch.randn(2, channels, grid.height, grid.width).to(memory_format=torch.channels_last).requires_grad_()
+        )
         timm = TimmBlock(channels, use_grn=True, conv_mlp=False, ls_init_value=None, drop_path=0.1).train()
         peer = ConvNeXtBlock(channels, use_grn=True, layer_scale_init_value=0.0, drop_path_rate=0.1).train()
         found |= {'timm': (timm, timm, features), 'mmpretrain': (peer, peer, features)}
