@@ -312,8 +312,8 @@ def test_gpu_builds_cuda_ops_and_force_cuda_decides(compiling):
     ],
 )
 def test_cuda_ops_are_built_for_the_gpus_at_hand(compiling, caps, given, architectures):
-    """CUDA operators are compiled for the visible GPUs, the common ones where there is none, or those that the user
-    names, and a kept build is for these alone."""
+    """CUDA operators are compiled for the architectures that the user names, otherwise for those of the visible GPUs,
+    otherwise for the common ones; a kept build serves the same architectures only."""
     compiling.put('nvidia-smi', f'case "$*" in *compute_cap*) {caps} ;; *) {GPU} ;; esac')
     compiling.put('nvcc', NVCC)
     (compiling.home / 'mmcv-cuda').write_text('13.0')

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.logging import MMLogger
@@ -41,8 +41,8 @@ class AnalyzedModel(NamedTuple):
     mean: Sequence[float] = IMAGENET[0]
     std: Sequence[float] = IMAGENET[1]
 
-    def forward(self, images: Tensor) -> None:
-        """Run uint8 images (B, 3, H, W) through the model, for the hooks on it.
+    def forward(self, images: Tensor) -> Any:
+        """Run uint8 images (B, 3, H, W) through the model, and return what it returns.
 
         Raises:
             ValueError: If the model asserts another image size.
@@ -50,7 +50,7 @@ class AnalyzedModel(NamedTuple):
         parameter = next(self.model.parameters())
         mean, std = (parameter.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         try:
-            self.model((images.to(parameter) - mean) / std)
+            return self.model((images.to(parameter) - mean) / std)
         except AssertionError as error:
             raise UserError(
                 f'{self.label} refuses images of {images.shape[2]}x{images.shape[3]} pixels: {error} '

@@ -121,14 +121,13 @@ def embed(
     Raises:
         ValueError: If the model has no stages, or returns no map.
     """
-    model, parameter = subject.model, next(subject.model.parameters())
+    model = subject.model
     if isinstance(model, ConvNeXtV2):
         model.out_indices, model.out_norm, model.gap_before_final_norm = (3 if stage is None else stage,), False, False
     elif stage is not None:
         raise UserError('--stage: only ConvNeXt models of this package have numbered stages')
-    mean, std = (parameter.new_tensor(values).view(-1, 1, 1) for values in (subject.mean, subject.std))
     for images, _ in batches:
-        output = model((images.to(parameter) - mean) / std)
+        output = subject.forward(images)
         output = output[-1] if isinstance(output, (tuple, list)) else output
         if output.ndim != 4 and dense:
             raise UserError(f'--dense: the model returns {tuple(output.shape)} for a batch, not maps')

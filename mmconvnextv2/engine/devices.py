@@ -26,8 +26,11 @@ def lists_gpu() -> bool:
 
 
 def unusable_gpu() -> str | None:
-    """Return in one line why torch cannot use the GPU that the driver lists, and what to do; None if there is none, or
-    the user hid it."""
+    """Return in one line why torch cannot use the GPU that the driver lists, and what to do.
+
+    Returns:
+        str, optional: The line; None if torch can use the GPU, if the driver lists none, or if the user hid it.
+    """
     if torch.cuda.is_available() or 'CUDA_VISIBLE_DEVICES' in os.environ or not lists_gpu():
         return None
     if torch.version.cuda is None:
@@ -42,7 +45,7 @@ def unusable_gpu() -> str | None:
 def check_gpu() -> None:
     """Raise ``ValueError`` if there is a GPU that torch cannot use, rather than train on the CPU.
 
-    A torch built without CUDA was installed for the CPU, so it is no mistake.
+    With a torch built without CUDA, training on the CPU is intended.
     """
     problem = unusable_gpu() if torch.version.cuda else None
     if problem:

@@ -99,10 +99,11 @@ def use_triton(tensor: Tensor, grid: Grid | None = None) -> bool:
 
 def times_kernels(grid: Grid | None = None) -> bool:
     """Return whether kernels are timed against torch's operations: where cuDNN times its algorithms, in eager mode."""
-    if torch.compiler.is_compiling() or is_exported() or _len_torch_dispatch_stack() or _setting(grid) != 'auto':
+    cudnn = torch.backends.cudnn
+    if torch.compiler.is_compiling() or not cudnn.benchmark or _setting(grid) != 'auto':  # as a rule, so it comes first
         return False
-    cudnn, deterministic = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
-    if not cudnn.benchmark or cudnn.deterministic or deterministic:
+    deterministic = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    if deterministic or is_exported() or _len_torch_dispatch_stack():
         return False
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 

@@ -97,6 +97,11 @@ class Grid:
         return CELL // self.stride
 
     @property
+    def num_sites(self) -> int:
+        """Sites N of an image."""
+        return self.cells.shape[1] * self.patch**2 if self.is_packed else self.height * self.width
+
+    @property
     def is_packed(self) -> bool:
         """Whether there are only the sites of visible cells, cell by cell, rather than those of a whole map."""
         return self.visible_cells is not None and self.site_mask is None

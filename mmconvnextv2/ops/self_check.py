@@ -91,9 +91,9 @@ def relative_errors(
         triton (bool): Whether kernels compute, or torch's operations. Defaults to True.
     """
     cells = torch.tensor([[0, 1, 5], [2, 3, 4]], device=device)
-    counts = [_num_sites(grid) for grid in grids] or [5, 9 * channels]
+    counts = [grid.num_sites for grid in grids] or [5, 9 * channels]
     for grid in grids or (Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells)):
-        shapes = (2, _num_sites(grid), channels), (channels, 1, SIDE, SIDE), *[(channels,)] * 3
+        shapes = (2, grid.num_sites, channels), (channels, 1, SIDE, SIDE), *[(channels,)] * 3
 
         def layers(sites, weight, bias, norm_weight, norm_bias, grid=grid):
             conv, norm = _modules(weight, bias, norm_weight, norm_bias)
@@ -114,10 +114,6 @@ def relative_errors(
             return fused_response_mlp(*tensors, triton=triton)
 
         yield from _compare('the response MLP', fused, response_mlp_reference, shapes, device, dtype, computed)
-
-
-def _num_sites(grid: Grid) -> int:
-    return grid.cells.shape[1] * grid.patch**2 if grid.is_packed else grid.height * grid.width
 
 
 def _modules(weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> tuple[nn.Conv2d, nn.LayerNorm]:

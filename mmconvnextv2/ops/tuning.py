@@ -12,6 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .autocast import autocast_dtype
+
 WARM_UP, ROUNDS = 2, 5
 ASKS = 100  # how often a process asks for process 0's choice of a size that it has not met
 _chosen: dict[tuple, str] = {}
@@ -31,8 +33,8 @@ def faster(
         runs (Mapping): Functions of sites by name, the default first.
     """
     training = torch.is_grad_enabled() and any(one.requires_grad for one in (sites, *parameters))
-    dtype = torch.get_autocast_dtype(sites.device.type) if torch.is_autocast_enabled(sites.device.type) else sites.dtype
-    key = operation, sites.device, dtype, training, sites.shape[2], (sites.shape[0] * sites.shape[1]).bit_length()
+    dtype, size = autocast_dtype(sites), (sites.shape[0] * sites.shape[1]).bit_length()
+    key = operation, sites.device, dtype, training, sites.shape[2], size
     if key not in _chosen:
         default, *_ = runs
         if torch.distributed.is_available() and torch.distributed.is_initialized():

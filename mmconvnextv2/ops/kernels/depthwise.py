@@ -84,8 +84,8 @@ def load_neighbours(
     sites, starts, shown, step, x, width, channel, is_channel, CHANNELS: tl.constexpr, PATCH: tl.constexpr,
     RADIUS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Load the neighbours that are ``step - RADIUS`` columns to the right of each strip's first site, zero where there
-    are none."""
+    """Load the neighbours that are ``step - RADIUS`` columns to the right of each strip's first site; missing ones read
+    as zero."""
     if PATCH == 0:
         mask = shown[0] & (x + (step - RADIUS) >= 0) & (x + (step - RADIUS) < width)
         site = sites + channel[None] + starts[0][:, None] * CHANNELS + (step - RADIUS) * CHANNELS
