@@ -40,6 +40,12 @@ def arguments():
     return parser.parse_args()
 
 
+def cuda_is_available():
+    """Return whether torch sees a GPU; in a process of its own, since this one starts others that use it."""
+    code = 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+    return subprocess.run([sys.executable, '-c', code], stderr=subprocess.DEVNULL).returncode == 0
+
+
 def append(path, row):
     """Write a row at once, and show it."""
     with path.open('a') as file:
@@ -153,6 +159,11 @@ def main():
 
         gpu_items.work(args.device, args.narrow, args.worker)
     else:
+        if args.device == 'cuda' and not cuda_is_available():
+            sys.exit(
+                'error: torch sees no GPU. `python -m mmconvnextv2 doctor` says why; --device cpu --narrow tries this '
+                'script without one'
+            )
         out = args.out or OUT
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text('')

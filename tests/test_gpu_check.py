@@ -74,6 +74,13 @@ def test_worker_that_dies_or_hangs(check, tmp_path, monkeypatch):
     assert len((tmp_path / 'rows').read_text().splitlines()) == 7
 
 
+def test_without_a_gpu():
+    """Where torch sees no GPU, one line says what to do, and nothing is run."""
+    run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1 and not run.stdout
+    assert run.stderr.startswith('error: torch sees no GPU.') and 'doctor' in run.stderr
+
+
 def test_items_after_a_death_still_run(check, tmp_path, monkeypatch):
     """A new worker goes on after the item in which the last one died."""
     script = tmp_path / 'worker.py'

@@ -91,7 +91,7 @@ def check_output(args: argparse.Namespace, num_images: int) -> None:
             f'--out {args.out} holds the map of one image: add --dense, and give one image, not {num_images}'
         )
     if kind == '.parquet':
-        _import('pyarrow', "pip install 'mmconvnextv2[export]'")
+        _import('pyarrow', "`make export` in a clone, or pip install 'mmconvnextv2[export]'")
     if args.map and num_images < 3:
         raise UserError(f'--map: {num_images} images have no map in two dimensions; give three or more')
     for path in (args.out, args.map, args.neighbours):

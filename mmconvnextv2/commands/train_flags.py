@@ -139,7 +139,8 @@ def compile_backbone(cfg: Config, name: str) -> None:
     modes, known = torch._inductor.list_mode_options(), torch.compiler.list_backends(exclude_tags=())
     if name not in (*modes, *known):
         raise UserError(
-            f'--compile={name!r}: expected one of the modes {", ".join(modes)}, or of the backends {", ".join(known)}'
+            f'--compile={name!r}: expected one of the modes {", ".join(modes)}, or of the backends '
+            f'{", ".join(torch.compiler.list_backends())}'
         )
     if cfg.get('compile'):
         raise UserError(

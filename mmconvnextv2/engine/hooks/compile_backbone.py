@@ -19,12 +19,13 @@ MOST_SIZES = 64  # graphs of the backbone
 class CompileBackboneHook(Hook):
     """Compile ``model.backbone`` in place before training, which keeps the names in checkpoints.
 
-    Models with a method ``compile_loss(**options)``, such as FCMAE, compile forward and loss as one graph instead.
+    Models with a method ``compile_loss(**options)``, such as FCMAE, compile forward and loss as one graph instead, for
+    the image size that they have.
     Evaluations run uncompiled, since their images have many sizes.
 
     Inductor compiles each image size separately. When a second size appears, batches are from there on padded to
     multiples of ``bucket`` pixels, if the data preprocessor can (mmdet's), which leaves few sizes; after 64, further
-    sizes run uncompiled. The backends ``eager`` and ``aot_eager`` compile one graph for all sizes.
+    sizes run uncompiled. The backends ``eager`` and ``aot_eager`` compile one graph of the backbone for all sizes.
 
     Args:
         backend (str): Name from ``torch.compiler.list_backends()``. Defaults to ``'inductor'``.
@@ -49,19 +50,19 @@ class CompileBackboneHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Mark the backbone for compilation, which happens in the first forward."""
         model = unwrapped(runner.model)
-        options = dict(backend=self.backend, dynamic=self.backend in DYNAMIC)
+        options: dict[str, Any] = dict(backend=self.backend, dynamic=False)
         options |= dict(mode=self.mode) if self.mode else {}
+        what, sizes = 'forward and loss, as one graph', 'once per image size'
         if hasattr(model, 'compile_loss'):
             model.compile_loss(**options)
-            what = 'forward and loss, as one graph'
+        elif self.backend in DYNAMIC:
+            model.backbone.compile(**options | dict(dynamic=True))
+            what, sizes = 'the backbone', 'all image sizes share a graph'
         else:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SIZES)
             model.backbone.compile(**options)
-            what = 'the backbone'
-            if not options['dynamic']:
-                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_SIZES)
-                self._preprocessor = _padding(model)
+            self._preprocessor, what = _padding(model), 'the backbone'
         how = f'{self.backend}, mode {self.mode}' if self.mode else self.backend
-        sizes = 'all image sizes share a graph' if options['dynamic'] else 'once per image size'
         runner.logger.info(f'compiling {what} with {how}, {sizes}: the first iterations take longer')
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
