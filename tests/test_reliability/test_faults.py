@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from mmpretrain.structures import DataSample
 from real_runs import PER_EPOCH, assert_same_weights, last, make_config, start, train, wait_for, write_images
@@ -206,6 +209,32 @@ def test_losses_read_late_are_the_same(images, tmp_path, monkeypatch):
         whole.append((histories, [(line['iter'], line['loss']) for line in lines if 'loss' in line]))
     assert whole[0] == whole[1] and [len(one) for one in whole[0][0]] == [4, 8]
     assert read == [2, 1, 1, 1, 1, 2, 1] + [1] * 9
+
+
+@HOOKS.register_module(force=True)
+class SaveAtAnyTime(Hook):
+    """A hook of a user that saves after each iteration."""
+
+    priority = 'LOWEST'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.save_checkpoint(runner.work_dir, f'own_{runner.iter + 1}.pth')
+
+
+def test_checkpoints_saved_at_any_time(images, tmp_path, deferred):
+    """Losses that are not logged for long are read before any checkpoint: none is saved after a bad update, and each
+    has the whole history."""
+    options = {'default_hooks.checkpoint.interval': 100, 'default_hooks.logger.interval': 100}
+    cfg = make_config(images, tmp_path, dawdle=dict(poison='05.png'), **options)
+    cfg.custom_hooks = [*cfg.custom_hooks, dict(type='SaveAtAnyTime')]
+    with pytest.raises(SystemExit, match=r'stopped at iteration (\d)') as stopped:
+        train(cfg)
+    bad = int(re.search(r'iteration (\d)', str(stopped.value))[1])
+    saved = [load_file(str(path)) for path in sorted(tmp_path.glob('own_*.pth'))]
+    for number, content in enumerate(saved, start=1):
+        assert all(value.isfinite().all() for value in content['state_dict'].values())
+        assert len(content['message_hub']['log_scalars']['train/loss']['history']) == number
+    assert len(saved) == bad - 1 < PER_EPOCH - 1  # not read at the end of an epoch
 
 
 @pytest.mark.parametrize('fused, late', [(True, False), (True, True), (False, False), (False, True)])

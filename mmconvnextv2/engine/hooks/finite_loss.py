@@ -46,8 +46,8 @@ class FiniteLossHook(Hook):
     A bad update changes neither weights nor moments. A fused optimizer gets the flag on the device without a
     synchronisation (torch's ``found_inf``) and skips the step. For other optimizers the gradients are removed before
     the step, which makes the host wait for the device. Under fp16 the loss scaler skips the step. Losses and flags on a
-    GPU are read when losses are logged, and before a checkpoint is saved, so no checkpoint is written between a bad
-    update and the end of the run.
+    GPU are read where losses are logged or a checkpoint is saved, in all processes, so no checkpoint is written between
+    a bad update and the end of the run.
 
     Args:
         max_skips (int): Maximum number of skipped updates in the whole run, including those before a resume. Defaults

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook, LoggerHook, RuntimeInfoHook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook, RuntimeInfoHook
 from mmengine.registry import HOOKS
 from torch import Tensor
 
@@ -15,17 +15,17 @@ def on_gpu(values: Iterable[Any]) -> bool:
 
 
 def is_read_now(hook: Hook, runner: Any, batch_idx: int, values: Iterable[Any]) -> bool:
-    """Return whether to read values after this iteration: they are not on a GPU, or they are logged.
+    """Return whether to read values after this iteration, the same in all processes.
 
-    mmengine's ``LoggerHook`` logs every ``interval`` iterations, and at the end of an epoch and of the training.
+    They are read if they are not on a GPU, where they are logged or a checkpoint is saved, and at the end of an epoch
+    and of the training.
     """
-    if not on_gpu(values):
+    if not on_gpu(values) or hook.end_of_epoch(runner.train_dataloader, batch_idx) or hook.is_last_train_iter(runner):
         return True
-    logger = next((one for one in runner.hooks if isinstance(one, LoggerHook)), None)
-    return (
-        (logger is not None and hook.every_n_inner_iters(batch_idx, logger.interval))
-        or hook.end_of_epoch(runner.train_dataloader, batch_idx)
-        or hook.is_last_train_iter(runner)
+    return any(
+        (isinstance(one, LoggerHook) and hook.every_n_inner_iters(batch_idx, one.interval))
+        or (isinstance(one, CheckpointHook) and not one.by_epoch and hook.every_n_train_iters(runner, one.interval))
+        for one in runner.hooks
     )
 
 
@@ -52,7 +52,7 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
             self._pass_on(runner, batch_idx)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Bring the history in a checkpoint up to date."""
+        """Bring the history in a checkpoint up to date, where it is saved at another time than usual."""
         if self._pending:
             self._pass_on(runner, 0)
             checkpoint['message_hub'] = runner.message_hub.state_dict()
