@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..datasets.fraction import fractions_in
 from ..engine.model_state import unwrapped
 from ..engine.runner import NamingRunner
 from ..engine.schedule import run_length, settle_iterations, warmup_iterations
@@ -79,8 +80,9 @@ def make_plan(runner: Runner, notes: list[str]) -> Plan:
     batch, warnings = size * world * accumulated, []
     epoch = _count(per_epoch, 'iteration')
     parts = f'batch {size}' + f' x {world} processes' * (world > 1) + f' x {accumulated}' * (accumulated > 1)
+    given = ' and '.join(map(str, fractions_in(loader.dataset))) or f'{images:,} images'
     lines = [
-        f'data         {images:,} images, {parts} = {batch} images per step, {epoch} per epoch',
+        f'data         {given}, {parts} = {batch} images per step, {epoch} per epoch',
         f'length       {_length(unit, length, per_epoch)}, {_evaluations(runner, unit, length)}',
     ]
     lines += _rates(runner, batch, accumulated, per_epoch, warnings)

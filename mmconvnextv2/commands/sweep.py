@@ -3,23 +3,17 @@
 The predefined grids are from arXiv 2301.00808, appendices A.3 and A.4, which does not say which values were chosen.
 """
 
-import json
-import shlex
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
-from typing import NamedTuple
 
 from ..engine.hooks.early_stopping import find_metric
-from ..utils.config import TOOLS, read_config
+from ..utils.config import read_config
 from ..utils.errors import RunError, UserError
 from .arguments import add_traceback
-from .report import find_runs, read_entries
-from .train import parse_train_args
+from .trainings import METRICS, Run, check_train_args, command_of, logged_by, note_plan, split_arguments, train
 
 KEYS = dict(
     lr='optim_wrapper.optimizer.lr',
@@ -31,25 +25,12 @@ GRIDS = {
     'mask-rcnn': dict(decay=(0.9, 0.95), drop_path=(0.2, 0.3, 0.4, 0.5)),  # A.3, learning rate 1e-4
     'upernet': dict(lr=(1e-4, 2e-4, 3e-4), decay=(0.8, 0.9), drop_path=(0.1, 0.2, 0.3, 0.4)),  # A.4
 }
-METRICS = dict(mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1')
-FINISHED, PLAN = 'finished', 'sweep.json'
-
-
-class Run(NamedTuple):
-    """Run of one point of the grid: its settings, work folder and command."""
-
-    settings: dict[str, float]
-    folder: Path
-    command: list[str]
-
-    def is_finished(self) -> bool:
-        return (self.folder / FINISHED).exists()
+PLAN = 'sweep.json'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/sweep.py``; arguments after ``--`` become ``train_args``."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    cut = argv.index('--') if '--' in argv else len(argv)
+    own, train_args = split_arguments(argv)
     parser = ArgumentParser(
         description='Train a config for every combination of the given values, and rank the runs.',
         epilog='Example: python tools/sweep.py configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py --lr 1e-4 '
@@ -72,8 +53,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument('--dry-run', action='store_true', help='print the commands of unfinished runs, one per line')
     instead.add_argument('--table', action='store_true', help='rank the existing runs without training')
-    args = parser.parse_args(argv[:cut])
-    args.train_args = argv[cut + 1 :]
+    args = parser.parse_args(own)
+    args.train_args = train_args
     return args
 
 
@@ -88,9 +69,9 @@ def sweep(args: Namespace) -> None:
     waiting = [run for run in runs if not run.is_finished()]
     if args.dry_run:
         for run in waiting:
-            print(f'{shlex.join(run.command)} && touch {shlex.quote(str(run.folder / FINISHED))}')
+            print(run.line())
         return
-    failed = [] if args.table else [run for run in waiting if not train(run)]
+    failed = [] if args.table else [run for run in waiting if not _announced(run)]
     table = rank(runs, args)
     print(table)
     if not args.table:
@@ -100,6 +81,11 @@ def sweep(args: Namespace) -> None:
             f'{len(failed)} of {len(runs)} runs failed: see '
             f'{", ".join(str(run.folder / "console.log") for run in failed)}; run the same command to continue'
         )
+
+
+def _announced(run: Run) -> bool:
+    print(f'{run.folder.name}: output in {run.folder / "console.log"}', flush=True)
+    return train(run)
 
 
 def work_dir_of(args: Namespace) -> Path:
@@ -126,63 +112,19 @@ def plan_runs(args: Namespace) -> list[Run]:
     """Return the runs, each with its own folder, and record their common settings in the work folder.
 
     Raises:
-        ValueError: See :func:`grid_of`, :func:`check_train_args` and :func:`note_plan`.
+        ValueError: See :func:`grid_of`, and ``check_train_args`` and ``note_plan`` of ``trainings``.
     """
     grid = grid_of(args)
-    check_train_args(args, grid)
-    note_plan(args)
+    read_config(args.config)
+    check_train_args(args.config, args.train_args, ('--work-dir', '--resume'), (KEYS[name] for name in grid))
+    note_plan(work_dir_of(args), PLAN, dict(config=str(args.config), train_args=args.train_args))
     runs = []
     for values in product(*grid.values()):
         settings = dict(zip(grid, values))
         folder = work_dir_of(args) / '_'.join(f'{name}{value:g}' for name, value in settings.items())
-        runs.append(Run(settings, folder, command_of(args, settings, folder)))
+        options = [f'{KEYS[name]}={value!r}' for name, value in settings.items()]
+        runs.append(Run(settings, folder, command_of(args, folder, options)))
     return runs
-
-
-def check_train_args(args: Namespace, grid: dict[str, Sequence[float]]) -> None:
-    """Raise ``ValueError`` if the config does not exist or the training arguments include settings of the sweep."""
-    read_config(args.config)
-    parsed = parse_train_args([args.config, *args.train_args])
-    own = [flag for flag, value in (('--work-dir', parsed.work_dir), ('--resume', parsed.resume)) if value]
-    own += [KEYS[name] for name in grid if KEYS[name] in (parsed.cfg_options or {})]
-    if own:
-        raise UserError(f'{own[0]} is set by the sweep for each run: remove it from the arguments after `--`')
-
-
-def note_plan(args: Namespace) -> None:
-    """Record the config and the training arguments of all runs.
-
-    Raises:
-        ValueError: If the work folder contains a sweep of another config or with other arguments.
-    """
-    path, plan = work_dir_of(args) / PLAN, dict(config=str(args.config), train_args=args.train_args)
-    if path.exists() and json.loads(path.read_text()) != plan:
-        raise UserError(f'{path.parent} contains another sweep ({path.read_text().strip()}): pass another --work-dir')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan) + '\n')
-
-
-def command_of(args: Namespace, settings: dict[str, float], folder: Path) -> list[str]:
-    """Return the command of one run, which resumes if it was interrupted."""
-    start = [sys.executable, str(TOOLS / 'train.py'), args.config]
-    if args.gpus:
-        start = ['env', f'PYTHON={sys.executable}', 'bash', str(TOOLS / 'dist_train.sh'), args.config, str(args.gpus)]
-    options = [f'{KEYS[name]}={value!r}' for name, value in settings.items()]
-    rest, flag = list(args.train_args), '--cfg-options'
-    cut = rest.index(flag) + 1 if flag in rest else len(rest)
-    options = options if flag in rest else [flag, *options]
-    return [*start, '--resume', '--work-dir', str(folder), *rest[:cut], *options, *rest[cut:]]
-
-
-def train(run: Run) -> bool:
-    """Train one run with its output in ``console.log``, and return whether it finished."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    print(f'{run.folder.name}: output in {run.folder / "console.log"}', flush=True)
-    with open(run.folder / 'console.log', 'a') as log:
-        ended = subprocess.call(run.command, stdout=log, stderr=subprocess.STDOUT)
-    if ended == 0:
-        (run.folder / FINISHED).touch()
-    return ended == 0
 
 
 def rank(runs: Sequence[Run], args: Namespace) -> str:
@@ -191,7 +133,7 @@ def rank(runs: Sequence[Run], args: Namespace) -> str:
     Raises:
         ValueError: If no run has logged the metric.
     """
-    logged = [read_entries(find_runs(run.folder)) if any(run.folder.glob('*/vis_data')) else [] for run in runs]
+    logged = [logged_by(run) for run in runs]
     metric = metric_of(args, {name for entries in logged for entry in entries for name in entry})
     falls = 'loss' in metric
     rows = []

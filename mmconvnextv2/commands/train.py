@@ -50,9 +50,9 @@ def apply_train_args(cfg: Config, args: Namespace) -> None:
         ValueError: If the config lacks ``auto_scale_lr.base_batch_size``, or the checkpoint does not exist; see also
             :func:`~mmconvnextv2.commands.train_flags.apply_train_options`.
     """
-    apply_train_options(cfg, args)
     if args.seed is not None:
         cfg.merge_from_dict({'randomness.seed': args.seed})
+    apply_train_options(cfg, args)
     if args.amp:
         cfg.optim_wrapper.type = 'BF16OptimWrapper' if has_bf16() else 'FP16OptimWrapper'
         cfg.optim_wrapper.pop('loss_scale', None)

@@ -1,4 +1,4 @@
-"""Flags of ``tools/train.py`` for experiment trackers, weight averaging, early stopping and compilation.
+"""Flags of ``tools/train.py`` for trackers, weight averaging, early stopping, compilation and fractions of the labels.
 
 Built on mmengine's visualizer backends and hooks, with these differences: only the backbone is compiled; the state of
 early stopping survives a resume, its metric can be given by its short name, and any improvement counts; an EMA decay
@@ -6,12 +6,15 @@ passed as a momentum (one minus the decay) is rejected.
 """
 
 from argparse import ArgumentParser, Namespace
+from copy import deepcopy
 from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config, ConfigDict
 
+from ..datasets.fraction import LabelFraction
 from ..engine.hooks.early_stopping import PATIENCE
+from ..utils.config import inner_datasets
 from ..utils.errors import UserError
 
 EMA_MOMENTUM = 1e-4  # a decay of 0.9999, as in the paper's fine-tuning (tables 9 to 13)
@@ -43,6 +46,12 @@ def add_train_options(parser: ArgumentParser) -> None:
         f'default {PATIENCE}',
     )
     parser.add_argument(
+        '--fraction',
+        type=float,
+        metavar='SHARE',
+        help='train on this share of the labelled images, in (0, 1], chosen by --seed; the run stays as long',
+    )
+    parser.add_argument(
         '--compile',
         nargs='?',
         const='inductor',
@@ -68,6 +77,8 @@ def apply_train_options(cfg: Config, args: Namespace) -> None:
         stop_early(cfg, *args.early_stop)
     if args.compile:
         compile_backbone(cfg, args.compile)
+    if args.fraction is not None:
+        take_fraction(cfg, args.fraction)
 
 
 def add_tracker(cfg: Config, flag: str, backend: str, package: str) -> None:
@@ -148,6 +159,25 @@ def compile_backbone(cfg: Config, name: str) -> None:
             'remove one of them'
         )
     _add_hook(cfg, type='CompileBackboneHook', **(dict(mode=name) if name in modes else dict(backend=name)))
+
+
+def take_fraction(cfg: Config, fraction: float) -> None:
+    """Train on a fraction of the labelled images; see :class:`~mmconvnextv2.datasets.fraction.LabelFraction`.
+
+    Args:
+        cfg (Config): Config to change.
+        fraction (float): Share of the images, in (0, 1], chosen by ``randomness.seed``.
+
+    Raises:
+        ValueError: If the fraction is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f'--fraction={fraction}: expected a share in (0, 1], such as 0.1')
+    seed = (cfg.get('randomness') or {}).get('seed') or 0
+    for dataset in list(inner_datasets(cfg.train_dataloader.dataset)):
+        inner = deepcopy(dataset)
+        dataset.clear()
+        dataset.update(type=LabelFraction.__name__, dataset=inner, fraction=fraction, seed=seed)
 
 
 def _add_hook(cfg: Config, **hook) -> None:

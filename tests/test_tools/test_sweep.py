@@ -7,8 +7,9 @@ import subprocess
 import pytest
 
 from mmconvnextv2.checkpoint.load import load_file
-from mmconvnextv2.commands.sweep import FINISHED, GRIDS, parse_args, plan_runs, sweep
+from mmconvnextv2.commands.sweep import GRIDS, parse_args, plan_runs, sweep
 from mmconvnextv2.commands.train import parse_train_args
+from mmconvnextv2.commands.trainings import FINISHED
 
 UPERNET = 'configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py'
 
@@ -79,10 +80,10 @@ def test_mistakes(tmp_path):
     plan_runs(parse_args([UPERNET, '--lr', '1', *own]))
     for arguments, message in (
         ([], 'nothing to sweep: pass values with --lr'),
-        (['--lr', '1', '--', '--work-dir', 'x'], '--work-dir is set by the sweep'),
-        (['--lr', '1', '--', '--resume'], '--resume is set by the sweep'),
+        (['--lr', '1', '--', '--work-dir', 'x'], '--work-dir is set for each run'),
+        (['--lr', '1', '--', '--resume'], '--resume is set for each run'),
         (['--lr', '1', '--', '--cfg-options', 'optim_wrapper.optimizer.lr=2'], 'optim_wrapper.optimizer.lr is set'),
-        (['--lr', '1', *own, '--', '--amp'], 'contains another sweep .*pass another --work-dir'),
+        (['--lr', '1', *own, '--', '--amp'], 'contains other runs .*pass another --work-dir'),
     ):
         with pytest.raises(ValueError, match=message):
             plan_runs(parse_args([UPERNET, *arguments]))
