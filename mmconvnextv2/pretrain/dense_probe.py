@@ -165,8 +165,8 @@ class DenseProbeHook(FrozenFeaturesHook):
         self.num_classes, self.image_size, self.stages = num_classes, image_size, tuple(stages)
         self.epochs, self.lr, self.batch_size, self.max_images = epochs, lr, batch_size, max_images
 
-    def before_train(self, runner) -> None:
-        """List files and read labels, so mistakes are found before training starts.
+    def read_data(self) -> None:
+        """List files and read labels.
 
         Raises:
             FileNotFoundError: If a folder or a label file does not exist.

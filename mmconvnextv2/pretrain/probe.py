@@ -214,9 +214,17 @@ class FrozenFeaturesHook(Hook):
                 raise UserError(f'{name}={value} of {type(self).__name__}: expected more than 0')
         self.interval = interval
 
+    def read_data(self) -> None:
+        """Read what the features are evaluated on."""
+        raise NotImplementedError
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return scores of an ``FCMAE``, in percent, by name."""
         raise NotImplementedError
+
+    def before_train(self, runner) -> None:
+        """Read the data, so mistakes are found before training starts."""
+        self.read_data()
 
     def after_train_epoch(self, runner) -> None:
         """Evaluate every ``interval`` epochs, and after the last epoch."""
@@ -284,8 +292,8 @@ class ProbeHook(FrozenFeaturesHook):
         self.pipeline = default_pipeline(image_size) if pipeline is None else pipeline
         self.loading = dict(batch_size=batch_size, num_workers=num_workers)
 
-    def before_train(self, runner) -> None:
-        """Read the folder, so mistakes are found before training starts.
+    def read_data(self) -> None:
+        """Read the folder.
 
         Raises:
             FileNotFoundError: If the folder does not exist.
