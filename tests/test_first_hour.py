@@ -104,7 +104,7 @@ def test_own_photos(home):
 
 def test_few_labels(home):
     """Pretraining on unlabelled images, label PNGs made into a training set, two starts: the pretrained run takes every
-    weight of the pretraining, the other none, and both are evaluated."""
+    weight of the pretraining, the other none, and both are evaluated and compared."""
     shutil.copytree(home / 'rendered/unlabelled', home / 'images')
     shutil.copytree(home / 'rendered/ade/images/training', home / 'labelled/images')
     (home / 'labelled/labels').mkdir()
@@ -113,14 +113,17 @@ def test_few_labels(home):
         Image.fromarray(np.where(labels < 0, 255, labels).astype(np.uint8)).save(home / 'labelled/labels' / path.name)
     (home / 'labelled/classes.txt').write_text('\n'.join(STUFF))
     commands = commands_of('few_labels.md', length=2)
-    assert [Path(words[1]).stem for words in commands][:4] == ['train', 'prepare', 'train', 'train']
-    more = [[*SMALL, *PRETRAINING], (), [*SMALL, *SEGMENTATION], [*SMALL, *SEGMENTATION]]
+    assert [Path(words[1]).stem for words in commands] == ['train', 'prepare', 'compare_starts']
+    at = commands[2].index('--')
+    commands[2][at:at] = ['--fractions', '0.5', '--seeds', '1']
+    more = [[*SMALL, *PRETRAINING], (), [*SMALL, *SEGMENTATION]]
     said = [run(words, options) for words, options in zip(commands, more)]
     assert '10 images, 8 for training and 2 for validation' in said[1]
-    assert '136 weights loaded' in said[2] and 'weights loaded' not in said[3]
-    for name in ('street_pretrained', 'street_scratch'):
-        logged = next((home / 'work_dirs' / name).glob('*/vis_data/scalars.json')).read_text()
-        assert '"mIoU"' in logged
+    out = home / 'work_dirs/config_starts'
+    consoles = {start: (out / f'{start}_0.5_seed0/console.log').read_text() for start in ('pretrained', 'scratch')}
+    assert '136 weights loaded' in consoles['pretrained'] and 'weights loaded' not in consoles['scratch']
+    assert '4 of 8 images (fraction 0.5, seed 0)' in consoles['scratch']
+    assert '| 0.5 | 4 |' in said[2] and 'which shows nothing alone' in said[2]
 
 
 def test_serving(home):
