@@ -122,7 +122,7 @@ class NamedArrays(UnlabelledImages):
 
     def load_data_list(self) -> list[dict]:
         """List files and folders of samples, sorted by path."""
-        root = self.img_prefix or self.data_root
+        root = os.path.normpath(self.img_prefix or self.data_root)
         if not os.path.isdir(root):
             raise MissingFileError(f'{root} does not exist: set train_dataloader.dataset.data_root')
         found = scandir(root, suffix=(ARCHIVE, ARRAY), recursive=True)
@@ -291,6 +291,55 @@ class PackNamedArrays(PackInputs):
         packed = super().transform(results)
         packed['targets'] = {name: _to_tensor(array) for name, array in results['targets'].items()}
         return packed
+
+
+def measure_statistics(dataset: NamedArrays, num_samples: int = 1000, kind: str | None = None) -> dict[str, dict]:
+    """Return mean and standard deviation of each channel of inputs and targets, as a config takes them.
+
+    Missing values are left out: NaN, infinity and ``no_data`` of targets.
+
+    Args:
+        dataset (NamedArrays): Data set; its pipeline is not run.
+        num_samples (int): Number of samples to read, at equal distances. Defaults to 1000.
+        kind (str, optional): Name in ``meta``; the result is then a dict by its values. Defaults to None.
+
+    Returns:
+        dict[str, dict]: ``dict(mean=[...], std=[...])`` by name, or such dicts by kind and name; NaN for a channel that
+        no sample has.
+
+    Raises:
+        ValueError: If the kind is not in ``meta``.
+
+    Examples:
+        >>> measure_statistics(dataset)['elevation']
+        {'mean': [412.7], 'std': [305.2]}
+    """
+    if kind is not None and kind not in dataset.meta:
+        raise UserError(f'kind={kind!r} is not in dataset.meta={dataset.meta}: add it there')
+    load, sums = LoadNamedArrays(), {}  # (kind, name): number, sum and sum of squares by channel
+    for index in np.unique(np.linspace(0, len(dataset) - 1, min(num_samples, len(dataset))).astype(int)):
+        results = load.transform(dataset.get_data_info(int(index)))
+        arrays = {name: results['img'][..., results['slices'][name]] for name in dataset.inputs}
+        for name, target in dataset.targets.items():
+            if not target.has_classes:
+                key = _stacked(name)
+                array = results['img'][..., results['slices'][key]] if target.of_pixels else results['vectors'][key]
+                arrays[name] = target.prepare(torch.from_numpy(array)).numpy()
+        for name, array in arrays.items():
+            values = array.reshape(-1, array.shape[-1]).astype(np.float64)
+            there = np.isfinite(values)
+            values = np.where(there, values, 0)
+            moments = np.stack([there.sum(0), values.sum(0), np.square(values).sum(0)])
+            group = results[kind] if kind is not None else None
+            sums[group, name] = sums.get((group, name), 0) + moments
+    measured: dict = {}
+    for (group, name), (count, total, squares) in sums.items():
+        with np.errstate(invalid='ignore'):
+            mean = total / count
+            std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        one = dict(mean=mean.tolist(), std=std.tolist())
+        (measured if kind is None else measured.setdefault(group, {}))[name] = one
+    return measured
 
 
 def _to_tensor(array: np.ndarray) -> torch.Tensor:
