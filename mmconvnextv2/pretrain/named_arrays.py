@@ -125,13 +125,31 @@ class NamedArrays(UnlabelledImages):
         root = os.path.normpath(self.img_prefix or self.data_root)
         if not os.path.isdir(root):
             raise MissingFileError(f'{root} does not exist: set train_dataloader.dataset.data_root')
-        found = scandir(root, suffix=(ARCHIVE, ARRAY), recursive=True)
-        paths = {name if name.endswith(ARCHIVE) else os.path.dirname(name) for name in found}
-        if '' in paths:
+        paths = self.list_samples([root])
+        if root in paths:
             raise UserError(f'{root} holds {ARRAY} files itself: put those of a sample into a folder of their own')
-        if not paths:
-            raise MissingFileError(f'{root} has no {ARCHIVE} file, and no folder with {ARRAY} files')
-        return [dict(img_path=os.path.join(root, path)) for path in sorted(paths)]
+        return [dict(img_path=path) for path in paths]
+
+    @staticmethod
+    def list_samples(paths: Sequence[str]) -> list[str]:
+        """Return the samples at and below paths; those below a folder are sorted.
+
+        Raises:
+            FileNotFoundError: If a path is missing or has no sample.
+        """
+        samples = []
+        for path in paths:
+            if os.path.isfile(path):
+                samples.append(path)
+                continue
+            if not os.path.isdir(path):
+                raise MissingFileError(f'{path} does not exist')
+            found = scandir(path, suffix=(ARCHIVE, ARRAY), recursive=True)
+            places = {name if name.endswith(ARCHIVE) else os.path.dirname(name) for name in found}
+            if not places:
+                raise MissingFileError(f'{path} has no {ARCHIVE} file, and no folder with {ARRAY} files')
+            samples += [os.path.normpath(os.path.join(path, place)) for place in sorted(places)]
+        return samples
 
     def get_data_info(self, idx: int) -> dict:
         """Return a sample's path, and what to read from it."""

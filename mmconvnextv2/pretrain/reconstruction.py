@@ -19,7 +19,8 @@ def image_grid(
 ) -> np.ndarray:
     """Arrange the images of ``FCMAE.reconstruct`` in one RGB image with a row per image and the columns of ``COLUMNS``.
 
-    Values outside of 0 to 255 are stretched: the 2nd percentile of the original images becomes black, the 98th white.
+    If values of the original images exceed 0 to 255 by more than half of it, as those of 16 bits do, all are stretched:
+    the originals' 2nd percentile becomes black, the 98th white.
 
     Args:
         reconstructed (dict[str, Tensor]): Images of shape (B, C, H, W) for each name in ``COLUMNS``.
@@ -38,7 +39,7 @@ def image_grid(
             pixels = pixels * std + mean
         if channels is not None or pixels.shape[1] != 3:
             pixels = pixels[:, list(channels or (0,))].expand(-1, 3, -1, -1)
-        if name == 'original' and (pixels.min() < -1 or pixels.max() > 256):
+        if name == 'original' and (pixels.min() < -128 or pixels.max() > 383):
             low, high = np.percentile(pixels.cpu().numpy(), (2, 98))
         pixels = (pixels - low) * (255 / max(high - low, 1e-6)) if (low, high) != (0, 255) else pixels
         columns.append(torch.cat(tuple(pixels), dim=1))  # (3, B * H, W)

@@ -18,7 +18,6 @@ CELLS = [[0, 2, 5], [1, 3, 4]]  # of 2 x 3
 STEMS = {
     'conv-8': dict(type='ConvStem', stride=1),
     'conv-16': dict(type='ConvStem', stride=2),
-    'conv-32': dict(type='ConvStem', stride=4),
     'patch-8': dict(type='PatchStem', stride=1),
     'patch-16': dict(type='PatchStem', stride=2),
 }
