@@ -1,7 +1,7 @@
 """Compare the executions of FCMAE: loss for the same weights and masks, seconds and peak memory per step on the CPU.
 
 Example: python benchmarks/fcmae_executions.py --sizes atto tiny base --out benchmarks/fcmae.md
-MP-MAE: python benchmarks/fcmae_executions.py --mp-mae --sizes atto tiny --batch 8 --out benchmarks/mp_mae.md
+MP-MAE: python benchmarks/fcmae_executions.py --mp-mae --sizes tiny atto --steps 9 --out benchmarks/fcmae.md
 
 Executions and sizes take turns, each in a separate process, since a process has only one memory peak.
 """
@@ -21,6 +21,7 @@ from measure import machine, peak_bytes, race, ratio, resident_bytes, table
 EXECUTIONS = ('packed', 'masked', 'minkowski')
 CONTROL = 'leaky'  # wrong on purpose: shows how much the loss changes if convolutions read masked sites
 SIDE, MASK_RATIO, WARM_UP, CPU, MIB = 224, 0.6, 2, torch.device('cpu'), 2**20
+SECTION = '## MP-MAE: packed and masked\n'
 MP_MAE = 'configs/fcmae/fcmae_convnextv2-{}_mp-mae_64xb64-200e_mmearth.py'
 PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'MinkowskiEngine')
 HEADER = (
@@ -91,9 +92,8 @@ def compare_mp_mae(size, args):
 
 
 def write_mp_mae(rows, args):
-    """Write MP-MAE's table with a description of the machine and the settings."""
-    text = f"""# MP-MAE: packed and masked
-
+    """Write MP-MAE's section of the page, in place of an older one."""
+    text = f"""{SECTION}
 Written by `benchmarks/fcmae_executions.py --mp-mae` on {args.machine}.
 MMEarth's setting: batch {args.batch} of 112 x 112 pixels and 12 bands, cells of 16 pixels, mask ratio {MASK_RATIO}, 12
 targets of pixels and images; float32, forward, backward and AdamW step. Seconds are medians of {args.steps} steps in
@@ -101,7 +101,8 @@ turns, the ratio is that of steps one after the other, median and range.
 
 {table(('size', 'packed, s', 'masked, s', 'packed is faster by', 'range', 'loss differs'), rows)}
 """
-    Path(args.out).write_text(text)
+    before = Path(args.out).read_text().partition(SECTION)[0] if Path(args.out).exists() else ''
+    Path(args.out).write_text((before.rstrip('\n') + '\n\n' if before else '') + text)
 
 
 def run_worker(size, execution, args):
@@ -155,7 +156,8 @@ whose convolutions read across the mask, is the control: a comparison that does 
 
 {table(HEADER, rows)}
 """
-    Path(args.out).write_text(text)
+    kept = Path(args.out).read_text().partition(SECTION)[1:] if Path(args.out).exists() else ()
+    Path(args.out).write_text(text + ('\n' + ''.join(kept) if any(kept) else ''))
 
 
 def main():

@@ -253,7 +253,9 @@ def write_places(root, numbers=range(8), side=40):
     for number in numbers:
         generator = np.random.default_rng(number)
         relief = np.cumsum(generator.normal(size=(side, side)), 0) + np.cumsum(generator.normal(size=(side, side)), 1)
-        bands = 1000 + 100 * relief[..., None] * generator.uniform(0.5, 1.5, 5) + generator.normal(0, 50, (side, side, 5))
+        bands = (
+            1000 + 100 * relief[..., None] * generator.uniform(0.5, 1.5, 5) + generator.normal(0, 50, (side, side, 5))
+        )
         elevation = (300 + 20 * relief).astype(np.float32)
         elevation[:5, :7] = np.nan
         cover = np.digitize(relief, [-3, 3]) * 10 + 10  # 10, 20 and 30, as ESA WorldCover counts

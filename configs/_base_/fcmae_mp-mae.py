@@ -1,6 +1,7 @@
-# MP-MAE pretraining: FCMAE with many bands and many targets, as MMEarth (arXiv 2405.02771, section 4; hyper-parameters of
-# its code, vishalned/MMEarth-train, TRAINING.md). Each sample is a file or folder of named arrays (docs/many_bands.md).
-# Values below are those of Sentinel-2's reflectance alone: measure mean and std of your data as that page says.
+# MP-MAE pretraining: FCMAE with many bands and many targets, as MMEarth (arXiv 2405.02771; hyper-parameters of its code,
+# vishalned/MMEarth-train, TRAINING.md and MODALITIES.py). Samples are files or folders of named arrays
+# (docs/many_bands.md). Below, images are only scaled to reflectance and other targets not at all: measure mean and std
+# of your data as that page says.
 _base_ = './fcmae.py'
 bands, cell, image_size = 12, 16, 112  # MMEarth's other setting is cell 8, image_size 56
 num_epochs = 200

@@ -1,13 +1,14 @@
 """Stems of ConvNeXt V2: the patch convolution of the paper, and the two-step stem of MMEarth (arXiv 2405.02771).
 
-The three downsampling layers behind a stem of stride s lead to one site per 8 * s pixels, which is the side of a masking
-cell: 32 behind the paper's 4x4 patches, 16 and 8 for small images behind a stem of stride 2 and 1.
+The three downsampling layers behind a stem of stride s lead to one site per 8 * s pixels, which is the side of a
+masking cell: 32 behind the paper's 4x4 patches, 16 and 8 for small images behind a stem of stride 2 and 1.
 
 MMEarth's FCMAE first convolves every pixel, then downsamples each channel by its patch size / 8. Its two codes pad
 differently: sparse pretraining keeps every pixel where it is, dense fine-tuning does not pad the first convolution.
 """
 
 import inspect
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 

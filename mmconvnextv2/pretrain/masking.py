@@ -29,7 +29,6 @@ from ..utils.errors import UserError
 from ..utils.moved import moved_names, register_renamed
 from .multichannel import read_array
 
-
 FREE, SHOWN, HIDDEN = 0, 1, 2  # pixels of a map of regions: as the pattern has it, visible, masked
 TRIES = 100  # of placing a block
 

@@ -1,7 +1,7 @@
 """Samples of several named arrays, such as bands, elevation, land cover and climate of one place.
 
-A sample is one ``.npz`` file, or a folder of ``.npy`` files whose names are those of the arrays. Its maps are stacked to
-one image, so that any transform of mmcv and mmpretrain that crops or flips an image moves all of them alike.
+A sample is one ``.npz`` file, or a folder of ``.npy`` files whose names are those of the arrays. Its maps are stacked
+to one image, so that any transform of mmcv and mmpretrain that crops or flips an image moves all of them alike.
 """
 
 import io
@@ -58,8 +58,8 @@ class Sample:
             near = get_close_matches(name, self.names, 1)
             hint = f' (did you mean {near[0]!r}?)' if near else ''
             raise UserError(
-                f'{self.path} has the arrays {self.names}, but not {name!r}{hint}: name the arrays in dataset.inputs and '
-                'dataset.targets as in the files, or give a target optional=True if only some samples have it'
+                f'{self.path} has the arrays {self.names}, but not {name!r}{hint}: name the arrays in dataset.inputs '
+                'and dataset.targets as in the files, or give a target optional=True if only some samples have it'
             )
         try:
             if self._archive is not None:
@@ -178,7 +178,7 @@ class LoadNamedArrays(BaseTransform):
         height, width = next(iter(maps.values())).shape[:2]
         vectors = {}
         for name, target in wanted.targets.items():
-            if getattr(target, 'optional') and name not in sample.names:
+            if target.optional and name not in sample.names:
                 shape = (height, width, target.depth) if target.of_pixels else (target.depth,)
                 array = np.full(shape, MISSING if target.has_classes else np.nan, np.float32)
             else:
@@ -247,7 +247,9 @@ def class_indices(labels: np.ndarray, target: Target, place: str) -> np.ndarray:
     missing = np.isnan(labels) | (labels == target.ignore_index)  # type: ignore[attr-defined]
     values = np.asarray(target.labels if target.labels is not None else range(target.num_outputs))  # type: ignore
     order = np.argsort(values)
-    nearest = order[np.searchsorted(values, np.where(missing, values[0], labels), sorter=order).clip(0, len(values) - 1)]
+    nearest = order[
+        np.searchsorted(values, np.where(missing, values[0], labels), sorter=order).clip(0, len(values) - 1)
+    ]
     wrong = ~missing & (values[nearest] != labels)
     if wrong.any():
         raise UserError(f'{place}: {target.describe_index(float(labels[wrong][0]))}')  # type: ignore[attr-defined]

@@ -133,5 +133,3 @@ def test_sides_off_the_cells_are_refused():
     """The error names the model's cell and a size that fits it."""
     with pytest.raises(ValueError, match='60x48 pixels: .*multiples of 16; resize or crop to 48x48'):
         make(STEMS['conv-16'])(torch.zeros(2, 2, 60, 48, dtype=torch.float64), torch.tensor(CELLS))
-
-

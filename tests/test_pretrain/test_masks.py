@@ -142,7 +142,9 @@ def test_bad_regions_are_refused():
     generator = FCMAEMaskGenerator(0.6, cell=16)
     regions = np.zeros((112, 112), np.uint8)
     regions[:, 20:] = 2
-    with pytest.raises(ValueError, match='regions of a.png mask 42 of 49 cells, .*mask_ratio=0.6 needs 19 visible ones'):
+    with pytest.raises(
+        ValueError, match='regions of a.png mask 42 of 49 cells, .*mask_ratio=0.6 needs 19 visible ones'
+    ):
         mask(generator, 0, gt_seg_map=regions, img_path='a.png')
     with pytest.raises(ValueError, match='show 42 of 49 cells, .*has only 19 visible ones: mark fewer pixels with 1'):
         mask(generator, 0, gt_seg_map=regions // 2)

@@ -281,9 +281,7 @@ def test_normalisation_by_group_and_kind():
     images = torch.rand(3, 5, 8, 8) * 10 + 1
     images[1, 2, 3, 4] = 0
     statistics = dict(l1c=dict(mean=[1.0, 2.0], std=[3.0, 4.0]), l2a=dict(mean=[5.0, 6.0], std=[7.0, 8.0]))
-    preprocessor = FCMAEDataPreprocessor(
-        statistics=statistics, statistics_key='level', band_groups=(2, 3), no_data=0
-    )
+    preprocessor = FCMAEDataPreprocessor(statistics=statistics, statistics_key='level', band_groups=(2, 3), no_data=0)
     kinds = ('l2a', 'l1c', 'l2a')
     samples = [DataSample(metainfo=dict(level=kind)) for kind in kinds]
     found = preprocessor(dict(inputs=images.clone(), data_samples=samples))['inputs'].numpy()
@@ -332,13 +330,19 @@ def with_target(**config):
         (with_target(type='PixelValues', chanels=2), 'targets.other of PixelValues does not know chanels'),
         (with_target(type='PixelValues', channels=2, mean=[1.0, 2.0, 3.0], std=[1.0]), 'mean has 3 values'),
         (with_target(type='PixelValues', mean=[1.0], std=[0.0]), 'expected positive deviations'),
-        (with_target(type='PixelValues', channels=3, source='inputs'), 'channels=3, but its source, the images, have 2'),
+        (
+            with_target(type='PixelValues', channels=3, source='inputs'),
+            'channels=3, but its source, the images, have 2',
+        ),
         (with_target(type='PixelClasses', num_classes=4, ignore_index=3), 'ignore_index=3 is one of 4 classes'),
         (with_target(type='ImageClasses'), 'num_classes=0: expected 2 or more, or labels'),
         (with_target(type='ImageValues', source='inputs'), 'only PixelValues have one'),
         (dict(head=dict(type='MultiTargetHead', targets={})), 'targets is empty'),
         (dict(head=dict(type='MultiTargetHead', targets=dict(type=TARGETS['radar']))), "'type' cannot be the name"),
-        (dict(head=dict(type='MultiTargetHead', targets=dict(x=TARGETS['biome']))), 'leave the decoder without training'),
+        (
+            dict(head=dict(type='MultiTargetHead', targets=dict(x=TARGETS['biome']))),
+            'leave the decoder without training',
+        ),
         (dict(head=dict(type='MultiTargetHead', targets=TARGETS, pool='all')), "pool='all'.*'visible', 'decoded'"),
         (dict(head=dict(type='FCMAEHead')), "MPMAE needs head=dict.type='MultiTargetHead'"),
         (dict(weighting=dict(elevations=2)), "weighting=.'elevations': 2.: expected weights .* for some of .'bands'"),

@@ -105,7 +105,9 @@ def test_statistics_leave_missing_values_out(places, tmp_path):
         np.testing.assert_allclose(np.array(found['std'])[there], np.nanstd(stacked[:, there], 0), rtol=1e-9)
     kinds = measure_statistics(make(tmp_path), kind='level')
     for kind, found in kinds.items():
-        stacked = np.concatenate([one['optical'].reshape(-1, 5) for one in places.values() if str(one['level']) == kind])
+        stacked = np.concatenate(
+            [one['optical'].reshape(-1, 5) for one in places.values() if str(one['level']) == kind]
+        )
         np.testing.assert_allclose(found['optical']['mean'], stacked.mean(0), rtol=1e-9)
     with pytest.raises(ValueError, match='kind=.cloud. is not in dataset.meta='):
         measure_statistics(make(tmp_path), kind='cloud')
@@ -189,11 +191,13 @@ def test_bad_samples_are_refused(places, tmp_path):
         make(tmp_path, targets=dict(elevations=TARGETS['elevation']))[0]
     with pytest.raises(ValueError, match="not 'climate'.*optional=True if only some samples have it"):
         make(tmp_path, targets=dict(climate=dict(type='ImageValues', channels=3)))[0]
-    with pytest.raises(ValueError, match=r"'optical' of .*0000.npz has shape \(40, 40, 5\).* with 4 bands: set dataset.in"):
+    with pytest.raises(
+        ValueError, match=r"'optical' of .*0000.npz has shape \(40, 40, 5\).* with 4 bands: set dataset.in"
+    ):
         make(tmp_path, inputs=dict(optical=4))[0]
     with pytest.raises(ValueError, match="'cover' of .*: class 20 is outside the range: expected 0 to 10"):
         make(tmp_path, targets=dict(cover=dict(type='PixelClasses', num_classes=11)))[0]
-    with pytest.raises(ValueError, match=r"class 30 is outside the range: expected one of labels=\[10, 20\]"):
+    with pytest.raises(ValueError, match=r'class 30 is outside the range: expected one of labels=\[10, 20\]'):
         make(tmp_path, targets=dict(cover=dict(type='PixelClasses', labels=[10, 20], ignore_index=0)))[0]
     with pytest.raises(ValueError, match="'climate' of .* has 3 values: expected 4, channels of the target"):
         make(tmp_path, targets=dict(climate=dict(type='ImageValues', channels=4)))[1]

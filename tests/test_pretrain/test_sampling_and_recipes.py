@@ -145,8 +145,9 @@ def test_draws_leave_global_state_alone():
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
 def test_fcmae_leaf_builds(leaf):
-    """Each recipe builds at its own size with a decoder of width 512 that predicts 32 x 32 x 3 values, or 16 x 16 pixels
-    of each of MMEarth's targets, reads the published learning rate off its batch, and lasts the epochs of its name."""
+    """Each recipe builds at its own size with a decoder of width 512 that predicts 32 x 32 x 3 values, or 16 x 16
+    pixels of each of MMEarth's targets, reads the published learning rate off its batch, and lasts the epochs of its
+    name."""
     cfg = Config.fromfile(str(leaf))
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
