@@ -1,4 +1,4 @@
-# MP-MAE pretraining: FCMAE with many bands and many targets, as MMEarth (arXiv 2405.02771; hyper-parameters of its code,
+# MP-MAE pretraining: FCMAE with many bands and many targets, as MMEarth (arXiv 2405.02771; settings of its code,
 # vishalned/MMEarth-train, TRAINING.md and MODALITIES.py). Samples are files or folders of named arrays
 # (docs/many_bands.md). Below, images are only scaled to reflectance and other targets not at all: measure mean and std
 # of your data as that page says.
