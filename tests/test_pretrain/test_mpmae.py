@@ -99,6 +99,29 @@ def reference(predicted, images, targets, model):
     }
 
 
+@pytest.mark.parametrize('pool', ('visible', 'decoded'))
+def test_predictions_are_one_linear_layer_each(pool):
+    """Pixels of a masked cell come from its decoded site, those of the image from the mean of visible sites and a
+    LayerNorm, or from LayerNorms and the mean of all decoded sites."""
+    model = make(head=dict(type='MultiTargetHead', targets=TARGETS, pool=pool))
+    images, _, _ = make_batch()
+    with torch.no_grad():
+        predicted = predictions(model, images)
+        features = model.backbone(images, torch.from_numpy(CELLS), 'masked')[-1]
+        decoded = model.neck(features, torch.from_numpy(CELLS))
+        for image, cells in enumerate(CELLS):
+            sites = [features[image, :, cell // 3, cell % 3] for cell in cells]
+            if pool == 'visible':
+                vector = model.head.norm(sum(sites) / len(sites))
+            else:
+                vector = sum(model.head.norm(site) for site in decoded[image].flatten(1).T) / 6
+            for name in ('climate', 'biome'):
+                torch.testing.assert_close(predicted[name][image], model.head.preds[name](vector))
+            for place, cell in enumerate(MASKED[image]):
+                pixels = model.head.preds['radar'](decoded[image, :, cell // 3, cell % 3]).view(CELL * CELL, 3)
+                torch.testing.assert_close(predicted['radar'][image, place], pixels)
+
+
 @pytest.mark.parametrize('missing', MISSING)
 def test_losses_are_those_of_the_formulas(missing):
     """Each loss, its weight and the total equal a reference in numpy; a target without values has loss 0."""

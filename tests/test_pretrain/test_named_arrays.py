@@ -15,7 +15,8 @@ from small_models import NARROW
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical, to_canonical
 from mmconvnextv2.pretrain import LoadNamedArrays, NamedArrays, SplitNamedArrays
-from mmconvnextv2.pretrain.named_arrays import measure_statistics
+from mmconvnextv2.pretrain.named_arrays import class_indices, measure_statistics
+from mmconvnextv2.pretrain.targets import PixelClasses
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-a_mp-mae_64xb64-200e_mmearth.py'
 INPUTS = dict(optical=5)
@@ -59,6 +60,13 @@ def test_arrays_are_read_with_their_values(places, tmp_path):
         assert np.array_equal(targets['climate'], climate, equal_nan=True)
     batch = default_collate([dataset[number] for number in range(3)])
     assert batch['targets']['cover'].shape == (3, 40, 40) and batch['targets']['climate'].shape == (3, 3)
+
+
+def test_labels_in_any_order():
+    """The index of a label is its place in ``labels``, whatever their order; NaN and ignore_index are missing."""
+    target = PixelClasses(labels=[30, 10, 20], ignore_index=255)
+    found = class_indices(np.array([10, 20, 30, 255, np.nan], np.float32), target, 'labels')
+    assert found.tolist() == [1, 2, 0, -1, -1]
 
 
 def test_maps_move_alike(tmp_path):
