@@ -393,3 +393,18 @@ def test_bad_batches_are_refused():
     other = [DataSample(metainfo=dict(visible_cells=cells, cell_size=16)) for cells in CELLS]
     with pytest.raises(ValueError, match='FCMAEMaskGenerator has cell=16, .* have 8 pixels.*: set cell=8'):
         model.loss(images, other, targets)
+
+
+def test_step_is_one_graph():
+    """torch.compile takes forward and losses as one graph, which an operation that reads values would break; losses and
+    gradients are the eager ones."""
+    images, samples, targets = make_batch('some values')
+    results = []
+    for compiled in (False, True):
+        model = make()
+        if compiled:
+            model.compile_loss(backend='eager', fullgraph=True, dynamic=False)
+        loss = model.loss(images, samples, targets)['loss']
+        results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, eager, rtol=1e-10, atol=1e-12)
