@@ -350,7 +350,7 @@ def with_target(**config):
     'arguments, message',
     [
         (with_target(type='Pixels'), "targets.other.type='Pixels' is unknown: choose from .'PixelValues'"),
-        (with_target(type='PixelValues', chanels=2), 'targets.other of PixelValues does not know chanels'),
+        (with_target(type='PixelValues', bands=2), 'targets.other of PixelValues does not know bands'),
         (with_target(type='PixelValues', channels=2, mean=[1.0, 2.0, 3.0], std=[1.0]), 'mean has 3 values'),
         (with_target(type='PixelValues', mean=[1.0], std=[0.0]), 'expected positive deviations'),
         (
