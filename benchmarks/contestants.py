@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from mmconvnextv2 import ConvNeXtV2
 from mmconvnextv2.checkpoint import from_canonical
 from mmconvnextv2.models.convnext_v2 import ARCHS, set_kernels
-from mmconvnextv2.pretrain import FCMAE
+from mmconvnextv2.pretrain import FCMAE, MPMAE
 from mmconvnextv2.pretrain.masking import num_visible, stack_visible_cells
+from mmconvnextv2.pretrain.targets import build_targets
 
 CELL = 32
 
@@ -61,14 +62,14 @@ def randomize_weights(model, seed=0):
     return model
 
 
-def random_images(batch, side, device):
-    images = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
+def random_images(batch, side, device, channels=3):
+    images = torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(1))
     return images.to(device, memory_format=torch.channels_last)
 
 
-def samples(batch, side, mask_ratio):
+def samples(batch, side, mask_ratio, cell=CELL):
     """Sample masks, packed as by the pipeline."""
-    random, cells = np.random.default_rng(1), (side // CELL) ** 2
+    random, cells = np.random.default_rng(1), (side // cell) ** 2
     return [
         DataSample(metainfo=dict(visible_cells=np.sort(random.permutation(cells)[: num_visible(cells, mask_ratio)])))
         for _ in range(batch)
@@ -103,6 +104,26 @@ def fcmae(size, execution, fused, batch, side, mask_ratio, device, bf16=False):
             return loss(), *model.backbone(images, stack_visible_cells(masks, device), execution)
 
     return Contestant(model, loss, output)
+
+
+def mpmae(config, execution, batch, side, mask_ratio, device):
+    """Build MP-MAE of a recipe's config, with random images and targets, none of them missing."""
+    from mmconvnextv2.utils.config import load_config
+
+    cfg = load_config(config).model
+    cfg.pop('type')
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = randomize_weights(MPMAE(**{**cfg, 'execution': execution})).to(device).train()
+    generator, targets = torch.Generator().manual_seed(2), {}
+    for name, target in build_targets(cfg.head.targets).items():
+        size = (side, side) if target.of_pixels else ()
+        if target.source is None and target.has_classes:
+            targets[name] = torch.randint(0, target.num_outputs, (batch, *size), generator=generator).to(device)
+        elif target.source is None:
+            targets[name] = torch.randn(batch, target.depth, *size, generator=generator).to(device)
+    images = random_images(batch, side, device, model.backbone.in_channels)
+    masks = samples(batch, side, mask_ratio, model.backbone.cell)
+    return Contestant(model, lambda: model.loss(images, masks, targets)['loss'])
 
 
 def unfuse(model):

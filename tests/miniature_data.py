@@ -242,3 +242,40 @@ def write_coco_stuff(root):
     return write_folders(
         root, 'data/coco_stuff164k', '.jpg', '_labelTrainIds.png', ('train2017', 'val2017'), 171, ground=170
     )
+
+
+def write_places(root, numbers=range(8), side=40):
+    """Samples of named arrays in a folder, as ``NamedArrays`` reads them; every other one is a folder of files.
+
+    Elevation has NaN where it is missing, land cover 0, and every third sample has no climate. Returns the arrays.
+    """
+    places = {}
+    for number in numbers:
+        generator = np.random.default_rng(number)
+        relief = np.cumsum(generator.normal(size=(side, side)), 0) + np.cumsum(generator.normal(size=(side, side)), 1)
+        bands = (
+            1000 + 100 * relief[..., None] * generator.uniform(0.5, 1.5, 5) + generator.normal(0, 50, (side, side, 5))
+        )
+        elevation = (300 + 20 * relief).astype(np.float32)
+        elevation[:5, :7] = np.nan
+        cover = np.digitize(relief, [-3, 3]) * 10 + 10  # 10, 20 and 30, as ESA WorldCover counts
+        cover[-6:] = 0
+        arrays = dict(
+            optical=bands.clip(1, 60000).astype(np.uint16),
+            elevation=elevation,
+            cover=cover.astype(np.uint8),
+            biome=np.uint8(number % 4),
+            level=np.array('l1c' if number % 2 else 'l2a'),
+        )
+        if number % 3:
+            arrays['climate'] = np.array([15 + relief.mean(), 800 - relief.mean(), np.nan], np.float32)
+        path = Path(root) / f'{number:04}'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number % 2:
+            path.mkdir()
+            for name, array in arrays.items():
+                np.save(path / f'{name}.npy', array)
+        else:
+            np.savez(f'{path}.npz', **arrays)
+        places[path.name] = arrays
+    return places

@@ -188,6 +188,7 @@ def recipes():
         for name in (
             'fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py',
             'fcmae/fcmae_convnextv2-h_fsdp_64xb64-800e_in1k.py',
+            'fcmae/fcmae_convnextv2-a_mp-mae_64xb64-200e_mmearth.py',
             'mask_rcnn/mask-rcnn_convnextv2-a_fpn_lsj-3x_coco.py',
             'upernet/upernet_convnextv2-a_160k_ade20k-512x512.py',
             'classification/convnextv2-a_fcmae-ft_in1k-224.py',

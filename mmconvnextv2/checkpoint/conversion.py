@@ -433,7 +433,9 @@ def read_arch(weights: dict[str, Tensor]) -> tuple[list[int], list[int]]:
 def read_stem(weights: dict[str, Tensor]) -> dict | None:
     """Read the config of the stem from canonical weights; None is the stem of 4x4 patches."""
     if not has_conv_stem(weights):
-        return None
+        patches = weights.get(ANCHOR)
+        side = patches.shape[-1] if patches is not None and patches.ndim == 4 else 4
+        return dict(type='PatchStem', stride=side) if side in (1, 2) else None  # for cells of 8 and 16 pixels
     kernel = weights.get(f'{CONV_STEM[0]}weight')
     side = kernel.shape[-1] if kernel is not None and kernel.ndim == 4 else 1
     return dict(type='ConvStem', stride=min(max(side, 1), MAX_STRIDE))

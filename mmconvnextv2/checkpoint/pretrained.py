@@ -144,8 +144,9 @@ def _advice(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
     if stem != read_stem(expected):
         if stem is None:
             return 'The file has the stem of 4x4 patches: set model.backbone.stem=None.'
+        name = "MMEarth's stem" if stem['type'] == 'ConvStem' else 'a stem of smaller patches'
         return (
-            f"The file has MMEarth's stem: set model.backbone.stem.type={stem['type']} "
+            f'The file has {name}: set model.backbone.stem.type={stem["type"]} '
             f'model.backbone.stem.stride={stem["stride"]} model.backbone.in_channels={weights[ANCHOR].shape[1]}.'
         )
     is_v1 = has_layer_scale(weights) and not has_grn(weights)

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from mmengine.utils import track_iter_progress
 
+from ..datasets.image_files import class_colours
 from ..engine.pipelines import name_files
 from ..models.execution import CELL
 from ..utils.config import read_normalization
@@ -79,7 +80,9 @@ class Browser:
         sample = item['data_samples']
         image = to_displayable(item['inputs'].numpy(), self.is_bgr)
         if 'visible_cells' in sample:
-            return self._beside_masked(image, np.asarray(sample.visible_cells))
+            cell = sample.metainfo.get('cell_size', CELL)
+            drawn = self._beside_masked(image, np.asarray(sample.visible_cells), cell)
+            return np.concatenate([drawn, *draw_maps(item.get('targets', {}))], axis=1)
         if self.scope == 'mmpretrain':
             self.visualizer.visualize_cls(
                 image,
@@ -95,12 +98,12 @@ class Browser:
         return self.visualizer.get_image()
 
     @staticmethod
-    def _beside_masked(image: np.ndarray, visible_cells: np.ndarray) -> np.ndarray:
+    def _beside_masked(image: np.ndarray, visible_cells: np.ndarray, cell: int) -> np.ndarray:
         """Return the image next to a copy with masked cells in grey."""
-        height, width = (size // CELL for size in image.shape[:2])
+        height, width = (size // cell for size in image.shape[:2])
         visible = np.zeros(height * width, bool)
         visible[visible_cells] = True
-        visible = visible.reshape(height, width).repeat(CELL, 0).repeat(CELL, 1)[..., None]
+        visible = visible.reshape(height, width).repeat(cell, 0).repeat(cell, 1)[..., None]
         return np.concatenate([image, np.where(visible, image, np.uint8(MASKED))], axis=1)
 
     @staticmethod
@@ -110,6 +113,30 @@ class Browser:
             instances.bboxes = instances.bboxes.tensor
         if 'masks' in instances:
             instances.masks = import_module('mmdet.models.utils').mask2ndarray(instances.masks).astype(bool)
+
+
+def draw_maps(targets: dict[str, Any]) -> list[np.ndarray]:
+    """Return RGB images (H, W, 3) of the maps among the targets of a ``NamedArrays`` sample, in their order.
+
+    Of values the first channel is stretched from its smallest value, black, to its largest. Classes have colours.
+    Missing values are grey.
+    """
+    drawn = []
+    for target in targets.values():
+        array = target.numpy()
+        if array.ndim == 2:  # classes (H, W)
+            colours = class_colours(max(int(array.max()) + 1, 1))
+            pixels = np.where((array < 0)[..., None], MASKED, colours[array.clip(min=0)])
+        elif array.ndim == 3:
+            values = array[0].astype(np.float64)
+            there = np.isfinite(values)
+            low, high = (values[there].min(), values[there].max()) if there.any() else (0.0, 1.0)
+            grey = np.where(there, (np.where(there, values, low) - low) / max(high - low, 1e-12) * 255, MASKED)
+            pixels = grey[..., None].repeat(3, 2)
+        else:
+            continue
+        drawn.append(pixels.astype(np.uint8))
+    return drawn
 
 
 def browse(args: Namespace) -> None:

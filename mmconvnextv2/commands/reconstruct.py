@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import DefaultScope
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import DATASETS, MODELS
 from PIL import Image
 
 from ..analysis.html import RECONSTRUCTION_COLUMNS
@@ -79,10 +80,21 @@ def reconstruct_files(
     weights = load_file(checkpoint)
     check_weights(model, weights, checkpoint)
     model.load_state_dict(extract_state_dict(weights))
+    hook = next((one for one in cfg.get('custom_hooks') or [] if one['type'] == 'ReconstructionHook'), {})
     samples = []
-    for number, path in enumerate(list_images(paths)[:num_images]):
+    for number, item in enumerate(_list_items(cfg, paths)[:num_images]):
         with seeded(seed, 0, number):
-            samples.append(pipeline(dict(img_path=path)))
+            samples.append(pipeline(item))
     with torch.no_grad():
-        Image.fromarray(render_reconstructions(model, default_collate(samples))).save(out)
+        Image.fromarray(render_reconstructions(model, default_collate(samples), hook.get('channels'))).save(out)
     print(f'{out}: {len(samples)} rows of {RECONSTRUCTION_COLUMNS}')
+
+
+def _list_items(cfg: Config, paths: Sequence[str]) -> list[dict]:
+    """Return what the pipeline of a config starts from: image files, or samples of named arrays."""
+    dataset = cfg.train_dataloader.dataset
+    if dataset.type != 'NamedArrays':
+        return [dict(img_path=path) for path in list_images(paths)]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        built: Any = DATASETS.build({**dataset, 'lazy_init': True})
+    return [dict(img_path=path, arrays=built) for path in built.list_samples(paths)]

@@ -194,8 +194,9 @@ class ConvNeXtV2(BaseModule):
         init_cfg (dict | list[dict], optional): Configs of mmengine initializers. ``dict(type='ConvNeXtV2Pretrained',
             checkpoint=...)`` loads weights of any known layout, after all other initialization. Defaults to None.
         stem (dict, optional): Stem, ``dict(type='ConvStem', stride=...)`` for MMEarth's weights, see
-            :class:`mmconvnextv2.models.stems.ConvStem`; the strides of the maps are then its stride times 1, 2, 4, 8.
-            Defaults to None, 4x4 patches.
+            :class:`mmconvnextv2.models.stems.ConvStem`, or ``dict(type='PatchStem', stride=...)``; the strides of the
+            maps are then its stride times 1, 2, 4, 8, and masking cells have 8 times its stride. Defaults to None, 4x4
+            patches.
         norm_eps (float): Constant in every LayerNorm; 1e-5 for CLIP's ConvNeXt-XXLarge. Defaults to 1e-6.
     """
 
@@ -262,10 +263,10 @@ class ConvNeXtV2(BaseModule):
         """Compute feature maps.
 
         Args:
-            images (Tensor): Images of shape (B, in_channels, H, W), at least 32x32 pixels; with visible cells, H and W
-                are multiples of 32.
-            visible_cells (Tensor, optional): Raster indices of each image's visible 32x32-pixel cells, ascending; long,
-                (B, K). Defaults to None, no masking.
+            images (Tensor): Images of shape (B, in_channels, H, W), at least one cell; with visible cells, H and W
+                are multiples of a cell's side, 32 pixels behind 4x4 patches.
+            visible_cells (Tensor, optional): Raster indices of each image's visible cells, ascending; long, (B, K).
+                Defaults to None, no masking.
             execution (str, optional): Key of ``mmconvnextv2.models.execution.EXECUTIONS``. Defaults to ``'packed'``
                 with visible cells, otherwise ``'dense'``.
 
@@ -276,7 +277,7 @@ class ConvNeXtV2(BaseModule):
         Raises:
             ValueError: If images, visible cells or execution are invalid or do not fit each other.
         """
-        check_images(images, visible_cells)
+        check_images(images, visible_cells, self.cell)
         masking = visible_cells is not None
         chosen = get_execution(execution or ('packed' if masking else 'dense'), masking)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -290,6 +291,11 @@ class ConvNeXtV2(BaseModule):
             if stage in self.out_indices:
                 outputs.append(self._output(stage, sites, grid, chosen))
         return tuple(outputs)
+
+    @property
+    def cell(self) -> int:
+        """Pixels along one side of a masking cell, which is the stride of the last stage: 8 times the stem's."""
+        return 8 * getattr(self.downsample_layers[0], 'stride', 4)
 
     def _output(self, stage: int, sites: Tensor, grid: Grid, execution: Execution) -> Tensor:
         """Apply the output norm, and turn the sites (B, N, C) into a map or their mean.

@@ -1,14 +1,18 @@
-"""Stems of ConvNeXt V2: the 4x4 patch convolution of the paper, and the two-step stem of MMEarth (arXiv 2405.02771).
+"""Stems of ConvNeXt V2: the patch convolution of the paper, and the two-step stem of MMEarth (arXiv 2405.02771).
+
+The three downsampling layers behind a stem of stride s lead to one site per 8 * s pixels, which is the side of a
+masking cell: 32 behind the paper's 4x4 patches, 16 and 8 for small images behind a stem of stride 2 and 1.
 
 MMEarth's FCMAE first convolves every pixel, then downsamples each channel by its patch size / 8. Its two codes pad
 differently: sparse pretraining keeps every pixel where it is, dense fine-tuning does not pad the first convolution.
 """
 
 import inspect
-from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.dispatch import has_hooks
 from ..ops.grid import Grid
 from ..utils.errors import UserError
 from .execution import Execution
@@ -18,17 +22,29 @@ PADDINGS = ('same', 'valid')
 
 
 class Stem(nn.Sequential):
-    """Convolution from 4x4 patches to sites, then LayerNorm."""
+    """Convolution from patches to sites, then LayerNorm.
 
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__(nn.Conv2d(in_channels, channels, 4, stride=4), LayerNorm(channels))
+    Args:
+        in_channels (int): Channels of the images.
+        channels (int): Channels of the first stage.
+        stride (int): Side of a patch in pixels. Maps have strides s, 2s, 4s, 8s, and masking cells 8s pixels a side.
+            Defaults to 4.
+
+    Raises:
+        ValueError: If the stride is not a positive integer.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 4) -> None:
+        _check_stride(stride)
+        super().__init__(nn.Conv2d(in_channels, channels, stride, stride=stride), LayerNorm(channels))
+        self.stride = stride
 
     def forward(  # type: ignore[override]  # nn.Sequential takes one argument
         self, images: Tensor, visible_cells: Tensor | None, execution: Execution
     ) -> tuple[Tensor, Grid]:
         """Return the sites (B, N, C) of images (B, Cin, H, W), and their grid."""
         conv, norm = self
-        sites, grid = execution.enter(images, visible_cells, cast(nn.Conv2d, conv))
+        sites, grid = execution.enter(images, visible_cells, conv, self.stride)
         return norm(sites), grid
 
 
@@ -49,8 +65,7 @@ class ConvStem(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 2, padding: str = 'same') -> None:
-        if not isinstance(stride, int) or stride < 1:
-            raise UserError(f'stem.stride={stride!r}: expected a positive integer, the patch size / 8')
+        _check_stride(stride)
         if padding not in PADDINGS:
             raise UserError(f'stem.padding={padding!r} is unknown: choose from {list(PADDINGS)}')
         first, second = (1, 0) if padding == 'same' else (0, stride // 2)
@@ -61,28 +76,51 @@ class ConvStem(nn.Sequential):
             nn.Conv2d(channels, channels, stride, stride=stride, padding=second, groups=channels),
             LayerNorm(channels),
         )
+        self.stride, self.padding = stride, padding
 
     def forward(  # type: ignore[override]  # nn.Sequential takes one argument
         self, images: Tensor, visible_cells: Tensor | None, execution: Execution
     ) -> tuple[Tensor, Grid]:
-        """Return the sites (B, N, C) of whole images (B, Cin, H, W), and their grid.
+        """Return the sites (B, N, C) of images (B, Cin, H, W), and their grid.
 
         Raises:
-            ValueError: If there are visible cells: their geometry is that of the patch stem.
+            ValueError: If there are visible cells and the padding is that of MMEarth's fine-tuning.
         """
-        if visible_cells is not None:
-            raise UserError("a backbone with stem=dict(type='ConvStem') takes whole images: pretrain with stem=None")
         conv, norm, activation, depthwise, last_norm = self
-        pixels = activation(norm(conv(images).permute(0, 2, 3, 1)))  # (B, H, W, C)
-        sites, grid = execution.enter(pixels.permute(0, 3, 1, 2), None, cast(nn.Conv2d, depthwise))
+        if visible_cells is not None:
+            if self.padding != 'same':
+                raise UserError(
+                    f'stem.padding={self.padding!r} moves pixels across cells: pretrain with '
+                    "stem=dict(type='ConvStem', padding='same')"
+                )
+            # Masked pixels are zero for the first convolution; the second one stays inside of a cell
+            sites, grid = execution.enter(images, visible_cells, self._run_padded, self.stride, border=1)
+        else:
+            pixels = activation(norm(conv(images).permute(0, 2, 3, 1)))  # (B, H, W, C)
+            sites, grid = execution.enter(pixels.permute(0, 3, 1, 2), None, depthwise, self.stride)
         return last_norm(sites), grid
 
+    def _run_padded(self, images: Tensor) -> Tensor:
+        """Run both convolutions on maps (n, Cin, H + 2, W + 2), which have a border already: (n, C, H / s, W / s)."""
+        conv, norm, activation, depthwise, _ = self
+        if type(conv) is nn.Conv2d and not has_hooks(conv):
+            pixels = F.conv2d(images, conv.weight, conv.bias)
+        else:
+            pixels = conv(images)[..., 1:-1, 1:-1]
+        pixels = activation(norm(pixels.permute(0, 2, 3, 1)))  # (n, H, W, C)
+        return depthwise(pixels.permute(0, 3, 1, 2))
 
-STEMS = {'ConvStem': ConvStem}
+
+def _check_stride(stride: int) -> None:
+    if not isinstance(stride, int) or stride < 1:
+        raise UserError(f'stem.stride={stride!r}: expected a positive integer, the patch size / 8')
+
+
+STEMS = {'ConvStem': ConvStem, 'PatchStem': Stem}
 
 
 def build_stem(config: dict | None, in_channels: int, channels: int) -> nn.Module:
-    """Build a stem from ``dict(type='ConvStem', ...)``; None gives the paper's 4x4 patch stem.
+    """Build a stem from ``dict(type='ConvStem', ...)`` or ``'PatchStem'``; None gives the paper's 4x4 patches.
 
     Raises:
         ValueError: If ``type`` is missing or unknown, or does not take one of the arguments.

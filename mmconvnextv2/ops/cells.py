@@ -10,9 +10,9 @@ from torch import Tensor
 from .grid import CELL, Grid, cells_of, image_index, map_to_sites
 
 
-def visible_sites(visible_cells: Tensor, height: int, width: int, stride: int) -> Tensor:
+def visible_sites(visible_cells: Tensor, height: int, width: int, stride: int, cell: int = CELL) -> Tensor:
     """Upsample visible cells (B, K) to a bool mask (B, H * W, 1) of a stage's H x W sites, True = visible."""
-    patch = CELL // stride
+    patch = cell // stride
     rows, columns = height // patch, width // patch
     mask = torch.zeros(len(visible_cells), rows * columns, dtype=torch.bool, device=visible_cells.device)
     mask = mask.scatter(1, visible_cells, True).view(-1, rows, columns)

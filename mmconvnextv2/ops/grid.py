@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-CELL = 32  # pixels along one side of a masking cell, the stride of the last stage
+CELL = 32  # pixels along one side of a masking cell behind the stem of 4x4 patches, the stride of the last stage
 SLOT_BORDER = 3  # masked cells around the table of slots: a kernel of 7 x 7 reaches 3 cells of one site
 
 
@@ -70,8 +70,8 @@ class Grid:
         height (int): Rows of the stage's full map.
         width (int): Columns of the stage's full map.
         stride (int): Distance between neighbouring sites in image pixels.
-        visible_cells (Tensor, optional): Raster indices of each image's visible 32x32-pixel cells, ascending; long,
-            (B, K). Defaults to None, no masking.
+        visible_cells (Tensor, optional): Raster indices of each image's visible cells, ascending; long, (B, K).
+            Defaults to None, no masking.
         site_mask (Tensor, optional): Mask that is True at sites that take part in per-image sums; bool, (B, N, 1).
             Defaults to None, all sites.
         kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
@@ -80,6 +80,7 @@ class Grid:
             step. Defaults to None.
         packed_index (PackedIndex, optional): Row indices for the CPU, computed once per stage and step. Defaults to
             None.
+        cell (int): Pixels along one side of a cell, eight times the stem's stride. Defaults to 32.
     """
 
     height: int
@@ -90,11 +91,12 @@ class Grid:
     kernels: str | None = None
     cell_slots: tuple[Tensor, Tensor] | None = None
     packed_index: PackedIndex | None = None
+    cell: int = CELL
 
     @property
     def patch(self) -> int:
         """Sites along one side of a cell: 8, 4, 2, 1 by stage."""
-        return CELL // self.stride
+        return self.cell // self.stride
 
     @property
     def num_sites(self) -> int:

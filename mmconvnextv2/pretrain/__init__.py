@@ -9,8 +9,10 @@ from .decoder import FCMAEDecoder, FCMAEHead
 from .dense_probe import DenseProbeHook
 from .fcmae import FCMAE
 from .loop import ResumableTrainLoop
-from .masking import FCMAEMaskGenerator
+from .masking import FCMAEMaskGenerator, LoadRegions, RandomResizedCropWithRegions
+from .mpmae import MPMAE, MultiTargetHead
 from .multichannel import FCMAEDataPreprocessor, LoadMultiChannelImage
+from .named_arrays import LoadNamedArrays, NamedArrays, PackNamedArrays, SplitNamedArrays
 from .probe import ProbeHook
 from .reconstruction import ReconstructionHook
 from .sampler import DeterministicSampler
@@ -30,8 +32,16 @@ __all__ = [
     'FSDP2Strategy',
     'LayerDecayOptimWrapperConstructor',
     'LoadMultiChannelImage',
+    'LoadNamedArrays',
+    'LoadRegions',
+    'MPMAE',
+    'MultiTargetHead',
+    'NamedArrays',
+    'PackNamedArrays',
     'ProbeHook',
+    'RandomResizedCropWithRegions',
     'ReconstructionHook',
     'ResumableTrainLoop',
+    'SplitNamedArrays',
     'UnlabelledImages',
 ]

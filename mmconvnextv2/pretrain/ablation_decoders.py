@@ -50,6 +50,7 @@ class FCMAEUNetDecoder(BaseModule):
         skips (bool): Whether to add the encoder's map of the same scale. The backbone must return all of them, with
             ``out_indices=(0, 1, 2, 3)``. Defaults to False.
         response_norm (dict, optional): Response norm of the blocks; None gives ConvNeXt V1 blocks. Defaults to GRN.
+        cell (int): Side of a masking cell in pixels. Defaults to 32.
 
     Raises:
         ValueError: If ``channels`` is not a multiple of 8.
@@ -64,8 +65,10 @@ class FCMAEUNetDecoder(BaseModule):
         depth: int = 1,
         skips: bool = False,
         response_norm: dict | None = dict(type='GRN'),
+        cell: int = CELL,
     ) -> None:
         super().__init__(init_cfg=INIT_CFG)
+        self.cell, self.stride = cell, cell >> (LEVELS - 1)
         if channels % 2 ** (LEVELS - 1) or channels <= 0:
             raise UserError(f'channels={channels} of FCMAEUNetDecoder: they halve three times; give a multiple of 8')
         self.skips = skips
@@ -93,11 +96,11 @@ class FCMAEUNetDecoder(BaseModule):
             visible_cells (Tensor): Visible cells, long, (B, K).
         """
         maps = list(features)[::-1] if self.skips else [last_map(features)]
-        grid = Grid(*maps[0].shape[-2:], stride=CELL)
+        grid = Grid(*maps[0].shape[-2:], stride=self.cell, cell=self.cell)
         sites = self._decode(0, self._read(0, maps[0], visible_cells), grid)  # (B, h * w, D)
         for level in range(1, LEVELS):
             sites = self.upsamples[level - 1](sites, grid)  # (B, 4^level * h * w, D / 2^level)
-            grid = Grid(2 * grid.height, 2 * grid.width, stride=grid.stride // 2)
+            grid = Grid(2 * grid.height, 2 * grid.width, stride=grid.stride // 2, cell=self.cell)
             if self.skips:
                 sites = sites + self._read(level, maps[level], visible_cells)
             sites = self._decode(level, sites, grid)
@@ -106,7 +109,7 @@ class FCMAEUNetDecoder(BaseModule):
     def _read(self, level: int, features: Tensor, visible_cells: Tensor) -> Tensor:
         """Project the encoder's map of a scale to sites of the decoder's width, with mask tokens at masked cells."""
         return insert_mask_tokens(
-            self.projections[level](features), visible_cells, self.mask_tokens[level], CELL >> level
+            self.projections[level](features), visible_cells, self.mask_tokens[level], self.cell >> level, self.cell
         )
 
     def _decode(self, level: int, sites: Tensor, grid: Grid) -> Tensor:
@@ -146,6 +149,7 @@ class FCMAETransformerDecoder(BaseModule):
         channels (int): Channels D, a multiple of 4 and of ``num_heads``. Defaults to 512.
         depth (int): Number of blocks. Defaults to 8.
         num_heads (int): Number of attention heads. Defaults to 16.
+        cell (int): Side of a masking cell in pixels. Defaults to 32.
 
     Raises:
         ValueError: If ``channels`` is not a multiple of 4 and ``num_heads``.
@@ -154,8 +158,11 @@ class FCMAETransformerDecoder(BaseModule):
     skips = False
     stride = CELL
 
-    def __init__(self, in_channels: int, channels: int = 512, depth: int = 8, num_heads: int = 16) -> None:
+    def __init__(
+        self, in_channels: int, channels: int = 512, depth: int = 8, num_heads: int = 16, cell: int = CELL
+    ) -> None:
         super().__init__(init_cfg=INIT_CFG)
+        self.stride = cell
         if channels % 4 or channels % num_heads:
             raise UserError(
                 f'channels={channels} of FCMAETransformerDecoder: give a multiple of 4 and of num_heads={num_heads}'
@@ -186,8 +193,9 @@ class FCMAETransformerDecoder(BaseModule):
     def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
         """Decode the encoder's last map (B, Cin, h, w) to a map (B, D, h, w), given visible cells (B, K)."""
         features = last_map(features)
-        grid = Grid(*features.shape[-2:], stride=CELL)
-        sites = insert_mask_tokens(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
+        grid = Grid(*features.shape[-2:], stride=self.stride, cell=self.stride)
+        sites = self.proj(features)
+        sites = insert_mask_tokens(sites, visible_cells, self.mask_token, self.stride, self.stride)  # (B, h * w, D)
         sites = sites + sincos_positions(grid.height, grid.width, sites.shape[-1], sites)
         for block in self.blocks:
             sites = block(sites)

@@ -24,14 +24,32 @@ from ..utils.moved import moved_names
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)
 
 
-def insert_mask_tokens(features: Tensor, visible_cells: Tensor, mask_token: Tensor, stride: int = CELL) -> Tensor:
+def insert_mask_tokens(
+    features: Tensor, visible_cells: Tensor, mask_token: Tensor, stride: int = CELL, cell: int = CELL
+) -> Tensor:
     """Turn a map (B, D, h, w) into sites (B, h * w, D) with ``mask_token`` (D, ) at masked cells.
 
     Masked features are replaced, not multiplied by zero, so not even NaN passes.
     """
-    shown = visible_sites(visible_cells, *features.shape[-2:], stride)  # (B, h * w, 1), True = visible
+    shown = visible_sites(visible_cells, *features.shape[-2:], stride, cell)  # (B, h * w, 1), True = visible
     sites = map_to_sites(features)
     return torch.where(shown, sites, mask_token.to(sites.dtype))
+
+
+def pixels_of_cells(predicted: Tensor, cells: Tensor, patch: int, stride: int) -> Tensor:
+    """Arrange what the sites of cells (B, M) predict as pixels in raster order.
+
+    Args:
+        predicted (Tensor): Pixels by site, channels last, (B, M * p * p, s * s * C).
+        cells (Tensor): Cells, (B, M).
+        patch (int): Sites p along a cell's side.
+        stride (int): Pixels s along a site's side.
+
+    Returns:
+        Tensor: (B, M, p * s * p * s, C).
+    """
+    pixels = predicted.reshape(*cells.shape, patch, patch, stride, stride, -1)
+    return pixels.transpose(3, 4).flatten(2, 5)  # (B, M, p, s, p, s, C)
 
 
 def last_map(features: Tensor | Sequence[Tensor]) -> Tensor:
@@ -48,16 +66,23 @@ class FCMAEDecoder(BaseModule):
         channels (int): Decoder channels D. Defaults to 512.
         depth (int): Number of blocks. Defaults to 1.
         response_norm (dict, optional): Response norm of the blocks; None gives ConvNeXt V1 blocks. Defaults to GRN.
+        cell (int): Side of a masking cell in pixels. Defaults to 32.
     """
 
     skips = False
     stride = CELL
 
     def __init__(
-        self, in_channels: int, channels: int = 512, depth: int = 1, response_norm: dict | None = dict(type='GRN')
+        self,
+        in_channels: int,
+        channels: int = 512,
+        depth: int = 1,
+        response_norm: dict | None = dict(type='GRN'),
+        cell: int = CELL,
     ) -> None:
         super().__init__(init_cfg=INIT_CFG)
         self.channels = self.out_channels = channels
+        self.stride = cell
         self.proj = nn.Conv2d(in_channels, channels, 1)
         self.mask_token = nn.Parameter(torch.zeros(channels))
         self.blocks = nn.ModuleList(ConvNeXtV2Block(channels, response_norm=response_norm) for _ in range(depth))
@@ -70,8 +95,9 @@ class FCMAEDecoder(BaseModule):
     def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
         """Decode the encoder's last map (B, Cin, h, w) to a map (B, D, h, w), given visible cells (B, K)."""
         features = last_map(features)
-        grid = Grid(*features.shape[-2:], stride=CELL)
-        sites = insert_mask_tokens(self.proj(features), visible_cells, self.mask_token)  # (B, h * w, D)
+        grid = Grid(*features.shape[-2:], stride=self.stride, cell=self.stride)
+        sites = self.proj(features)
+        sites = insert_mask_tokens(sites, visible_cells, self.mask_token, self.stride, self.stride)  # (B, h * w, D)
         dense = get_execution('dense', masking=False)  # mask tokens are features like any other
         for block in self.blocks:
             sites = block(sites, grid, dense)
@@ -87,33 +113,39 @@ class FCMAEHead(BaseModule):
         image_channels (int): Image channels C. Defaults to 3.
         norm_pix (bool): Whether to normalise targets by the mean and unbiased variance of their cell. Defaults to True.
         stride (int): Stride s of the decoded map; each site predicts s x s pixels. Defaults to 32.
+        cell (int): Side of a masking cell in pixels, a multiple of the stride. Defaults to 32.
     """
 
     def __init__(
-        self, in_channels: int = 512, image_channels: int = 3, norm_pix: bool = True, stride: int = CELL
+        self,
+        in_channels: int = 512,
+        image_channels: int = 3,
+        norm_pix: bool = True,
+        stride: int = CELL,
+        cell: int = CELL,
     ) -> None:
         super().__init__(init_cfg=INIT_CFG)
         self.norm_pix = norm_pix
         self.stride = stride
+        self.cell = cell
         self.pred = nn.Linear(in_channels, stride * stride * image_channels)
 
     def forward(self, decoded: Tensor, masked_cells: Tensor) -> Tensor:
         """Predict the pixels of masked cells (B, M) from a decoded map (B, D, H / s, W / s).
 
-        Returns (B, M, 32 * 32 * C), pixels in raster order, channels last.
+        Returns (B, M, cell * cell * C), pixels in raster order, channels last.
         """
-        patch = CELL // self.stride
+        patch = self.cell // self.stride
         pixels = self.pred(gather(decoded, masked_cells, patch))  # (B, M * p * p, s * s * C)
-        pixels = pixels.reshape(*masked_cells.shape, patch, patch, self.stride, self.stride, -1)
-        return pixels.transpose(3, 4).flatten(2)  # (B, M, p, s, p, s, C), flat
+        return pixels_of_cells(pixels, masked_cells, patch, self.stride).flatten(2)
 
     def target(self, images: Tensor, masked_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the target (B, M, 32 * 32 * C) of masked cells, and its mean and deviation (B, M, 1).
+        """Return the target (B, M, cell * cell * C) of masked cells, and its mean and deviation (B, M, 1).
 
         The target is normalised by mean and deviation; with ``norm_pix=False`` they are 0 and 1.
         """
-        cells = gather(images, masked_cells, CELL).reshape(*masked_cells.shape, -1)
-        cells = cells.to(statistics_dtype(cells.dtype))  # statistics of 32 * 32 * C values need float32
+        cells = gather(images, masked_cells, self.cell).reshape(*masked_cells.shape, -1)
+        cells = cells.to(statistics_dtype(cells.dtype))  # statistics of a cell's values need float32
         if not self.norm_pix:
             return cells, torch.zeros_like(cells[..., :1]), torch.ones_like(cells[..., :1])
         variance, mean = torch.var_mean(cells, dim=-1, keepdim=True)

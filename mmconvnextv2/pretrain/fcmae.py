@@ -6,6 +6,7 @@ and need not be square.
 """
 
 from inspect import signature
+from typing import Any
 
 import torch
 from mmengine.model import initialize
@@ -59,14 +60,13 @@ class FCMAE(BaseSelfSupervisor):
         get_execution(execution, masking=True)
         if response_norm != 'own':
             backbone = {**backbone, 'response_norm': response_norm}
-            if 'response_norm' in signature(MODELS.get(neck['type'])).parameters:  # a transformer has none
-                neck = {**neck, 'response_norm': response_norm}
+            neck = {**neck, **_accepted(neck, response_norm=response_norm)}  # a transformer has none
         backbone = MODELS.build(backbone)
         neck = _build_decoder(neck, backbone)
         set_kernels(neck, getattr(backbone, 'kernels', None))
-        head = MODELS.build(
-            {'in_channels': neck.out_channels, 'stride': neck.stride, 'image_channels': backbone.in_channels, **head}
-        )
+        widths = dict(in_channels=neck.out_channels, stride=neck.stride, image_channels=backbone.in_channels)
+        more = _accepted(head, cell=cell_of(backbone), encoder_channels=backbone.channels[-1])
+        head = MODELS.build({**widths, **more, **head})
         if not isinstance(data_preprocessor, nn.Module):
             data_preprocessor = {'type': 'FCMAEDataPreprocessor', **(data_preprocessor or {})}
         super().__init__(backbone, neck, head, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -85,13 +85,19 @@ class FCMAE(BaseSelfSupervisor):
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         """Return the loss of images (B, C, H, W) whose data samples hold ``visible_cells``."""
         _check_channels(inputs, self.backbone.in_channels)
-        return dict(loss=self.masked_loss(inputs, stack_visible_cells(data_samples, inputs.device)))
+        cells = stack_visible_cells(data_samples, inputs.device, cell_of(self.backbone))
+        return dict(loss=self.masked_loss(inputs, cells))
 
     def masked_loss(self, inputs: Tensor, visible_cells: Tensor) -> Tensor:
         """Return the loss of images (B, C, H, W) with visible cells (B, K)."""
-        features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / 32, W / 32)
-        decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = 32 except for a UNet
-        return self.head.loss(decoded, inputs, _masked_cells(visible_cells, inputs))
+        features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / cell, W / cell)
+        decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = cell except for a UNet
+        return self.head.loss(decoded, inputs, self._masked_cells(visible_cells, inputs))
+
+    def _masked_cells(self, visible_cells: Tensor, images: Tensor) -> Tensor:
+        """Return the masked cells (B, M) of images (B, C, H, W)."""
+        cell, (height, width) = cell_of(self.backbone), images.shape[-2:]
+        return masked_cells_of(visible_cells, (height // cell) * (width // cell))
 
     def compile_loss(self, **options) -> None:
         """Compile encoder, decoder and loss into one graph, with arguments of ``torch.compile``."""
@@ -117,20 +123,20 @@ class FCMAE(BaseSelfSupervisor):
         """
         _check_channels(inputs, self.backbone.in_channels)
         height, width = inputs.shape[-2:]
-        masked_cells = _masked_cells(visible_cells, inputs)
+        masked_cells, cell = self._masked_cells(visible_cells, inputs), cell_of(self.backbone)
         decoded = self.neck(self.backbone(inputs, visible_cells, self.execution), visible_cells)
         _, mean, deviation = self.head.target(inputs, masked_cells)
-        predicted = self.head(decoded, masked_cells).to(mean.dtype)  # (B, M, 32 * 32 * C)
-        grid = Grid(height, width, stride=1, visible_cells=masked_cells)
+        predicted = self.head(decoded, masked_cells).to(mean.dtype)  # (B, M, cell * cell * C)
+        grid = Grid(height, width, stride=1, visible_cells=masked_cells, cell=cell)
 
         def to_images(pixels: Tensor) -> Tensor:
             return scatter(pixels.view(len(inputs), -1, inputs.shape[1]), grid)
 
         prediction = to_images(predicted * deviation + mean)
         _, mean, deviation = self.head.target(inputs, visible_cells)  # (B, K, 1)
-        near = nearness(masked_cells, visible_cells, width // CELL).to(mean.dtype)  # (B, M, K)
+        near = nearness(masked_cells, visible_cells, width // cell).to(mean.dtype)  # (B, M, K)
         unaided = to_images(predicted * (near @ deviation) + near @ mean)
-        shown = visible_sites(visible_cells, height, width, 1).view(-1, 1, height, width)
+        shown = visible_sites(visible_cells, height, width, 1, cell).view(-1, 1, height, width)
         return dict(
             original=inputs,
             masked=torch.where(shown, inputs, inputs.new_zeros(())),
@@ -153,6 +159,17 @@ def nearness(cells: Tensor, others: Tensor, width: int) -> Tensor:
     return (-(rows**2 + columns**2).double() / 2).softmax(2)  # a deviation of one cell
 
 
+def cell_of(backbone: nn.Module) -> int:
+    """Return the side of a backbone's masking cells in pixels; 32 for one that does not say."""
+    return getattr(backbone, 'cell', CELL)
+
+
+def _accepted(config: dict, **arguments: Any) -> dict[str, Any]:
+    """Return the arguments that the class of a config names in its signature."""
+    parameters = signature(MODELS.get(config['type'])).parameters
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
 def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
     """Build the decoder for a backbone.
 
@@ -165,7 +182,8 @@ def _build_decoder(config: dict, backbone: nn.Module) -> nn.Module:
             f'the decoder has skips=True but the backbone returns stages {backbone.out_indices}: set '
             'model.backbone.out_indices=(0, 1, 2, 3)'
         )
-    return MODELS.build({'in_channels': backbone.channels if skips else backbone.channels[-1], **config})
+    in_channels = backbone.channels if skips else backbone.channels[-1]
+    return MODELS.build({'in_channels': in_channels, **_accepted(config, cell=cell_of(backbone)), **config})
 
 
 def _check_normalisation(preprocessor: nn.Module, in_channels: int) -> None:
@@ -187,9 +205,3 @@ def _check_channels(images: Tensor, in_channels: int) -> None:
             f"dict(type='LoadMultiChannelImage', channels={in_channels}), or color_type='grayscale' of "
             'LoadImageFromFile for one channel'
         )
-
-
-def _masked_cells(visible_cells: Tensor, images: Tensor) -> Tensor:
-    """Return the masked cells (B, M) of images (B, C, H, W)."""
-    height, width = images.shape[-2:]
-    return masked_cells_of(visible_cells, (height // CELL) * (width // CELL))

@@ -15,6 +15,7 @@ from mmcv.transforms import BaseTransform
 from mmengine.model import BaseDataPreprocessor
 from mmpretrain.registry import MODELS, TRANSFORMS
 from PIL import Image
+from torch import Tensor
 
 from ..utils.errors import FileError, UserError
 from ..utils.moved import register_renamed
@@ -125,14 +126,28 @@ def read_array(content: bytes, path: str) -> np.ndarray:
 class FCMAEDataPreprocessor(BaseDataPreprocessor):
     """Data preprocessor that normalises images (B, C, H, W) with any number of channels.
 
+    Images of several kinds, such as processing levels of Sentinel-2, have a mean and deviation each::
+
+        data_preprocessor = dict(
+            statistics=dict(l1c=dict(mean=[...], std=[...]), l2a=dict(mean=[...], std=[...])),
+            statistics_key='processing_level')
+
     Args:
-        mean (Sequence[float], optional): Mean to subtract, one value or one per channel in the order after ``to_rgb``.
-            Defaults to None, no normalisation; ``std`` must then be None, too.
+        mean (Sequence[float], optional): Mean to subtract, one value, one per channel in the order after ``to_rgb``, or
+            one per group of ``band_groups``. Defaults to None, no normalisation; ``std`` must then be None, too.
         std (Sequence[float], optional): Standard deviation to divide by, positive, as many values as ``mean``. Defaults
             to None.
         to_rgb (bool): Whether to reverse the order of three channels, which mmcv loads as BGR. Other numbers of
             channels keep their order. Defaults to False.
         non_blocking (bool): Whether the copy to the device may be asynchronous. Defaults to False.
+        band_groups (Sequence[int], optional): Number of consecutive channels of each group that shares a mean and a
+            deviation, such as (3, 6, 3). Defaults to None, one value per channel.
+        statistics (dict[str, dict], optional): ``mean`` and ``std`` for each kind of images, instead of one for all.
+            Defaults to None.
+        statistics_key (str, optional): Key of the kind in the data samples' metainfo; it must be in ``meta_keys`` of
+            ``PackInputs``. Defaults to None.
+        no_data (float, optional): Value of missing pixels, which become NaN; ``MPMAE`` leaves NaN out of the loss and
+            shows 0, the mean, to the encoder. Defaults to None.
 
     Raises:
         ValueError: If ``mean`` and ``std`` have different lengths, only one is given, or ``std`` is not positive.
@@ -144,18 +159,32 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
         std: Sequence[float] | None = None,
         to_rgb: bool = False,
         non_blocking: bool = False,
+        band_groups: Sequence[int] | None = None,
+        statistics: dict[str, dict] | None = None,
+        statistics_key: str | None = None,
+        no_data: float | None = None,
     ) -> None:
         super().__init__(non_blocking)
-        if (mean is None) != (std is None) or (mean is not None and (len(mean) != len(std) or min(std) <= 0)):
+        if (statistics is None) != (statistics_key is None) or (statistics is not None and mean is not None):
             raise UserError(
-                f'mean={mean} and std={std} of the data_preprocessor: expected the same number of '
-                'values in both, and positive deviations'
+                'statistics of the data_preprocessor: expected statistics and statistics_key together, without mean '
+                f'and std; got statistics_key={statistics_key!r}, mean={mean}'
             )
-        self.to_rgb = to_rgb
-        self.normalises = mean is not None
+        self.to_rgb, self.no_data = to_rgb, no_data
+        self.kinds, self.statistics_key = list(statistics or {}), statistics_key
+        self.normalises = mean is not None or statistics is not None
         if self.normalises:
-            self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-            self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+            given = list(statistics.values()) if statistics is not None else [dict(mean=mean, std=std)]
+            read = [_read_statistics(one.get('mean'), one.get('std'), band_groups) for one in given]
+            if len({len(means) for means, _ in read}) != 1:
+                raise UserError(f'statistics of the data_preprocessor: {self.kinds} have different numbers of values')
+            for name, values in zip(('mean', 'std'), zip(*read)):
+                by_kind = torch.tensor(values, dtype=torch.float32)[..., None, None]  # (kinds, C, 1, 1)
+                self.register_buffer(f'{name}_by_kind', by_kind, persistent=False)
+                # What is drawn has one mean and deviation
+                self.register_buffer(name, by_kind.mean(0) if statistics is not None else by_kind[0], persistent=False)
+        elif std is not None:
+            _read_statistics(mean, std, band_groups)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Return the batch on the model's device, with normalised ``inputs``.
@@ -173,4 +202,48 @@ class FCMAEDataPreprocessor(BaseDataPreprocessor):
             )
         images = images.flip(1) if self.to_rgb and images.shape[1] == 3 else images
         images = images.float()
-        return {**data, 'inputs': (images - self.mean) / self.std if self.normalises else images}
+        if self.no_data is not None:
+            images = torch.where(images == self.no_data, torch.nan, images)
+        if not self.normalises:
+            return {**data, 'inputs': images}
+        mean, std = (self.mean, self.std) if not self.kinds else self._of_kinds(data)
+        return {**data, 'inputs': (images - mean) / std}
+
+    def _of_kinds(self, data: dict) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation of each image's kind, (B, C, 1, 1)."""
+        found = [sample.metainfo.get(self.statistics_key) for sample in data['data_samples']]
+        unknown = [kind for kind in found if kind not in self.kinds]
+        if unknown:
+            raise UserError(
+                f'a data sample has {self.statistics_key}={unknown[0]!r}, but statistics of the data_preprocessor are '
+                f'for {self.kinds}: add it there; None means that meta_keys of the packing transform lack '
+                f'{self.statistics_key!r}'
+            )
+        index = torch.tensor([self.kinds.index(kind) for kind in found]).to(self.mean.device, non_blocking=True)
+        return self.mean_by_kind[index], self.std_by_kind[index]
+
+
+def _read_statistics(
+    mean: Sequence[float] | None, std: Sequence[float] | None, groups: Sequence[int] | None
+) -> tuple[list[float], list[float]]:
+    """Return mean and deviation per channel.
+
+    Raises:
+        ValueError: If their lengths differ or do not fit the groups, or a deviation is not positive.
+    """
+    if mean is None or std is None or len(mean) != len(std) or min(std) <= 0:
+        raise UserError(
+            f'mean={mean} and std={std} of the data_preprocessor: expected the same number of '
+            'values in both, and positive deviations'
+        )
+    if groups is None:
+        return list(mean), list(std)
+    if len(groups) != len(mean):
+        raise UserError(
+            f'mean and std of the data_preprocessor have {len(mean)} values, band_groups={list(groups)} '
+            f'{len(groups)}: expected one value per group'
+        )
+    means, deviations = (
+        [value for value, count in zip(values, groups) for _ in range(count)] for values in (mean, std)
+    )
+    return means, deviations

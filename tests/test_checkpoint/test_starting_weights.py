@@ -197,13 +197,13 @@ def test_mmearths_stem(stride, padding):
     assert seen[0].stride == stride
 
 
-def test_mmearths_stem_takes_whole_images():
-    """Masking needs the patch stem, and unknown stems, arguments and strides are refused."""
-    model = ConvNeXtV2(NARROW, out_indices=(3,), stem=dict(type='ConvStem'))
-    with pytest.raises(ValueError, match='takes whole images: pretrain with stem=None'):
+def test_bad_stems_are_refused():
+    """Masking needs the padding of pretraining, and unknown stems, arguments and strides are refused."""
+    model = ConvNeXtV2(NARROW, out_indices=(3,), stem=dict(type='ConvStem', padding='valid'))
+    with pytest.raises(ValueError, match="stem.padding='valid' moves pixels across cells: pretrain with .*'same'"):
         model(torch.randn(1, 3, 64, 64), torch.tensor([[0, 1]]))
     for stem, message in (
-        (dict(type='Patches'), "stem=dict.type='Patches'. is unknown: choose from .'ConvStem'., or None"),
+        (dict(type='Patches'), "stem=dict.type='Patches'. is unknown: choose from .'ConvStem', 'PatchStem'., or None"),
         (dict(type='ConvStem', side=2), "does not know side: choose from .'stride', 'padding'."),
         (dict(type='ConvStem', stride=0), 'stem.stride=0: expected a positive integer'),
         (dict(type='ConvStem', padding='full'), "stem.padding='full' is unknown: choose from .'same', 'valid'."),

@@ -145,8 +145,9 @@ def test_draws_leave_global_state_alone():
 
 @pytest.mark.parametrize('leaf', LEAVES, ids=lambda leaf: leaf.stem)
 def test_fcmae_leaf_builds(leaf):
-    """Each recipe builds at its own size with a decoder of width 512 that predicts 32 x 32 x 3 values, reads the
-    published learning rate off its batch, and lasts the epochs of its name."""
+    """Each recipe builds at its own size with a decoder of width 512 that predicts 32 x 32 x 3 values, or 16 x 16
+    pixels of each of MMEarth's targets, reads the published learning rate off its batch, and lasts the epochs of its
+    name."""
     cfg = Config.fromfile(str(leaf))
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
@@ -154,7 +155,15 @@ def test_fcmae_leaf_builds(leaf):
     arch = next(name for name in ARCHS if name[0] == letter[0])
     assert model.backbone.channels == ARCHS[arch]['channels'] and model.backbone.depths == ARCHS[arch]['depths']
     assert tuple(model.neck.proj.weight.shape[:2]) == (512, ARCHS[arch]['channels'][-1]) and len(model.neck.blocks) == 1
-    assert tuple(model.head.pred.weight.shape) == (3072, 512) and not hasattr(model.backbone, 'norm3')
+    if '_mp-mae_' in leaf.stem:
+        bands = dict(sentinel2=12, sentinel1=8, aster=2, canopy_height_eth=2, dynamic_world=9, esa_worldcover=11)
+        vectors = dict(biome=14, eco_region=846, era5=12, lat=2, lon=2, month=2)
+        outputs = {name: 256 * count for name, count in bands.items()} | vectors
+        assert {name: pred.out_features for name, pred in model.head.preds.items()} == outputs
+        assert model.backbone.cell == cfg.train_pipeline[3].cell == 16 and cfg.train_pipeline[1].crop_size == 112
+    else:
+        assert tuple(model.head.pred.weight.shape) == (3072, 512)
+    assert not hasattr(model.backbone, 'norm3')
     base_batch = {'folder': 64, 'continue': 256}.get(leaf.stem.split('_')[-1], 4096)
     assert (leaf.stem.split('_')[-1] == 'continue') == (cfg.model.get('init_cfg') is not None)
     assert cfg.auto_scale_lr.base_batch_size == base_batch

@@ -5,6 +5,8 @@ operations that read neighbours, and turns sites back into a map. It has no para
 stage's sites is passed along in a :class:`~mmconvnextv2.ops.grid.Grid`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,25 @@ class Execution:
     name: str
     masks = True  # whether the execution accepts visible cells
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
-        """Run the stride-4 stem: images (B, Cin, H, W) to sites (B, N, C) and the first stage's grid."""
+    def enter(
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        stem: Callable[[Tensor], Tensor],
+        stride: int = 4,
+        border: int = 0,
+    ) -> tuple[Tensor, Grid]:
+        """Run the stem: images (B, Cin, H, W) to sites (B, N, C) and the first stage's grid.
+
+        Args:
+            images (Tensor): Images of shape (B, Cin, H, W).
+            visible_cells (Tensor, optional): Visible cells of 8 * stride pixels, long, (B, K).
+            stem (Callable): Layer, or function of maps (n, Cin, h + 2 * border, w + 2 * border) that returns
+                (n, C, h / stride, w / stride); a site reads pixels of its own patch and ``border`` around it.
+            stride (int): Pixels between sites. Defaults to 4.
+            border (int): Pixels around a patch that the stem reads, zero where they are masked or outside of the
+                image. Defaults to 0.
+        """
         raise NotImplementedError
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
@@ -35,8 +54,8 @@ class Execution:
         raise NotImplementedError
 
 
-def check_images(images: Tensor, visible_cells: Tensor | None) -> None:
-    """Raise ``ValueError`` if no execution can process the images or visible cells.
+def check_images(images: Tensor, visible_cells: Tensor | None, cell: int = CELL) -> None:
+    """Raise ``ValueError`` if no execution can process the images or visible cells, of ``cell`` pixels a side.
 
     Only shapes and dtypes are checked: reading values would synchronise with the GPU.
     """
@@ -44,15 +63,15 @@ def check_images(images: Tensor, visible_cells: Tensor | None) -> None:
         raise UserError(f'images has shape {tuple(images.shape)}: expected (B, channels, height, width)')
     height, width = images.shape[-2:]
     if visible_cells is None:
-        if min(height, width) < CELL:
-            raise UserError(f'images are {height}x{width} pixels: the backbone needs at least {CELL}x{CELL}')
+        if min(height, width) < cell:
+            raise UserError(f'images are {height}x{width} pixels: the backbone needs at least {cell}x{cell}')
         return
-    if height % CELL or width % CELL:
+    if height % cell or width % cell:
         raise UserError(
             f'images are {height}x{width} pixels: with visible_cells both sides must be multiples of '
-            f'{CELL}; resize or crop to {max(height // CELL, 1) * CELL}x{max(width // CELL, 1) * CELL}'
+            f'{cell}; resize or crop to {max(height // cell, 1) * cell}x{max(width // cell, 1) * cell}'
         )
-    num_cells = (height // CELL) * (width // CELL)
+    num_cells = (height // cell) * (width // cell)
     shape = tuple(visible_cells.shape)
     if visible_cells.dtype != torch.long or len(shape) != 2 or shape[0] != images.shape[0]:
         raise UserError(
@@ -66,7 +85,9 @@ def check_images(images: Tensor, visible_cells: Tensor | None) -> None:
 
 
 def mask_to_visible_cells(visible: Tensor) -> Tensor:
-    """Convert a bool mask (B, H/32, W/32), True = visible, to visible cells (B, K); synchronises with the GPU.
+    """Convert a bool mask of cells, such as (B, H/32, W/32), True = visible, to visible cells (B, K).
+
+    Synchronises with the GPU.
 
     Examples:
         >>> mask_to_visible_cells(torch.tensor([[[True, False], [False, True]]]))

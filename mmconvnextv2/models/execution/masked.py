@@ -4,13 +4,14 @@ It computes what the paper's JAX code does. Masked values are replaced by zero, 
 passes. Sites are in raster order. :class:`Leaky` is the paper's row "without sparse convolution".
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from ...ops.cells import visible_sites
-from ...ops.grid import Grid
+from ...ops.grid import CELL, Grid
 from ...ops.reductions import fill_masked
 from .dense import Dense
 
@@ -21,10 +22,17 @@ class Masked(Dense):
     name = 'masked'
     masks = True
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        stem: Callable[[Tensor], Tensor],
+        stride: int = 4,
+        border: int = 0,
+    ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
-        sites, grid = super().enter(mask_images(images, visible_cells), None, stem)
-        site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
+        sites, grid = super().enter(mask_images(images, visible_cells, 8 * stride), None, stem, stride, border)
+        site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride, grid.cell)
         return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
@@ -33,7 +41,7 @@ class Masked(Dense):
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
         sites, grid = super().downsample(fill_masked(sites, grid.site_mask), grid, conv)
-        site_mask = visible_sites(grid.cells, grid.height, grid.width, grid.stride)
+        site_mask = visible_sites(grid.cells, grid.height, grid.width, grid.stride, grid.cell)
         return sites, replace(grid, site_mask=site_mask)
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
@@ -49,13 +57,20 @@ class Leaky(Dense):
     name = 'leaky'
     masks = True
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        stem: Callable[[Tensor], Tensor],
+        stride: int = 4,
+        border: int = 0,
+    ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
-        return super().enter(mask_images(images, visible_cells), None, stem)
+        return super().enter(mask_images(images, visible_cells, 8 * stride), None, stem, stride, border)
 
 
-def mask_images(images: Tensor, visible_cells: Tensor) -> Tensor:
+def mask_images(images: Tensor, visible_cells: Tensor, cell: int = CELL) -> Tensor:
     """Return images (B, C, H, W) that are zero in masked cells."""
     height, width = images.shape[-2:]
-    visible = visible_sites(visible_cells, height, width, 1).view(len(images), 1, height, width)
+    visible = visible_sites(visible_cells, height, width, 1, cell).view(len(images), 1, height, width)
     return torch.where(visible, images, images.new_zeros(()))

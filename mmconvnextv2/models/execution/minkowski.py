@@ -10,7 +10,7 @@ import collections
 import collections.abc
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
@@ -86,7 +86,7 @@ class SparseGrid(Grid):
         MinkowskiEngine's row order is unspecified on a GPU and after striding, so sites are matched by raster number.
         """
         theirs = manager.get_coordinates(key).long()  # (B * N, 3): image, row, column in sites of stage 1
-        theirs[:, 1:] //= self.stride // 4
+        theirs[:, 1:] //= 8 * self.stride // self.cell
         sorted_numbers, order = self._raster_number(theirs).sort()
         ours = self._raster_number(site_coordinates(self).long())
         to_ours = order[torch.searchsorted(sorted_numbers, ours)]
@@ -133,8 +133,15 @@ class Minkowski(Packed):
     def __init__(self) -> None:
         import_minkowski_engine()
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
-        sites, grid = super().enter(images, visible_cells, stem)
+    def enter(
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        stem: Callable[[Tensor], Tensor],
+        stride: int = 4,
+        border: int = 0,
+    ) -> tuple[Tensor, Grid]:
+        sites, grid = super().enter(images, visible_cells, stem, stride, border)
         manager = new_manager(images.device)
         key, _ = manager.insert_and_map(site_coordinates(grid).contiguous(), [1, 1])
         sparse = SparseGrid(**{field.name: getattr(grid, field.name) for field in fields(Grid)})

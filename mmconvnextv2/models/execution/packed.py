@@ -5,14 +5,17 @@ per-image sums run on visible sites only and need nothing from this file. Stem a
 the depthwise convolution reads other cells; ``ops.depthwise`` finds them through the grid.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import ops
 from ...ops.cells import gather, scatter
 from ...ops.dispatch import use_matmul, use_packed_index, use_triton
-from ...ops.grid import CELL, Grid, cell_slots, map_to_sites
+from ...ops.grid import Grid, cell_slots, image_index, map_to_sites
 from .base import Execution
+from .masked import mask_images
 
 
 class Packed(Execution):
@@ -20,15 +23,26 @@ class Packed(Execution):
 
     name = 'packed'
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        stem: Callable[[Tensor], Tensor],
+        stride: int = 4,
+        border: int = 0,
+    ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
-        height, width = images.shape[-2:]
-        cells = gather(images, visible_cells, CELL).unflatten(1, (-1, CELL, CELL))  # (B, K, 32, 32, Cin)
-        cells = cells.flatten(0, 1).permute(0, 3, 1, 2)  # (B * K, Cin, 32, 32)
-        sites = map_to_sites(stem(cells)).reshape(len(images), -1, stem.out_channels)  # (B, K * 8 * 8, C)
+        cell, (height, width) = 8 * stride, images.shape[-2:]
+        if border:
+            cells = windows_of_cells(mask_images(images, visible_cells, cell), visible_cells, cell, border)
+        else:
+            cells = gather(images, visible_cells, cell).unflatten(1, (-1, cell, cell)).flatten(0, 1)
+        features = stem(cells.permute(0, 3, 1, 2))  # (B * K, C, 8, 8)
+        sites = map_to_sites(features).reshape(len(images), -1, features.shape[1])  # (B, K * 8 * 8, C)
         # Kernels and the CPU look neighbours up in tables that all blocks of a step, or of a stage, share
-        slots = cell_slots(visible_cells, height // CELL, width // CELL) if use_triton(images) else None
-        return sites, _indexed(Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, cell_slots=slots))
+        slots = cell_slots(visible_cells, height // cell, width // cell) if use_triton(images) else None
+        grid = Grid(height // stride, width // stride, stride, visible_cells, cell_slots=slots, cell=cell)
+        return sites, _indexed(grid)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
         return ops.depthwise(sites, grid, conv, norm)
@@ -47,6 +61,18 @@ class Packed(Execution):
 
 def _indexed(grid: Grid) -> Grid:
     return grid.with_packed_index() if use_packed_index(grid.cells, grid) else grid
+
+
+def windows_of_cells(images: Tensor, visible_cells: Tensor, cell: int, border: int) -> Tensor:
+    """Return the pixels of visible cells (B, K) and ``border`` around them, zero outside of the image.
+
+    Images (B, C, H, W) become (B * K, cell + 2 * border, cell + 2 * border, C).
+    """
+    columns, side = images.shape[-1] // cell, cell + 2 * border
+    padded = F.pad(images, (border,) * 4).permute(0, 2, 3, 1)
+    windows = padded.unfold(1, side, cell).unfold(2, side, cell)  # (B, h, w, C, side, side), a view
+    windows = windows[image_index(visible_cells), visible_cells // columns, visible_cells % columns]
+    return windows.flatten(0, 1).permute(0, 2, 3, 1)
 
 
 def strided_conv_as_matmul(features: Tensor, conv: nn.Conv2d) -> Tensor:
