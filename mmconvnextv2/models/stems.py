@@ -10,6 +10,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..ops.grid import Grid
+from ..ops.valid_sites import fill_invalid
 from ..utils.errors import UserError
 from .execution import Execution
 from .layers import LayerNorm
@@ -24,11 +25,19 @@ class Stem(nn.Sequential):
         super().__init__(nn.Conv2d(in_channels, channels, 4, stride=4), LayerNorm(channels))
 
     def forward(  # type: ignore[override]  # nn.Sequential takes one argument
-        self, images: Tensor, visible_cells: Tensor | None, execution: Execution
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        execution: Execution,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
-        """Return the sites (B, N, C) of images (B, Cin, H, W), and their grid."""
+        """Return the sites (B, N, C) of images (B, Cin, H, W), and their grid.
+
+        Where ``valid_pixels``, bool (B, H, W), is False, the images are zero.
+        """
         conv, norm = self
-        sites, grid = execution.enter(images, visible_cells, cast(nn.Conv2d, conv))
+        given = () if valid_pixels is None else (valid_pixels,)
+        sites, grid = execution.enter(images, visible_cells, cast(nn.Conv2d, conv), *given)
         return norm(sites), grid
 
 
@@ -63,18 +72,33 @@ class ConvStem(nn.Sequential):
         )
 
     def forward(  # type: ignore[override]  # nn.Sequential takes one argument
-        self, images: Tensor, visible_cells: Tensor | None, execution: Execution
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        execution: Execution,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
         """Return the sites (B, N, C) of whole images (B, Cin, H, W), and their grid.
 
+        Where ``valid_pixels``, bool (B, H, W), is False, the images are zero.
+
         Raises:
-            ValueError: If there are visible cells: their geometry is that of the patch stem.
+            ValueError: If there are visible cells: their geometry is that of the patch stem. If there are valid pixels
+                with ``padding='valid'``, which computes less at an image's border than where padding follows.
         """
         if visible_cells is not None:
             raise UserError("a backbone with stem=dict(type='ConvStem') takes whole images: pretrain with stem=None")
         conv, norm, activation, depthwise, last_norm = self
+        if valid_pixels is not None and cast(nn.Conv2d, conv).padding == (0, 0):
+            raise UserError(
+                "stem.padding='valid' leaves out the pixels at an image's border, but not those before padding: with "
+                "valid_sites=True, set stem.padding='same'"
+            )
         pixels = activation(norm(conv(images).permute(0, 2, 3, 1)))  # (B, H, W, C)
-        sites, grid = execution.enter(pixels.permute(0, 3, 1, 2), None, cast(nn.Conv2d, depthwise))
+        features, given = pixels.permute(0, 3, 1, 2), () if valid_pixels is None else (valid_pixels,)
+        if valid_pixels is not None:
+            features = fill_invalid(features, valid_pixels)  # the first convolution and norm left values there
+        sites, grid = execution.enter(features, None, cast(nn.Conv2d, depthwise), *given)
         return last_norm(sites), grid
 
 

@@ -18,8 +18,14 @@ class Execution:
     name: str
     masks = True  # whether the execution accepts visible cells
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
-        """Run the stride-4 stem: images (B, Cin, H, W) to sites (B, N, C) and the first stage's grid."""
+    def enter(
+        self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d, valid_pixels: Tensor | None = None
+    ) -> tuple[Tensor, Grid]:
+        """Run the stride-4 stem: images (B, Cin, H, W) to sites (B, N, C) and the first stage's grid.
+
+        With ``valid_pixels``, bool (B, H, W), the images are zero at other pixels, and the grid's ``site_mask`` leaves
+        out sites without a valid pixel.
+        """
         raise NotImplementedError
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:

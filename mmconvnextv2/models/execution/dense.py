@@ -1,9 +1,15 @@
-"""Execution that visits every site, for downstream tasks on whole images of any size. Sites are in raster order."""
+"""Execution that visits every site, for downstream tasks on whole images of any size. Sites are in raster order.
+
+Where the grid has a ``site_mask``, other sites are read as zero. Their values are replaced, not multiplied by zero, so
+not even NaN passes. With valid pixels the mask is that of valid sites; ``masked`` has that of visible cells.
+"""
 
 from torch import Tensor, nn
 
 from ... import ops
 from ...ops.grid import Grid, map_to_sites, sites_to_map
+from ...ops.reductions import fill_masked
+from ...ops.valid_sites import halve_mask, valid_sites
 from .base import Execution
 
 
@@ -13,17 +19,22 @@ class Dense(Execution):
     name = 'dense'
     masks = False
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d, valid_pixels: Tensor | None = None
+    ) -> tuple[Tensor, Grid]:
         features = stem(images)
         # Channels-last, as the images are: from here to leave, conversions between maps and sites are views
         height, width = features.shape[-2:]
-        return map_to_sites(features), Grid(height, width, stride=stem.stride[0])
+        site_mask = None if valid_pixels is None else valid_sites(valid_pixels, stem.stride[0])
+        return map_to_sites(features), Grid(height, width, stride=stem.stride[0], site_mask=site_mask)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
-        return ops.depthwise(sites, grid, conv, norm)
+        # At each convolution again: norms, linears and biases leave values other than zero at masked sites
+        return ops.depthwise(fill_masked(sites, grid.site_mask), grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
-        return map_to_sites(conv(sites_to_map(sites, grid))), grid.halved()
+        features = sites_to_map(fill_masked(sites, grid.site_mask), grid)
+        return map_to_sites(conv(features)), grid.halved(halve_mask(grid))
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        return sites_to_map(sites, grid)
+        return sites_to_map(fill_masked(sites, grid.site_mask), grid)

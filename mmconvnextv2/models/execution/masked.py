@@ -1,7 +1,7 @@
 """Execution that visits every site and reads masked ones as zero: the plain reference for the others.
 
-It computes what the paper's JAX code does. Masked values are replaced by zero, not multiplied by it, so not even NaN
-passes. Sites are in raster order. :class:`Leaky` is the paper's row "without sparse convolution".
+It computes what the paper's JAX code does: a dense forward whose grid has a mask of sites. Sites are in raster order.
+:class:`Leaky` is the paper's row "without sparse convolution".
 """
 
 from dataclasses import replace
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ...ops.cells import visible_sites
 from ...ops.grid import Grid
-from ...ops.reductions import fill_masked
 from .dense import Dense
 
 
@@ -21,23 +20,13 @@ class Masked(Dense):
     name = 'masked'
     masks = True
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d, valid_pixels: Tensor | None = None
+    ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
-        sites, grid = super().enter(mask_images(images, visible_cells), None, stem)
-        site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
-        return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
-
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
-        # At each convolution again: norms, linears and biases leave values other than zero at masked sites
-        return super().depthwise(fill_masked(sites, grid.site_mask), grid, conv, norm)
-
-    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
-        sites, grid = super().downsample(fill_masked(sites, grid.site_mask), grid, conv)
-        site_mask = visible_sites(grid.cells, grid.height, grid.width, grid.stride)
-        return sites, replace(grid, site_mask=site_mask)
-
-    def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        return super().leave(fill_masked(sites, grid.site_mask), grid)
+        sites, grid = super().enter(mask_images(images, visible_cells), None, stem, valid_pixels)
+        shown = visible_sites(visible_cells, grid.height, grid.width, grid.stride)
+        return sites, replace(grid, site_mask=shown if grid.site_mask is None else shown & grid.site_mask)
 
 
 class Leaky(Dense):
@@ -49,9 +38,11 @@ class Leaky(Dense):
     name = 'leaky'
     masks = True
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d, valid_pixels: Tensor | None = None
+    ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
-        return super().enter(mask_images(images, visible_cells), None, stem)
+        return super().enter(mask_images(images, visible_cells), None, stem, valid_pixels)
 
 
 def mask_images(images: Tensor, visible_cells: Tensor) -> Tensor:

@@ -133,7 +133,14 @@ class Minkowski(Packed):
     def __init__(self) -> None:
         import_minkowski_engine()
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d, valid_pixels: Tensor | None = None
+    ) -> tuple[Tensor, Grid]:
+        if valid_pixels is not None:
+            raise UserError(
+                "execution='minkowski' visits all sites of visible cells, those without a valid pixel too: choose "
+                "execution='packed', or valid_sites=False"
+            )
         sites, grid = super().enter(images, visible_cells, stem)
         manager = new_manager(images.device)
         key, _ = manager.insert_and_map(site_coordinates(grid).contiguous(), [1, 1])

@@ -5,6 +5,8 @@ per-image sums run on visible sites only and need nothing from this file. Stem a
 the depthwise convolution reads other cells; ``ops.depthwise`` finds them through the grid.
 """
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from ... import ops
 from ...ops.cells import gather, scatter
 from ...ops.dispatch import use_matmul, use_packed_index, use_triton
 from ...ops.grid import CELL, Grid, cell_slots, map_to_sites
+from ...ops.reductions import fill_masked
+from ...ops.valid_sites import halve_mask, valid_sites
 from .base import Execution
 
 
@@ -20,7 +24,9 @@ class Packed(Execution):
 
     name = 'packed'
 
-    def enter(self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d) -> tuple[Tensor, Grid]:
+    def enter(
+        self, images: Tensor, visible_cells: Tensor | None, stem: nn.Conv2d, valid_pixels: Tensor | None = None
+    ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
         height, width = images.shape[-2:]
         cells = gather(images, visible_cells, CELL).unflatten(1, (-1, CELL, CELL))  # (B, K, 32, 32, Cin)
@@ -28,21 +34,26 @@ class Packed(Execution):
         sites = map_to_sites(stem(cells)).reshape(len(images), -1, stem.out_channels)  # (B, K * 8 * 8, C)
         # Kernels and the CPU look neighbours up in tables that all blocks of a step, or of a stage, share
         slots = cell_slots(visible_cells, height // CELL, width // CELL) if use_triton(images) else None
-        return sites, _indexed(Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, cell_slots=slots))
+        grid = Grid(height // 4, width // 4, stride=4, visible_cells=visible_cells, cell_slots=slots)
+        if valid_pixels is not None:
+            grid = replace(grid, site_mask=valid_sites(valid_pixels, grid.stride, visible_cells))
+        return sites, _indexed(grid)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
-        return ops.depthwise(sites, grid, conv, norm)
+        return ops.depthwise(fill_masked(sites, grid.site_mask), grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
-        cells = sites.reshape(-1, grid.patch, grid.patch, sites.shape[-1])  # (B * K, p, p, C)
+        cells = fill_masked(sites, grid.site_mask).reshape(
+            -1, grid.patch, grid.patch, sites.shape[-1]
+        )  # (B * K, p, p, C)
         if use_matmul(conv):
             cells = strided_conv_as_matmul(cells, conv)
         else:
             cells = conv(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return cells.reshape(len(sites), -1, conv.out_channels), _indexed(grid.halved())
+        return cells.reshape(len(sites), -1, conv.out_channels), _indexed(grid.halved(halve_mask(grid)))
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        return scatter(sites, grid)
+        return scatter(fill_masked(sites, grid.site_mask), grid)
 
 
 def _indexed(grid: Grid) -> Grid:
