@@ -60,6 +60,10 @@ class FCMAEMaskGenerator(BaseTransform):
     of the visible 32x32-pixel cells. Cells are sampled with numpy's global generator, which the data set seeds for each
     image.
 
+    Optional key: ``valid_pixels``, bool (H, W), of :class:`mmconvnextv2.datasets.valid_pixels.LoadValidPixels`. The
+    ratio then holds among cells with a valid pixel, at least one of which is visible. Cells without one fill the list
+    up to K, so that K depends on the image's size alone; a backbone with ``valid_sites=True`` does not read them.
+
     Args:
         mask_ratio (float): Share of masked cells, in (0, 1). Defaults to 0.6.
     """
@@ -87,9 +91,25 @@ class FCMAEMaskGenerator(BaseTransform):
         except ValueError as error:
             raise UserError(f'images of {height}x{width} pixels: {error}') from None
         # Without replacement and of fixed size: every image of a batch has the same number of visible cells
-        visible = np.random.permutation(num_cells)[:count]
+        order = np.random.permutation(num_cells)
+        visible = order[:count]
+        if results.get('valid_pixels') is not None:
+            visible = self._choose_valid(order, count, results['valid_pixels'], (height, width))
         results['visible_cells'] = np.sort(visible).astype(np.int64)
         return results
+
+    def _choose_valid(self, order: np.ndarray, count: int, valid: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Return ``count`` cells of a random order, of which a share of ``1 - mask_ratio`` of the valid ones."""
+        if valid.shape != shape:
+            raise UserError(
+                f'valid_pixels has shape {valid.shape}, but the image has {shape} pixels: put the steps that resize or '
+                "crop it into dict(type='WithValidPixels', transforms=[...])"
+            )
+        has_valid = valid.reshape(shape[0] // CELL, CELL, -1, CELL).any((1, 3)).flatten()
+        cells, fillers = order[has_valid[order]], order[~has_valid[order]]
+        # floor(n (1 - r)) - floor(v (1 - r)) is at most n - v: there are always enough fillers
+        shown = min(max(math.floor(len(cells) * (1 - self.mask_ratio) + 1e-9), 1), len(cells))
+        return np.concatenate([cells[:shown], fillers[: count - shown]])
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(mask_ratio={self.mask_ratio})'
