@@ -16,7 +16,7 @@ from mmengine.registry import TRANSFORMS
 
 from ..utils.errors import MissingFileError, UserError
 
-FULL = 255  # of a pixel whose sources are all valid
+FULL = 150  # of a pixel whose sources are all valid; below 255, so that what bicubic interpolation overshoots differs
 BANDS = ('all', 'any')
 
 
@@ -171,10 +171,9 @@ class WithValidPixels:
                 f'a transform in WithValidPixels gave an image of shape {found.shape}: expected {stacked.shape[2]} '
                 'channels; move changes of colour out of it'
             )
-        # float32 interpolation rounds; integers do not
-        least = FULL - 0.01 if found.dtype.kind == 'f' else FULL
         pixels = np.ascontiguousarray(found[..., :-1])
-        return {**moved, 'img': pixels[..., 0] if grey else pixels, 'valid_pixels': found[..., -1] >= least}
+        valid = np.abs(found[..., -1].astype(np.float32) - FULL) < 0.01  # interpolation in float32 rounds
+        return {**moved, 'img': pixels[..., 0] if grey else pixels, 'valid_pixels': valid}
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.transforms})'

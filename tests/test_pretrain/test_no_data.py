@@ -55,7 +55,7 @@ def test_loss_by_a_loop(images, valid):
         for cell in set(range(6)) - set(visible):
             row, column = divmod(cell, 3)
             part = (slice(row * 32, row * 32 + 32), slice(column * 32, column * 32 + 32))
-            pixels = image[:, *part].permute(1, 2, 0)[keep[part]]
+            pixels = image.permute(1, 2, 0)[part][keep[part]]
             if len(pixels):
                 predicted = model.head.pred(maps[:, row, column]).view(32, 32, 3)[keep[part]]
                 errors.append((predicted - (pixels - pixels.mean()) / (pixels.var() + 1e-6).sqrt()).square().flatten())
