@@ -1,5 +1,5 @@
-"""FCMAE neither reads nor predicts pixels without data: their values change nothing, and loss and targets are those of a
-loop over valid pixels."""
+"""FCMAE neither reads nor predicts pixels without data: their values change nothing, and loss and targets are those of
+a loop over valid pixels."""
 
 import math
 
