@@ -47,7 +47,7 @@ class ValidUPerHead(UPerHead):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        given = self.psp_modules
+        given: PPM = self.psp_modules  # type: ignore[has-type]  # set by the base class
         self.psp_modules = ValidPPM(
             given.pool_scales,
             given.in_channels,

@@ -55,9 +55,9 @@ class _Select(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims: tuple[int | None, int | None], sites: Tensor, site_mask: Tensor) -> tuple[Tensor, int]:
-        batched = [dim is not None for dim in in_dims]
-        sites = sites.movedim(in_dims[0], 0) if batched[0] else sites.expand(info.batch_size, *sites.shape)
-        return fill_masked(sites, site_mask.movedim(in_dims[1], 0) if batched[1] else site_mask), 0
+        of_sites, of_mask = in_dims
+        sites = sites.expand(info.batch_size, *sites.shape) if of_sites is None else sites.movedim(of_sites, 0)
+        return fill_masked(sites, site_mask if of_mask is None else site_mask.movedim(of_mask, 0)), 0
 
     @staticmethod
     def jvp(ctx, tangent: Tensor, _: None) -> Tensor:
