@@ -10,20 +10,22 @@ import torch.nn.functional as F
 PATCH = 32
 
 
-def sparse_reference(weights, depths, images, cells):
+def sparse_reference(weights, depths, images, cells, valid=None):
     """Return the maps (B, C, H / s, W / s) of strides s = 4, 8, 16 and 32, zero at masked sites.
 
     Maps pass through ``norm0`` to ``norm3`` where the weights have them. Images have shape (B, 3, H, W), and ``cells``
-    lists the visible cells of each image.
+    lists the visible cells of each image. ``valid`` (B, H, W) is True at pixels that there are, by default all.
     """
-    maps = [run_image(weights, depths, image, visible) for image, visible in zip(images, cells)]
+    valid = torch.ones(len(images), *images.shape[2:]) if valid is None else valid
+    maps = [run_image(weights, depths, *one) for one in zip(images, cells, valid)]
     return [torch.stack(one) for one in zip(*maps)]
 
 
-def run_image(weights, depths, image, visible):
+def run_image(weights, depths, image, visible, valid):
     _, height, width = image.shape
     pixels = zip(((y, x) for y in range(height) for x in range(width)), image.flatten(1).T)
     sites = {(y, x): pixel for (y, x), pixel in pixels if y // PATCH * (width // PATCH) + x // PATCH in visible}
+    sites = {(y, x): pixel for (y, x), pixel in sites.items() if valid[y, x]}
     maps = []
     for stage, depth in enumerate(depths):
         name = f'downsample_layers.{stage}'
@@ -62,12 +64,13 @@ def normalise(weights, name, sites):
 
 
 def convolve_patches(weights, name, sites, size):
-    """Convolve with a kernel and a stride of ``size``. The patch of an output site is visible as a whole."""
+    """Convolve with a kernel and a stride of ``size``. The patch of an output site is visible as a whole or in part."""
     weight, bias = weights[f'{name}.weight'], weights[f'{name}.bias']
     outputs = {}
     for y, x in dict.fromkeys((y // size, x // size) for y, x in sites):
         offsets = [(i, j) for i in range(size) for j in range(size)]
-        outputs[y, x] = bias + sum(weight[:, :, i, j] @ sites[size * y + i, size * x + j] for i, j in offsets)
+        there = [(i, j) for i, j in offsets if (size * y + i, size * x + j) in sites]
+        outputs[y, x] = bias + sum(weight[:, :, i, j] @ sites[size * y + i, size * x + j] for i, j in there)
     return outputs
 
 

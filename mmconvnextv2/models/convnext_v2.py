@@ -20,6 +20,7 @@ from .. import ops
 from ..ops.dispatch import check_kernels, has_hooks
 from ..ops.grid import Grid
 from ..ops.reductions import mean_over_sites
+from ..ops.valid_sites import check_valid_pixels, fill_invalid, read_valid_pixels
 from ..utils.errors import UserError
 from .execution import Execution, check_images, get_execution
 from .grn import ResponseNorm
@@ -198,6 +199,10 @@ class ConvNeXtV2(BaseModule):
             maps are then its stride times 1, 2, 4, 8, and masking cells have 8 times its stride. Defaults to None, 4x4
             patches.
         norm_eps (float): Constant in every LayerNorm; 1e-5 for CLIP's ConvNeXt-XXLarge. Defaults to 1e-6.
+        valid_sites (bool): Whether to leave out sites without a valid pixel: response norms do not count them,
+            convolutions read them as zero, and maps are zero there. NaN in any channel marks an invalid pixel. An image
+            then has the same maps alone and padded in a batch. Defaults to False, as published weights were trained:
+            padding counts.
     """
 
     init_cfg: dict | Sequence[dict] | None  # untyped in BaseModule
@@ -218,6 +223,7 @@ class ConvNeXtV2(BaseModule):
         init_cfg: dict | Sequence[dict] | None = None,
         stem: dict | None = None,
         norm_eps: float = 1e-6,
+        valid_sites: bool = False,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.depths, self.channels = resolve_arch(arch)
@@ -254,11 +260,16 @@ class ConvNeXtV2(BaseModule):
             self.add_module(f'norm{stage}', LayerNorm(self.channels[stage]))
         _set_norm_eps(self, norm_eps)
         self.kernels = kernels
+        self.valid_sites = valid_sites
         set_kernels(self, kernels)
         self._freeze()
 
     def forward(
-        self, images: Tensor, visible_cells: Tensor | None = None, execution: str | None = None
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None = None,
+        execution: str | None = None,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Compute feature maps.
 
@@ -269,22 +280,31 @@ class ConvNeXtV2(BaseModule):
                 Defaults to None, no masking.
             execution (str, optional): Key of ``mmconvnextv2.models.execution.EXECUTIONS``. Defaults to ``'packed'``
                 with visible cells, otherwise ``'dense'``.
+            valid_pixels (Tensor, optional): Map that is True at pixels that hold data; bool, (B, H, W). Others may be
+                NaN. A site of stride s is valid if any of its s x s pixels is. Defaults to None: with ``valid_sites``,
+                pixels without NaN, otherwise all.
 
         Returns:
             tuple[Tensor]: Maps (B, C, H / s, W / s) of the stages in ``out_indices``, with strides s = 4, 8, 16, 32 and
-            zeros in masked cells; with ``gap_before_final_norm``, vectors (B, C).
+            zeros in masked cells and at invalid sites; with ``gap_before_final_norm``, vectors (B, C). An image without
+            a valid pixel gives zeros, and as a vector the output norm's bias.
 
         Raises:
-            ValueError: If images, visible cells or execution are invalid or do not fit each other.
+            ValueError: If images, visible cells, execution or valid pixels are invalid or do not fit each other.
         """
         check_images(images, visible_cells, self.cell)
         masking = visible_cells is not None
         chosen = get_execution(execution or ('packed' if masking else 'dense'), masking)
+        if valid_pixels is None and self.valid_sites:
+            valid_pixels = read_valid_pixels(images)
         images = images.contiguous(memory_format=torch.channels_last)
+        if valid_pixels is not None:
+            check_valid_pixels(valid_pixels, images)
+            images = fill_invalid(images, valid_pixels)
         outputs = []
         for stage in range(max(self.out_indices) + 1):
             if stage == 0:
-                sites, grid = self.downsample_layers[0](images, visible_cells, chosen)
+                sites, grid = self.downsample_layers[0](images, visible_cells, chosen, valid_pixels)
             else:
                 sites, grid = self.downsample_layers[stage](sites, grid, chosen)
             sites = self.stages[stage](sites, grid, chosen, self.with_cp and self.training)

@@ -194,6 +194,7 @@ class CBAM(ResponseNorm):
         """Gate sites (B, N, C); ``depthwise`` is that of :class:`ResponseNorm`."""
         mean = mean_over_sites(sites, site_mask)
         highest = fill_masked(sites, site_mask, -torch.inf).amax(1, keepdim=True)
+        highest = fill_masked(highest, None if site_mask is None else site_mask.any(1, keepdim=True))
         sites = sites * (self.mlp(mean) + self.mlp(highest)).sigmoid()
         pooled = torch.stack([sites.mean(-1), sites.amax(-1)], dim=-1)  # (B, N, 2)
         return sites * depthwise(pooled, self.spatial).sum(-1, keepdim=True).sigmoid()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.dispatch import has_hooks
 from ..ops.grid import Grid
+from ..ops.valid_sites import fill_invalid
 from ..utils.errors import UserError
 from .execution import Execution
 from .layers import LayerNorm
@@ -40,11 +41,18 @@ class Stem(nn.Sequential):
         self.stride = stride
 
     def forward(  # type: ignore[override]  # nn.Sequential takes one argument
-        self, images: Tensor, visible_cells: Tensor | None, execution: Execution
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        execution: Execution,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
-        """Return the sites (B, N, C) of images (B, Cin, H, W), and their grid."""
+        """Return the sites (B, N, C) of images (B, Cin, H, W), and their grid.
+
+        Where ``valid_pixels``, bool (B, H, W), is False, the images are zero.
+        """
         conv, norm = self
-        sites, grid = execution.enter(images, visible_cells, conv, self.stride)
+        sites, grid = execution.enter(images, visible_cells, conv, self.stride, valid_pixels=valid_pixels)
         return norm(sites), grid
 
 
@@ -79,14 +87,26 @@ class ConvStem(nn.Sequential):
         self.stride, self.padding = stride, padding
 
     def forward(  # type: ignore[override]  # nn.Sequential takes one argument
-        self, images: Tensor, visible_cells: Tensor | None, execution: Execution
+        self,
+        images: Tensor,
+        visible_cells: Tensor | None,
+        execution: Execution,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
         """Return the sites (B, N, C) of images (B, Cin, H, W), and their grid.
 
+        Where ``valid_pixels``, bool (B, H, W), is False, the images are zero.
+
         Raises:
-            ValueError: If there are visible cells and the padding is that of MMEarth's fine-tuning.
+            ValueError: If the padding is that of MMEarth's fine-tuning and there are visible cells, or valid pixels:
+                it computes less at an image's border than where padding follows.
         """
         conv, norm, activation, depthwise, last_norm = self
+        if valid_pixels is not None and self.padding != 'same':
+            raise UserError(
+                f'stem.padding={self.padding!r} leaves out the pixels at the border of an image, but not those before '
+                "padding: with valid_sites=True, set stem.padding='same'"
+            )
         if visible_cells is not None:
             if self.padding != 'same':
                 raise UserError(
@@ -94,10 +114,14 @@ class ConvStem(nn.Sequential):
                     "stem=dict(type='ConvStem', padding='same')"
                 )
             # Masked pixels are zero for the first convolution; the second one stays inside of a cell
-            sites, grid = execution.enter(images, visible_cells, self._run_padded, self.stride, border=1)
+            sites, grid = execution.enter(
+                images, visible_cells, self._run_padded, self.stride, border=1, valid_pixels=valid_pixels
+            )
         else:
-            pixels = activation(norm(conv(images).permute(0, 2, 3, 1)))  # (B, H, W, C)
-            sites, grid = execution.enter(pixels.permute(0, 3, 1, 2), None, depthwise, self.stride)
+            features = activation(norm(conv(images).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)  # (B, C, H, W)
+            if valid_pixels is not None:
+                features = fill_invalid(features, valid_pixels)  # the first convolution and norm left values there
+            sites, grid = execution.enter(features, None, depthwise, self.stride, valid_pixels=valid_pixels)
         return last_norm(sites), grid
 
     def _run_padded(self, images: Tensor) -> Tensor:

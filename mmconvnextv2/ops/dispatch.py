@@ -231,6 +231,11 @@ def in_blocks(tensor: Tensor) -> bool:
     return tensor.device.type == 'cpu' and not torch.compiler.is_compiling()
 
 
+def select_bits(tensor: Tensor) -> bool:
+    """Return whether values are selected by their bits: on the CPU in eager mode, for tensors that hold data."""
+    return in_blocks(tensor) and type(tensor) is Tensor and not is_exported() and not _len_torch_dispatch_stack()
+
+
 def fold_scale(x: Tensor) -> bool:
     """Return whether GRN's scale of x (B, N, C) is folded into the second linear's weight.
 

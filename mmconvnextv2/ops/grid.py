@@ -73,7 +73,7 @@ class Grid:
         visible_cells (Tensor, optional): Raster indices of each image's visible cells, ascending; long, (B, K).
             Defaults to None, no masking.
         site_mask (Tensor, optional): Mask that is True at sites that take part in per-image sums; bool, (B, N, 1).
-            Defaults to None, all sites.
+            Operations that read neighbours read other sites as zero. Defaults to None, all sites.
         kernels (str, optional): Implementations that may run, see :mod:`mmconvnextv2.ops.dispatch`. Defaults to None,
             the process-wide setting.
         cell_slots (tuple[Tensor], optional): Result of :func:`cell_slots`, which Triton kernels read; computed once per
@@ -106,7 +106,7 @@ class Grid:
     @property
     def is_packed(self) -> bool:
         """Whether there are only the sites of visible cells, cell by cell, rather than those of a whole map."""
-        return self.visible_cells is not None and self.site_mask is None
+        return self.visible_cells is not None
 
     @property
     def cells(self) -> Tensor:

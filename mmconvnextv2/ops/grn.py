@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import in_blocks
-from .reductions import fill_masked, mean_over_sites, statistics_dtype
+from .reductions import fill_masked, fill_masked_, mean_over_sites, statistics_dtype
 
 # From sites (B, N, C), zero where they do not count, and their mask to responses (B, 1, C)
 AGGREGATIONS = {
@@ -68,8 +68,9 @@ def channel_norm(features: Tensor, site_mask: Tensor | None) -> Tensor:
     num_sites = max(SQUARES * features.shape[1] // max(features.numel(), 1), 1)
     for start in range(0, max(features.shape[1], 1), num_sites):
         part = slice(start, start + num_sites)
-        sites = fill_masked(features[:, part], None if site_mask is None else site_mask[:, part])
-        total = total + sites.to(kind).square().sum(1, keepdim=True)
+        squares = features[:, part].to(kind).square()
+        counted = None if site_mask is None else site_mask[:, part]
+        total = total + fill_masked_(squares, counted).sum(1, keepdim=True)
     assert isinstance(total, Tensor)  # there is at least one part, which is empty if there are no sites
     return total.sqrt()
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .grn import add_product, channel_norm
-from .reductions import fill_masked, statistics_dtype
+from .reductions import fill_masked_, statistics_dtype
 
 
 class Hidden:
@@ -47,7 +47,7 @@ class Hidden:
         """
         if scale is not None:
             grad = grad.mul_(scale)
-        grad = add_product(grad, fill_masked(self.activation(), self.site_mask), factor)
+        grad = add_product(grad, fill_masked_(self.activation(), self.site_mask), factor)
         # The overload with an output argument writes into grad, which saves a tensor of D channels
         torch.ops.aten.gelu_backward.grad_input(grad, self.h, grad_input=grad)
         return grad, grad.sum((0, 1))

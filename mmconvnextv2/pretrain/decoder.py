@@ -18,7 +18,8 @@ from ..models.convnext_v2 import ConvNeXtV2Block
 from ..models.execution import CELL, get_execution
 from ..ops.cells import gather, visible_sites
 from ..ops.grid import Grid, map_to_sites, sites_to_map
-from ..ops.reductions import statistics_dtype
+from ..ops.reductions import fill_masked, statistics_dtype
+from ..ops.valid_sites import valid_sites
 from ..utils.moved import moved_names
 
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'ConvTranspose2d', 'Linear'], std=0.02)
@@ -92,10 +93,16 @@ class FCMAEDecoder(BaseModule):
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, features: Tensor | Sequence[Tensor], visible_cells: Tensor) -> Tensor:
-        """Decode the encoder's last map (B, Cin, h, w) to a map (B, D, h, w), given visible cells (B, K)."""
+    def forward(
+        self, features: Tensor | Sequence[Tensor], visible_cells: Tensor, valid_pixels: Tensor | None = None
+    ) -> Tensor:
+        """Decode the encoder's last map (B, Cin, h, w) to a map (B, D, h, w), given visible cells (B, K).
+
+        Cells without a valid pixel, of ``valid_pixels`` bool (B, H, W), are read as zero and do not count in GRN.
+        """
         features = last_map(features)
-        grid = Grid(*features.shape[-2:], stride=self.stride, cell=self.stride)
+        valid = None if valid_pixels is None else valid_sites(valid_pixels, self.stride)
+        grid = Grid(*features.shape[-2:], stride=self.stride, site_mask=valid, cell=self.stride)
         sites = self.proj(features)
         sites = insert_mask_tokens(sites, visible_cells, self.mask_token, self.stride, self.stride)  # (B, h * w, D)
         dense = get_execution('dense', masking=False)  # mask tokens are features like any other
@@ -139,23 +146,48 @@ class FCMAEHead(BaseModule):
         pixels = self.pred(gather(decoded, masked_cells, patch))  # (B, M * p * p, s * s * C)
         return pixels_of_cells(pixels, masked_cells, patch, self.stride).flatten(2)
 
-    def target(self, images: Tensor, masked_cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def target(
+        self, images: Tensor, masked_cells: Tensor, valid_pixels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the target (B, M, cell * cell * C) of masked cells, and its mean and deviation (B, M, 1).
 
-        The target is normalised by mean and deviation; with ``norm_pix=False`` they are 0 and 1.
+        The target is normalised by mean and deviation; with ``norm_pix=False`` they are 0 and 1. With ``valid_pixels``,
+        bool (B, H, W), both are over valid pixels, and the target is 0 at the others.
         """
         cells = gather(images, masked_cells, self.cell).reshape(*masked_cells.shape, -1)
         cells = cells.to(statistics_dtype(cells.dtype))  # statistics of a cell's values need float32
+        valid = None if valid_pixels is None else self._valid_values(images, masked_cells, valid_pixels)
+        cells = fill_masked(cells, valid)
         if not self.norm_pix:
             return cells, torch.zeros_like(cells[..., :1]), torch.ones_like(cells[..., :1])
-        variance, mean = torch.var_mean(cells, dim=-1, keepdim=True)
+        if valid is None:
+            variance, mean = torch.var_mean(cells, dim=-1, keepdim=True)
+        else:
+            count = valid.sum(-1, keepdim=True)
+            mean = cells.sum(-1, keepdim=True) / count.clamp(min=1)
+            cells = fill_masked(cells - mean, valid)
+            variance = cells.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+            deviation = (variance + 1e-6).sqrt()
+            return cells / deviation, mean, deviation
         deviation = (variance + 1e-6).sqrt()
         return (cells - mean) / deviation, mean, deviation
 
-    def loss(self, decoded: Tensor, images: Tensor, masked_cells: Tensor) -> Tensor:
-        """Return the mean squared error over the pixels of masked cells, a scalar."""
-        target = self.target(images, masked_cells)[0]
-        return F.mse_loss(self(decoded, masked_cells).to(target.dtype), target)
+    def _valid_values(self, images: Tensor, cells: Tensor, valid_pixels: Tensor) -> Tensor:
+        """Return whether each value (B, M, cell * cell * C) of cells (B, M) is of a valid pixel."""
+        valid = gather(valid_pixels.unsqueeze(1), cells, self.cell)  # (B, M * cell * cell, 1)
+        return valid.expand(-1, -1, images.shape[1]).reshape(*cells.shape, -1)
+
+    def loss(self, decoded: Tensor, images: Tensor, masked_cells: Tensor, valid_pixels: Tensor | None = None) -> Tensor:
+        """Return the mean squared error over the pixels of masked cells, a scalar.
+
+        With ``valid_pixels``, bool (B, H, W), the mean is over valid pixels of the batch, 0 if there are none.
+        """
+        target = self.target(images, masked_cells, valid_pixels)[0]
+        predicted = self(decoded, masked_cells).to(target.dtype)
+        if valid_pixels is None:
+            return F.mse_loss(predicted, target)
+        valid = self._valid_values(images, masked_cells, valid_pixels)
+        return fill_masked(predicted - target, valid).square().sum() / valid.sum().clamp(min=1)
 
 
 __getattr__ = moved_names(__name__)

@@ -19,6 +19,7 @@ from ..models.convnext_v2 import set_kernels
 from ..models.execution import CELL, get_execution
 from ..ops.cells import scatter, visible_sites
 from ..ops.grid import Grid
+from ..ops.valid_sites import fill_invalid, read_valid_pixels, valid_sites
 from ..utils.errors import UserError
 from .masking import masked_cells_of, stack_visible_cells
 
@@ -44,7 +45,8 @@ class FCMAE(BaseSelfSupervisor):
             continued pretraining. Defaults to None.
 
     Raises:
-        ValueError: If the execution is unknown or cannot mask, or the preprocessor has another number of channels.
+        ValueError: If the execution is unknown or cannot mask, the preprocessor has another number of channels, or the
+            backbone has ``valid_sites=True`` and the decoder does not take valid pixels.
     """
 
     def __init__(
@@ -63,6 +65,10 @@ class FCMAE(BaseSelfSupervisor):
             neck = {**neck, **_accepted(neck, response_norm=response_norm)}  # a transformer has none
         backbone = MODELS.build(backbone)
         neck = _build_decoder(neck, backbone)
+        if getattr(backbone, 'valid_sites', False) and 'valid_pixels' not in signature(neck.forward).parameters:
+            raise UserError(
+                f'model.backbone.valid_sites=True, but {type(neck).__name__} counts all cells: choose FCMAEDecoder'
+            )
         set_kernels(neck, getattr(backbone, 'kernels', None))
         widths = dict(in_channels=neck.out_channels, stride=neck.stride, image_channels=backbone.in_channels)
         more = _accepted(head, cell=cell_of(backbone), encoder_channels=backbone.channels[-1])
@@ -89,10 +95,18 @@ class FCMAE(BaseSelfSupervisor):
         return dict(loss=self.masked_loss(inputs, cells))
 
     def masked_loss(self, inputs: Tensor, visible_cells: Tensor) -> Tensor:
-        """Return the loss of images (B, C, H, W) with visible cells (B, K)."""
-        features = self.backbone(inputs, visible_cells, self.execution)  # the last: (B, Cin, H / cell, W / cell)
-        decoded = self.neck(features, visible_cells)  # (B, D, H / s, W / s), s = cell except for a UNet
-        return self.head.loss(decoded, inputs, self._masked_cells(visible_cells, inputs))
+        """Return the loss of images (B, C, H, W) with visible cells (B, K).
+
+        With ``valid_sites=True`` of the backbone, NaN marks invalid pixels, which are neither read nor predicted.
+        """
+        # One argument more: (valid_pixels, ) with valid_sites, otherwise ()
+        valid = self._valid_pixels(inputs)
+        features = self.backbone(inputs, visible_cells, self.execution, *valid)  # last: (B, Cin, H / cell, W / cell)
+        decoded = self.neck(features, visible_cells, *valid)  # (B, D, H / s, W / s), s = cell except for a UNet
+        return self.head.loss(decoded, inputs, self._masked_cells(visible_cells, inputs), *valid)
+
+    def _valid_pixels(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (read_valid_pixels(inputs),) if getattr(self.backbone, 'valid_sites', False) else ()
 
     def _masked_cells(self, visible_cells: Tensor, images: Tensor) -> Tensor:
         """Return the masked cells (B, M) of images (B, C, H, W)."""
@@ -124,8 +138,9 @@ class FCMAE(BaseSelfSupervisor):
         _check_channels(inputs, self.backbone.in_channels)
         height, width = inputs.shape[-2:]
         masked_cells, cell = self._masked_cells(visible_cells, inputs), cell_of(self.backbone)
-        decoded = self.neck(self.backbone(inputs, visible_cells, self.execution), visible_cells)
-        _, mean, deviation = self.head.target(inputs, masked_cells)
+        valid = self._valid_pixels(inputs)
+        decoded = self.neck(self.backbone(inputs, visible_cells, self.execution, *valid), visible_cells, *valid)
+        _, mean, deviation = self.head.target(inputs, masked_cells, *valid)
         predicted = self.head(decoded, masked_cells).to(mean.dtype)  # (B, M, cell * cell * C)
         grid = Grid(height, width, stride=1, visible_cells=masked_cells, cell=cell)
 
@@ -133,8 +148,12 @@ class FCMAE(BaseSelfSupervisor):
             return scatter(pixels.view(len(inputs), -1, inputs.shape[1]), grid)
 
         prediction = to_images(predicted * deviation + mean)
-        _, mean, deviation = self.head.target(inputs, visible_cells)  # (B, K, 1)
+        _, mean, deviation = self.head.target(inputs, visible_cells, *valid)  # (B, K, 1)
         near = nearness(masked_cells, visible_cells, width // cell).to(mean.dtype)  # (B, M, K)
+        if valid:  # cells that only fill the list have no mean and deviation
+            counted = valid_sites(valid[0], cell).squeeze(2).gather(1, visible_cells).unsqueeze(1)  # (B, 1, K)
+            near = near * counted / (near * counted).sum(2, keepdim=True).clamp(min=1e-30)
+            inputs = fill_invalid(inputs, valid[0])
         unaided = to_images(predicted * (near @ deviation) + near @ mean)
         shown = visible_sites(visible_cells, height, width, 1, cell).view(-1, 1, height, width)
         return dict(

@@ -115,6 +115,10 @@ class FCMAEMaskGenerator(BaseTransform):
 
     Cells are sampled with numpy's global generator, which the data set seeds for each image.
 
+    Optional key: ``valid_pixels``, bool (H, W), of :class:`mmconvnextv2.datasets.valid_pixels.LoadValidPixels`. The
+    ratio then holds among cells with a valid pixel, at least one of which is visible. Cells without one fill the list
+    up to K, so that K depends on the image's size alone; a backbone with ``valid_sites=True`` does not read them.
+
     Args:
         mask_ratio (float | Sequence[float]): Share of masked cells, in (0, 1), or the smallest and the largest one. Of
             a range, each batch has one ratio, that of its first image, since all its images must show the same number
@@ -174,6 +178,8 @@ class FCMAEMaskGenerator(BaseTransform):
             raise UserError(f'images of {height}x{width} pixels: {error}') from None
         count = counts[np.random.randint(len(counts))] if len(counts) > 1 else counts[0]
         order = self._order(rows, columns)
+        if results.get('valid_pixels') is not None:
+            order = self._with_valid(order, counts, results['valid_pixels'], (height, width))
         if 'gt_seg_map' in results:
             order = self._with_regions(order, results, counts)
         if len(counts) > 1:
@@ -182,6 +188,26 @@ class FCMAEMaskGenerator(BaseTransform):
         results['visible_cells'] = np.sort(order[:count]).astype(np.int64)
         results['cell_size'] = self.cell
         return results
+
+    def _with_valid(
+        self, order: np.ndarray, counts: Sequence[int], valid: np.ndarray, shape: tuple[int, int]
+    ) -> np.ndarray:
+        """Reorder cells so that the first K of each count have a share of ``1 - ratio`` of the valid ones."""
+        if valid.shape != shape:
+            raise UserError(
+                f'valid_pixels has shape {valid.shape}, but the image has {shape} pixels: put the steps that resize or '
+                "crop it into dict(type='WithValidPixels', transforms=[...])"
+            )
+        cell = self.cell
+        has_valid = valid.reshape(shape[0] // cell, cell, -1, cell).any((1, 3)).flatten()
+        cells, fillers, taken, filled, parts = order[has_valid[order]], order[~has_valid[order]], 0, 0, []
+        for ratio, count in sorted(zip(self.ratios, counts), reverse=True):  # from few visible cells to many
+            share = math.floor(len(cells) * (1 - ratio) + 1e-9)
+            # floor(n (1 - r)) - floor(v (1 - r)) is at most n - v: there are always enough fillers
+            shown = max(min(max(share, 1), len(cells), count - filled), taken)
+            parts += [cells[taken:shown], fillers[filled : count - shown]]
+            taken, filled = shown, count - shown
+        return np.concatenate([*parts, cells[taken:], fillers[filled:]])
 
     def _with_regions(self, order: np.ndarray, results: dict, counts: Sequence[int]) -> np.ndarray:
         """Move the cells that must be visible to the start of an order, and those that must be masked to its end."""

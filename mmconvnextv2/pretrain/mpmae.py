@@ -206,7 +206,8 @@ class MPMAE(FCMAE):
         init_cfg (dict, optional): See :class:`FCMAE`. Defaults to None.
 
     Raises:
-        ValueError: If the head does not predict targets, or an argument is not valid.
+        ValueError: If the head does not predict targets, an argument is not valid, or the backbone has
+            ``valid_sites=True``, which counts pixels of all bands together.
     """
 
     def __init__(
@@ -223,6 +224,11 @@ class MPMAE(FCMAE):
         super().__init__(backbone, neck, head, execution, response_norm, data_preprocessor, init_cfg)
         if not isinstance(self.head, MultiTargetHead):
             raise UserError(f"model.head.type={head['type']!r}: MPMAE needs head=dict(type='MultiTargetHead', ...)")
+        if self.backbone.valid_sites:
+            raise UserError(
+                'model.backbone.valid_sites=True: MPMAE reads missing values as 0 and leaves them out of its losses, '
+                'band by band; set valid_sites=False'
+            )
         self.weighting = build_loss_weights(weighting, list(self.head.targets))
 
     def forward(

@@ -49,15 +49,18 @@ class LoadMultiChannelImage(BaseTransform):
 
     Args:
         channels (int): Number of channels of every image.
+        allow_nan (bool): Whether NaN may mark pixels without data, for a backbone with ``valid_sites=True``. Defaults
+            to False.
 
     Raises:
         ValueError: If ``channels`` is not positive.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, allow_nan: bool = False) -> None:
         if channels < 1:
             raise UserError(f'channels={channels} of LoadMultiChannelImage: expected 1 or more')
         self.channels = channels
+        self.allow_nan = allow_nan
 
     def transform(self, results: dict) -> dict:
         """Read the image and add it to the results.
@@ -78,8 +81,12 @@ class LoadMultiChannelImage(BaseTransform):
             )
         scale = 257 if pixels.dtype == np.uint16 else 1
         results['img'] = np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(scale)
-        if not np.isfinite(results['img']).all():
-            raise FileError(f'{path} holds values that are not finite in float32')
+        bad = np.isinf if self.allow_nan else lambda image: ~np.isfinite(image)
+        if bad(results['img']).any():
+            raise FileError(
+                f'{path} holds values that are not finite in float32; if NaN marks pixels without data, set '
+                'allow_nan=True of LoadMultiChannelImage and model.backbone.valid_sites=True'
+            )
         results['img_shape'] = results['ori_shape'] = pixels.shape[:2]
         return results
 

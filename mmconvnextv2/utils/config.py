@@ -26,8 +26,23 @@ SCOPES = ('mmdet', 'mmpretrain', 'mmseg')
 SPLITS = ('train', 'val', 'test')
 MISFITS = (AttributeError, IndexError, KeyError, TypeError)  # what mmengine raises for overrides
 OURS = dict(
-    mmdet=('datasets.coco', 'datasets.lvis', 'models.fp32_detection', 'models.fp32_transformers'),
-    mmseg=('datasets.segmentation',),
+    mmdet=(
+        'datasets.coco',
+        'datasets.lvis',
+        'datasets.valid_pixels',
+        'models.fp32_detection',
+        'models.fp32_transformers',
+        'models.padding_detection',
+    ),
+    mmpretrain=('datasets.valid_pixels', 'models.padding_classification'),
+    mmseg=('datasets.segmentation', 'datasets.valid_pixels', 'models.padding_segmentation'),
+)
+# What takes over in a model whose backbone has valid_sites=True
+AWARE = dict(
+    ClsDataPreprocessor='NaNPaddedClsDataPreprocessor',
+    DetDataPreprocessor='NaNPaddedDetDataPreprocessor',
+    SegDataPreProcessor='NaNPaddedSegDataPreProcessor',
+    UPerHead='ValidUPerHead',
 )
 LOADERS = ('LoadAnnotations', 'LoadCheckedLabels', 'LoadPanopticAnnotations')
 
@@ -122,6 +137,7 @@ def load_config(path: str, options: dict[str, Any] | None = None) -> Config:
     check_overrides(cfg, options)
     _merge(cfg, {key: whole_path(value) for key, value in (options or {}).items()})
     settle_data(cfg)
+    settle_padding(cfg)
     import_scope(cfg)
     return cfg
 
@@ -156,6 +172,33 @@ def settle_data(cfg: Config) -> None:
             metainfo = dataset.get('metainfo') or {}
             if isinstance(metainfo.get('classes'), str) and not os.path.isfile(metainfo['classes']):
                 metainfo['classes'] = (metainfo['classes'],)
+
+
+def settle_padding(cfg: Config) -> None:
+    """Let padding be marked, in place, where ``model.backbone.valid_sites`` is set.
+
+    The data preprocessor and UperNet's head become their versions of ``AWARE``, with the same arguments and weights.
+
+    Raises:
+        ValueError: If a pipeline marks invalid pixels, but the backbone does not leave them out.
+    """
+    model = cfg.get('model') or {}
+    if (model.get('backbone') or {}).get('valid_sites'):
+        if 'data_preprocessor' in cfg and 'data_preprocessor' not in model:  # as MMPretrain's configs have it
+            cfg.data_preprocessor = {'type': 'ClsDataPreprocessor', **cfg.data_preprocessor}
+        parts = (cfg.get('data_preprocessor'), model.get('data_preprocessor'), model.get('decode_head'))
+        for part in parts:
+            if isinstance(part, dict) and part.get('type') in AWARE:
+                part['type'] = AWARE[part['type']]
+        return
+    for split in SPLITS:
+        for dataset in inner_datasets((cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}):
+            if any(step.get('type') == 'MarkInvalidPixels' for step in dataset.get('pipeline') or ()):
+                raise UserError(
+                    f'{split}_dataloader.dataset.pipeline marks invalid pixels with NaN, which this backbone would '
+                    'spread over the image: add --cfg-options model.backbone.valid_sites=True, or remove '
+                    'MarkInvalidPixels'
+                )
 
 
 def import_scope(cfg: Config) -> None:

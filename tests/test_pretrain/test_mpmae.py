@@ -408,3 +408,13 @@ def test_step_is_one_graph():
         results.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
     for eager, other in zip(*results, strict=True):
         torch.testing.assert_close(other, eager, rtol=1e-10, atol=1e-12)
+
+
+def test_sites_of_all_bands_together_are_refused():
+    """Missing values are a matter of single bands here, so the switch for whole pixels is refused, not ignored."""
+    with pytest.raises(ValueError, match='valid_sites=True: MPMAE reads missing values as 0'):
+        MPMAE(
+            dict(type='ConvNeXtV2', arch=NARROW, in_channels=2, out_indices=(3,), out_norm=False, valid_sites=True),
+            dict(type='FCMAEDecoder', channels=8),
+            dict(type='MultiTargetHead', targets=TARGETS),
+        )

@@ -27,17 +27,20 @@ class Execution:
         stem: Callable[[Tensor], Tensor],
         stride: int = 4,
         border: int = 0,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
         """Run the stem: images (B, Cin, H, W) to sites (B, N, C) and the first stage's grid.
 
         Args:
-            images (Tensor): Images of shape (B, Cin, H, W).
+            images (Tensor): Images of shape (B, Cin, H, W), zero at invalid pixels.
             visible_cells (Tensor, optional): Visible cells of 8 * stride pixels, long, (B, K).
             stem (Callable): Layer, or function of maps (n, Cin, h + 2 * border, w + 2 * border) that returns
                 (n, C, h / stride, w / stride); a site reads pixels of its own patch and ``border`` around it.
             stride (int): Pixels between sites. Defaults to 4.
             border (int): Pixels around a patch that the stem reads, zero where they are masked or outside of the
                 image. Defaults to 0.
+            valid_pixels (Tensor, optional): Pixels that hold data, bool (B, H, W); the grid's ``site_mask`` leaves out
+                sites without one. Defaults to None, all.
         """
         raise NotImplementedError
 

@@ -1,18 +1,17 @@
 """Execution that visits every site and reads masked ones as zero: the plain reference for the others.
 
-It computes what the paper's JAX code does. Masked values are replaced by zero, not multiplied by it, so not even NaN
-passes. Sites are in raster order. :class:`Leaky` is the paper's row "without sparse convolution".
+It computes what the paper's JAX code does: a dense forward whose grid has a mask of sites. Sites are in raster order.
+:class:`Leaky` is the paper's row "without sparse convolution".
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...ops.cells import visible_sites
 from ...ops.grid import CELL, Grid
-from ...ops.reductions import fill_masked
 from .dense import Dense
 
 
@@ -29,23 +28,13 @@ class Masked(Dense):
         stem: Callable[[Tensor], Tensor],
         stride: int = 4,
         border: int = 0,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
-        sites, grid = super().enter(mask_images(images, visible_cells, 8 * stride), None, stem, stride, border)
-        site_mask = visible_sites(visible_cells, grid.height, grid.width, grid.stride, grid.cell)
-        return sites, replace(grid, visible_cells=visible_cells, site_mask=site_mask)
-
-    def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
-        # At each convolution again: norms, linears and biases leave values other than zero at masked sites
-        return super().depthwise(fill_masked(sites, grid.site_mask), grid, conv, norm)
-
-    def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
-        sites, grid = super().downsample(fill_masked(sites, grid.site_mask), grid, conv)
-        site_mask = visible_sites(grid.cells, grid.height, grid.width, grid.stride, grid.cell)
-        return sites, replace(grid, site_mask=site_mask)
-
-    def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        return super().leave(fill_masked(sites, grid.site_mask), grid)
+        images = mask_images(images, visible_cells, 8 * stride)
+        sites, grid = super().enter(images, None, stem, stride, border, valid_pixels)
+        shown = visible_sites(visible_cells, grid.height, grid.width, grid.stride, grid.cell)
+        return sites, replace(grid, site_mask=shown if grid.site_mask is None else shown & grid.site_mask)
 
 
 class Leaky(Dense):
@@ -64,9 +53,11 @@ class Leaky(Dense):
         stem: Callable[[Tensor], Tensor],
         stride: int = 4,
         border: int = 0,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
-        return super().enter(mask_images(images, visible_cells, 8 * stride), None, stem, stride, border)
+        images = mask_images(images, visible_cells, 8 * stride)
+        return super().enter(images, None, stem, stride, border, valid_pixels)
 
 
 def mask_images(images: Tensor, visible_cells: Tensor, cell: int = CELL) -> Tensor:

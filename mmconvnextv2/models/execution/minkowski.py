@@ -140,7 +140,13 @@ class Minkowski(Packed):
         stem: Callable[[Tensor], Tensor],
         stride: int = 4,
         border: int = 0,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
+        if valid_pixels is not None:
+            raise UserError(
+                "execution='minkowski' visits all sites of visible cells, those without a valid pixel too: choose "
+                "execution='packed', or valid_sites=False"
+            )
         sites, grid = super().enter(images, visible_cells, stem, stride, border)
         manager = new_manager(images.device)
         key, _ = manager.insert_and_map(site_coordinates(grid).contiguous(), [1, 1])

@@ -6,6 +6,7 @@ the depthwise convolution reads other cells; ``ops.depthwise`` finds them throug
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from ... import ops
 from ...ops.cells import gather, scatter
 from ...ops.dispatch import use_matmul, use_packed_index, use_triton
 from ...ops.grid import Grid, cell_slots, image_index, map_to_sites
+from ...ops.reductions import fill_masked
+from ...ops.valid_sites import halve_mask, valid_sites
 from .base import Execution
 from .masked import mask_images
 
@@ -30,6 +33,7 @@ class Packed(Execution):
         stem: Callable[[Tensor], Tensor],
         stride: int = 4,
         border: int = 0,
+        valid_pixels: Tensor | None = None,
     ) -> tuple[Tensor, Grid]:
         assert visible_cells is not None  # checked by get_execution
         cell, (height, width) = 8 * stride, images.shape[-2:]
@@ -42,21 +46,25 @@ class Packed(Execution):
         # Kernels and the CPU look neighbours up in tables that all blocks of a step, or of a stage, share
         slots = cell_slots(visible_cells, height // cell, width // cell) if use_triton(images) else None
         grid = Grid(height // stride, width // stride, stride, visible_cells, cell_slots=slots, cell=cell)
+        if valid_pixels is not None:
+            grid = replace(grid, site_mask=valid_sites(valid_pixels, stride, visible_cells, cell))
         return sites, _indexed(grid)
 
     def depthwise(self, sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
-        return ops.depthwise(sites, grid, conv, norm)
+        return ops.depthwise(fill_masked(sites, grid.site_mask), grid, conv, norm)
 
     def downsample(self, sites: Tensor, grid: Grid, conv: nn.Conv2d) -> tuple[Tensor, Grid]:
-        cells = sites.reshape(-1, grid.patch, grid.patch, sites.shape[-1])  # (B * K, p, p, C)
+        cells = fill_masked(sites, grid.site_mask).reshape(
+            -1, grid.patch, grid.patch, sites.shape[-1]
+        )  # (B * K, p, p, C)
         if use_matmul(conv):
             cells = strided_conv_as_matmul(cells, conv)
         else:
             cells = conv(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return cells.reshape(len(sites), -1, conv.out_channels), _indexed(grid.halved())
+        return cells.reshape(len(sites), -1, conv.out_channels), _indexed(grid.halved(halve_mask(grid)))
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
-        return scatter(sites, grid)
+        return scatter(fill_masked(sites, grid.site_mask), grid)
 
 
 def _indexed(grid: Grid) -> Grid:
