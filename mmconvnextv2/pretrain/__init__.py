@@ -8,6 +8,7 @@ from .dataset import UnlabelledImages
 from .decoder import FCMAEDecoder, FCMAEHead
 from .dense_probe import DenseProbeHook
 from .fcmae import FCMAE
+from .loading import FastRandomFlip, FastRandomResizedCrop, LoadImageForCrop, LoadPackedImage
 from .loop import ResumableTrainLoop
 from .masking import FCMAEMaskGenerator
 from .multichannel import FCMAEDataPreprocessor, LoadMultiChannelImage
@@ -28,8 +29,12 @@ __all__ = [
     'FCMAETransformerDecoder',
     'FCMAEUNetDecoder',
     'FSDP2Strategy',
+    'FastRandomFlip',
+    'FastRandomResizedCrop',
     'LayerDecayOptimWrapperConstructor',
+    'LoadImageForCrop',
     'LoadMultiChannelImage',
+    'LoadPackedImage',
     'ProbeHook',
     'ReconstructionHook',
     'ResumableTrainLoop',
