@@ -4,6 +4,9 @@ The crop and the flip are sampled from the size of an image alone and in the sam
 (whole, by region, reduced, packed) train on the same crops.
 """
 
+import os
+from collections.abc import Sequence
+
 import cv2
 import mmcv
 import mmengine.fileio as fileio
@@ -15,6 +18,25 @@ from mmpretrain.registry import TRANSFORMS
 from ..datasets.jpeg import JPEGImage, load_library, read_header
 from ..datasets.packed_images import PackedImages
 from ..datasets.resize import resize_bicubic
+
+
+def is_plain(step: LoadImageFromFile) -> bool:
+    """Return whether a loading step gives BGR images of 8 bits, as decoded by OpenCV."""
+    return (step.color_type, step.imdecode_backend, step.to_float32) == ('color', 'cv2', False)
+
+
+class PackedList(Sequence):
+    """List of the images of a packed file, as a data set's list of dicts; made on access, so it takes no memory."""
+
+    def __init__(self, packed: PackedImages) -> None:
+        self.packed = packed
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __getitem__(self, index: int) -> dict:  # type: ignore[override]
+        index = range(len(self))[index]
+        return dict(img_path=os.path.join(self.packed.path, self.packed.image_path(index)), packed_index=index)
 
 
 @TRANSFORMS.register_module()
@@ -38,8 +60,7 @@ class LoadImageForCrop(LoadImageFromFile):
     def __init__(self, reduced: bool = False, **kwargs) -> None:
         super().__init__(**kwargs)
         self.reduced = reduced
-        is_plain = (self.color_type, self.imdecode_backend, self.to_float32) == ('color', 'cv2', False)
-        self.is_lazy = is_plain and self.file_client_args is None and (reduced or load_library() is not None)
+        self.is_lazy = is_plain(self) and self.file_client_args is None and (reduced or load_library() is not None)
 
     def transform(self, results: dict) -> dict | None:
         """Read the file, and add the image to the results.
