@@ -115,7 +115,7 @@ def _signature(names: list[str], side: int) -> bytes:
 def _locked(path: str) -> Iterator[BinaryIO]:
     with open(path, 'ab+') as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by workers, which outlive a kill
         except OSError:
             raise UserError(f'another process writes {path.removesuffix(".journal")}: wait for it, or end it') from None
         yield file
