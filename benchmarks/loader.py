@@ -17,7 +17,9 @@ from mmconvnextv2.commands.pack import pack_images
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
 MOST = 256  # images per round
-UPSTREAM = dict(LoadImageForCrop='LoadImageFromFile', FastRandomResizedCrop='RandomResizedCrop', FastRandomFlip='RandomFlip')
+UPSTREAM = dict(
+    LoadImageForCrop='LoadImageFromFile', FastRandomResizedCrop='RandomResizedCrop', FastRandomFlip='RandomFlip'
+)
 
 
 def pipelines(folder):
@@ -28,12 +30,12 @@ def pipelines(folder):
     packed = str(Path(work, 'images.pack'))
     pack_images(folder, packed, workers=1)
     ways = {
-        'FCMAE, as configured': build(folder),
-        "with mmcv's and mmpretrain's transforms": build(folder, upstream=True),
+        'regions (as configured)': build(folder),
+        "mmcv's and mmpretrain's transforms (before)": build(folder, upstream=True),
         'reduced': build(folder, reduced=True),
         'packed': build(packed),
     }
-    ours = ways['FCMAE, as configured']
+    ours = ways['regions (as configured)']
     count = min(len(ours), MOST)
     paths = [ours.get_data_info(index)['img_path'] for index in range(count)]
     theirs = transforms.Compose(

@@ -67,7 +67,8 @@ def pack_images(source: str, out: str, side: int = 256, workers: int = 2) -> lis
         list[str]: Lines to print.
 
     Raises:
-        ValueError: If a number is negative, another process writes ``out``, ``out`` is damaged, or no image is readable.
+        ValueError: If a number is negative, another process writes ``out``, ``out`` is damaged, or no image can be
+            read.
     """
     if side < 0 or workers < 0:
         raise UserError(f'--side {side}, --workers {workers}: expected 0 or more')
@@ -102,7 +103,9 @@ def check_packed(out: str) -> list[str]:
     packed = PackedImages(out)
     damaged = list(packed.damaged())
     if damaged:
-        raise UserError(f'{len(damaged)} images of {out} are damaged, such as {damaged[0]}: remove the file, and repeat')
+        raise UserError(
+            f'{len(damaged)} images of {out} are damaged, such as {damaged[0]}: remove the file, and repeat'
+        )
     return [f'{out} is complete: {len(packed)} images, all as written']
 
 

@@ -45,7 +45,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         epilog='Example: python tools/prepare.py export/annotations/instances_default.json --out data/own',
     )
     parser.add_argument(
-        'source', help='json (COCO, VIA, Label Studio) or folder (YOLO, labelme, Roboflow, label PNGs, one per class, unlabelled images)'
+        'source',
+        help='json (COCO, VIA, Label Studio) or folder (YOLO, labelme, Roboflow, label PNGs, one per class, '
+        'unlabelled images)',
     )
     parser.add_argument('--images', help='folder of the images; default: looked for around SOURCE')
     parser.add_argument('--out', required=True, help='folder to write; it must not exist')

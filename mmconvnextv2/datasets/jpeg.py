@@ -9,7 +9,7 @@ OpenCV (rotated, CMYK, cut short, of unusual subsampling), OpenCV decodes the wh
 import ctypes
 import os
 import sys
-from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
+from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from ctypes.util import find_library
 from functools import cache
 from importlib import metadata

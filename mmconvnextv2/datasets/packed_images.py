@@ -1,8 +1,8 @@
 """File of decoded images for pretraining, read by memory map.
 
 Layout, little-endian: a header of 4096 bytes (magic number, version, and JSON padded with spaces), the pixels of all
-images one after the other (BGR, uint8, row by row), the index (``RECORD`` per image) and the paths of the images (UTF-8,
-without separators). The header is written last, so that an unfinished file is never taken for a complete one.
+images one after the other (BGR, uint8, row by row), the index (``RECORD`` per image) and the paths of the images
+(UTF-8, without separators). The header is written last, so that an unfinished file is never taken for a complete one.
 """
 
 import json

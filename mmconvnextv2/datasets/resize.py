@@ -55,8 +55,13 @@ def find_kernels() -> Kernels | None:
 def _equals_pillow(kernels: Kernels) -> bool:
     """Compare the kernels with Pillow on noise, for sizes whose result depends on the order of the passes."""
     noise = np.random.RandomState(0).randint(0, 256, (90, 120, 3), np.uint8)
-    sizes = [(90, 30, 32, 32), (40, 37, 32, 32), (50, 37, 32, 32), (20, 90, 32, 64), (60, 120, 32, 32), (25, 28, 32, 32)]
-    sizes += [(43, 37, 32, 32), (42, 37, 32, 32), (80, 56, 32, 32)]  # both sides of the rule of Pillow 13
+    sizes = [(90, 30, 32, 32), (40, 37, 32, 32), (50, 37, 32, 32), (20, 90, 32, 64), (60, 120, 32, 32)]
+    sizes += [
+        (25, 28, 32, 32),
+        (43, 37, 32, 32),
+        (42, 37, 32, 32),
+        (80, 56, 32, 32),
+    ]  # both sides of the rule of Pillow 13
     return all(
         np.array_equal(
             _with_numba(kernels, noise[:rows, :columns], height, width, None),
@@ -69,7 +74,7 @@ def _equals_pillow(kernels: Kernels) -> bool:
 def describe() -> str:
     """Say in one line what resizes."""
     if find_kernels():
-        return f"numba {installed_version('numba')}, equal to Pillow {PIL.__version__}"
+        return f'numba {installed_version("numba")}, equal to Pillow {PIL.__version__}'
     if installed_version('numba'):
         return f'Pillow {PIL.__version__}: numba {installed_version("numba")} cannot be used, or differs'
     return f'Pillow {PIL.__version__}'

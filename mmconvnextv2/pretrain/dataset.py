@@ -78,7 +78,8 @@ class UnlabelledImages(CustomDataset):
         """List the files, and allocate one "corrupt" flag per file, shared between workers."""
         if not self._fully_initialized:
             super().full_init()
-            if self.pipeline.transforms and isinstance(self.pipeline.transforms[0], LoadImageForCrop) and not self.packed:
+            first = next(iter(self.pipeline.transforms), None)
+            if isinstance(first, LoadImageForCrop) and not self.packed:
                 print_log(f'JPEG: {jpeg.describe()}; crops resized by {resize.describe()}', 'current')
             self._corrupt = torch.zeros(len(self), dtype=torch.bool).share_memory_()
 

@@ -147,7 +147,8 @@ class FastRandomResizedCrop(RandomResizedCrop):
             if is_bicubic:
                 cropped = resize_bicubic(cropped, height, width)
             else:
-                cropped = mmcv.imresize(cropped, (width, height), interpolation=self.interpolation, backend=self.backend)
+                size = width, height
+                cropped = mmcv.imresize(cropped, size, interpolation=self.interpolation, backend=self.backend)
         results['img'] = cropped
         results['img_shape'] = cropped.shape
         return results

@@ -138,7 +138,8 @@ def test_region_equals_slice_of_whole(sampling, progressive):
         for _ in range(40):
             top, bottom = sorted(random.choice(height + 1, 2, replace=False))
             left, right = sorted(random.choice(width + 1, 2, replace=False))
-            region = jpeg.region_decoder().decode(content, (height, width), (int(left), int(top), int(right), int(bottom)))
+            box = int(left), int(top), int(right), int(bottom)
+            region = jpeg.region_decoder().decode(content, (height, width), box)
             assert np.array_equal(region, whole[top:bottom, left:right])
             lazy = jpeg.JPEGImage(content, header, 'image')
             assert np.array_equal(lazy[top:bottom, left:right, ...], whole[top:bottom, left:right])
@@ -258,7 +259,7 @@ def test_wrong_packed_files_are_refused(folder, tmp_path):
         b'{"images": []}': 'not a file of packed images',
         content[:-10]: 'cut short: .* bytes, expected',
         content[: HEADER // 2]: 'cut short',
-        PREFIX.pack(b'CNV2PACK', 9) + content[PREFIX.size :]: 'version 9 of packed images, this mmconvnextv2 reads version 1',
+        PREFIX.pack(b'CNV2PACK', 9) + content[PREFIX.size :]: 'version 9 of packed images, this .* reads version 1',
         content[:-1] + b'?': 'index of .* is damaged',
     }.items():
         path.write_bytes(damaged)
@@ -268,7 +269,7 @@ def test_wrong_packed_files_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match='1 images of .* are damaged, such as'):
         pack_images(str(folder), str(path))
     path.write_bytes(content)
-    with pytest.raises(ValueError, match='holds BGR images of 8 bits, but the pipeline begins with LoadMultiChannelImage'):
+    with pytest.raises(ValueError, match='holds BGR images of 8 bits, but .* begins with LoadMultiChannelImage'):
         build(path, [dict(type='LoadMultiChannelImage', channels=3), *OURS[1:]])
 
 
