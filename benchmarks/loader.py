@@ -16,7 +16,7 @@ import mmconvnextv2.pretrain  # noqa: F401, registers the data set
 from mmconvnextv2.commands.pack import pack_images
 
 CONFIG = 'configs/fcmae/fcmae_convnextv2-a_1xb64-800e_folder.py'
-MOST = 256  # images per round
+MOST = 128  # images per round
 UPSTREAM = dict(
     LoadImageForCrop='LoadImageFromFile', FastRandomResizedCrop='RandomResizedCrop', FastRandomFlip='RandomFlip'
 )
