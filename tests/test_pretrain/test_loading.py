@@ -182,7 +182,8 @@ def test_damaged_jpegs_are_skipped_as_before(folder, tmp_path, reduced):
     for path in sorted(folder.glob('*.jpg')):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     content = (folder / '420.jpg').read_bytes()
-    (tmp_path / 'a_cut.jpg').write_bytes(content[: len(content) // 2])
+    for percent in (50, 80, 90, 95, 98, 99):
+        (tmp_path / f'a_cut{percent}.jpg').write_bytes(content[: len(content) * percent // 100])
     (tmp_path / 'b_header.jpg').write_bytes(content[:300])
     (tmp_path / 'c_empty.jpg').write_bytes(b'')
     pipeline = [dict(type='LoadImageForCrop', reduced=reduced), *OURS[1:]]
