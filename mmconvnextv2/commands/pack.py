@@ -217,9 +217,9 @@ def _summary(packed: PackedImages, damaged: list[tuple[str, str]]) -> list[str]:
     lines = [f'left out {name}: {reason}' for name, reason in damaged[:LINES]]
     if len(damaged) > LINES:
         lines.append(f'... and {len(damaged) - LINES} more')
-    gib = os.path.getsize(packed.path) / 2**30
+    mib = os.path.getsize(packed.path) / 2**20
     return [
         *lines,
-        f'{packed.path}: {len(packed)} images, {gib:.2f} GiB, {len(damaged)} unreadable; pretrain on it with',
+        f'{packed.path}: {len(packed)} images, {mib:.0f} MiB, {len(damaged)} unreadable; pretrain on it with',
         f'    --cfg-options train_dataloader.dataset.data_root={packed.path}',
     ]

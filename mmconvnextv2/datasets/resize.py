@@ -95,7 +95,8 @@ def resize_bicubic(image: np.ndarray, height: int, width: int, box: tuple | None
         (3, height, width) of it needs no copy.
     """
     compiled = find_kernels()
-    if compiled is None or image.dtype != np.uint8 or image.shape[2:] != (3,):
+    is_strip = image.shape[0] > 100 * image.shape[1]  # older Pillows resize these along columns first
+    if compiled is None or is_strip or image.dtype != np.uint8 or image.shape[2:] != (3,):
         return _with_pillow(image, height, width, box)
     return _with_numba(compiled, image, height, width, box)
 
