@@ -1,5 +1,6 @@
 """Data loading benchmark: the ways to read images for FCMAE, and torchvision's, on the same folder."""
 
+import atexit
 import tempfile
 from pathlib import Path
 
@@ -24,10 +25,12 @@ UPSTREAM = dict(
 
 def pipelines(folder):
     """Return the number of images, and for each way a function that reads them once; the first one is the default."""
-    work = tempfile.mkdtemp()
+    work = tempfile.TemporaryDirectory()
+    atexit.register(work.cleanup)
     if not folder:
-        folder = write_images(tempfile.mkdtemp())
-    packed = str(Path(work, 'images.pack'))
+        Path(work.name, 'images').mkdir()
+        folder = write_images(Path(work.name, 'images'))
+    packed = str(Path(work.name, 'images.pack'))
     pack_images(folder, packed, workers=1)
     ways = {
         'regions (as configured)': build(folder),
@@ -80,4 +83,4 @@ def write_images(folder, count=64):
     for index in range(count):
         small = Image.fromarray(random.integers(256, size=(24, 32, 3), dtype=np.uint8))
         small.resize((341, 256), Image.Resampling.BICUBIC).save(Path(folder, f'{index}.jpg'), quality=90)
-    return folder
+    return str(folder)
