@@ -1,9 +1,9 @@
-# make quickstart | test | benchmark | gpu-check | gpu-wheels | minkowski | export | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | benchmark | gpu-check | gpu-wheels | minkowski | export | loader | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
-.PHONY: env quickstart test benchmark gpu-check gpu-wheels minkowski export lint audit docs
+.PHONY: env quickstart test benchmark gpu-check gpu-wheels minkowski export loader lint audit docs
 env:
 	@$(SETUP)
 
@@ -14,7 +14,7 @@ test: env
 	@"$(VENV)/bin/python" -m pytest -n 2 --dist loadfile
 
 # Tables of speed and memory compared with the peers in benchmarks/speed.md; takes well over half an hour.
-benchmark: minkowski
+benchmark: minkowski loader
 	@"$(VENV)/bin/python" benchmarks/speed.py
 
 # Whether the kernels are right on a GPU, and what they cost, in at most 8 minutes.
@@ -29,7 +29,7 @@ gpu-wheels:
 	    -r requirements/gpu_wheels.txt -d work_dirs/gpu_wheels
 	@du -sh work_dirs/gpu_wheels
 
-minkowski export:
+minkowski export loader:
 	@$(SETUP) $@
 
 lint: env

