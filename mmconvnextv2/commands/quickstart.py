@@ -26,7 +26,8 @@ METRICS = (
     ('mask AP', 'mask-rcnn', 'coco/segm_mAP', 100),
     ('mIoU', 'upernet', 'mIoU', 1),
 )
-FRACTION, SEEDS, ITERATIONS = 0.1, 3, 120  # of the comparison
+FRACTION, SEEDS, ITERATIONS = 0.1, 3, 120  # of the comparisons
+KINDS = dict(frozen=('heads on frozen features', ['--frozen']), tuned=('all layers', []))
 
 
 class Result(NamedTuple):
@@ -107,31 +108,33 @@ def main(seed: int = 0, root: str | None = None) -> list[Result]:
     init = f'model.backbone.init_cfg.checkpoint={weights}'
     for number, task in enumerate(TASKS, 3):
         train(task, root / f'{task}_pretrained', f'{number}/6 {task} from these weights, all labels', [init, *seeded])
-    verdict = compare(root, weights)
+    verdicts = {kind: compare(root, weights, kind) for kind in KINDS}
     results = [
         Result(name, round(factor * read_metric(root / f'{task}_pretrained', key), 1))
         for name, task, key, factor in METRICS
     ]
     draw_predictions(root)
     minutes = (time.monotonic() - started) / 60
-    write_report(root, results, verdict, seed, minutes)
+    write_report(root, results, verdicts, seed, minutes)
     print(f'\n{"all labels":12}pretrained')
     for result in results:
         print(f'{result.metric:12}{result.pretrained:10.1f}')
-    print(f'\n{verdict}\n\n{minutes:.1f} minutes. Report: {root / "report.html"}')
+    for kind, verdict in verdicts.items():
+        print(f'\n{KINDS[kind][0]}, {FRACTION:.0%} of the labels: {verdict}')
+    print(f'\n{minutes:.1f} minutes. Report: {root / "report.html"}')
     (root / 'results.json').write_text(json.dumps([result._asdict() for result in results]))
     return results
 
 
-def compare(root: Path, weights: Path) -> str:
+def compare(root: Path, weights: Path, kind: str) -> str:
     """Train UperNet on a tenth of the labels from random and from pretrained weights, and return what follows."""
-    out = root / 'starts'
+    out = root / f'starts_{kind}'
     shutil.rmtree(out, ignore_errors=True)
     command = ['tools/compare_starts.py', 'configs/quickstart/upernet.py', '--start', 'scratch', '--start']
     command += [f'pretrained={weights}', '--fractions', str(FRACTION), '--seeds', str(SEEDS), '--work-dir', str(out)]
-    options = [f'train_cfg.max_iters={ITERATIONS}', f'train_cfg.val_interval={ITERATIONS // 4}']
-    title = f'5/6 Does it help? upernet from two starts on {FRACTION:.0%} of the labels, {SEEDS} seeds'
-    run([*command, '--', '--cfg-options', *options], out, title)
+    options = [f'train_cfg.max_iters={ITERATIONS}', f'train_cfg.val_interval={ITERATIONS // 2}']
+    title = f'5/6 Does it help? upernet, {KINDS[kind][0]}, on {FRACTION:.0%} of the labels, {SEEDS} seeds'
+    run([*command, *KINDS[kind][1], '--', '--cfg-options', *options], out, title)
     return (out / 'comparison.md').read_text().strip()
 
 
@@ -157,7 +160,7 @@ def draw_predictions(root: Path) -> None:
         )
 
 
-def write_report(root: Path, results: list[Result], verdict: str, seed: int, minutes: float) -> None:
+def write_report(root: Path, results: list[Result], verdicts: dict[str, str], seed: int, minutes: float) -> None:
     """Write ``report.html``."""
     report = Report('mmconvnextv2 quickstart')
     report.text(
@@ -166,10 +169,11 @@ def write_report(root: Path, results: list[Result], verdict: str, seed: int, min
         f'{minutes:.1f} minutes.'
     )
     report.heading('Does pretraining help?')
-    for sentence in verdict.rpartition('|\n')[2].strip().splitlines():
-        report.text(sentence)
-    for name in ('comparison', 'training'):
-        report.image(root / 'starts' / f'{name}.png', f'UperNet on {FRACTION:.0%} of the labels')
+    for kind, verdict in verdicts.items():
+        title = f'UperNet, {KINDS[kind][0]}, {FRACTION:.0%} of the labels'
+        report.text(f'{title}: ' + ' '.join(verdict.rpartition('|\n')[2].split()))
+        for name in ('comparison', 'training'):
+            report.image(root / f'starts_{kind}' / f'{name}.png', title)
     report.heading('All labels')
     report.table(['metric (%)', 'pretrained'], [list(result) for result in results])
     report.heading('FCMAE')
