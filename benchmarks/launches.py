@@ -215,7 +215,7 @@ class _Driver:
     """What Triton asks of a driver before it launches."""
 
     def get_current_device(self):
-        return 0
+        return -1  # the number of the CPU
 
     def get_current_stream(self, device):
         return 0

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..dispatch import INTERPRETED as IS_INTERPRETED
 from ..grid import SLOT_BORDER
 from ..reductions import statistics_dtype
+from .launch import Launch, sized
 from .sums import cdiv, next_power_of_2, steps_of, sum_chunks
 
 INTERPRETED, BORDER = tl.constexpr(IS_INTERPRETED), tl.constexpr(SLOT_BORDER)
@@ -227,17 +228,41 @@ def tile_of(channels: int, patch: int, gradient: bool = False) -> dict[str, int]
     return dict(CHANNELS=channels, PATCH=patch, STRIP=strip, LANES=WARPS * 32 * values // block, BLOCK=block)
 
 
-def _count_tiles(sites: Tensor, geometry: tuple, tile: dict[str, int]) -> int:
-    """Return how many tiles of LANES strips cover sites (B, N, C)."""
+def _count_tiles(height: int, width: int, patch: int, count: int, tile: dict[str, int]) -> int:
+    """Return how many tiles of LANES strips cover ``count`` cells, or maps."""
+    strips = patch if patch else height * cdiv(width, tile['STRIP'])
+    return cdiv(count * strips, tile['LANES'])
+
+
+def _sizes(sites: Tensor, geometry: tuple) -> tuple[int, int, int, int, int]:
+    """Return channels, height, width, patch, and the number of cells, or of images where there are whole maps."""
     height, width, patch, *_ = geometry
-    per_image = sites.shape[1] // patch if patch else height * cdiv(width, tile['STRIP'])
-    return cdiv(sites.shape[0] * per_image, tile['LANES'])
+    batch, num_sites, channels = sites.shape
+    return channels, height, width, patch, batch * num_sites // patch**2 if patch else batch
 
 
-def _sizes(sites: Tensor, geometry: tuple) -> tuple[int, int, int]:
-    """Return height, width, and the number of cells, or of images where there are whole maps."""
-    height, width, patch, cells, _ = geometry
-    return height, width, cells.numel() if patch else len(sites)
+@sized
+def _convolution(channels: int, height: int, width: int, patch: int, count: int, taps: int, mirrored: bool) -> Launch:
+    tile = tile_of(channels, patch)
+    grid = _count_tiles(height, width, patch, count, tile), cdiv(channels, tile['BLOCK'])
+    constants = dict(tile, SIDE=math.isqrt(taps), MIRRORED=mirrored, num_warps=WARPS)
+    return Launch(convolve_kernel, grid, (height, width, count), **constants)
+
+
+@sized
+def _weight_gradient(channels: int, height: int, width: int, patch: int, count: int, side: int) -> Launch:
+    tile = tile_of(channels, patch, gradient=True)
+    blocks, tiles = cdiv(channels, tile['BLOCK']), _count_tiles(height, width, patch, count, tile)
+    steps = next_power_of_2(cdiv(tiles * blocks * side, GRADIENT_PROGRAMS))  # few values occur
+    constants = dict(tile, SIDE=side, STEPS=steps, num_warps=WARPS, maxnreg=GRADIENT_REGISTERS)
+    grid = cdiv(tiles, steps), blocks, side
+    return Launch(weight_gradient_kernel, grid, (height, width, count), **constants)
+
+
+@sized
+def _sums(chunks: int, norm_chunks: int, taps: int, vectors: int, channels: int) -> Launch:
+    grid, constants = (taps + vectors, cdiv(channels, BLOCK)), steps_of(chunks, norm_chunks)
+    return Launch(finish_kernel, grid, (chunks, norm_chunks, channels), TAPS=taps, BLOCK=BLOCK, **constants)
 
 
 def transpose_taps(weight: Tensor) -> Tensor:
@@ -250,27 +275,16 @@ def convolve(
     sites: Tensor, taps: Tensor, bias: Tensor | None, output: Tensor, geometry: tuple, mirrored: bool = False
 ) -> None:
     """Convolve sites (B, N, C) with taps (k * k, C) into ``output``, in its dtype; ``mirrored`` flips the kernel."""
-    tile = tile_of(sites.shape[-1], geometry[2])
-    grid = _count_tiles(sites, geometry, tile), cdiv(tile['CHANNELS'], tile['BLOCK'])
-    with torch.cuda.device_of(sites):  # Triton launches on the current device
-        convolve_kernel[grid](
-            sites, taps, bias, output, *geometry[3:], *_sizes(sites, geometry), SIDE=math.isqrt(len(taps)),
-            MIRRORED=mirrored, **tile, num_warps=WARPS,
-        )  # fmt: skip
+    launch = _convolution(*_sizes(sites, geometry), taps.shape[0], mirrored)
+    launch(sites, taps, bias, output, *geometry[3:])
 
 
 def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tensor:
     """Return partial sums (chunks, k * k, C) of the weight's gradient."""
-    tile = tile_of(sites.shape[-1], geometry[2], gradient=True)
-    blocks, tiles = cdiv(tile['CHANNELS'], tile['BLOCK']), _count_tiles(sites, geometry, tile)
-    steps = next_power_of_2(cdiv(tiles * blocks * side, GRADIENT_PROGRAMS))  # few values occur
-    chunks = cdiv(tiles, steps)
-    partial = sites.new_empty(chunks, side * side, tile['CHANNELS'], dtype=statistics_dtype(sites.dtype))
-    with torch.cuda.device_of(sites):
-        weight_gradient_kernel[chunks, blocks, side](
-            sites, grad, partial, *geometry[3:], *_sizes(sites, geometry),
-            SIDE=side, STEPS=steps, **tile, num_warps=WARPS, maxnreg=GRADIENT_REGISTERS,
-        )  # fmt: skip
+    launch = _weight_gradient(*_sizes(sites, geometry), side)
+    kind = statistics_dtype(sites.dtype)
+    partial = sites.new_empty(launch.grid[0], side * side, sites.shape[2], dtype=kind)
+    launch(sites, grad, partial, *geometry[3:])
     return partial
 
 
@@ -285,12 +299,9 @@ def finish(partial: Tensor, grad_weight: Tensor, norm_partial: Tensor | None = N
             one, (C, ) each.
     """
     chunks, taps, channels = partial.shape
-    norm_chunks = 0 if norm_partial is None else len(norm_partial)
-    with torch.cuda.device_of(partial):
-        finish_kernel[taps + len(vectors), cdiv(channels, BLOCK)](
-            partial, norm_partial, grad_weight, *vectors, *[None] * (3 - len(vectors)), chunks, norm_chunks, channels,
-            TAPS=taps, BLOCK=BLOCK, **steps_of(chunks, norm_chunks),
-        )  # fmt: skip
+    norm_chunks = 0 if norm_partial is None else norm_partial.shape[0]
+    launch = _sums(chunks, norm_chunks, taps, len(vectors), channels)
+    launch(partial, norm_partial, grad_weight, *vectors, *[None] * (3 - len(vectors)))
 
 
 @register_flop_formula([torch.ops.mmconvnextv2.site_depthwise, torch.ops.mmconvnextv2.site_depthwise_norm])

@@ -4,6 +4,8 @@ A program covers BLOCK channels of ROWS sites of one image, TILE sites at a time
 over its sites, (B, chunks, D), which kernels.response adds up. Without atomics, runs are reproducible bit for bit.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ..dispatch import INTERPRETED as IS_INTERPRETED
 from ..reductions import statistics_dtype
+from .launch import Launch, sized
 from .sums import cdiv, next_power_of_2
 
 INTERPRETED = tl.constexpr(IS_INTERPRETED)
@@ -240,13 +243,16 @@ def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: 
 def _launch(kernel, h: Tensor, *tensors: Tensor | None, **flags: bool) -> Tensor:
     """Run a kernel on all of h and return its partial sums (B, chunks, D)."""
     batch, num_sites, channels = h.shape
+    launch = _pass(kernel, batch, num_sites, channels, **flags)
+    partial = h.new_empty(batch, launch.grid[0], channels, dtype=statistics_dtype(h.dtype))
+    launch(h, *tensors, partial)
+    return partial
+
+
+@sized
+def _pass(kernel: Any, batch: int, num_sites: int, channels: int, **flags: bool) -> Launch:
     # Powers of two times TILE, so few values of the compile-time constant ROWS occur; few partial sums for large images
     rows, most = (TILE * next_power_of_2(cdiv(num_sites, TILE * count)) for count in (1, MOST_CHUNKS))
     rows = min(rows, max(MOST_ROWS, most))
-    chunks = cdiv(num_sites, rows)
-    partial = h.new_empty(batch, chunks, channels, dtype=statistics_dtype(h.dtype))
-    with torch.cuda.device_of(h):  # Triton launches on the current device
-        kernel[chunks, batch, cdiv(channels, BLOCK)](
-            h, *tensors, partial, num_sites, channels, **flags, ROWS=rows, TILE=TILE, BLOCK=BLOCK
-        )
-    return partial
+    grid, constants = (cdiv(num_sites, rows), batch, cdiv(channels, BLOCK)), dict(ROWS=rows, TILE=TILE, BLOCK=BLOCK)
+    return Launch(kernel, grid, (num_sites, channels), **flags, **constants)

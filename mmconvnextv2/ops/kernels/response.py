@@ -4,13 +4,16 @@ Letters as in ``ops.response_mlp``. Partial sums (B, chunks, D) of squares and o
 ds from ``product_kernel``. One program serves an image, since means run over channels.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..reductions import statistics_dtype
-from .sums import cdiv, count_blocks, steps_of, sum_chunks
+from .launch import Launch, sized
+from .sums import cdiv, steps_of, sum_chunks
 
 BLOCK = 128  # channels per step of a program
 PRODUCT = dict(IMAGES=8, ROWS=16, BLOCK=32)  # images, rows and channels per step of the folded product
@@ -126,15 +129,29 @@ def sum_kernel(
         tl.store(second_sum + channel, total.to(second_sum.dtype.element_ty), mask=is_channel)
 
 
+@sized
+def _per_image(kernel: Any, batch: int, chunks: int, channels: int, eps: float) -> Launch:
+    constants = dict(BLOCKS=cdiv(channels, BLOCK), BLOCK=BLOCK, **steps_of(chunks))
+    return Launch(kernel, (batch,), (chunks, channels, eps), **constants)
+
+
+@sized
+def _products(batch: int, rows: int, channels: int) -> Launch:
+    grid = cdiv(rows, PRODUCT['ROWS']), cdiv(channels, PRODUCT['BLOCK'])
+    return Launch(product_kernel, grid, (batch, rows, channels), STEPS=cdiv(batch, PRODUCT['IMAGES']), **PRODUCT)
+
+
+@sized
+def _two_sums(first: int, second: int, channels: int) -> Launch:
+    grid = 2, cdiv(channels, BLOCK)
+    return Launch(sum_kernel, grid, (first, second, channels), BLOCK=BLOCK, **steps_of(first, second))
+
+
 def response(partial: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return norms G and scales s, (B, 1, D), from partial sums of squares (B, chunks, D)."""
     batch, chunks, channels = partial.shape
     norm, scale = partial.new_empty(batch, 1, channels), partial.new_empty(batch, 1, channels)
-    with torch.cuda.device_of(partial):  # Triton launches on the current device
-        response_kernel[(batch,)](
-            partial, gamma, norm, scale, chunks, channels, eps,
-            BLOCKS=count_blocks(partial, BLOCK), BLOCK=BLOCK, **steps_of(chunks),
-        )  # fmt: skip
+    _per_image(response_kernel, batch, chunks, channels, eps)(partial, gamma, norm, scale)
     return norm, scale
 
 
@@ -142,11 +159,7 @@ def response_backward(partial: Tensor, norm: Tensor, gamma: Tensor, eps: float) 
     """Return the factor f (B, 1, D), and the gradients of gamma by image (B, D), from partial sums of ds."""
     batch, chunks, channels = partial.shape
     factor, grad_gamma = partial.new_empty(batch, 1, channels), partial.new_empty(batch, channels)
-    with torch.cuda.device_of(partial):
-        response_backward_kernel[(batch,)](
-            partial, norm, gamma, factor, grad_gamma, chunks, channels, eps,
-            BLOCKS=count_blocks(partial, BLOCK), BLOCK=BLOCK, **steps_of(chunks),
-        )  # fmt: skip
+    _per_image(response_backward_kernel, batch, chunks, channels, eps)(partial, norm, gamma, factor, grad_gamma)
     return factor, grad_gamma
 
 
@@ -158,11 +171,7 @@ def folded_gradients(
     tiles = cdiv(rows, PRODUCT['ROWS'])
     grad_weight = torch.empty_like(weight)
     partial = product.new_empty(batch, tiles, channels, dtype=statistics_dtype(product.dtype))
-    with torch.cuda.device_of(product):
-        product_kernel[tiles, count_blocks(product, PRODUCT['BLOCK'])](
-            product, weight, scale, grad_bias, beta, grad_weight, partial, batch, rows, channels,
-            STEPS=cdiv(batch, PRODUCT['IMAGES']), **PRODUCT,
-        )  # fmt: skip
+    _products(batch, rows, channels)(product, weight, scale, grad_bias, beta, grad_weight, partial)
     return grad_weight, partial
 
 
@@ -170,9 +179,5 @@ def sum_rows(first: Tensor, second: Tensor, dtype: torch.dtype) -> tuple[Tensor,
     """Return the sums (D, ) of two tensors (..., D) in ``dtype``, by one kernel."""
     first, second = first.flatten(0, -2), second.flatten(0, -2)
     sums = tuple(one.new_empty(one.shape[1], dtype=dtype) for one in (first, second))
-    with torch.cuda.device_of(first):
-        sum_kernel[2, count_blocks(first, BLOCK)](
-            first, second, *sums, len(first), len(second), first.shape[1],
-            BLOCK=BLOCK, **steps_of(len(first), len(second)),
-        )  # fmt: skip
+    _two_sums(first.shape[0], second.shape[0], first.shape[1])(first, second, *sums)
     return sums[0], sums[1]
