@@ -30,12 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from mmconvnextv2.models.convnext_v2 import ConvNeXtV2Block
 from mmconvnextv2.models.execution.dense import Dense
 from mmconvnextv2.models.execution.packed import Packed
+from mmconvnextv2.ops import block as block_operators
 from mmconvnextv2.ops import depthwise_triton, dispatch, response_mlp_triton
 from mmconvnextv2.ops.grid import Grid, cell_slots
 
 OPERATORS = {
     operator._opoverload: operator
-    for module in (depthwise_triton, response_mlp_triton)
+    for module in (depthwise_triton, response_mlp_triton, block_operators)
     for operator in vars(module).values()
     if hasattr(operator, '_opoverload')
 }
@@ -134,15 +135,18 @@ def _product_on_cuda(left, right, dtype):
 @contextmanager
 def as_on_cuda(fold=None):
     """Make operations on CPU tensors choose what they choose on a GPU with torch 2.8 or later."""
-    mlp, before = sys.modules['mmconvnextv2.ops.response_mlp'], response_mlp_triton._product
-    fold_scale, check = mlp.fold_scale, dispatch._default.check
+    modules = sys.modules['mmconvnextv2.ops.response_mlp'], block_operators
+    before, fold_scale, check = response_mlp_triton._product, dispatch.fold_scale, dispatch._default.check
     dispatch.set_check(lambda *key: True)
-    mlp.fold_scale = lambda x: x.shape[1] > dispatch.FOLD_FROM * x.shape[2] if fold is None else fold
+    for module in modules:
+        module.fold_scale = lambda x: x.shape[1] > dispatch.FOLD_FROM * x.shape[2] if fold is None else fold
     response_mlp_triton._product = _product_on_cuda
     try:
         yield
     finally:
-        response_mlp_triton._product, mlp.fold_scale = before, fold_scale
+        response_mlp_triton._product = before
+        for module in modules:
+            module.fold_scale = fold_scale
         dispatch.set_check(check)
 
 
@@ -251,10 +255,10 @@ def launched_up_to_the_driver():
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    from mmconvnextv2.ops.kernels import depthwise, gelu, layer_norm, response, sums
+    from mmconvnextv2.ops.kernels import depthwise, gelu, layer_norm, parameters, residual, response, sums
 
     driver.set_active(_Driver())
-    for module in (depthwise, gelu, layer_norm, response, sums):
+    for module in (depthwise, gelu, layer_norm, parameters, residual, response, sums):
         for kernel in [one for one in vars(module).values() if isinstance(one, JITFunction)]:
             create = kernel.create_binder
             kernel.device_caches = defaultdict(lambda create=create: (_Compiled(), *create()[1:]))

@@ -203,7 +203,7 @@ def site_depthwise_backward(
     from .kernels import depthwise
 
     geometry = height, width, patch, cells, slots
-    grad_sites, grad_weight, grad_bias = _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
+    grad_sites, grad_weight, grad_bias = empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
     if needs_sites:  # stride 1: the gradient is a convolution with the flipped kernel, over the same sites
         depthwise.convolve(grad, taps, None, grad_sites, geometry, mirrored=True)
     if needs_parameters:
@@ -214,7 +214,7 @@ def site_depthwise_backward(
 
 @site_depthwise_backward.register_fake
 def _(grad, sites, taps, needs_sites, needs_parameters, dtype, height, width, patch, cells, slots):
-    return _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
+    return empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
 
 
 @custom_op('mmconvnextv2::site_depthwise_norm_backward', mutates_args=())
@@ -239,7 +239,7 @@ def site_depthwise_norm_backward(
     from .kernels import depthwise, layer_norm
 
     geometry = height, width, patch, cells, slots
-    grad_sites, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias = _empty_gradients(
+    grad_sites, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias = empty_gradients(
         sites, taps, needs_sites, needs_parameters, dtype, 3
     )
     grad, norm_partial = layer_norm.gradients(grad, convolved, mean, rstd, norm_weight)
@@ -254,7 +254,7 @@ def site_depthwise_norm_backward(
 @site_depthwise_norm_backward.register_fake
 def _(grad, sites, taps, needs_sites, needs_parameters, dtype, convolved, mean, rstd, norm_weight, height, width, patch,
       cells, slots):  # fmt: skip
-    return _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 3)
+    return empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 3)
 
 
 def _convolve(
@@ -271,7 +271,7 @@ def _empty_taps(weight: Tensor) -> Tensor:
     return weight.new_empty(weight[0].numel(), len(weight), dtype=statistics_dtype(weight.dtype))
 
 
-def _empty_gradients(
+def empty_gradients(
     sites: Tensor, taps: Tensor, needs_sites: bool, needs_parameters: bool, dtype: torch.dtype, vectors: int
 ) -> tuple[Tensor, ...]:
     """Return tensors for the gradients of sites, weight (C, 1, k, k) and ``vectors`` vectors (C, )."""

@@ -111,7 +111,7 @@ def find_channels(CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def convolve_kernel(
-    sites, taps, bias, output, cells, slots, height, width, count,
+    sites, taps, bias, residual, output, cells, slots, height, width, count,
     CHANNELS: tl.constexpr, PATCH: tl.constexpr, SIDE: tl.constexpr, MIRRORED: tl.constexpr, STRIP: tl.constexpr,
     LANES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -145,7 +145,10 @@ def convolve_kernel(
         if PATCH == 0:
             there = exists & (x + out < width)
         offsets = (place + out)[:, None] * CHANNELS + channel[None]
-        tl.store(output + offsets, totals[out].to(output.dtype.element_ty), mask=there[:, None] & is_channel)
+        total = totals[out]
+        if residual is not None:
+            total += tl.load(residual + offsets, mask=there[:, None] & is_channel, other=0.0).to(ACC)
+        tl.store(output + offsets, total.to(output.dtype.element_ty), mask=there[:, None] & is_channel)
 
 
 @triton.jit
@@ -189,10 +192,12 @@ def weight_gradient_kernel(
 
 @triton.jit
 def finish_kernel(
-    partial, norm_partial, grad_weight, grad_norm_weight, grad_norm_bias, grad_bias, chunks, norm_chunks, channels,
+    partial, norm_partial, branch_partial, grad_weight, grad_norm_weight, grad_norm_bias, grad_bias, grad_last_bias,
+    chunks, norm_chunks, branch_chunks, channels,
     TAPS: tl.constexpr, STEPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add up partial sums (chunks, TAPS, C) of the weight and (chunks, 3, C) of the norm's weight, bias and input."""
+    """Add up partial sums (chunks, TAPS, C) of the weight, (chunks, 3, C) of the norm's weight, bias and input, and
+    (chunks, C) of the last bias of a block's branch."""
     ACC: tl.constexpr = partial.dtype.element_ty
     row = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -201,6 +206,10 @@ def finish_kernel(
         source = partial + row * channels
         total = sum_chunks(source, TAPS * channels, chunks, channel, is_channel, ACC, STEPS, TILE)
         tl.store(grad_weight + channel * TAPS + row, total.to(grad_weight.dtype.element_ty), mask=is_channel)
+    elif row == TAPS + 3:
+        if branch_partial is not None:
+            total = sum_chunks(branch_partial, channels, branch_chunks, channel, is_channel, ACC, STEPS, TILE)
+            tl.store(grad_last_bias + channel, total.to(grad_last_bias.dtype.element_ty), mask=is_channel)
     else:
         if norm_partial is not None:
             source = norm_partial + (row - TAPS) * channels
@@ -260,9 +269,10 @@ def _weight_gradient(channels: int, height: int, width: int, patch: int, count: 
 
 
 @sized
-def _sums(chunks: int, norm_chunks: int, taps: int, vectors: int, channels: int) -> Launch:
-    grid, constants = (taps + vectors, cdiv(channels, BLOCK)), steps_of(chunks, norm_chunks)
-    return Launch(finish_kernel, grid, (chunks, norm_chunks, channels), TAPS=taps, BLOCK=BLOCK, **constants)
+def _sums(chunks: int, norm_chunks: int, branch_chunks: int, taps: int, vectors: int, channels: int) -> Launch:
+    counts = chunks, norm_chunks, branch_chunks
+    grid = taps + vectors, cdiv(channels, BLOCK)
+    return Launch(finish_kernel, grid, (*counts, channels), TAPS=taps, BLOCK=BLOCK, **steps_of(*counts))
 
 
 def transpose_taps(weight: Tensor) -> Tensor:
@@ -272,11 +282,18 @@ def transpose_taps(weight: Tensor) -> Tensor:
 
 
 def convolve(
-    sites: Tensor, taps: Tensor, bias: Tensor | None, output: Tensor, geometry: tuple, mirrored: bool = False
+    sites: Tensor,
+    taps: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    geometry: tuple,
+    mirrored: bool = False,
+    residual: Tensor | None = None,
 ) -> None:
-    """Convolve sites (B, N, C) with taps (k * k, C) into ``output``, in its dtype; ``mirrored`` flips the kernel."""
+    """Convolve sites (B, N, C) with taps (k * k, C) into ``output``, in its dtype; ``mirrored`` flips the kernel, and
+    ``residual`` (B, N, C) is added."""
     launch = _convolution(*_sizes(sites, geometry), taps.shape[0], mirrored)
-    launch(sites, taps, bias, output, *geometry[3:])
+    launch(sites, taps, bias, residual, output, *geometry[3:])
 
 
 def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tensor:
@@ -288,20 +305,29 @@ def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> 
     return partial
 
 
-def finish(partial: Tensor, grad_weight: Tensor, norm_partial: Tensor | None = None, vectors: tuple = ()) -> None:
-    """Add up the partial sums of ``weight_gradient``, and of ``layer_norm.gradients``, by one kernel.
+def finish(
+    partial: Tensor,
+    grad_weight: Tensor,
+    norm_partial: Tensor | None = None,
+    vectors: tuple = (),
+    branch_partial: Tensor | None = None,
+) -> None:
+    """Add up the partial sums of ``weight_gradient``, ``layer_norm.gradients`` and ``residual.branch_gradient``, by one
+    kernel.
 
     Args:
         partial (Tensor): Sums (chunks, k * k, C).
         grad_weight (Tensor): Receives the weight's gradient, (C, 1, k, k).
         norm_partial (Tensor, optional): Sums (chunks, 3, C). Defaults to None.
-        vectors (tuple): Receive the gradients of the norm's weight and bias, and of the convolution's bias if it has
-            one, (C, ) each.
+        vectors (tuple): Receive the gradients of the norm's weight and bias, of the convolution's bias, and of the last
+            bias of a block's branch, (C, ) each, as far as they are asked for.
+        branch_partial (Tensor, optional): Sums (B, chunks, C). Defaults to None.
     """
     chunks, taps, channels = partial.shape
     norm_chunks = 0 if norm_partial is None else norm_partial.shape[0]
-    launch = _sums(chunks, norm_chunks, taps, len(vectors), channels)
-    launch(partial, norm_partial, grad_weight, *vectors, *[None] * (3 - len(vectors)))
+    branch_chunks = 0 if branch_partial is None else branch_partial.numel() // channels
+    launch = _sums(chunks, norm_chunks, branch_chunks, taps, len(vectors), channels)
+    launch(partial, norm_partial, branch_partial, grad_weight, *vectors, *[None] * (4 - len(vectors)))
 
 
 @register_flop_formula([torch.ops.mmconvnextv2.site_depthwise, torch.ops.mmconvnextv2.site_depthwise_norm])

@@ -114,19 +114,23 @@ def product_kernel(
 
 @triton.jit
 def sum_kernel(
-    first, second, first_sum, second_sum, first_count, second_count, channels,
+    first, second, third, first_sum, second_sum, third_sum, first_count, second_count, third_count, channels,
     STEPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum the rows of two tensors (count, D) into vectors (D, )."""
+    """Sum the rows of two or three tensors (count, D) into vectors (D, )."""
     ACC: tl.constexpr = first.dtype.element_ty
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < channels
     if tl.program_id(0) == 0:
         total = sum_chunks(first, channels, first_count, channel, is_channel, ACC, STEPS, TILE)
         tl.store(first_sum + channel, total.to(first_sum.dtype.element_ty), mask=is_channel)
-    else:
+    elif tl.program_id(0) == 1:
         total = sum_chunks(second, channels, second_count, channel, is_channel, ACC, STEPS, TILE)
         tl.store(second_sum + channel, total.to(second_sum.dtype.element_ty), mask=is_channel)
+    else:
+        if third is not None:
+            total = sum_chunks(third, channels, third_count, channel, is_channel, ACC, STEPS, TILE)
+            tl.store(third_sum + channel, total.to(third_sum.dtype.element_ty), mask=is_channel)
 
 
 @sized
@@ -142,9 +146,9 @@ def _products(batch: int, rows: int, channels: int) -> Launch:
 
 
 @sized
-def _two_sums(first: int, second: int, channels: int) -> Launch:
-    grid = 2, cdiv(channels, BLOCK)
-    return Launch(sum_kernel, grid, (first, second, channels), BLOCK=BLOCK, **steps_of(first, second))
+def _sums(channels: int, *counts: int) -> Launch:
+    grid, counts = (len(counts), cdiv(channels, BLOCK)), (*counts, 0)[:3]
+    return Launch(sum_kernel, grid, (*counts, channels), BLOCK=BLOCK, **steps_of(*counts))
 
 
 def response(partial: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -175,9 +179,10 @@ def folded_gradients(
     return grad_weight, partial
 
 
-def sum_rows(first: Tensor, second: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the sums (D, ) of two tensors (..., D) in ``dtype``, by one kernel."""
-    first, second = first.flatten(0, -2), second.flatten(0, -2)
-    sums = tuple(one.new_empty(one.shape[1], dtype=dtype) for one in (first, second))
-    _two_sums(first.shape[0], second.shape[0], first.shape[1])(first, second, *sums)
-    return sums[0], sums[1]
+def sum_rows(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """Return the sums (D, ) of two or three tensors (..., D) in ``dtype``, by one kernel."""
+    channels = tensors[0].shape[-1]
+    sums = [one.new_empty(channels, dtype=dtype) for one in tensors]
+    missing = [None] * (3 - len(tensors))
+    _sums(channels, *[one.numel() // channels for one in tensors])(*tensors, *missing, *sums, *missing)
+    return sums
