@@ -41,7 +41,7 @@ OPERATORS = {
     if hasattr(operator, '_opoverload')
 }
 EMPTY = {'empty', 'new_empty', 'empty_like', 'empty_strided', 'new_empty_strided'}
-FREE = EMPTY | {'lift_fresh', '_unsafe_view', 'detach'}
+FREE = EMPTY | {'lift_fresh', '_unsafe_view', 'detach', 'promote_types'}
 RECIPES = {
     'Mask R-CNN-T': 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_lsj-3x_coco.py',
     'UperNet-T': 'configs/upernet/upernet_convnextv2-t_160k_ade20k-512x512.py',

@@ -1,7 +1,7 @@
 """A whole block, depthwise convolution to residual sum, as one differentiable operation by Triton kernels.
 
-It computes what ``depthwise``, ``response_mlp`` and ``add_branch`` compute one after the other. As one operation it asks
-the host for less: one node of autograd instead of three, one kernel that lays out all parameters, one that adds up the
+It computes what ``depthwise``, ``response_mlp`` and ``add_branch`` compute one after the other. One operation asks the
+host for less: one node of autograd instead of three, one kernel that lays out all parameters, one that adds up the
 gradients of all vectors (C, ), and the gradient of the residual is added where the convolution's is stored.
 ``torch.compile`` sees the three operations, which it can fuse with others.
 
@@ -78,7 +78,9 @@ class _Block(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs, (_, eps, dtype, fold, _, *where) = ctx.needs_input_grad, ctx.settings
-    gradients = call(block_backward, grad.contiguous(), *ctx.saved_tensors, needs[0], ctx.dtype, eps, dtype, fold, *where)
+    gradients = call(
+        block_backward, grad.contiguous(), *ctx.saved_tensors, needs[0], ctx.dtype, eps, dtype, fold, *where
+    )
     return gradients[0] if needs[0] else None, None, *gradients[1:], None
 
 
@@ -109,14 +111,15 @@ def block_forward(
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
+    lists: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return the output, and what backward reads: taps, convolved sites, mean, rstd, normalised sites, h, G, s, and both
-    linears' weights cast to ``dtype``, empty if they were not."""
+    """Return the output, and what backward reads: taps, convolved sites, mean, rstd, normalised sites, h, G, s, and the
+    weights of both linears cast to ``dtype``, empty if they were not."""
     from .kernels import depthwise, layer_norm, parameters, residual
 
     taps, *casts = parameters.lay_out(weight, weight1, bias1, weight2, bias2, dtype, not fold)
     convolved = torch.empty_like(sites, dtype=dtype)
-    depthwise.convolve(sites, taps, bias, convolved, (height, width, patch, cells, slots))
+    depthwise.convolve(sites, taps, bias, convolved, (height, width, patch, cells, slots, lists))
     normed, mean, rstd = layer_norm.forward(convolved, norm_weight, norm_bias, norm_eps, keep)
     branch, h, norms, scale = run_forward(normed, casts, gamma, beta, weight2, bias2, None, eps, fold)
     # An operator must not return its inputs
@@ -125,8 +128,8 @@ def block_forward(
 
 
 @block_forward.register_fake
-def _(sites, kept, weight, bias, norm_weight, norm_bias, weight1, bias1, gamma, beta, weight2, bias2, norm_eps, eps, dtype,
-      fold, keep, height, width, patch, cells, slots):  # fmt: skip
+def _(sites, kept, weight, bias, norm_weight, norm_bias, weight1, bias1, gamma, beta, weight2, bias2, norm_eps, eps,
+      dtype, fold, keep, height, width, patch, cells, slots, lists=None):  # fmt: skip
     batch, num_sites, channels = sites.shape
     kind, kept_sites = statistics_dtype(dtype), (batch, num_sites) if keep else (0, 0)
     taps = weight.new_empty(weight[0].numel(), channels, dtype=statistics_dtype(weight.dtype))
@@ -170,12 +173,13 @@ def block_backward(
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
+    lists: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the gradients of the sites, empty unless needed, and of the ten parameters in the order of
     ``block_forward``."""
     from .kernels import depthwise, layer_norm, residual
 
-    geometry = height, width, patch, cells, slots
+    geometry = height, width, patch, cells, slots, lists
     grad_sites, grad_weight, *vectors = empty_gradients(sites, taps, needs_sites, True, parameter_dtype, 4)
     of_branch, branch_partial = residual.branch_gradient(grad, kept, dtype)
     grad_bias2 = branch_partial.sum((0, 1), dtype=weight2.dtype) if fold else None
@@ -193,8 +197,9 @@ def block_backward(
 
 
 @block_backward.register_fake
-def _(grad, sites, kept, taps, convolved, mean, rstd, normed, h, norms, scale, cast1, cast2, norm_weight, weight1, gamma,
-      beta, weight2, needs_sites, parameter_dtype, eps, dtype, fold, height, width, patch, cells, slots):  # fmt: skip
+def _(grad, sites, kept, taps, convolved, mean, rstd, normed, h, norms, scale, cast1, cast2, norm_weight, weight1,
+      gamma, beta, weight2, needs_sites, parameter_dtype, eps, dtype, fold, height, width, patch, cells, slots,
+      lists=None):  # fmt: skip
     grad_sites, grad_weight, *vectors = empty_gradients(sites, taps, needs_sites, True, parameter_dtype, 4)
     linears = [torch.empty_like(one) for one in (weight1, gamma, gamma, beta, weight2)]
     return [grad_sites, grad_weight, *vectors[:3], *linears, vectors[3]]

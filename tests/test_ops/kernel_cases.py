@@ -30,7 +30,7 @@ from mmconvnextv2.ops import dispatch, plain, tuning
 from mmconvnextv2.ops import response_mlp_triton as mlp
 from mmconvnextv2.ops.depthwise import depthwise
 from mmconvnextv2.ops.dispatch import INTERPRETED, choose_depthwise, use_triton
-from mmconvnextv2.ops.grid import Grid
+from mmconvnextv2.ops.grid import Grid, cell_slots
 from mmconvnextv2.ops.kernels import depthwise as depthwise_kernels
 from mmconvnextv2.ops.kernels import gelu, layer_norm, parameters, response
 from mmconvnextv2.ops.response_mlp import fused_response_mlp, response_mlp_reference
@@ -308,6 +308,45 @@ def test_depthwise(walk, side, channels, bias):
         torch.testing.assert_close(norm(execution.depthwise(sites, grid, conv)), theirs, **TOLERANCE[torch.float64])
 
 
+def make_lists(cells=CELLS):
+    """Return the execution, grid and sites per image of cells of one site with lists of their neighbours."""
+    grid = Grid(3, 5, 32, visible_cells=cells, cell_slots=cell_slots(cells, 3, 5))
+    return Packed(), neighbours.with_neighbours(grid), cells.shape[1]
+
+
+def test_lists_hold_visible_neighbours():
+    """Each list has the visible cells of the same image within 3 rows and columns, by their tap, and their number;
+    where most cells are visible there are no lists."""
+    _, grid, visible = make_lists()
+    lists, cells = grid.neighbours.tolist(), CELLS.tolist()
+    for image, place in itertools.product(range(len(cells)), range(visible)):
+        wanted = []
+        for other in range(visible):
+            positions = (divmod(cells[image][one], 5) for one in (place, other))
+            down, right = (there - here for here, there in zip(*positions, strict=True))
+            if abs(down) <= 3 and abs(right) <= 3:
+                wanted.append(64 * (image * visible + other) + (down + 3) * 7 + right + 3)
+        found = lists[image * visible + place]
+        assert found[-1] == len(wanted) and sorted(found[: len(wanted)]) == sorted(wanted)
+    assert make_lists(torch.arange(15, device=DEVICE)[None, :8])[1].neighbours is None
+
+
+@pytest.mark.parametrize('side, channels, bias', [(7, 66, True), (7, 5, False), (5, 8, True)])
+def test_depthwise_through_lists(side, channels, bias):
+    """Through lists of neighbours, one iteration or several, values and gradients are torch's too; a smaller kernel
+    does without them."""
+    execution, grid, num_sites = make_lists()
+    conv, norm = make_layers(channels, side, bias)
+    sites = draw(2, num_sites, channels, dtype=torch.float64)
+    ours = execution.depthwise(sites, grid, conv, norm)
+    with plain():
+        theirs = norm(execution.depthwise(sites, grid, conv))
+    assert_gradients(ours, theirs, [sites, *conv.parameters(), *norm.parameters()], **TOLERANCE[torch.float64])
+    broken = dataclasses.replace(grid, neighbours=torch.zeros_like(grid.neighbours))  # no neighbour, not even itself
+    with torch.no_grad():
+        assert torch.equal(execution.depthwise(sites, broken, conv, norm), ours) == (side != 7)
+
+
 def test_depthwise_without_norm():
     """Without a norm gradients are torch's too, those that are wanted alone; inference gives the bits of training."""
     execution, grid, num_sites = make_cells(2)
@@ -344,7 +383,7 @@ def make_block(channels, **options):
     return block.to(DEVICE)
 
 
-@pytest.mark.parametrize('walk', [make_cells(1), make_map(2, 3), make_map(5, 9)], ids=['cells', 'map', 'folded'])
+@pytest.mark.parametrize('walk', [make_lists(), make_map(2, 3), make_map(5, 9)], ids=['cells', 'map', 'folded'])
 @pytest.mark.parametrize('how', ['eager', 'compiled', 'recomputed'])
 def test_block(walk, how):
     """A whole block through kernels, compiled as one graph and computed again too, equals the plain one, with the same
@@ -352,7 +391,7 @@ def test_block(walk, how):
     execution, grid, num_sites = walk
     block, sites = make_block(3, drop_path_rate=0.5), draw(4, num_sites, 3, dtype=torch.float64)
     if grid.is_packed:
-        grid = dataclasses.replace(grid, visible_cells=CELLS.repeat(2, 1))
+        execution, grid, num_sites = make_lists(CELLS.repeat(2, 1))
     torch.manual_seed(3)
     with plain():
         theirs = block(sites, grid, execution)
@@ -462,9 +501,11 @@ def test_operators_keep_their_contracts():
     sites, weight, bias, norm_weight, norm_bias, mean, rstd, taps = tensors(
         (1, 6, 4), (4, 1, 3, 3), (4,), (4,), (4,), (1, 6), (1, 6), (9, 4)
     )
+    lists_of = make_lists()[1].cell_slots
     norm, half, single = (norm_weight, norm_bias, 1e-6), torch.bfloat16, torch.float32
     kept = sites.clone(), mean, rstd, norm_weight
     checks = [
+        (neighbours.list_of_neighbours, lists_of),
         (mlp.response_mlp_forward, (x, *parameters, counted, 1e-6, half, True)),
         (mlp.response_mlp_forward, (x, *parameters, None, 1e-6, half, False)),
         (mlp.response_mlp_forward, (x.float(), *parameters, None, 1e-6, single, False)),

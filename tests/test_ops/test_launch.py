@@ -1,6 +1,6 @@
 """Launches that skip Triton's launcher call the kernel that it would call, with the same arguments.
 
-No GPU is needed: compiled kernels are stand-ins, one per key of Triton's own cache, that note what they are called with.
+No GPU is needed: compiled kernels are stand-ins, one per key of Triton's own cache, that note their calls.
 """
 
 from importlib import import_module
@@ -125,7 +125,8 @@ def test_known_arguments_need_no_launcher(calls, bypassed, numbers):
 
 
 def test_kernels_are_not_mixed_up(calls, bypassed):
-    """Addresses that are not divisible by 16, other dtypes and missing tensors get kernels of their own, in any order."""
+    """Addresses that are not divisible by 16, other dtypes and missing tensors get kernels of their own, in any
+    order."""
     launch = Launch(some_kernel, (3,), (5, 0.5), TILE=8, FLAG=False)
     kinds = [
         (tensor(), tensor()),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...ops.cells import gather, scatter
+from ...ops.depthwise_triton import with_neighbours
 from ...ops.dispatch import use_matmul, use_packed_index, use_triton
 from ...ops.grid import CELL, Grid, cell_slots, map_to_sites
 from .base import Execution
@@ -39,7 +40,7 @@ class Packed(Execution):
             cells = strided_conv_as_matmul(cells, conv)
         else:
             cells = conv(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return cells.reshape(len(sites), -1, conv.out_channels), _indexed(grid.halved())
+        return cells.reshape(len(sites), -1, conv.out_channels), with_neighbours(_indexed(grid.halved()))
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
         return scatter(sites, grid)

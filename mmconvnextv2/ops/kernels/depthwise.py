@@ -3,8 +3,10 @@
 A lane is a strip of STRIP neighbouring sites in one row. For each row of the kernel it loads STRIP + SIDE - 1 sites,
 once, and each of them serves all outputs of the strip that it reaches. One source serves both geometries: only
 ``find_strips`` and ``find_neighbours`` know them. On visible cells strips are rows of a cell, so where a neighbour is
-inside its own cell is known at compile time, and ``grid.cell_slots`` is read once per row and cell. Taps, the kernel's
-weights, have the layout (k * k, C), and they and sums are float32, or float64 for float64 inputs.
+inside its own cell is known at compile time, and ``grid.cell_slots`` is read once per row and cell. Where a cell is one
+site, most neighbours are masked or outside of the image, and the convolution only goes through lists of the others,
+which are made once per step. Taps, the kernel's weights, have the layout (k * k, C), and they and sums are float32, or
+float64 for float64 inputs.
 """
 
 import math
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ..dispatch import INTERPRETED as IS_INTERPRETED
-from ..grid import SLOT_BORDER
+from ..grid import LIST_LENGTH, SLOT_BORDER
 from ..reductions import statistics_dtype
 from .launch import Launch, sized
 from .sums import cdiv, next_power_of_2, steps_of, sum_chunks
@@ -24,6 +26,9 @@ from .sums import cdiv, next_power_of_2, steps_of, sum_chunks
 INTERPRETED, BORDER = tl.constexpr(IS_INTERPRETED), tl.constexpr(SLOT_BORDER)
 STRIP = 4  # sites per strip of a whole map; on cells of 1, 2, 4 or 8 sites a side, strips are rows of a cell
 WARPS = 4  # per program
+AT_ONCE = 4  # neighbours of a list per iteration, whose loads do not wait for each other
+LISTS = dict(AT_ONCE=AT_ONCE, LENGTH=LIST_LENGTH)
+LIST_LANES = 128  # lists per program that makes them
 PER_THREAD = 8  # values per thread and output of a strip, one load of 16 bytes in half precision
 BLOCK = 64  # most channels per program
 GRADIENT_PROGRAMS = 2048  # most programs of the weight's gradient
@@ -110,10 +115,51 @@ def find_channels(CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def list_kernel(cells, slots, lists, width, count, LENGTH: tl.constexpr, LANES: tl.constexpr):
+    """List the visible neighbours of each cell, 64 * index + tap of each, and in the end how many there are."""
+    SIDE: tl.constexpr = 2 * BORDER + 1
+    cell = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    exists = cell < count
+    position = tl.load(cells + cell, mask=exists, other=0)
+    lists += cell.to(tl.int64) * LENGTH
+    found = tl.zeros((LANES,), tl.int32)
+    for tap in range(SIDE * SIDE):
+        around = (tap // SIDE - BORDER) * (width + 2 * BORDER) + tap % SIDE - BORDER
+        slot = tl.load(slots + position + around, mask=exists, other=-1)
+        tl.store(lists + found, slot * 64 + tap, mask=slot >= 0)
+        found += (slot >= 0).to(tl.int32)
+    tl.store(lists + LENGTH - 1, found, mask=exists)
+
+
+@triton.jit
+def convolve_lists(
+    total, sites, taps, lists, place, exists, channel, is_channel,
+    CHANNELS: tl.constexpr, SIDE: tl.constexpr, MIRRORED: tl.constexpr, AT_ONCE: tl.constexpr, LENGTH: tl.constexpr,
+):  # fmt: skip
+    """Add the products of all listed neighbours and their taps to ``total`` (LANES, BLOCK)."""
+    ACC: tl.constexpr = taps.dtype.element_ty
+    lists += place * LENGTH
+    found = tl.load(lists + LENGTH - 1, mask=exists, other=0)
+    for step in range(tl.cdiv(tl.max(found, 0), AT_ONCE)):
+        for index in tl.static_range(AT_ONCE):
+            shown = step * AT_ONCE + index < found
+            entry = tl.load(lists + (step * AT_ONCE + index), mask=shown, other=0)
+            tap = entry & 63
+            if MIRRORED:
+                tap = SIDE * SIDE - 1 - tap
+            mask = shown[:, None] & is_channel
+            site = sites + channel[None] + (entry >> 6).to(tl.int64)[:, None] * CHANNELS
+            # Where there is no neighbour, any tap will do: its value is zero
+            factor = tl.load(taps + tap[:, None] * CHANNELS + channel[None], mask=is_channel, other=0.0)
+            total += widen(tl.load(site, mask=mask, other=0.0), ACC) * factor
+    return total
+
+
+@triton.jit
 def convolve_kernel(
-    sites, taps, bias, residual, output, cells, slots, height, width, count,
+    sites, taps, bias, residual, output, cells, slots, lists, height, width, count,
     CHANNELS: tl.constexpr, PATCH: tl.constexpr, SIDE: tl.constexpr, MIRRORED: tl.constexpr, STRIP: tl.constexpr,
-    LANES: tl.constexpr, BLOCK: tl.constexpr,
+    LANES: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
     ACC: tl.constexpr = taps.dtype.element_ty
     RADIUS: tl.constexpr = SIDE // 2
@@ -123,23 +169,31 @@ def convolve_kernel(
     if bias is not None:
         total += tl.load(bias + channel[None], mask=is_channel, other=0.0).to(ACC)
     totals = (total,) * STRIP
-    for row in range(SIDE):
-        starts, shown = find_neighbours(y, place, position, exists, slots, row - RADIUS, height, width, PATCH, RADIUS)
-        line = taps + row * (SIDE * CHANNELS)
-        if MIRRORED:
-            line = taps + (SIDE - 1 - row) * (SIDE * CHANNELS)
-        factors = ()
-        for column in tl.static_range(SIDE):
-            tap = (SIDE - 1 - column if MIRRORED else column) * CHANNELS
-            factors = factors + (tl.load(line + tap + channel[None], mask=is_channel, other=0.0),)
-        for step in tl.static_range(STRIP + SIDE - 1):
-            values = load_neighbours(
-                sites, starts, shown, step, x, width, channel, is_channel, CHANNELS, PATCH, RADIUS, ACC
+    if lists is not None:
+        total = convolve_lists(
+            total, sites, taps, lists, place, exists, channel, is_channel, CHANNELS, SIDE, MIRRORED, AT_ONCE, LENGTH
+        )
+        totals = (total,)
+    else:
+        for row in range(SIDE):
+            starts, shown = find_neighbours(
+                y, place, position, exists, slots, row - RADIUS, height, width, PATCH, RADIUS
             )
+            line = taps + row * (SIDE * CHANNELS)
+            if MIRRORED:
+                line = taps + (SIDE - 1 - row) * (SIDE * CHANNELS)
+            factors = ()
             for column in tl.static_range(SIDE):
-                if step >= column and step - column < STRIP:  # the output of the strip that reads it with this tap
-                    total = totals[step - column] + values * factors[column]
-                    totals = totals[: step - column] + (total,) + totals[step - column + 1 :]
+                tap = (SIDE - 1 - column if MIRRORED else column) * CHANNELS
+                factors = factors + (tl.load(line + tap + channel[None], mask=is_channel, other=0.0),)
+            for step in tl.static_range(STRIP + SIDE - 1):
+                values = load_neighbours(
+                    sites, starts, shown, step, x, width, channel, is_channel, CHANNELS, PATCH, RADIUS, ACC
+                )
+                for column in tl.static_range(SIDE):
+                    if step >= column and step - column < STRIP:  # the output of the strip that reads it with this tap
+                        total = totals[step - column] + values * factors[column]
+                        totals = totals[: step - column] + (total,) + totals[step - column + 1 :]
     for out in tl.static_range(STRIP):
         there = exists
         if PATCH == 0:
@@ -254,8 +308,14 @@ def _sizes(sites: Tensor, geometry: tuple) -> tuple[int, int, int, int, int]:
 def _convolution(channels: int, height: int, width: int, patch: int, count: int, taps: int, mirrored: bool) -> Launch:
     tile = tile_of(channels, patch)
     grid = _count_tiles(height, width, patch, count, tile), cdiv(channels, tile['BLOCK'])
-    constants = dict(tile, SIDE=math.isqrt(taps), MIRRORED=mirrored, num_warps=WARPS)
+    constants = dict(tile, SIDE=math.isqrt(taps), MIRRORED=mirrored, **LISTS, num_warps=WARPS)
     return Launch(convolve_kernel, grid, (height, width, count), **constants)
+
+
+@sized
+def _listing(width: int, count: int) -> Launch:
+    grid = (cdiv(count, LIST_LANES),)
+    return Launch(list_kernel, grid, (width, count), LENGTH=LIST_LENGTH, LANES=LIST_LANES)
 
 
 @sized
@@ -273,6 +333,13 @@ def _sums(chunks: int, norm_chunks: int, branch_chunks: int, taps: int, vectors:
     counts = chunks, norm_chunks, branch_chunks
     grid = taps + vectors, cdiv(channels, BLOCK)
     return Launch(finish_kernel, grid, (*counts, channels), TAPS=taps, BLOCK=BLOCK, **steps_of(*counts))
+
+
+def list_neighbours(cells: Tensor, slots: Tensor) -> Tensor:
+    """Return lists of visible neighbours (B * K, LIST_LENGTH) from the two results of ``grid.cell_slots``."""
+    lists = cells.new_empty(cells.numel(), LIST_LENGTH)
+    _listing(slots.shape[2] - 2 * SLOT_BORDER, cells.numel())(cells, slots, lists)
+    return lists
 
 
 def transpose_taps(weight: Tensor) -> Tensor:
@@ -293,7 +360,8 @@ def convolve(
     """Convolve sites (B, N, C) with taps (k * k, C) into ``output``, in its dtype; ``mirrored`` flips the kernel, and
     ``residual`` (B, N, C) is added."""
     launch = _convolution(*_sizes(sites, geometry), taps.shape[0], mirrored)
-    launch(sites, taps, bias, residual, output, *geometry[3:])
+    *tables, lists = geometry[3:]
+    launch(sites, taps, bias, residual, output, *tables, lists if len(taps) == (2 * SLOT_BORDER + 1) ** 2 else None)
 
 
 def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tensor:
@@ -301,7 +369,7 @@ def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> 
     launch = _weight_gradient(*_sizes(sites, geometry), side)
     kind = statistics_dtype(sites.dtype)
     partial = sites.new_empty(launch.grid[0], side * side, sites.shape[2], dtype=kind)
-    launch(sites, grad, partial, *geometry[3:])
+    launch(sites, grad, partial, *geometry[3:5])
     return partial
 
 

@@ -103,7 +103,11 @@ def forward(
     ``keep`` is set."""
     batch, num_sites, channels = values.shape
     kept, kind = (batch, num_sites) if keep else (0, 0), statistics_dtype(values.dtype)
-    normed, mean, rstd = torch.empty_like(values), values.new_empty(kept, dtype=kind), values.new_empty(kept, dtype=kind)
+    normed, mean, rstd = (
+        torch.empty_like(values),
+        values.new_empty(kept, dtype=kind),
+        values.new_empty(kept, dtype=kind),
+    )
     _normalise(batch * num_sites, channels, eps, keep)(values, weight, bias, normed, mean, rstd)
     return normed, mean, rstd
 
