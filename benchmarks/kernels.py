@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.ops import depthwise_triton  # noqa: F401  (defines the operators that the kernels count for)
-from mmconvnextv2.ops.grid import LIST_LENGTH, SLOT_BORDER, cell_slots
+from mmconvnextv2.ops.grid import SLOT_BORDER, cell_slots
 from mmconvnextv2.ops.kernels import depthwise, gelu, layer_norm, parameters, residual, response
 
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
@@ -242,7 +242,7 @@ def small_kernels() -> list[Case]:
         Case(
             'lists of neighbours',
             depthwise.list_kernel,
-            dict(LENGTH=LIST_LENGTH, LANES=depthwise.LIST_LANES),
+            depthwise.LISTING,
             1,
             None,
             0,

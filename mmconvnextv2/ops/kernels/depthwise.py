@@ -28,7 +28,7 @@ STRIP = 4  # sites per strip of a whole map; on cells of 1, 2, 4 or 8 sites a si
 WARPS = 4  # per program
 AT_ONCE = 4  # neighbours of a list per iteration, whose loads do not wait for each other
 LISTS = dict(AT_ONCE=AT_ONCE, LENGTH=LIST_LENGTH)
-LIST_LANES = 128  # lists per program that makes them
+LISTING = dict(SIDE=2 * SLOT_BORDER + 1, LENGTH=LIST_LENGTH, LANES=128)  # lists per program that makes them
 PER_THREAD = 8  # values per thread and output of a strip, one load of 16 bytes in half precision
 BLOCK = 64  # most channels per program
 GRADIENT_PROGRAMS = 2048  # most programs of the weight's gradient
@@ -115,16 +115,17 @@ def find_channels(CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def list_kernel(cells, slots, lists, width, count, LENGTH: tl.constexpr, LANES: tl.constexpr):
+def list_kernel(
+    cells, slots, lists, width, count, SIDE: tl.constexpr, LENGTH: tl.constexpr, LANES: tl.constexpr
+):  # fmt: skip
     """List the visible neighbours of each cell, 64 * index + tap of each, and in the end how many there are."""
-    SIDE: tl.constexpr = 2 * BORDER + 1
     cell = tl.program_id(0) * LANES + tl.arange(0, LANES)
     exists = cell < count
     position = tl.load(cells + cell, mask=exists, other=0)
     lists += cell.to(tl.int64) * LENGTH
     found = tl.zeros((LANES,), tl.int32)
     for tap in range(SIDE * SIDE):
-        around = (tap // SIDE - BORDER) * (width + 2 * BORDER) + tap % SIDE - BORDER
+        around = (tap // SIDE - SIDE // 2) * (width + SIDE - 1) + tap % SIDE - SIDE // 2
         slot = tl.load(slots + position + around, mask=exists, other=-1)
         tl.store(lists + found, slot * 64 + tap, mask=slot >= 0)
         found += (slot >= 0).to(tl.int32)
@@ -140,10 +141,11 @@ def convolve_lists(
     ACC: tl.constexpr = taps.dtype.element_ty
     lists += place * LENGTH
     found = tl.load(lists + LENGTH - 1, mask=exists, other=0)
-    for step in range(tl.cdiv(tl.max(found, 0), AT_ONCE)):
+    most, first = tl.max(found, 0), 0
+    while first < most:
         for index in tl.static_range(AT_ONCE):
-            shown = step * AT_ONCE + index < found
-            entry = tl.load(lists + (step * AT_ONCE + index), mask=shown, other=0)
+            shown = first + index < found
+            entry = tl.load(lists + (first + index), mask=shown, other=0)
             tap = entry & 63
             if MIRRORED:
                 tap = SIDE * SIDE - 1 - tap
@@ -152,6 +154,7 @@ def convolve_lists(
             # Where there is no neighbour, any tap will do: its value is zero
             factor = tl.load(taps + tap[:, None] * CHANNELS + channel[None], mask=is_channel, other=0.0)
             total += widen(tl.load(site, mask=mask, other=0.0), ACC) * factor
+        first += AT_ONCE
     return total
 
 
@@ -314,8 +317,7 @@ def _convolution(channels: int, height: int, width: int, patch: int, count: int,
 
 @sized
 def _listing(width: int, count: int) -> Launch:
-    grid = (cdiv(count, LIST_LANES),)
-    return Launch(list_kernel, grid, (width, count), LENGTH=LIST_LENGTH, LANES=LIST_LANES)
+    return Launch(list_kernel, (cdiv(count, LISTING['LANES']),), (width, count), **LISTING)
 
 
 @sized
@@ -361,7 +363,7 @@ def convolve(
     ``residual`` (B, N, C) is added."""
     launch = _convolution(*_sizes(sites, geometry), taps.shape[0], mirrored)
     *tables, lists = geometry[3:]
-    launch(sites, taps, bias, residual, output, *tables, lists if len(taps) == (2 * SLOT_BORDER + 1) ** 2 else None)
+    launch(sites, taps, bias, residual, output, *tables, lists if len(taps) == LISTING['SIDE'] ** 2 else None)
 
 
 def weight_gradient(sites: Tensor, grad: Tensor, side: int, geometry: tuple) -> Tensor:
