@@ -31,7 +31,7 @@ def whole_block(
     conv: nn.Conv2d,
     norm: nn.LayerNorm,
     expand: nn.Linear,
-    response_norm: nn.Module,
+    response_norm: nn.Module | None,
     project: nn.Linear,
     kept: Tensor | None,
 ) -> Tensor:
@@ -43,7 +43,7 @@ def whole_block(
         conv (nn.Conv2d): Depthwise layer of stride 1 that keeps the size.
         norm (nn.LayerNorm): Norm over channels.
         expand (nn.Linear): First linear, C to D channels.
-        response_norm (nn.Module): GRN, over D channels.
+        response_norm (nn.Module, optional): GRN, over D channels.
         project (nn.Linear): Second linear, D to C channels.
         kept (Tensor, optional): Factor of each image's branch, (B, 1, 1), without a gradient. None means 1.
 

@@ -66,8 +66,8 @@ def response_mlp_forward(
     casts = cast1, cast_bias1, cast2, cast_bias2
     y, h, norm, scale = run_forward(x, casts, gamma, beta, weight2, bias2, site_mask, eps, fold)
     # An operator must not return its inputs
-    returned = [x.new_empty(0) if cast is weight else cast for cast, weight in ((cast1, weight1), (cast2, weight2))]
-    return y, h, norm, scale, *returned
+    cast1, cast2 = (x.new_empty(0) if cast is given else cast for cast, given in ((cast1, weight1), (cast2, weight2)))
+    return y, h, norm, scale, cast1, cast2
 
 
 def run_forward(
@@ -124,8 +124,10 @@ def response_mlp_backward(
     """Return the gradients of x and of the parameters, in the order of ``fused_response_mlp``."""
     grad_bias2 = grad.sum((0, 1), dtype=weight1.dtype)
     weights = (cast1 if cast1.numel() else weight1), (cast2 if cast2.numel() else weight2)
-    gradients = run_backward(grad, grad_bias2, x, h, norm, scale, *weights, gamma, beta, weight2, site_mask, eps, fold)
-    return *gradients, grad_bias2
+    grad_x, of_weight1, of_bias1, of_gamma, of_beta, of_weight2 = run_backward(
+        grad, grad_bias2, x, h, norm, scale, *weights, gamma, beta, weight2, site_mask, eps, fold
+    )
+    return grad_x, of_weight1, of_bias1, of_gamma, of_beta, of_weight2, grad_bias2
 
 
 def run_backward(
@@ -167,6 +169,7 @@ def run_backward(
     # ``through`` becomes the gradient of h
     partial = gelu.gradient(h, site_mask, None if fold else scale, factor, through)
     if fold:
+        assert grad_bias2 is not None
         grad_bias1, grad_gamma = response.sum_rows(kind, partial, grad_gamma)
         grad_beta = weight2.t().mv(grad_bias2)
     else:
