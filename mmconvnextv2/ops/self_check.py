@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .block import whole_block
 from .depthwise import depthwise
-from .depthwise_triton import depthwise_norm_sites
+from .depthwise_triton import depthwise_norm_sites, with_neighbours
 from .dispatch import set_check
-from .grid import Grid
+from .grid import Grid, cell_slots
 from .residual import add_branch
 from .response_mlp import fused_response_mlp, response_mlp_reference
 
@@ -99,7 +99,11 @@ def relative_errors(
     of_depthwise = (channels, 1, SIDE, SIDE), *[(channels,)] * 3
     of_mlp = (hidden, channels), *[(hidden,)] * 3, (channels, hidden), (channels,)
     kept = torch.tensor([0.5, 1.25], device=device).view(2, 1, 1)
-    for grid in grids or (Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells)):
+    few = Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells), Grid(2, 3, 32, visible_cells=cells)
+    for grid in grids or few:
+        if triton and grid.is_packed:  # tables as a step has them
+            slots = cell_slots(grid.cells, grid.height // grid.patch, grid.width // grid.patch)
+            grid = with_neighbours(replace(grid, cell_slots=slots))
         shapes = (2, grid.num_sites, channels), *of_depthwise
 
         def layers(sites, weight, bias, norm_weight, norm_bias, grid=grid):
