@@ -10,25 +10,31 @@ import argparse
 import re
 import subprocess
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmconvnextv2.models.convnext_v2 import ARCHS
 from mmconvnextv2.ops import depthwise_triton  # noqa: F401  (defines the operators that the kernels count for)
-from mmconvnextv2.ops.kernels import depthwise, gelu, layer_norm, response
+from mmconvnextv2.ops.grid import SLOT_BORDER, cell_slots
+from mmconvnextv2.ops.kernels import depthwise, gelu, layer_norm, parameters, residual, response
 
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
-TYPES = dict(cells='*i32', slots='*i32', eps='fp32')
+TYPES = dict(cells='*i32', slots='*i32', lists='*i32', eps='fp32')
 TYPES |= dict.fromkeys(('height', 'width', 'count', 'num_sites'), 'i32')
 TYPES |= dict(site_mask='*i1')
-TYPES |= dict.fromkeys(('channels', 'chunks', 'batch', 'rows', 'first_count', 'second_count'), 'i32')
+TYPES |= dict.fromkeys(('channels', 'hidden', 'elements', 'chunks', 'batch', 'rows'), 'i32')
+TYPES |= dict.fromkeys(('first_count', 'second_count', 'third_count'), 'i32')
 TYPES |= dict.fromkeys(('taps', 'bias', 'norm_weight', 'norm_bias', 'mean', 'rstd', 'partial', 'weight'), '*fp32')
+TYPES |= dict.fromkeys(('residual', 'weight1', 'bias1', 'weight2', 'bias2', 'kept', 'grad_partial'), '*fp32')
 TYPES |= dict.fromkeys(('scale', 'factor', 'norm', 'gamma', 'beta', 'grad_gamma', 'grad_bias'), '*fp32')
-TYPES |= dict.fromkeys(('first', 'second', 'first_sum', 'second_sum', 'grad_weight'), '*fp32')
+TYPES |= dict.fromkeys(('first', 'second', 'third', 'first_sum', 'second_sum', 'third_sum', 'grad_weight'), '*fp32')
 HIDDEN = 64 * 196 * 2048  # elements of the hidden features of Base's third stage at batch 64 and 224 pixels
 SIDE, BATCH, IMAGE, MASK_RATIO = 7, 64, 224, 0.6
 BANDWIDTH, ISSUES = 3.35e12, 132 * 4 * 1.755e9  # of an H100 SXM: bytes, and instructions of 32 lanes, per second
@@ -45,7 +51,8 @@ on a GPU.
 - *registers* and *spilled* bytes per thread; *occupancy*: the share of a multiprocessor's 2,048 threads that registers
   allow.
 - *instructions* per tap and element in bfloat16, where one multiply-add is the least; of the norm and its gradient, per
-  element. *bytes*: the fewest per element.
+  element. *bytes*: the fewest per element. Where a cell is one site (stride 32), convolutions go through lists of
+  visible neighbours, whose lengths are those of random masks; masked taps are counted, but cost nothing.
 - *memory*: the time that the fewest bytes take at 3.35 TB/s; *issue*: the time that the instructions take at one per
   cycle and scheduler (132 multiprocessors with 4 schedulers at 1.755 GHz). Both are lower bounds for an H100. At these
   shapes instructions, not bytes, bound the convolutions, and tensor cores, whose 989 TFLOP/s
@@ -62,8 +69,8 @@ class Case(NamedTuple):
         kernel (Callable): The Triton kernel.
         constants (dict): Its compile-time arguments.
         per_loop (float): Results of a tap per thread and iteration of the kernel's loop.
-        iterations (int, optional): Iterations of that loop that one program executes; 0 if there are arbitrarily many.
-            None for kernels without a loop.
+        iterations (float, optional): Iterations of that loop that one program executes; 0 if there are arbitrarily
+            many. None for kernels without a loop.
         bytes (int): Fewest bytes moved per element.
         warps (int): Warps per program.
         registers (int, optional): Most registers per thread, if there is a limit.
@@ -73,7 +80,7 @@ class Case(NamedTuple):
     kernel: object
     constants: dict
     per_loop: float
-    iterations: int | None
+    iterations: float | None
     bytes: int
     warps: int = depthwise.WARPS
     registers: int | None = None
@@ -101,10 +108,10 @@ def compile_kernel(case: Case, capability: int, dtype: str = 'bf16') -> tuple[st
     """Return a kernel's machine code, disassembled, and its use of resources, without a GPU."""
     kernel, constants = case.kernel, case.constants
     types = {name: 'constexpr' if name in constants else TYPES.get(name, f'*{dtype}') for name in kernel.arg_names}
-    pointers = {  # and a count of channels, which Triton finds divisible at run time
+    pointers = {  # and counts of channels and of elements, which Triton finds divisible at run time
         (place,): [['tt.divisibility', 16]]
         for place, (name, kind) in enumerate(types.items())
-        if kind[0] == '*' or (name, kind) == ('channels', 'i32')
+        if kind[0] == '*' or kind == 'i32' and name in ('channels', 'hidden', 'elements')
     }
     constants = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     compiled = triton.compile(
@@ -162,11 +169,26 @@ def cost_of(case: Case, capability: int = 90, dtype: str = 'bf16') -> Cost:
 def convolution(channels: int, patch: int, mirrored: bool = False) -> Case:
     """Return the convolution of a whole map (``patch`` 0) or of cells, or with the flipped kernel of the gradient."""
     tile = depthwise.tile_of(channels, patch)
-    constants = dict(tile, SIDE=SIDE, MIRRORED=mirrored)
-    if mirrored:
-        constants |= dict(bias=None)
+    # The gradient of a block's residual is added to that of its input
+    constants = dict(tile, SIDE=SIDE, MIRRORED=mirrored, **depthwise.LISTS)
+    constants |= (dict(bias=None) if mirrored else dict(residual=None)) | ({} if patch == 1 else dict(lists=None))
     title = 'input gradient' if mirrored else 'convolution'
-    return Case(title, depthwise.convolve_kernel, _geometry(constants, patch), _values(tile) * SIDE, SIDE, 4)
+    iterations = count_iterations(tile['LANES']) if patch == 1 else SIDE
+    per_loop = _values(tile) * SIDE**2 / iterations
+    return Case(title, depthwise.convolve_kernel, _geometry(constants, patch), per_loop, iterations, 4)
+
+
+@lru_cache
+def count_iterations(lanes: int) -> float:
+    """Return how often a program that goes through the lists of neighbours of some cells iterates, on average."""
+    random, side = torch.Generator().manual_seed(0), IMAGE // 32
+    visible = side * side - int(side * side * MASK_RATIO)
+    cells = [torch.randperm(side * side, generator=random)[:visible].sort()[0] for _ in range(BATCH)]
+    index, table = cell_slots(torch.stack(cells), side, side)
+    reach = torch.arange(-SLOT_BORDER, SLOT_BORDER + 1)
+    around = index.view(-1, 1, 1) + reach[:, None] * table.shape[2] + reach
+    longest = (table.view(-1)[around] >= 0).sum((1, 2)).view(-1, lanes).amax(1)
+    return (longest / depthwise.AT_ONCE).ceil().mean().item()
 
 
 def weight_gradient(channels: int, patch: int) -> Case:
@@ -200,20 +222,33 @@ def hidden_passes() -> list[Case]:
     return [
         Case('GELU and its norm', gelu.norm_kernel, dict(sizes, **unmasked, KEEP=False), each, 4, 2),
         Case('the same, kept', gelu.norm_kernel, dict(sizes, **unmasked, KEEP=True), each, 4, 4),
-        Case('GELU, scaled', gelu.scaled_kernel, dict(sizes, grad=None, GRADIENT=False), each, 4, 4),
-        Case('the same, with the gradient of scales', gelu.scaled_kernel, dict(sizes, GRADIENT=True), each, 4, 6),
+        Case('GELU, scaled', gelu.scaled_kernel, dict(sizes, grad=None, grad_partial=None, GRADIENT=False), each, 4, 4),
+        Case('the same, with gradients of scales and beta', gelu.scaled_kernel, dict(sizes, GRADIENT=True), each, 4, 6),
         Case('gradient of GELU and norm', gelu.gradient_kernel, dict(sizes, **unmasked, SCALED=True), each, 4, 6),
     ]
 
 
 def small_kernels() -> list[Case]:
-    """Return the kernels of GRN's response and of sums, whose tensors are small."""
+    """Return the kernels of GRN's response, of sums and of parameters, whose tensors are small, and of the residual."""
     sums = dict(STEPS=2, TILE=32, BLOCK=response.BLOCK)
+    sizes = dict(ROWS=4 * gelu.TILE, TILE=gelu.TILE, BLOCK=gelu.BLOCK)
+    layout = dict(TAPS=SIDE**2, SIZE=parameters.SIZE)
     return [
         Case('response', response.response_kernel, dict(sums, BLOCKS=4), 1, None, 0),
         Case('gradient of the response', response.response_backward_kernel, dict(sums, BLOCKS=4), 1, None, 0),
         Case('folded product', response.product_kernel, dict(response.PRODUCT, STEPS=8), 1, None, 0),
         Case('sums', response.sum_kernel, sums, 1, None, 0),
+        Case('layout of parameters', parameters.lay_out_kernel, layout, 1, None, 0),
+        Case(
+            'lists of neighbours',
+            depthwise.list_kernel,
+            depthwise.LISTING,
+            1,
+            None,
+            0,
+        ),
+        Case('residual sum', residual.add_kernel, dict(ACC=tl.float32, SIZE=residual.SIZE), 1, None, 0),
+        Case("gradient of a block's branch", residual.branch_gradient_kernel, sizes, 1, None, 0),
     ]
 
 

@@ -23,6 +23,8 @@ from ..ops.reductions import mean_over_sites
 from ..ops.valid_sites import check_valid_pixels, fill_invalid, read_valid_pixels
 from ..utils.errors import UserError
 from .execution import Execution, check_images, get_execution
+from .execution.dense import Dense
+from .execution.packed import Packed
 from .grn import ResponseNorm
 from .layer_depth import layer_depth
 from .layers import DropPath, LayerNorm
@@ -41,6 +43,7 @@ ARCHS = {
     'xlarge': dict(depths=(3, 3, 27, 3), channels=(256, 512, 1024, 2048)),  # of ConvNeXt V1 alone
     'huge': dict(depths=(3, 3, 27, 3), channels=(352, 704, 1408, 2816)),
 }
+PLAIN = Dense.depthwise, Packed.depthwise  # which are ops.depthwise; those of other executions may be anything
 INIT_CFG = dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02)  # and biases of 0
 
 
@@ -112,20 +115,19 @@ class ConvNeXtV2Block(nn.Module):
         """Return sites of the same shape (B, N, C)."""
         if self.kernels is not None:
             grid = replace(grid, kernels=self.kernels)
-        branch = execution.depthwise(sites, grid, self.depthwise_conv, self.norm)
-        branch = ops.response_mlp(
-            branch,
-            grid,
-            self.pointwise_conv1,
-            self.grn,
-            self.pointwise_conv2,
-            lambda sites, conv: execution.depthwise(sites, grid, conv),
-        )
+        conv, norm, drop_path = self.depthwise_conv, self.norm, self.drop_path
+        mlp = self.pointwise_conv1, self.grn, self.pointwise_conv2
+        draws = type(drop_path) is DropPath and not has_hooks(drop_path)
+        stock = draws and self.gamma is None and type(execution).depthwise in PLAIN
+        if stock and ops.fuse_block(sites, grid, conv, norm, *mlp):
+            return ops.whole_block(sites, grid, conv, norm, *mlp, drop_path.draw(sites))
+        branch = execution.depthwise(sites, grid, conv, norm)
+        branch = ops.response_mlp(branch, grid, *mlp, lambda sites, conv: execution.depthwise(sites, grid, conv))
         if self.gamma is not None:
             branch = branch * self.gamma
-        if type(self.drop_path) is not DropPath or has_hooks(self.drop_path):
-            return sites + self.drop_path(branch)
-        return ops.add_branch(sites, branch, self.drop_path.draw(branch), grid)
+        if not draws:
+            return sites + drop_path(branch)
+        return ops.add_branch(sites, branch, drop_path.draw(branch), grid)
 
     @property
     def fused(self) -> bool:

@@ -7,6 +7,7 @@ them.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.library import custom_op
 
 from .autocast import autocast_dtype, excluding_autocast
 from .dispatch import call
-from .grid import Grid
+from .grid import LIST_LENGTH, Grid
 from .reductions import statistics_dtype
 
 
@@ -140,13 +141,14 @@ def site_depthwise(
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
+    lists: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return convolved sites in ``dtype``, and the weight as taps (k * k, C), which backward reads."""
-    return _convolve(sites, weight, bias, dtype, (height, width, patch, cells, slots))
+    return _convolve(sites, weight, bias, dtype, (height, width, patch, cells, slots, lists))
 
 
 @site_depthwise.register_fake
-def _(sites, weight, bias, dtype, height, width, patch, cells, slots):
+def _(sites, weight, bias, dtype, height, width, patch, cells, slots, lists=None):
     return torch.empty_like(sites, dtype=dtype), _empty_taps(weight)
 
 
@@ -165,6 +167,7 @@ def site_depthwise_norm(
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
+    lists: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return convolved and normalised sites in ``dtype``, mean and rstd (B, N), and taps (k * k, C).
 
@@ -172,13 +175,13 @@ def site_depthwise_norm(
     """
     from .kernels import layer_norm
 
-    convolved, taps = _convolve(sites, weight, bias, dtype, (height, width, patch, cells, slots))
+    convolved, taps = _convolve(sites, weight, bias, dtype, (height, width, patch, cells, slots, lists))
     normed, mean, rstd = layer_norm.forward(convolved, norm_weight, norm_bias, eps, keep)
     return convolved if keep else convolved.new_empty(0, 0, sites.shape[2]), normed, mean, rstd, taps
 
 
 @site_depthwise_norm.register_fake
-def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, dtype, height, width, patch, cells, slots):
+def _(sites, weight, bias, norm_weight, norm_bias, eps, keep, dtype, height, width, patch, cells, slots, lists=None):
     kept = sites.shape[:2] if keep else (0, 0)
     mean, rstd = (sites.new_empty(kept, dtype=statistics_dtype(sites.dtype)) for _ in range(2))
     convolved = sites.new_empty((*kept, sites.shape[2]), dtype=dtype)
@@ -198,12 +201,13 @@ def site_depthwise_backward(
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
+    lists: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of sites, and, in ``dtype``, of weight (C, 1, k, k) and bias (C, ); empty unless needed."""
     from .kernels import depthwise
 
-    geometry = height, width, patch, cells, slots
-    grad_sites, grad_weight, grad_bias = _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
+    geometry = height, width, patch, cells, slots, lists
+    grad_sites, grad_weight, grad_bias = empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
     if needs_sites:  # stride 1: the gradient is a convolution with the flipped kernel, over the same sites
         depthwise.convolve(grad, taps, None, grad_sites, geometry, mirrored=True)
     if needs_parameters:
@@ -213,8 +217,8 @@ def site_depthwise_backward(
 
 
 @site_depthwise_backward.register_fake
-def _(grad, sites, taps, needs_sites, needs_parameters, dtype, height, width, patch, cells, slots):
-    return _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
+def _(grad, sites, taps, needs_sites, needs_parameters, dtype, height, width, patch, cells, slots, lists=None):
+    return empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 1)
 
 
 @custom_op('mmconvnextv2::site_depthwise_norm_backward', mutates_args=())
@@ -234,12 +238,13 @@ def site_depthwise_norm_backward(
     patch: int,
     cells: Tensor | None,
     slots: Tensor | None,
+    lists: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return what ``site_depthwise_backward`` does, and the gradients of the norm's weight and bias, (C, )."""
     from .kernels import depthwise, layer_norm
 
-    geometry = height, width, patch, cells, slots
-    grad_sites, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias = _empty_gradients(
+    geometry = height, width, patch, cells, slots, lists
+    grad_sites, grad_weight, grad_bias, grad_norm_weight, grad_norm_bias = empty_gradients(
         sites, taps, needs_sites, needs_parameters, dtype, 3
     )
     grad, norm_partial = layer_norm.gradients(grad, convolved, mean, rstd, norm_weight)
@@ -253,8 +258,33 @@ def site_depthwise_norm_backward(
 
 @site_depthwise_norm_backward.register_fake
 def _(grad, sites, taps, needs_sites, needs_parameters, dtype, convolved, mean, rstd, norm_weight, height, width, patch,
-      cells, slots):  # fmt: skip
-    return _empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 3)
+      cells, slots, lists=None):  # fmt: skip
+    return empty_gradients(sites, taps, needs_sites, needs_parameters, dtype, 3)
+
+
+@custom_op('mmconvnextv2::list_neighbours', mutates_args=())
+def list_of_neighbours(cells: Tensor, slots: Tensor) -> Tensor:
+    """Return a list of the visible neighbours of each visible cell, int32, as the convolution's kernel reads it."""
+    from .kernels import depthwise
+
+    return depthwise.list_neighbours(cells, slots)
+
+
+@list_of_neighbours.register_fake
+def _(cells, slots):
+    return cells.new_empty(cells.numel(), LIST_LENGTH)
+
+
+def with_neighbours(grid: Grid) -> Grid:
+    """Return a grid with lists of neighbours, if kernels read them: where a cell is one site, and most are masked.
+
+    Triton kernels serve a grid that has ``cell_slots``. An entry of a list takes more instructions than a tap of a row,
+    so lists gain where fewer than half of the neighbours are visible. Indices in lists have 25 bits.
+    """
+    batch, visible = grid.cells.shape
+    if grid.patch != 1 or grid.cell_slots is None or 2 * visible > grid.height * grid.width or batch * visible >= 2**25:
+        return grid
+    return replace(grid, neighbours=call(list_of_neighbours, *grid.cell_slots))
 
 
 def _convolve(
@@ -271,7 +301,7 @@ def _empty_taps(weight: Tensor) -> Tensor:
     return weight.new_empty(weight[0].numel(), len(weight), dtype=statistics_dtype(weight.dtype))
 
 
-def _empty_gradients(
+def empty_gradients(
     sites: Tensor, taps: Tensor, needs_sites: bool, needs_parameters: bool, dtype: torch.dtype, vectors: int
 ) -> tuple[Tensor, ...]:
     """Return tensors for the gradients of sites, weight (C, 1, k, k) and ``vectors`` vectors (C, )."""

@@ -157,6 +157,20 @@ def fuse_mlp(grid: Grid, expand: nn.Module, norm: nn.Module | None, project: nn.
     return stock and not any(map(has_hooks, (expand, norm, project)))
 
 
+def fuse_block(
+    sites: Tensor, grid: Grid, conv: nn.Conv2d, norm: nn.Module, expand: nn.Module, response_norm: nn.Module | None,
+    project: nn.Module,
+) -> bool:  # fmt: skip
+    """Return whether a whole block runs as one operation on sites (B, N, C): where kernels serve all of its layers.
+
+    Compilers see the operations one by one, which they fuse with others, and so does the comparison of times.
+    """
+    if torch.compiler.is_compiling() or grid.site_mask is not None or times_kernels(grid):
+        return False
+    fused = choose_depthwise(sites, grid, conv, norm) == 'triton+norm'
+    return fused and fuse_mlp(grid, expand, response_norm, project)
+
+
 def call(operator: Any, tensor: Tensor, *arguments: Any) -> Any:
     """Call a custom operator; plain tensors in eager mode take its function directly.
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CELL = 32  # pixels along one side of a masking cell behind the stem of 4x4 patches, the stride of the last stage
 SLOT_BORDER = 3  # masked cells around the table of slots: a kernel of 7 x 7 reaches 3 cells of one site
+LIST_LENGTH = 50  # numbers of a cell's list of neighbours: at most 7 x 7, and how many there are
 
 
 class PackedIndex:
@@ -78,6 +79,8 @@ class Grid:
             the process-wide setting.
         cell_slots (tuple[Tensor], optional): Result of :func:`cell_slots`, which Triton kernels read; computed once per
             step. Defaults to None.
+        neighbours (Tensor, optional): Lists that Triton kernels read where a cell is one site, see
+            :func:`.depthwise_triton.with_neighbours`; computed once per step. Defaults to None.
         packed_index (PackedIndex, optional): Row indices for the CPU, computed once per stage and step. Defaults to
             None.
         cell (int): Pixels along one side of a cell, eight times the stem's stride. Defaults to 32.
@@ -90,6 +93,7 @@ class Grid:
     site_mask: Tensor | None = None
     kernels: str | None = None
     cell_slots: tuple[Tensor, Tensor] | None = None
+    neighbours: Tensor | None = None
     packed_index: PackedIndex | None = None
     cell: int = CELL
 
@@ -122,6 +126,7 @@ class Grid:
             width=self.width // 2,
             stride=self.stride * 2,
             site_mask=site_mask,
+            neighbours=None,
             packed_index=None,
         )
 
@@ -133,14 +138,15 @@ class Grid:
         """Return ``packed_index``, computed if it is not set."""
         return self.packed_index or PackedIndex(self.cells, self.height, self.width, self.patch)
 
-    def kernel_arguments(self) -> tuple[int, int, int, Tensor | None, Tensor | None]:
-        """Return the geometry for Triton kernels: height, width, patch (0: a whole map), and :func:`cell_slots`."""
+    def kernel_arguments(self) -> tuple[int, int, int, Tensor | None, Tensor | None, Tensor | None]:
+        """Return the geometry for Triton kernels: height, width, patch (0: a whole map), :func:`cell_slots`, and
+        ``neighbours``."""
         if not self.is_packed:
-            return self.height, self.width, 0, None, None
+            return self.height, self.width, 0, None, None, None
         slots = self.cell_slots
         if slots is None:
             slots = cell_slots(self.cells, self.height // self.patch, self.width // self.patch)
-        return self.height, self.width, self.patch, *slots
+        return self.height, self.width, self.patch, *slots, self.neighbours
 
 
 def cell_slots(visible_cells: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

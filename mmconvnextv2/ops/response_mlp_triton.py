@@ -4,6 +4,7 @@ Parameters stay in their dtype: matrices are cast for products, everything else 
 returned in the parameters' dtype. For the backward pass x, h, the norms and cast weights are kept.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,27 +58,42 @@ def response_mlp_forward(
 
     ``x`` has that dtype.
     """
+    cast1, cast_bias1, cast2, cast_bias2 = weight1, bias1, weight2, bias2
+    if weight1.dtype != dtype and fold:
+        cast1, cast_bias1 = _cast([weight1, bias1], dtype)
+    elif weight1.dtype != dtype:
+        cast1, cast_bias1, cast2, cast_bias2 = _cast([weight1, bias1, weight2, bias2], dtype)
+    casts = cast1, cast_bias1, cast2, cast_bias2
+    y, h, norm, scale = run_forward(x, casts, gamma, beta, weight2, bias2, site_mask, eps, fold)
+    # An operator must not return its inputs
+    cast1, cast2 = (x.new_empty(0) if cast is given else cast for cast, given in ((cast1, weight1), (cast2, weight2)))
+    return y, h, norm, scale, cast1, cast2
+
+
+def run_forward(
+    x: Tensor,
+    casts: Sequence[Tensor],
+    gamma: Tensor,
+    beta: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    site_mask: Tensor | None,
+    eps: float,
+    fold: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return y, h, G and s; ``casts`` are both weights and biases in the dtype of ``x``, unless folded all four."""
     from .kernels import gelu, response
 
-    cast1, cast2 = weight1, weight2
-    if weight1.dtype != dtype and fold:
-        cast1, bias1 = _cast([weight1, bias1], dtype)
-    elif weight1.dtype != dtype:
-        cast1, bias1, cast2, cast_bias2 = _cast([weight1, bias1, weight2, bias2], dtype)
-    else:
-        cast_bias2 = bias2
-    h = torch.addmm(bias1, x.flatten(0, 1), cast1.t()).unflatten(0, x.shape[:2])
+    cast1, cast_bias1, cast2, cast_bias2 = casts
+    h = torch.addmm(cast_bias1, x.flatten(0, 1), cast1.t()).view(*x.shape[:2], -1)
     activation, partial = gelu.norm(h, site_mask, keep=fold)
     norm, scale = response.response(partial, gamma, eps)
     if fold:
-        offset = torch.addmv(bias2, weight2, beta).to(dtype)  # beta through the second linear
-        y = torch.baddbmm(offset, activation, _scaled_weight(weight2, scale, dtype).transpose(1, 2))
+        offset = torch.addmv(bias2, weight2, beta).to(x.dtype)  # beta through the second linear
+        y = torch.baddbmm(offset, activation, _scaled_weight(weight2, scale, x.dtype).transpose(1, 2))
     else:
-        scaled = gelu.scaled(h, scale, beta).flatten(0, 1)
-        y = torch.addmm(cast_bias2, scaled, cast2.t()).unflatten(0, x.shape[:2])
-    # An operator must not return its inputs
-    casts = [x.new_empty(0) if cast is weight else cast for cast, weight in ((cast1, weight1), (cast2, weight2))]
-    return y, h, norm, scale, *casts
+        y = torch.addmm(cast_bias2, gelu.scaled(h, scale, beta).flatten(0, 1), cast2.t()).view_as(x)
+    return y, h, norm, scale
 
 
 @response_mlp_forward.register_fake
@@ -106,12 +122,38 @@ def response_mlp_backward(
     fold: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x and of the parameters, in the order of ``fused_response_mlp``."""
+    grad_bias2 = grad.sum((0, 1), dtype=weight1.dtype)
+    weights = (cast1 if cast1.numel() else weight1), (cast2 if cast2.numel() else weight2)
+    grad_x, of_weight1, of_bias1, of_gamma, of_beta, of_weight2 = run_backward(
+        grad, grad_bias2, x, h, norm, scale, *weights, gamma, beta, weight2, site_mask, eps, fold
+    )
+    return grad_x, of_weight1, of_bias1, of_gamma, of_beta, of_weight2, grad_bias2
+
+
+def run_backward(
+    grad: Tensor,
+    grad_bias2: Tensor | None,
+    x: Tensor,
+    h: Tensor,
+    norm: Tensor,
+    scale: Tensor,
+    cast1: Tensor,
+    cast2: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    weight2: Tensor,
+    site_mask: Tensor | None,
+    eps: float,
+    fold: bool,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of x and of all parameters but the last; ``grad_bias2`` is read only where folded."""
     from .kernels import gelu, response
 
-    kind, dtype = weight1.dtype, x.dtype
-    grad_bias2 = grad.sum((0, 1), dtype=kind)
+    kind, dtype = weight2.dtype, x.dtype
+    rows = grad.flatten(0, 1)
     if fold:
         # One product per image serves both: dW2 = sum_B product * s, ds = sum_C product * W2
+        assert grad_bias2 is not None
         parts = count_parts(len(x), x.shape[1], x.shape[2], h.shape[2])
         left, right = (one.view(len(x) * parts, -1, one.shape[2]) for one in (grad, torch.nn.functional.gelu(h)))
         scales = scale if parts == 1 else scale.repeat_interleave(parts, 0)
@@ -120,17 +162,21 @@ def response_mlp_backward(
         partial = partial.view(len(x), -1, partial.shape[2])
         through = grad @ _scaled_weight(weight2, scale, dtype)
     else:
-        through = grad @ (cast2 if cast2.numel() else weight2)
-        scaled, partial = gelu.scaled_with_gradient(h, scale, beta, through)
-        grad_weight2 = _product(grad.flatten(0, 1).t(), scaled.flatten(0, 1), kind)
+        through = (rows @ cast2).view_as(h)
+        scaled, partial, *partials = gelu.scaled_with_gradient(h, scale, beta, through)
+        grad_weight2 = _product(rows.t(), scaled.flatten(0, 1), kind)
     factor, grad_gamma = response.response_backward(partial, norm, gamma, eps)
     # ``through`` becomes the gradient of h
     partial = gelu.gradient(h, site_mask, None if fold else scale, factor, through)
-    grad_bias1, grad_gamma = response.sum_rows(partial, grad_gamma, kind)
-    grad_weight1 = _product(through.flatten(0, 1).t(), x.flatten(0, 1), kind)
-    grad_beta = weight2.t().mv(grad_bias2)
-    grad_x = through @ (cast1 if cast1.numel() else weight1)
-    return grad_x, grad_weight1, grad_bias1, grad_gamma, grad_beta, grad_weight2, grad_bias2
+    if fold:
+        assert grad_bias2 is not None
+        grad_bias1, grad_gamma = response.sum_rows(kind, partial, grad_gamma)
+        grad_beta = weight2.t().mv(grad_bias2)
+    else:
+        grad_bias1, grad_gamma, grad_beta = response.sum_rows(kind, partial, grad_gamma, *partials)
+    through = through.flatten(0, 1)
+    grad_weight1 = _product(through.t(), x.flatten(0, 1), kind)
+    return (through @ cast1).view_as(x), grad_weight1, grad_bias1, grad_gamma, grad_beta, grad_weight2
 
 
 @response_mlp_backward.register_fake

@@ -8,15 +8,18 @@ import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .block import whole_block
 from .depthwise import depthwise
-from .depthwise_triton import depthwise_norm_sites
+from .depthwise_triton import depthwise_norm_sites, with_neighbours
 from .dispatch import set_check
-from .grid import Grid
+from .grid import Grid, cell_slots
+from .residual import add_branch
 from .response_mlp import fused_response_mlp, response_mlp_reference
 
 # Largest error relative to the norm of the values in float64; TF32 and half precision are not errors
@@ -92,8 +95,16 @@ def relative_errors(
     """
     cells = torch.tensor([[0, 1, 5], [2, 3, 4]], device=device)
     counts = [grid.num_sites for grid in grids] or [5, 9 * channels]
-    for grid in grids or (Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells)):
-        shapes = (2, grid.num_sites, channels), (channels, 1, SIDE, SIDE), *[(channels,)] * 3
+    hidden = 4 * channels
+    of_depthwise = (channels, 1, SIDE, SIDE), *[(channels,)] * 3
+    of_mlp = (hidden, channels), *[(hidden,)] * 3, (channels, hidden), (channels,)
+    kept = torch.tensor([0.5, 1.25], device=device).view(2, 1, 1)
+    few = Grid(5, 6, 4), Grid(4, 6, 16, visible_cells=cells), Grid(2, 3, 32, visible_cells=cells)
+    for grid in grids or few:
+        if triton and grid.is_packed:  # tables as a step has them
+            slots = cell_slots(grid.cells, grid.height // grid.patch, grid.width // grid.patch)
+            grid = with_neighbours(replace(grid, cell_slots=slots))
+        shapes = (2, grid.num_sites, channels), *of_depthwise
 
         def layers(sites, weight, bias, norm_weight, norm_bias, grid=grid):
             conv, norm = _modules(weight, bias, norm_weight, norm_bias)
@@ -106,9 +117,23 @@ def relative_errors(
             return depthwise(sites, replace(grid, kernels='torch'), conv, norm)
 
         yield from _compare('the depthwise convolution', kernels, layers, shapes, device, dtype, computed)
-    hidden = 4 * channels
+
+        def layers_of_block(sites, *parameters, grid=grid, layers=layers):
+            return sites + response_mlp_reference(layers(sites, *parameters[:4]), *parameters[4:]) * kept
+
+        def kernels_of_block(sites, *parameters, grid=grid, kernels=kernels):
+            if not triton:
+                branch = fused_response_mlp(kernels(sites, *parameters[:4]), *parameters[4:], triton=False)
+                return add_branch(sites, branch, kept)
+            weight1, bias1, gamma, beta, weight2, bias2 = parameters[4:]
+            expand, project = SimpleNamespace(weight=weight1, bias=bias1), SimpleNamespace(weight=weight2, bias=bias2)
+            norm = SimpleNamespace(gamma=gamma, beta=beta, eps=1e-6)
+            return whole_block(sites, grid, *_modules(*parameters[:4]), expand, norm, project, kept)
+
+        shapes = *shapes, *of_mlp
+        yield from _compare('a block', kernels_of_block, layers_of_block, shapes, device, dtype, computed)
     for num_sites in counts:
-        shapes = (2, num_sites, channels), (hidden, channels), *[(hidden,)] * 3, (channels, hidden), (channels,)
+        shapes = (2, num_sites, channels), *of_mlp
 
         def fused(*tensors):
             return fused_response_mlp(*tensors, triton=triton)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...ops.cells import gather, scatter
+from ...ops.depthwise_triton import with_neighbours
 from ...ops.dispatch import use_matmul, use_packed_index, use_triton
 from ...ops.grid import Grid, cell_slots, image_index, map_to_sites
 from ...ops.reductions import fill_masked
@@ -61,7 +62,8 @@ class Packed(Execution):
             cells = strided_conv_as_matmul(cells, conv)
         else:
             cells = conv(cells.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return cells.reshape(len(sites), -1, conv.out_channels), _indexed(grid.halved(halve_mask(grid)))
+        following = with_neighbours(_indexed(grid.halved(halve_mask(grid))))
+        return cells.reshape(len(sites), -1, conv.out_channels), following
 
     def leave(self, sites: Tensor, grid: Grid) -> Tensor:
         return scatter(fill_masked(sites, grid.site_mask), grid)

@@ -4,6 +4,8 @@ A program covers BLOCK channels of ROWS sites of one image, TILE sites at a time
 over its sites, (B, chunks, D), which kernels.response adds up. Without atomics, runs are reproducible bit for bit.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ..dispatch import INTERPRETED as IS_INTERPRETED
 from ..reductions import statistics_dtype
+from .launch import Launch, sized
 from .sums import cdiv, next_power_of_2
 
 INTERPRETED = tl.constexpr(IS_INTERPRETED)
@@ -132,6 +135,7 @@ def scaled_kernel(
     beta,
     grad,
     output,
+    grad_partial,
     partial,
     num_sites,
     channels,
@@ -151,14 +155,18 @@ def scaled_kernel(
     if GRADIENT:
         grad += first
     total = tl.zeros((TILE, BLOCK), ACC)
+    grad_total = tl.zeros((TILE, BLOCK), ACC)
     for step in range(ROWS // TILE):
         row, is_site, offsets, mask = find_tile(step, num_sites, channels, ROWS, TILE, BLOCK)
         a = gelu_of(tl.load(h + offsets, mask=mask, other=0.0).to(ACC), HALF)
         tl.store(output + offsets, (a * s + b).to(output.dtype.element_ty), mask=mask)
         if GRADIENT:
-            total += a * tl.load(grad + offsets, mask=mask, other=0.0).to(ACC)
+            through = tl.load(grad + offsets, mask=mask, other=0.0).to(ACC)
+            total += a * through
+            grad_total += through
     if GRADIENT:
         store_partial(total, partial, channels, BLOCK)
+        store_partial(grad_total, grad_partial, channels, BLOCK)
 
 
 @triton.jit
@@ -209,20 +217,24 @@ def gradient_kernel(
 def norm(h: Tensor, site_mask: Tensor | None, keep: bool) -> tuple[Tensor, Tensor]:
     """Return a (empty unless ``keep``), and partial sums (B, chunks, D) of its squares over the sites that count."""
     activation = torch.empty_like(h) if keep else h.new_empty(0)
-    return activation, _launch(norm_kernel, h, site_mask, activation, COUNTED=site_mask is not None, KEEP=keep)
+    flags = dict(COUNTED=site_mask is not None, KEEP=keep)
+    return activation, launch_pass(norm_kernel, h, statistics_dtype(h.dtype), site_mask, activation, **flags)
 
 
 def scaled(h: Tensor, scale: Tensor, beta: Tensor) -> Tensor:
     """Return a * s + beta, with s (B, 1, D) and beta (D, )."""
     output = torch.empty_like(h)
-    _launch(scaled_kernel, h, scale, beta, None, output, GRADIENT=False)
+    launch_pass(scaled_kernel, h, statistics_dtype(h.dtype), scale, beta, None, output, None, GRADIENT=False)
     return output
 
 
-def scaled_with_gradient(h: Tensor, scale: Tensor, beta: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a * s + beta, and partial sums (B, chunks, D) of the gradient of s, given the gradient of the result."""
+def scaled_with_gradient(h: Tensor, scale: Tensor, beta: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a * s + beta, and partial sums (B, chunks, D) of the gradients of s and of beta, given that of the
+    result."""
     output = torch.empty_like(h)
-    return output, _launch(scaled_kernel, h, scale, beta, grad, output, GRADIENT=True)
+    kind = statistics_dtype(h.dtype)
+    of_beta = new_partial(scaled_kernel, h, kind, GRADIENT=True)
+    return output, launch_pass(scaled_kernel, h, kind, scale, beta, grad, output, of_beta, GRADIENT=True), of_beta
 
 
 def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: Tensor, grad: Tensor) -> Tensor:
@@ -234,19 +246,26 @@ def gradient(h: Tensor, site_mask: Tensor | None, scale: Tensor | None, factor: 
         Tensor: Partial sums (B, chunks, D) of the gradient of h.
     """
     flags = dict(COUNTED=site_mask is not None, SCALED=scale is not None)
-    return _launch(gradient_kernel, h, site_mask, scale, factor, grad, **flags)
+    return launch_pass(gradient_kernel, h, statistics_dtype(h.dtype), site_mask, scale, factor, grad, **flags)
 
 
-def _launch(kernel, h: Tensor, *tensors: Tensor | None, **flags: bool) -> Tensor:
-    """Run a kernel on all of h and return its partial sums (B, chunks, D)."""
+def launch_pass(kernel: Any, h: Tensor, kind: torch.dtype, *tensors: Tensor | None, **flags: bool) -> Tensor:
+    """Run a kernel on all of h (B, N, D) and return its partial sums (B, chunks, D) in a dtype."""
+    partial = new_partial(kernel, h, kind, **flags)
+    _pass(kernel, *h.shape, **flags)(h, *tensors, partial)
+    return partial
+
+
+def new_partial(kernel: Any, h: Tensor, kind: torch.dtype, **flags: bool) -> Tensor:
+    """Return memory for a kernel's partial sums (B, chunks, D) over all of h (B, N, D)."""
     batch, num_sites, channels = h.shape
+    return h.new_empty(batch, _pass(kernel, batch, num_sites, channels, **flags).grid[0], channels, dtype=kind)
+
+
+@sized
+def _pass(kernel: Any, batch: int, num_sites: int, channels: int, **flags: bool) -> Launch:
     # Powers of two times TILE, so few values of the compile-time constant ROWS occur; few partial sums for large images
     rows, most = (TILE * next_power_of_2(cdiv(num_sites, TILE * count)) for count in (1, MOST_CHUNKS))
     rows = min(rows, max(MOST_ROWS, most))
-    chunks = cdiv(num_sites, rows)
-    partial = h.new_empty(batch, chunks, channels, dtype=statistics_dtype(h.dtype))
-    with torch.cuda.device_of(h):  # Triton launches on the current device
-        kernel[chunks, batch, cdiv(channels, BLOCK)](
-            h, *tensors, partial, num_sites, channels, **flags, ROWS=rows, TILE=TILE, BLOCK=BLOCK
-        )
-    return partial
+    grid, constants = (cdiv(num_sites, rows), batch, cdiv(channels, BLOCK)), dict(ROWS=rows, TILE=TILE, BLOCK=BLOCK)
+    return Launch(kernel, grid, (num_sites, channels), **flags, **constants)

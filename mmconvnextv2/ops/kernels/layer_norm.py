@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..reductions import statistics_dtype
+from .launch import Launch, sized
 from .sums import cdiv, next_power_of_2
 
 SIZE, PROGRAMS = 1024, 1024  # sites times channels per tile of 4 warps; most programs that share the tiles
@@ -80,36 +81,42 @@ def tile_of(channels: int) -> tuple[int, int, int]:
     return max(SIZE // block, 1), block, max(4 * block // SIZE, 4)
 
 
+@sized
+def _normalise(num_sites: int, channels: int, eps: float, keep: bool) -> Launch:
+    tile, block, warps = tile_of(channels)
+    constants = dict(channels=channels, KEEP=keep, TILE=tile, BLOCK=block, num_warps=warps)
+    return Launch(forward_kernel, (cdiv(num_sites, tile),), (num_sites, eps), **constants)
+
+
+@sized
+def _differentiate(num_sites: int, channels: int) -> Launch:
+    tile, block, warps = tile_of(channels)
+    steps = next_power_of_2(cdiv(num_sites, tile * PROGRAMS))
+    constants = dict(channels=channels, STEPS=steps, TILE=tile, BLOCK=block, num_warps=warps)
+    return Launch(backward_kernel, (cdiv(num_sites, tile * steps),), (num_sites,), **constants)
+
+
 def forward(
     values: Tensor, weight: Tensor, bias: Tensor, eps: float, keep: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return normalised values (B, N, C), mean and rstd (B, N) in the dtype of sums; the last two are empty unless
     ``keep`` is set."""
     batch, num_sites, channels = values.shape
-    tile, block, warps = tile_of(channels)
-    normed = torch.empty_like(values)
-    mean, rstd = (
-        values.new_empty((batch, num_sites) if keep else (0, 0), dtype=statistics_dtype(values.dtype)) for _ in range(2)
+    kept, kind = (batch, num_sites) if keep else (0, 0), statistics_dtype(values.dtype)
+    normed, mean, rstd = (
+        torch.empty_like(values),
+        values.new_empty(kept, dtype=kind),
+        values.new_empty(kept, dtype=kind),
     )
-    with torch.cuda.device_of(values):  # Triton launches on the current device
-        forward_kernel[(cdiv(batch * num_sites, tile),)](
-            values, weight, bias, normed, mean, rstd, batch * num_sites, eps,
-            channels=channels, KEEP=keep, TILE=tile, BLOCK=block, num_warps=warps,
-        )  # fmt: skip
+    _normalise(batch * num_sites, channels, eps, keep)(values, weight, bias, normed, mean, rstd)
     return normed, mean, rstd
 
 
 def gradients(grad: Tensor, values: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the values before LayerNorm, (B, N, C), and partial sums (chunks, 3, C) of the gradients
     of its weight, of its bias, and of the values."""
-    num_sites, channels = mean.numel(), grad.shape[-1]
-    tile, block, warps = tile_of(channels)
-    steps = next_power_of_2(cdiv(num_sites, tile * PROGRAMS))
-    chunks = cdiv(num_sites, tile * steps)
-    output, partial = torch.empty_like(values), mean.new_empty(chunks, 3, channels)
-    with torch.cuda.device_of(grad):  # Triton launches on the current device
-        backward_kernel[(chunks,)](
-            grad, values, mean, rstd, weight, output, partial, num_sites,
-            channels=channels, STEPS=steps, TILE=tile, BLOCK=block, num_warps=warps,
-        )  # fmt: skip
+    channels = grad.shape[-1]
+    launch = _differentiate(mean.numel(), channels)
+    output, partial = torch.empty_like(values), mean.new_empty(launch.grid[0], 3, channels)
+    launch(grad, values, mean, rstd, weight, output, partial)
     return output, partial

@@ -4,13 +4,16 @@ Letters as in ``ops.response_mlp``. Partial sums (B, chunks, D) of squares and o
 ds from ``product_kernel``. One program serves an image, since means run over channels.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..reductions import statistics_dtype
-from .sums import cdiv, count_blocks, steps_of, sum_chunks
+from .launch import Launch, sized
+from .sums import cdiv, steps_of, sum_chunks
 
 BLOCK = 128  # channels per step of a program
 PRODUCT = dict(IMAGES=8, ROWS=16, BLOCK=32)  # images, rows and channels per step of the folded product
@@ -111,30 +114,48 @@ def product_kernel(
 
 @triton.jit
 def sum_kernel(
-    first, second, first_sum, second_sum, first_count, second_count, channels,
+    first, second, third, first_sum, second_sum, third_sum, first_count, second_count, third_count, channels,
     STEPS: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum the rows of two tensors (count, D) into vectors (D, )."""
+    """Sum the rows of two or three tensors (count, D) into vectors (D, )."""
     ACC: tl.constexpr = first.dtype.element_ty
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_channel = channel < channels
     if tl.program_id(0) == 0:
         total = sum_chunks(first, channels, first_count, channel, is_channel, ACC, STEPS, TILE)
         tl.store(first_sum + channel, total.to(first_sum.dtype.element_ty), mask=is_channel)
-    else:
+    elif tl.program_id(0) == 1:
         total = sum_chunks(second, channels, second_count, channel, is_channel, ACC, STEPS, TILE)
         tl.store(second_sum + channel, total.to(second_sum.dtype.element_ty), mask=is_channel)
+    else:
+        if third is not None:
+            total = sum_chunks(third, channels, third_count, channel, is_channel, ACC, STEPS, TILE)
+            tl.store(third_sum + channel, total.to(third_sum.dtype.element_ty), mask=is_channel)
+
+
+@sized
+def _per_image(kernel: Any, batch: int, chunks: int, channels: int, eps: float) -> Launch:
+    constants = dict(BLOCKS=cdiv(channels, BLOCK), BLOCK=BLOCK, **steps_of(chunks))
+    return Launch(kernel, (batch,), (chunks, channels, eps), **constants)
+
+
+@sized
+def _products(batch: int, rows: int, channels: int) -> Launch:
+    grid = cdiv(rows, PRODUCT['ROWS']), cdiv(channels, PRODUCT['BLOCK'])
+    return Launch(product_kernel, grid, (batch, rows, channels), STEPS=cdiv(batch, PRODUCT['IMAGES']), **PRODUCT)
+
+
+@sized
+def _sums(channels: int, *counts: int) -> Launch:
+    grid, counts = (len(counts), cdiv(channels, BLOCK)), (*counts, 0)[:3]
+    return Launch(sum_kernel, grid, (*counts, channels), BLOCK=BLOCK, **steps_of(*counts))
 
 
 def response(partial: Tensor, gamma: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return norms G and scales s, (B, 1, D), from partial sums of squares (B, chunks, D)."""
     batch, chunks, channels = partial.shape
     norm, scale = partial.new_empty(batch, 1, channels), partial.new_empty(batch, 1, channels)
-    with torch.cuda.device_of(partial):  # Triton launches on the current device
-        response_kernel[(batch,)](
-            partial, gamma, norm, scale, chunks, channels, eps,
-            BLOCKS=count_blocks(partial, BLOCK), BLOCK=BLOCK, **steps_of(chunks),
-        )  # fmt: skip
+    _per_image(response_kernel, batch, chunks, channels, eps)(partial, gamma, norm, scale)
     return norm, scale
 
 
@@ -142,11 +163,7 @@ def response_backward(partial: Tensor, norm: Tensor, gamma: Tensor, eps: float) 
     """Return the factor f (B, 1, D), and the gradients of gamma by image (B, D), from partial sums of ds."""
     batch, chunks, channels = partial.shape
     factor, grad_gamma = partial.new_empty(batch, 1, channels), partial.new_empty(batch, channels)
-    with torch.cuda.device_of(partial):
-        response_backward_kernel[(batch,)](
-            partial, norm, gamma, factor, grad_gamma, chunks, channels, eps,
-            BLOCKS=count_blocks(partial, BLOCK), BLOCK=BLOCK, **steps_of(chunks),
-        )  # fmt: skip
+    _per_image(response_backward_kernel, batch, chunks, channels, eps)(partial, norm, gamma, factor, grad_gamma)
     return factor, grad_gamma
 
 
@@ -158,21 +175,14 @@ def folded_gradients(
     tiles = cdiv(rows, PRODUCT['ROWS'])
     grad_weight = torch.empty_like(weight)
     partial = product.new_empty(batch, tiles, channels, dtype=statistics_dtype(product.dtype))
-    with torch.cuda.device_of(product):
-        product_kernel[tiles, count_blocks(product, PRODUCT['BLOCK'])](
-            product, weight, scale, grad_bias, beta, grad_weight, partial, batch, rows, channels,
-            STEPS=cdiv(batch, PRODUCT['IMAGES']), **PRODUCT,
-        )  # fmt: skip
+    _products(batch, rows, channels)(product, weight, scale, grad_bias, beta, grad_weight, partial)
     return grad_weight, partial
 
 
-def sum_rows(first: Tensor, second: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the sums (D, ) of two tensors (..., D) in ``dtype``, by one kernel."""
-    first, second = first.flatten(0, -2), second.flatten(0, -2)
-    sums = tuple(one.new_empty(one.shape[1], dtype=dtype) for one in (first, second))
-    with torch.cuda.device_of(first):
-        sum_kernel[2, count_blocks(first, BLOCK)](
-            first, second, *sums, len(first), len(second), first.shape[1],
-            BLOCK=BLOCK, **steps_of(len(first), len(second)),
-        )  # fmt: skip
-    return sums[0], sums[1]
+def sum_rows(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """Return the sums (D, ) of two or three tensors (..., D) in ``dtype``, by one kernel."""
+    channels = tensors[0].shape[-1]
+    sums = [one.new_empty(channels, dtype=dtype) for one in tensors]
+    missing = [None] * (3 - len(tensors))
+    _sums(channels, *[one.numel() // channels for one in tensors])(*tensors, *missing, *sums, *missing)
+    return sums

@@ -2,7 +2,6 @@
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
 TILE = 32  # rows that are added at a time
 
@@ -31,8 +30,3 @@ def next_power_of_2(number: int) -> int:
 def steps_of(*counts: int) -> dict[str, int]:
     """Return the compile-time sizes of a sum of at most these rows; few values occur."""
     return dict(STEPS=next_power_of_2(cdiv(max(*counts, 1), TILE)), TILE=TILE)
-
-
-def count_blocks(tensor: Tensor, block: int) -> int:
-    """Return how many blocks cover a tensor's last dimension."""
-    return cdiv(tensor.shape[-1], block)
