@@ -104,8 +104,13 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
     if min(args.size) < SMALLEST:
         raise UserError(f'--size {args.size[0]} {args.size[1]}: each side must have at least {SMALLEST} pixels')
     cfg = load_config(args.config, args.cfg_options)
-    exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), args.half, args.weights)
-    report = export(exported, args.out, tuple(args.size))
+    options = GraphOptions(args.half, args.input, args.output, args.nms, args.masks)
+    exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), options, args.weights)
+    report = export(
+        exported,
+        args.out,
+        FileOptions(tuple(args.size), args.fixed, getattr(args, 'opset', OPSET), getattr(args, 'int8', False)),
+    )
     print(f'{args.out}: {exported.facts["part"]}, {exported.facts["precision"]}, {exported.facts["input"]}')
     print('\n'.join(report))
 

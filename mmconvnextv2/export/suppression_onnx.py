@@ -38,9 +38,6 @@ def _pick_softly(
     start = op.Constant(value_ints=[0])
     middle = op.Constant(value_ints=[2])
     end = op.Constant(value_ints=[4])
-    low = op.Slice(boxes, start, middle, middle)  # (G, N, 2)
-    high = op.Slice(boxes, middle, end, middle)
-    areas = op.ReduceProd(op.Sub(high, low), middle, keepdims=0)  # (G, N)
     left = op.Where(op.Greater(scores, score_threshold), scores, removed)
     kept = op.Expand(removed, op.Shape(scores))
     for _ in range(picks):
@@ -50,6 +47,9 @@ def _pick_softly(
         kept = op.ScatterElements(kept, best, value, axis=1)
         index = op.Expand(op.Unsqueeze(best, middle), op.Constant(value_ints=[1, 1, 4]))
         picked = op.GatherElements(boxes, index, axis=1)  # (G, 1, 4)
+        low = op.Slice(boxes, start, middle, middle)  # (G, N, 2); onnxruntime warns if sliced before the loop
+        high = op.Slice(boxes, middle, end, middle)
+        areas = op.ReduceProd(op.Sub(high, low), middle, keepdims=0)  # (G, N)
         picked_low = op.Slice(picked, start, middle, middle)
         picked_high = op.Slice(picked, middle, end, middle)
         sides = op.Max(op.Sub(op.Min(picked_high, high), op.Max(picked_low, low)), zero)
