@@ -30,7 +30,7 @@ from ..utils.config import read_normalization, steps_of_test
 from ..utils.errors import UserError
 from ..version import __version__
 
-SMALLEST = 64  # pixels per side; torch.export specialises on maps with a single row
+SMALLEST = 64  # pixels per side, twice the stride of the last stage
 
 
 class CellAverage(nn.Module):
@@ -142,6 +142,11 @@ class PixelGraph(nn.Module):
         return self.model.backbone
 
     any_size = True  # whether batch, height and width can be free
+
+    @property
+    def smallest(self) -> int:
+        """Smallest height and width in pixels; torch.export specialises on maps with a single row."""
+        return SMALLEST
 
     def draw_images(self, shape: tuple[int, int, int]) -> Tensor:
         """Return random images to compare outputs on, of a batch, height and width, in the form that it reads."""
@@ -335,7 +340,7 @@ def read_graph(
         std=pixels.std,
         precision=str(graph.dtype).partition('.')[2],
         mmconvnextv2=__version__,
-        input=_describe_input(pixels, options.pixels),
+        input=_describe_input(pixels, options.pixels, graph.smallest),
         resize=resize,
         outputs=graph.output_names,
     )
@@ -365,9 +370,9 @@ def read_resize(cfg: Config) -> dict[str, Any]:
     return found
 
 
-def _describe_input(pixels: ExportedPixels, kind: str) -> str:
+def _describe_input(pixels: ExportedPixels, kind: str, smallest: int) -> str:
     value = 'float32, (pixels - mean) / std' if kind == 'normalized' else f'{kind} pixels 0 to 255'
-    return f'{pixels.channel_order}, {value}, sides of {SMALLEST} and more'
+    return f'{pixels.channel_order}, {value}, sides of {smallest} and more'
 
 
 def _graph_kind(part: str, model: nn.Module, options: GraphOptions) -> Callable[..., PixelGraph]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..utils.atomic import replacing_files
 from ..utils.errors import UserError
-from .graphs import SMALLEST, Exported
+from .graphs import Exported
 
-TRACED = (2, 96, 128)  # batch, height and width of the example; distinct, so symbolic dims are not merged
+TRACED = (2, 1.5, 2)  # batch of the example, height and width in smallest sides; distinct, so dims are not merged
 OPSET = 18
 OPSETS = (18, 19, 20, 21, 22, 23)
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2}  # as a fraction of the largest float32 output
@@ -125,13 +125,14 @@ def trace(
         ValueError: If torch cannot export it.
     """
     graph, free = exported.graph, torch.export.Dim.DYNAMIC
-    shape = (1, *options.size) if options.fixed or not graph.any_size else TRACED
+    is_fixed = options.fixed or not graph.any_size
+    shape = (1, *options.size) if is_fixed else (TRACED[0], *(int(side * graph.smallest) for side in TRACED[1:]))
     images = torch.rand(shape[0], graph.backbone.in_channels, *shape[1:]) * 255
     if graph.pixels == 'uint8':
         images = images.to(torch.uint8)
     elif graph.pixels == 'normalized':
         images = images / 127.5 - 1
-    fixed = None if shape == TRACED else shape
+    fixed = shape if is_fixed else None
     dynamic = None if fixed else ({0: free, 2: free, 3: free},)
     with torch.no_grad():
         program = _or_refuse(lambda: torch.export.export(graph, (images,), dynamic_shapes=dynamic, strict=False))
@@ -165,9 +166,9 @@ def compare(
     Raises:
         ValueError: If the largest difference exceeds ``TOLERANCE``, or is NaN; for detectors, if detections do.
     """
-    graph, (height, width) = exported.reference, options.size
+    graph, (height, width) = exported.reference, (max(side, exported.graph.smallest) for side in options.size)
     limit = INT8_TOLERANCE if options.int8 else TOLERANCE[exported.graph.dtype]
-    smaller = (1, max(width // 2, SMALLEST) + 5, max(height // 2, SMALLEST) + 13)
+    smaller = (1, max(width // 2, graph.smallest) + 5, max(height // 2, graph.smallest) + 13)
     for shape in (fixed,) if fixed else ((2, height, width), smaller):
         images = graph.draw_images(shape)
         with torch.no_grad():
