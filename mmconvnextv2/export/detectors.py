@@ -93,7 +93,7 @@ class DetectorGraph(PixelGraph):
 
     @property
     def smallest(self) -> int:
-        head = self.model.rpn_head if self.model.with_rpn else self.model.bbox_head
+        head = self.model.rpn_head if hasattr(self.model, 'rpn_head') else self.model.bbox_head
         return 2 * max(max(stride) for stride in head.prior_generator.strides)
 
     @property
@@ -343,19 +343,46 @@ class TwoStageGraph(DetectorGraph):
         """Return the probabilities of the mask of each detection in its box, (B, K, P, P), the mean of all stages."""
         head, (batch, count) = self.model.roi_head, found.scores.shape
         (places,) = torch.nonzero(found.scores.flatten() > REMOVED, as_tuple=True)
-        rois = torch.cat([(places // count)[:, None].float(), found.boxes.flatten(0, 1)[places]], 1)
-        labels, total = found.labels.flatten()[places], 0
+        rois = torch.cat([(places // count)[:, None].float(), found.boxes.flatten(0, 1)[places]], 1)  # (M, 5)
+        # one more, so that no layer sees an empty batch
+        rois, labels, total = F.pad(rois, (0, 0, 0, 1)), F.pad(found.labels.flatten()[places], (0, 1)), 0
         mask_heads = list(head.mask_head) if self.is_cascade else [head.mask_head]
         for stage, mask_head in enumerate(mask_heads):
             arguments = (stage, maps) if self.is_cascade else (maps,)
-            masks = head._mask_forward(*arguments, rois)['mask_preds'].float().sigmoid()  # (M, C, P, P)
+            masks = head._mask_forward(*arguments, rois)['mask_preds'].float().sigmoid()  # (M + 1, C, P, P)
             if mask_head.class_agnostic:
                 masks = masks[:, 0]
             else:
                 masks = masks.gather(1, labels[:, None, None, None].expand(-1, -1, *masks.shape[2:]))[:, 0]
             total = total + masks
         result = found.boxes.new_zeros(batch * count, *masks.shape[1:])
-        return result.index_copy(0, places, total / len(mask_heads)).view(batch, count, *masks.shape[1:])
+        return result.index_copy(0, places, total[:-1] / len(mask_heads)).view(batch, count, *masks.shape[1:])
+
+
+class QueryGraph(DetectorGraph):
+    """DINO and other Deformable DETRs, which need no NMS; one image of a fixed size, both sides multiples of 32.
+
+    MMDetection's transformer builds its reference points from the sizes of maps, value by value, which only torch's
+    older tracer can record, for the sizes that it sees.
+    """
+
+    any_size, traced = False, True
+    smallest = 64
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return dict(nms='not needed')
+
+    def run(self, images: Tensor) -> tuple[Tensor, ...]:
+        from mmdet.structures import DetDataSample
+
+        height, width = (int(side) for side in images.shape[2:])
+        size = (height, width)
+        sample = DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+        inputs = self.model.forward_transformer(self.model.extract_feat(images), [sample])
+        (found,) = self.model.bbox_head.predict(**inputs, rescale=False, batch_data_samples=[sample])
+        scores, places = found.scores.float().sort(descending=True)
+        return found.bboxes.float()[places][None], scores[None], found.labels[places][None]
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -386,10 +413,13 @@ def detector_kind(model: nn.Module) -> type[DetectorGraph]:
     Raises:
         ValueError: If it predicts in a way of its own, or with an NMS that graphs do not have.
     """
+    from mmdet.models import DDQDETR, DeformableDETR
     from mmdet.models.dense_heads import RPNHead
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
     from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 
+    if isinstance(model, DeformableDETR) and not isinstance(model, DDQDETR):
+        return QueryGraph
     roi_head = getattr(model, 'roi_head', None)
     dense = model.rpn_head if roi_head is not None else getattr(model, 'bbox_head', None)
     expected: Any = RPNHead if roi_head is not None else BaseDenseHead

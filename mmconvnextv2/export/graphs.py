@@ -142,6 +142,7 @@ class PixelGraph(nn.Module):
         return self.model.backbone
 
     any_size = True  # whether batch, height and width can be free
+    traced = False  # whether only torch's older tracer can record it
 
     @property
     def smallest(self) -> int:

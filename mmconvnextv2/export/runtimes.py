@@ -4,10 +4,12 @@ Batch, height and width are free in both, unless a model or an option fixes them
 sizes and two batch sizes.
 """
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -76,33 +78,72 @@ def export_onnx(exported: Exported, target: str, options: FileOptions = FileOpti
         raise UserError(f'--opset {options.opset} is unknown: choose one of {", ".join(map(str, OPSETS))}')
     if options.int8 and exported.graph.dtype == torch.float16:
         raise UserError('--int8 with --half: choose one of them')
-    from .suppression_onnx import TRANSLATIONS
-
     with replacing_files(target) as partial, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        program, fixed = trace(exported, options)
-        names = None if fixed else ({0: 'batch', 2: 'height', 3: 'width'},)
-        written = _or_refuse(
-            lambda: torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=options.opset,
-                verbose=False,
-                input_names=['images'],
-                output_names=list(exported.graph.output_names),
-                dynamic_shapes=names,
-                custom_translation_table=TRANSLATIONS,
-            )
-        )
+        write = _write_traced if exported.graph.traced else _write
+        fixed = write(exported, partial, options)
         facts = {**exported.facts, 'size': _describe_size(fixed)}
         if options.int8:
+            quantise(partial)
             facts['precision'] = 'int8 matrix products, else float32'
-        written.model.metadata_props.update({name: _as_text(fact) for name, fact in facts.items()})
-        written.save(partial)
-        if options.int8:
-            _quantise(partial)
+        _describe(partial, facts)
         found = list(compare(exported, _onnx_runner(partial), options, fixed))
     return [f'input: {facts["size"]}', *found]
+
+
+def _write(exported: Exported, path: str, options: FileOptions) -> tuple[int, int, int] | None:
+    """Write an ONNX file by way of ``torch.export``; return batch, height and width if they are fixed."""
+    from .suppression_onnx import TRANSLATIONS
+
+    program, fixed = trace(exported, options)
+    written = _or_refuse(
+        lambda: torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=options.opset,
+            verbose=False,
+            input_names=['images'],
+            output_names=list(exported.graph.output_names),
+            dynamic_shapes=None if fixed else ({0: 'batch', 2: 'height', 3: 'width'},),
+            custom_translation_table=TRANSLATIONS,
+            optimize=False,
+        )
+    )
+    _simplify(written.model)
+    written.save(path)
+    return fixed
+
+
+def _write_traced(exported: Exported, path: str, options: FileOptions) -> tuple[int, int, int]:
+    """Write an ONNX file by way of torch's older tracer, for one image; return batch, height and width.
+
+    Raises:
+        ValueError: If a side is not a multiple of 32 pixels.
+    """
+    if any(side % 32 for side in options.size):
+        raise UserError(f'--size {" ".join(map(str, options.size))}: this model needs multiples of 32 pixels')
+    shape = (1, *options.size)
+    _or_refuse(
+        lambda: torch.onnx.export(
+            exported.graph,
+            (exported.graph.draw_images(shape),),
+            path,
+            dynamo=False,
+            opset_version=min(options.opset, 20),
+            input_names=['images'],
+            output_names=list(exported.graph.output_names),
+        )
+    )
+    return shape
+
+
+def _describe(path: str, facts: dict[str, Any]) -> None:
+    """Write facts into the metadata of an ONNX file; weights beside it stay where they are."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, {name: _as_text(fact) for name, fact in facts.items()})
+    onnx.save(model, path)
 
 
 def export_program(exported: Exported, target: str, options: FileOptions = FileOptions()) -> list[str]:
@@ -125,13 +166,11 @@ def trace(
         ValueError: If torch cannot export it.
     """
     graph, free = exported.graph, torch.export.Dim.DYNAMIC
+    if graph.traced:
+        raise UserError(f'torch {torch.__version__} cannot export this model as a program: choose onnx')
     is_fixed = options.fixed or not graph.any_size
     shape = (1, *options.size) if is_fixed else (TRACED[0], *(int(side * graph.smallest) for side in TRACED[1:]))
-    images = torch.rand(shape[0], graph.backbone.in_channels, *shape[1:]) * 255
-    if graph.pixels == 'uint8':
-        images = images.to(torch.uint8)
-    elif graph.pixels == 'normalized':
-        images = images / 127.5 - 1
+    images = graph.draw_images(shape)
     fixed = shape if is_fixed else None
     dynamic = None if fixed else ({0: free, 2: free, 3: free},)
     with torch.no_grad():
@@ -139,11 +178,20 @@ def trace(
     return program, fixed
 
 
+def _simplify(model: Any) -> None:
+    """Fold constants and remove what is unused, in place; onnxscript's other rewriting takes longer than the export."""
+    from onnxscript import optimizer
+
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    optimizer.remove_unused_nodes(model)
+
+
 def _describe_size(fixed: tuple[int, int, int] | None) -> str:
     return 'any batch, height and width' if fixed is None else f'fixed: {" x ".join(map(str, fixed))} pixels'
 
 
-def _quantise(path: str) -> None:
+def quantise(path: str) -> None:
     """Quantise the weights of matrix products in a file to int8, per output channel; their inputs, when computed."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -184,8 +232,10 @@ def compare(
 
 
 def _or_refuse(export: Callable[[], Any]) -> Any:
+    said = io.StringIO()  # torch prints the whole graph beside an error
     try:
-        return export()
+        with redirect_stdout(said), redirect_stderr(said):
+            return export()
     except EXPORT_ERRORS as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f'torch {torch.__version__} cannot export this model: {reason}') from error

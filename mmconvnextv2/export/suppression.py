@@ -72,7 +72,8 @@ def suppress_softly(
     kept, left = torch.full_like(scores, REMOVED), torch.where(scores > score_threshold, scores, REMOVED)
     for _ in range(picks):
         value, best = left.max(1, keepdim=True)  # (G, 1)
-        kept.scatter_(1, best, torch.where(value >= min_score, value, REMOVED))
+        value = torch.where(value >= min_score, value, REMOVED)
+        kept.scatter_(1, best, value.maximum(kept.gather(1, best)))  # after the last box, 0 is picked again
         picked = boxes.gather(1, best[..., None].expand(-1, -1, 4))  # (G, 1, 4)
         overlap = torch.stack([box_iou(one, others)[0] for one, others in zip(picked, boxes)]).nan_to_num()  # (G, N)
         decay = torch.where(overlap >= iou_threshold, 1 - overlap if method == LINEAR else 0.0, 1.0)

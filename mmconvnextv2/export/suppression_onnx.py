@@ -44,7 +44,8 @@ def _pick_softly(
         best = op.ArgMax(left, axis=1, keepdims=1)  # (G, 1)
         value = op.GatherElements(left, best, axis=1)
         value = op.Where(op.GreaterOrEqual(value, min_score), value, removed)
-        kept = op.ScatterElements(kept, best, value, axis=1)
+        before = op.GatherElements(kept, best, axis=1)  # after the last box, 0 is picked again
+        kept = op.ScatterElements(kept, best, op.Max(value, before), axis=1)
         index = op.Expand(op.Unsqueeze(best, middle), op.Constant(value_ints=[1, 1, 4]))
         picked = op.GatherElements(boxes, index, axis=1)  # (G, 1, 4)
         low = op.Slice(boxes, start, middle, middle)  # (G, N, 2); onnxruntime warns if sliced before the loop
