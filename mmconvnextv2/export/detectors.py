@@ -87,7 +87,9 @@ class DetectorGraph(PixelGraph):
                 if hasattr(child, 'map_roi_levels'):
                     setattr(module, name, LevelRoIAlign(child))
                 elif hasattr(child, 'roi_layers') and not isinstance(module, LevelRoIAlign):
-                    raise UserError(f'{type(child).__name__} is not exported: use SingleRoIExtractor or --part backbone')
+                    raise UserError(
+                        f'{type(child).__name__} is not exported: use SingleRoIExtractor or --part backbone'
+                    )
 
     output_names: tuple[str, ...] = ('boxes', 'scores', 'labels')
 
@@ -119,12 +121,12 @@ class DetectorGraph(PixelGraph):
         """Describe how detections differ from those that are expected.
 
         Raises:
-            ValueError: If too many lack a partner of the same label, an overlap of 0.9 and a score within ``limit``, or
+            ValueError: If too many lack a partner of the same label, close corners and a close score, or
                 an output is not finite. Some may: equal scores and overlaps at the threshold of NMS go either way.
         """
         if not all(torch.isfinite(output).all() for output in found):
             raise UserError('are not finite')
-        same = agreement(expected, found, limit)
+        same = agreement(expected, found, min(10 * limit, 0.1))
         if same.lost > max(1, MOST_LOST * same.count):
             raise UserError(f"lack {same.lost} of PyTorch's {same.count} detections")
         return (
@@ -308,7 +310,9 @@ class TwoStageGraph(DetectorGraph):
         cfg = head.test_cfg
         levels = level_candidates(head, maps, cfg, size, REMOVED / 2)
         boxes, scores, _ = (torch.stack(each, 1) for each in zip(*levels))  # (B, L, n, ...)
-        kept = suppression.suppress(boxes.flatten(0, 1), scores.flatten(0, 1), float(cfg.nms.iou_threshold), REMOVED / 2)
+        kept = suppression.suppress(
+            boxes.flatten(0, 1), scores.flatten(0, 1), float(cfg.nms.iou_threshold), REMOVED / 2
+        )
         kept = kept.view(scores.shape)
         found = Found(boxes.flatten(1, 2), kept.flatten(1), torch.zeros_like(kept, dtype=torch.int64).flatten(1))
         return found.best(cfg.max_per_img)

@@ -119,6 +119,7 @@ class PixelGraph(nn.Module):
             norm_in_float32(self.model)
         self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer('std', torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+        self.eval()  # exporters go back to the mode of the outermost module
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return float32 or integer outputs in the order of :attr:`output_names`, for images (B, C, H, W)."""
@@ -169,9 +170,7 @@ class PixelGraph(nn.Module):
         differences = [relative_difference(one, other) for one, other in zip(expected, found, strict=True)]
         worst = max(differences, key=lambda one: (one != one, one))  # NaN counts as the largest
         if not worst <= limit:
-            raise UserError(
-                f"differ from PyTorch's by {worst:.1e} of the largest value, allowed are {limit:.0e}"
-            )
+            raise UserError(f"differ from PyTorch's by {worst:.1e} of the largest value, allowed are {limit:.0e}")
         return f'differs from PyTorch by {worst:.1e} of the largest value'
 
 

@@ -157,9 +157,7 @@ def export_program(exported: Exported, target: str, options: FileOptions = FileO
     return [f'input: {facts["size"]}', *found]
 
 
-def trace(
-    exported: Exported, options: FileOptions
-) -> tuple[torch.export.ExportedProgram, tuple[int, int, int] | None]:
+def trace(exported: Exported, options: FileOptions) -> tuple[torch.export.ExportedProgram, tuple[int, int, int] | None]:
     """Return a graph as ``torch.export`` sees it, and its batch, height and width if they are fixed.
 
     Raises:
