@@ -45,8 +45,8 @@ def written(tmp_path_factory):
             args = parse_args([config, checkpoint, '--to', 'onnx', '--out', path, '--size', '128', '160', *options])
             args.run(args)
             session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-            made[kind, *options] = path, session, model
-        return made[kind, *options]
+            made[key] = path, session, model
+        return made[key]
 
     return write
 

@@ -71,7 +71,7 @@ def write_model(kind, folder, leaf=None):
             module.pointwise_conv2.weight.data /= LARGE
     meta = dict(dataset_meta=dict(classes=CLASSES))
     torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
-    return str(config), str(checkpoint), cfg
+    return str(config), str(checkpoint), load_config(str(config))
 
 
 def draw_photos(count, height, width, seed=0):

@@ -9,7 +9,18 @@ from typing import Any
 from mmengine.config import DictAction
 
 from ..checkpoint.convert import check_target
-from ..export.graphs import OUTPUTS, PARTS, PIXELS, SMALLEST, GraphOptions, default_part, read_graph, read_pixels
+from ..export.graphs import (
+    MASKS,
+    NMS,
+    OUTPUTS,
+    PARTS,
+    PIXELS,
+    SMALLEST,
+    GraphOptions,
+    default_part,
+    read_graph,
+    read_pixels,
+)
 from ..export.libraries import AnyCheckpoint, export_hugging_face, export_safetensors, export_timm, read_source
 from ..export.model_card import ModelCard
 from ..export.runtimes import OPSET, FileOptions, export_onnx, export_program

@@ -24,8 +24,6 @@ from .suppression import METHODS, REMOVED
 
 MOST_SOFT = 4096  # candidates of an image in soft-NMS, the best ones
 MOST_LOST = 0.1  # share of detections that a comparison allows to go another way in NMS
-NMS = ('recipe', 'hard', 'outside')
-MASKS = ('boxes', 'images')
 
 
 class Found(NamedTuple):

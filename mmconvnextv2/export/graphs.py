@@ -233,6 +233,8 @@ SCOPES = dict(detector='mmdet', segmentor='mmseg', classifier='mmpretrain')
 PARTS = ('backbone', *SCOPES)
 PIXELS = ('float32', 'uint8', 'normalized')
 OUTPUTS = ('logits', 'labels')
+NMS = ('recipe', 'hard', 'outside')
+MASKS = ('boxes', 'images')
 
 
 class GraphOptions(NamedTuple):

@@ -1,7 +1,7 @@
 """ONNX files and ``torch.export`` programs, each compared with PyTorch before the target is replaced.
 
-Batch, height and width are free in both, unless a model or an option fixes them. A file gets its final name only after its outputs match the model's, at two
-sizes and two batch sizes.
+Batch, height and width are free in both, unless a model or an option fixes them. A file gets its final name only after
+its outputs match the model's, at two sizes and two batch sizes where these are free.
 """
 
 import io
