@@ -1,5 +1,7 @@
-"""Detectors and segmentors that ``tools/export.py`` writes whole predict, in onnxruntime, what the trained model predicts
-here. The sweep over all kinds is ``nox -s exports``; here one narrow model stands for each family."""
+"""Detectors and segmentors that ``tools/export.py`` writes whole predict, in onnxruntime, what the trained model does.
+
+The sweep over all kinds is ``nox -s exports``; here one narrow model represents a family.
+"""
 
 import json
 import os
@@ -36,7 +38,8 @@ def written(tmp_path_factory):
     folder, made, models = tmp_path_factory.mktemp('whole'), {}, {}
 
     def write(kind, *options):
-        if (kind, *options) not in made:
+        key = (kind, *options)
+        if key not in made:
             if kind not in models:
                 config, checkpoint, cfg = write_model(kind, folder)
                 models[kind] = config, checkpoint, mmconvnextv2.load(cfg, checkpoint, 'cpu')

@@ -31,7 +31,6 @@ from .convert import add_weights_choice
 TOOL = 'python tools/export.py'
 GRAPHS = ('onnx', 'program')
 COMMANDS = (*GRAPHS, 'huggingface', 'timm', 'safetensors')
-NMS, MASKS = ('recipe', 'hard', 'outside'), ('boxes', 'images')
 EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
 
 

@@ -70,11 +70,16 @@ class LevelRoIAlign(nn.Module):
 
 
 class DetectorGraph(PixelGraph):
-    """Base of the graphs of detectors; see :func:`detector_graph`.
+    """Base of the graphs of detectors; see :func:`detector_kind`.
 
-    Outputs are ``boxes`` float32 (B, K, 4), corners in pixels of the input; ``scores`` float32 (B, K), the best first, 0
-    where there is no detection; ``labels`` int64 (B, K), -1 there; and for models with masks ``masks``, (B, K, P, P)
+    Outputs are ``boxes`` float32 (B, K, 4), corners in pixels of the input; ``scores`` float32 (B, K), the best first,
+    0 where there is no detection; ``labels`` int64 (B, K), -1 there; and for models with masks ``masks``, (B, K, P, P)
     float32 probabilities in each box or (B, K, H, W) uint8.
+
+    Args:
+        nms (str): ``'recipe'``, ``'hard'`` or ``'outside'``; see ``GraphOptions``. Defaults to ``'recipe'``.
+        mask_output (str): ``'boxes'`` or ``'images'``. Defaults to ``'boxes'``.
+        args, kwargs: See :class:`PixelGraph`.
     """
 
     def __init__(self, *args: Any, nms: str = 'recipe', mask_output: str = 'boxes', **kwargs: Any) -> None:
@@ -128,8 +133,8 @@ class DetectorGraph(PixelGraph):
         if same.lost > max(1, MOST_LOST * same.count):
             raise UserError(f"lack {same.lost} of PyTorch's {same.count} detections")
         return (
-            f'{same.count - same.lost} of {same.count} detections found, within {same.pixels:.1e} px and {same.scores:.1e} '
-            f'of the score'
+            f'{same.count - same.lost} of {same.count} detections found, within {same.pixels:.1e} px and '
+            f'{same.scores:.1e} of the score'
         )
 
     def detect(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -235,6 +235,8 @@ PIXELS = ('float32', 'uint8', 'normalized')
 OUTPUTS = ('logits', 'labels')
 NMS = ('recipe', 'hard', 'outside')
 MASKS = ('boxes', 'images')
+NMS = ('recipe', 'hard', 'outside')
+MASKS = ('boxes', 'images')
 
 
 class GraphOptions(NamedTuple):
@@ -244,10 +246,10 @@ class GraphOptions(NamedTuple):
         half (bool): Compute in float16. Defaults to False.
         pixels (str): Input, one of ``PIXELS``. Defaults to ``'float32'``.
         output (str): Output of a segmentor, one of ``OUTPUTS``. Defaults to ``'logits'``.
-        nms (str): NMS of a detector: ``'recipe'`` for that of the config, ``'hard'`` for hard NMS in place of soft-NMS,
-            ``'outside'`` for none. Defaults to ``'recipe'``.
-        masks (str): Masks of a detector: ``'boxes'`` for probabilities on a grid in each box, ``'images'`` for binary
-            masks of the size of the input. Defaults to ``'boxes'``.
+        nms (str): NMS of a detector, one of ``NMS``: that of the config, hard NMS in place of soft-NMS, or none.
+            Defaults to ``'recipe'``.
+        masks (str): Masks of a detector, one of ``MASKS``: probabilities on a grid in each box, or binary masks of the
+            size of the input. Defaults to ``'boxes'``.
     """
 
     half: bool = False
