@@ -14,7 +14,8 @@ from mmconvnextv2.checkpoint import check_weights
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.commands.export import parse_args
 from mmconvnextv2.commands.run_tool import run_tool
-from mmconvnextv2.export.graphs import BackboneGraph, CellAverage, Exported
+from mmconvnextv2.export.graphs import BackboneGraph, Exported
+from mmconvnextv2.export.pixels import CellAverage
 from mmconvnextv2.export.runtimes import FileOptions, export_program, require
 from mmconvnextv2.utils.config import import_scope
 

@@ -14,8 +14,6 @@ from ..export.graphs import (
     NMS,
     OUTPUTS,
     PARTS,
-    PIXELS,
-    SMALLEST,
     GraphOptions,
     default_part,
     read_graph,
@@ -23,6 +21,7 @@ from ..export.graphs import (
 )
 from ..export.libraries import AnyCheckpoint, export_hugging_face, export_safetensors, export_timm, read_source
 from ..export.model_card import ModelCard
+from ..export.pixels import PIXELS, SMALLEST
 from ..export.runtimes import OPSET, FileOptions, export_onnx, export_program
 from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config, settle_name

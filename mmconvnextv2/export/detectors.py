@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..utils.errors import UserError
 from . import suppression
-from .graphs import PixelGraph
+from .pixels import PixelGraph
 from .suppression import METHODS, REMOVED
 
 MOST_SOFT = 4096  # candidates of an image in soft-NMS, the best ones
