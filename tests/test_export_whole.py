@@ -19,7 +19,7 @@ from whole_models import CLASSES, LEAVES, draw_photos, to_input, write_model
 import mmconvnextv2
 from mmconvnextv2.commands.export import parse_args
 from mmconvnextv2.engine.inference import Detections
-from mmconvnextv2.export import suppression
+from mmconvnextv2.export import graphs, suppression
 from mmconvnextv2.export.runtimes import quantise
 
 needs_onnx = pytest.mark.skipif(
@@ -112,22 +112,56 @@ def test_file_predicts_what_the_model_predicts(written, kind):
 @needs_onnx
 @pytest.mark.slow
 def test_half_precision_at_1024_pixels(written):
-    """With hidden features of 1e3 at 1024 pixels, the float16 file finds what the float32 file finds; the float32 file
-    converted to float16 as a whole does not, since its sums of squares overflow."""
-    import onnx
-    import onnxruntime
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    path, exact, _ = written('mask')
+    """With hidden features of 1e3 at 1024 pixels, the float16 file finds what the float32 file finds."""
+    _, exact, _ = written('mask')
     _, half, _ = written('mask', '--half')
-    naive = convert_float_to_float16(onnx.load(path), keep_io_types=True)
-    naive = onnxruntime.InferenceSession(naive.SerializeToString(), providers=['CPUExecutionProvider'])
     images = dict(images=to_input(draw_photos(1, 1024, 1024)))
-    expected, found, wrong = (session.run(None, images) for session in (exact, half, naive))
+    expected, found = (session.run(None, images) for session in (exact, half))
     assert half.get_modelmeta().custom_metadata_map['precision'] == 'float16'
     assert all(np.isfinite(output).all() for output in found) and (expected[1] > 0).sum() >= 10
-    assert shared(expected, found) >= 0.8
-    assert shared(expected, wrong) <= 0.1
+    assert shared(expected, found) >= 0.5  # random weights have many boxes of almost equal scores
+
+
+FLOAT32 = ('ReduceL2', 'ReduceMean', 'LayerNormalization', 'Exp', 'Softmax', 'RoiAlign', 'NonMaxSuppression', 'TopK')
+
+
+def types_read(path):
+    """Return the operators of an ONNX file and the types of their first inputs, as far as these are known."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+    return {(node.op_type, types[node.input[0]]) for node in graph.node if node.input and node.input[0] in types}
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_half_precision_where_it_suffices(written):
+    """Norms, GRN's sums, box decoding, RoIAlign and NMS of a float16 file read float32, convolutions float16: runtimes
+    for CPUs compute both in float32, so that values alone do not show it."""
+    from onnx import TensorProto
+
+    read = types_read(written('mask', '--half')[0])
+    assert ('Conv', TensorProto.FLOAT16) in read and ('MatMul', TensorProto.FLOAT16) in read
+    found = {kind: {dtype for op, dtype in read if op == kind} for kind in FLOAT32}
+    assert all(types <= {TensorProto.FLOAT} for types in found.values()), found
+    assert found['ReduceL2'] and found['LayerNormalization'] and found['RoiAlign']
+
+
+def test_sums_in_float16_overflow(tmp_path, monkeypatch):
+    """With hidden features of 1e3 at 1024 pixels, a float16 graph is right, and wrong as soon as GRN sums in float16."""
+    from mmconvnextv2.models import grn
+
+    _, checkpoint, cfg = write_model('mask', tmp_path)
+    exact, half = (graphs.read_graph(cfg, checkpoint, 'backbone', graphs.GraphOptions(each)).graph for each in (0, 1))
+    images = torch.from_numpy(to_input(draw_photos(1, 1024, 1024)))
+    with torch.no_grad():
+        expected, found = exact(images), half(images)
+        monkeypatch.setattr(grn, 'statistics_dtype', lambda dtype: dtype)
+        wrong = half(images)
+    for right, close, off in zip(expected, found, wrong):
+        assert (close - right).abs().max() <= 3e-2 * right.abs().max()
+        assert not (off - right).abs().max() <= 0.3 * right.abs().max()
 
 
 def shared(expected, found):
