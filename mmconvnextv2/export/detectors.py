@@ -23,6 +23,7 @@ from .pixels import PixelGraph
 from .suppression import METHODS, REMOVED
 
 MOST_SOFT = 4096  # candidates of an image in soft-NMS, the best ones
+STRIDE = 32  # of the last stage, whose multiples the necks need
 EXACT = 1e-3  # limits below are float32's
 MOST_LOST = {True: 0.1, False: 0.5}  # share of detections that may go another way in NMS, by whether a file is exact
 
@@ -117,7 +118,7 @@ class DetectorGraph(PixelGraph):
 
     def run(self, images: Tensor) -> tuple[Tensor, ...]:
         preprocessor, (height, width) = self.model.data_preprocessor, images.shape[2:]
-        divisor = preprocessor.pad_size_divisor
+        divisor = max(preprocessor.pad_size_divisor, STRIDE)  # RTMDet's images are padded by its pipeline alone
         padded = F.pad(images, (0, -width % divisor, 0, -height % divisor), value=float(preprocessor.pad_value))
         return self.detect(self.model.extract_feat(padded), (height, width))
 
