@@ -46,14 +46,43 @@ class CellAverage(nn.Module):
         return ((site >= first) & (site < end)).float() / (end - first)
 
 
+class WholeUpsample(nn.Module):
+    """MMSegmentation's ``Upsample`` by a whole factor, whose size it rounds by way of a float that no graph can hold.
+
+    Args:
+        upsample (nn.Module): The layer that it replaces.
+    """
+
+    def __init__(self, upsample: nn.Module) -> None:
+        super().__init__()
+        self.factor, self.mode, self.align_corners = upsample.scale_factor, upsample.mode, upsample.align_corners
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        """Resize a map (B, C, H, W) to (B, C, factor * H, factor * W)."""
+        size = [int(factor) * side for factor, side in zip(self._factors(), features_BCHW.shape[2:])]
+        return F.interpolate(features_BCHW, size, mode=self.mode, align_corners=self.align_corners)
+
+    def _factors(self) -> tuple[float, float]:
+        return self.factor if isinstance(self.factor, tuple) else (self.factor, self.factor)
+
+
+def _is_whole_upsample(module: nn.Module) -> bool:
+    factor = getattr(module, 'scale_factor', None)
+    factors = factor if isinstance(factor, tuple) else (factor,)
+    is_ours = type(module).__name__ == 'Upsample' and not isinstance(module, nn.Upsample)
+    return is_ours and all(each and float(each).is_integer() for each in factors)
+
+
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a model for export: in evaluation mode, with blocks layer by layer and pooling as :class:`CellAverage`."""
+    """Copy a model for export: in evaluation mode, with blocks layer by layer, pooling as :class:`CellAverage`."""
     model = revert_sync_batchnorm(deepcopy(model)).eval().requires_grad_(False)
     set_kernels(model, 'layers')
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
                 setattr(module, name, CellAverage(child.output_size))
+            elif _is_whole_upsample(child):
+                setattr(module, name, WholeUpsample(child))
     return model
 
 
