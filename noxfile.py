@@ -121,6 +121,14 @@ def leaves(session: nox.Session) -> None:
 
 
 @nox.session(python='3.11')
+def exports(session: nox.Session) -> None:
+    """Export a model of every kind that is exported whole, at its real width too, and compare predictions."""
+    borrow(session)
+    session.env.update(PYTHONPATH=str(ROOT), MMCONVNEXTV2_EXPORTS='1')
+    session.run('python', '-m', 'pytest', *(session.posargs or ['tests/test_export.py', 'tests/test_export_whole.py']))
+
+
+@nox.session(python='3.11')
 def forks(session: nox.Session) -> None:
     """Run the portable tests on the OneDL forks, with torchvision's operators, so that nothing is compiled."""
     borrow(session, UPSTREAM)

@@ -14,8 +14,9 @@ from mmconvnextv2.checkpoint import check_weights
 from mmconvnextv2.checkpoint.load import load_file
 from mmconvnextv2.commands.export import parse_args
 from mmconvnextv2.commands.run_tool import run_tool
-from mmconvnextv2.export.graphs import BackboneGraph, CellAverage, Exported
-from mmconvnextv2.export.runtimes import export_program, require
+from mmconvnextv2.export.graphs import BackboneGraph, Exported
+from mmconvnextv2.export.pixels import CellAverage
+from mmconvnextv2.export.runtimes import FileOptions, export_program, require
 from mmconvnextv2.utils.config import import_scope
 
 needs_onnx = pytest.mark.skipif(
@@ -172,7 +173,7 @@ def test_wrong_file_is_not_written(make_backbone, tmp_path):
     with torch.no_grad():
         other.model.norm3.weight *= 1.01
     with pytest.raises(ValueError, match='nothing was written'):
-        export_program(Exported(graph, other, {}), str(tmp_path / 'model.pt2'), (64, 96))
+        export_program(Exported(graph, other, {}), str(tmp_path / 'model.pt2'), FileOptions((64, 96)))
     assert not list(tmp_path.iterdir())
 
 
@@ -217,12 +218,12 @@ def test_safetensors_folder(trained, export):
     check_weights(model, weights, folder)
 
 
-def test_detectors_are_not_cut_in_silence(export, tmp_path):
-    """A detector's backbone is exported only if it is asked for by name; a bare command says so before it writes."""
+def test_part_of_a_detector(export, tmp_path):
+    """``--part backbone`` exports a detector's backbone; the part of another scope is refused."""
     release = Path(__file__).parent / 'test_release_0_1' / 'files' / 'mask-rcnn'
     config, checkpoint = str(release / 'config.py'), str(release / 'epoch_1.pth')
-    with pytest.raises(ValueError, match=r"'MaskRCNN' \(mmdet\) is not exported whole: add --part backbone"):
-        export('program', config, checkpoint, out='detector.pt2')
+    with pytest.raises(ValueError, match='--part segmentor exports models of mmseg, .* MaskRCNN of mmdet'):
+        export('program', config, checkpoint, '--part', 'segmentor', out='detector.pt2')
     assert not (tmp_path / 'detector.pt2').exists()
     export('program', config, checkpoint, '--part', 'backbone', out='backbone.pt2')
 

@@ -36,6 +36,10 @@ def models():
     return {task: mmconvnextv2.load(str(FILES / task / 'config.py'), str(CHECKPOINTS[task]), 'cpu') for task in tasks}
 
 
+def where(task):
+    return str(FILES / task / 'config.py'), str(CHECKPOINTS[task])
+
+
 def files_of(data, task):
     """Return the images whose predictions release 0.1 recorded, with these predictions."""
     paths = {'/'.join(path.parts[-2:]): path for path in data.rglob('*.*') if 'annotations' not in path.parts}
@@ -205,3 +209,49 @@ def test_backbones_outside_openmmlab(tmp_path, capfd):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert not ours.training and capfd.readouterr() == ('', '')
     assert mmconvnextv2.create_backbone('atto', in_channels=5)(torch.zeros(1, 5, 32, 32))[3].shape == (1, 320, 1, 1)
+
+
+@pytest.mark.parametrize('amp', ['bfloat16', 'float16'])
+def test_half_precision(data, models, amp):
+    """``amp`` predicts what the model predicts under autocast, also inside a disabled one, and leaves autocast off."""
+    path = next(iter(files_of(data, 'mask-rcnn')))
+    model = mmconvnextv2.load(*where('mask-rcnn'), 'cpu', amp=amp)
+    plain, seen = models['mask-rcnn'], []
+    model.module.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output[0].dtype))
+    with torch.autocast('cpu', dtype=getattr(torch, amp)):
+        expected = plain.predict(path)
+    with torch.autocast('cpu', enabled=False):  # as in mmengine's test loop
+        assert same(model.predict(path), expected) and not torch.is_autocast_enabled('cpu')
+    assert not same(expected, plain.predict(path)) and seen == [getattr(torch, amp)]
+    with pytest.raises(RuntimeError, match='nothing'):
+        model.module(None, mode='nothing')
+    assert not torch.is_autocast_enabled('cpu')
+
+
+def test_batch_size_of_a_model(data):
+    """``load(batch_size=...)`` is the number of images that predict passes at once, unless it is given another."""
+    model, seen = mmconvnextv2.load(*where('upernet'), 'cpu', batch_size=2), []
+    model.module.backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    images = [next(iter(files_of(data, 'upernet')))] * 3
+    model.predict(images)
+    model.predict(images, batch_size=3)
+    assert seen == [2, 1, 3]
+
+
+def test_speed_that_cannot_be(monkeypatch, tmp_path):
+    """Unknown dtypes, batch sizes, and a machine without a compiler are refused when the model is loaded."""
+    for options, said in ((dict(amp='half'), "amp='half' is unknown"), (dict(batch_size=0), 'batch_size=0: expected')):
+        with pytest.raises(ValueError, match=said):
+            mmconvnextv2.load(*where('upernet'), 'cpu', **options)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(ValueError, match='compile: g.. was not found, which torch.compile needs for a CPU'):
+        mmconvnextv2.load(*where('upernet'), 'cpu', compile=True)
+
+
+@pytest.mark.slow
+def test_compiled_backbone(data, models):
+    """A compiled backbone predicts the same, for two sizes."""
+    model = mmconvnextv2.load(*where('upernet'), 'cpu', compile=True)
+    for side in (64, 96):
+        image = np.random.default_rng(0).integers(0, 256, (64, side, 3), np.uint8)
+        assert (model.predict(image).labels == models['upernet'].predict(image).labels).mean() > 0.99

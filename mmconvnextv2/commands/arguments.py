@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from mmengine.config import Config, DictAction
 
 from ..checkpoint.download import WEIGHTS_DIR
+from ..engine.inference.speed import AMP
 from ..utils.config import load_config
 from ..utils.errors import UserError
 from ..utils.public_models import find_config, get_model, is_name
@@ -48,6 +49,18 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed')
     parser.add_argument('--verbose', action='store_true', help='print all that is logged: config, hooks, environment')
     add_config_options(parser)
+
+
+def add_speed(parser: ArgumentParser) -> None:
+    """Add ``--amp`` and ``--compile``, for tools that predict."""
+    parser.add_argument(
+        '--amp',
+        nargs='?',
+        const='bfloat16',
+        choices=AMP,
+        help='predict under autocast to bfloat16, or float16; boxes and norms stay float32',
+    )
+    parser.add_argument('--compile', action='store_true', help='compile the backbone, once per image size')
 
 
 def load_run_config(args: Namespace) -> Config:

@@ -1,6 +1,7 @@
 """Command line of ``tools/export.py``: one subcommand per kind of file."""
 
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,16 +9,27 @@ from typing import Any
 from mmengine.config import DictAction
 
 from ..checkpoint.convert import check_target
-from ..export.graphs import PARTS, SMALLEST, default_part, read_graph, read_pixels
+from ..export.graphs import (
+    MASKS,
+    NMS,
+    OUTPUTS,
+    PARTS,
+    GraphOptions,
+    default_part,
+    read_graph,
+    read_pixels,
+)
 from ..export.libraries import AnyCheckpoint, export_hugging_face, export_safetensors, export_timm, read_source
 from ..export.model_card import ModelCard
-from ..export.runtimes import export_onnx, export_program
+from ..export.pixels import PIXELS, SMALLEST
+from ..export.runtimes import OPSET, FileOptions, export_onnx, export_program
 from ..utils.errors import UserError
 from .arguments import add_config_options, check_checkpoint, load_config, settle_name
 from .convert import add_weights_choice
 
 TOOL = 'python tools/export.py'
 GRAPHS = ('onnx', 'program')
+COMMANDS = (*GRAPHS, 'huggingface', 'timm', 'safetensors')
 EXAMPLE = f'Example: {TOOL} onnx configs/quickstart/upernet.py iter_400.pth upernet.onnx --half'
 
 
@@ -29,6 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         epilog=EXAMPLE,
     )
     commands = parser.add_subparsers(dest='command', required=True)
+    argv = _command_first(sys.argv[1:] if argv is None else argv)
     _add_graph(commands.add_parser('onnx', help='ONNX of any batch, height and width'), '.onnx', export_onnx)
     _add_graph(commands.add_parser('program', help='a program for torch.export.load'), '.pt2', export_program)
     hugging_face = commands.add_parser('huggingface', help='a folder for transformers')
@@ -53,6 +66,19 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     return args
 
 
+def _command_first(argv: Sequence[str]) -> list[str]:
+    """Return ``CONFIG CHECKPOINT --to KIND --out FILE`` as ``KIND CONFIG CHECKPOINT FILE``."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--to', choices=COMMANDS)
+    parser.add_argument('--out')
+    found, rest = parser.parse_known_args(argv)
+    if found.to is None:
+        return list(argv)
+    options = next((place for place, each in enumerate(rest) if each.startswith('-')), len(rest))
+    out = [] if found.out is None else [found.out]
+    return [found.to, *rest[:options], *out, *rest[options:]]
+
+
 def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument('config', help='config file of any recipe, or the name of a public model')
     parser.add_argument(
@@ -64,7 +90,7 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
     parser.add_argument(
         '--part',
         choices=PARTS,
-        help='what to export; default: the whole segmentor or classifier. Detectors and FCMAE need --part backbone',
+        help='what to export; default: the whole detector, segmentor or classifier. FCMAE needs --part backbone',
     )
     parser.add_argument(
         '--size',
@@ -72,9 +98,32 @@ def _add_graph(parser: ArgumentParser, suffix: str, export: Callable) -> None:
         nargs=2,
         default=(224, 288),
         metavar=('HEIGHT', 'WIDTH'),
-        help='pixels of the first of two checks; default 224 288. The file runs at any size',
+        help='pixels of the first of two checks, and of the input if it is fixed; default 224 288',
     )
-    parser.add_argument('--half', action='store_true', help='compute in float16')
+    parser.add_argument('--fixed', action='store_true', help='one image of --size per run, for runtimes that need it')
+    parser.add_argument('--half', action='store_true', help='compute in float16, but norms, boxes, scores in float32')
+    parser.add_argument(
+        '--input',
+        choices=PIXELS,
+        default='float32',
+        help='pixels of 0 to 255 (default float32), or float32 that the caller has normalised',
+    )
+    parser.add_argument('--output', choices=OUTPUTS, default='logits', help='of a segmentor; default logits')
+    parser.add_argument(
+        '--nms',
+        choices=NMS,
+        default='recipe',
+        help="of a detector; default the config's, soft-NMS as a loop. hard: NMS in place of soft-NMS. outside: none",
+    )
+    parser.add_argument(
+        '--masks',
+        choices=MASKS,
+        default='boxes',
+        help='of a detector; probabilities on a grid in each box (default), or masks of the size of the input',
+    )
+    if suffix == '.onnx':
+        parser.add_argument('--int8', action='store_true', help='quantise matrix products; smaller and less accurate')
+        parser.add_argument('--opset', type=int, default=OPSET, help=f"version of ONNX's operators; default {OPSET}")
     parser.add_argument('--force', action='store_true', help='overwrite the file')
     add_weights_choice(parser)
     add_config_options(parser)
@@ -104,8 +153,13 @@ def run_graph(args: Namespace, suffix: str, export: Callable[..., Any]) -> None:
     if min(args.size) < SMALLEST:
         raise UserError(f'--size {args.size[0]} {args.size[1]}: each side must have at least {SMALLEST} pixels')
     cfg = load_config(args.config, args.cfg_options)
-    exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), args.half, args.weights)
-    report = export(exported, args.out, tuple(args.size))
+    options = GraphOptions(args.half, args.input, args.output, args.nms, args.masks)
+    exported = read_graph(cfg, args.checkpoint, args.part or default_part(cfg), options, args.weights)
+    report = export(
+        exported,
+        args.out,
+        FileOptions(tuple(args.size), args.fixed, getattr(args, 'opset', OPSET), getattr(args, 'int8', False)),
+    )
     print(f'{args.out}: {exported.facts["part"]}, {exported.facts["precision"]}, {exported.facts["input"]}')
     print('\n'.join(report))
 

@@ -32,7 +32,7 @@ from ..engine.inference.images import as_bgr
 from ..utils.atomic import replacing
 from ..utils.config import steps_of_test
 from ..utils.errors import UserError
-from .arguments import add_config_options, check_checkpoint, load_config, settle_name
+from .arguments import add_config_options, add_speed, check_checkpoint, load_config, settle_name
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 MOST_SHOWN = 60  # images in predictions.html
@@ -54,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--out', default='predictions', help='output folder; default predictions')
     parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score of an object, 0 to 1; default 0.3')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ..')
+    add_speed(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
     first = settle_name(parser, args)
@@ -108,13 +109,14 @@ class Predictor:
         checkpoint (str): Checkpoint trained with the config.
         device (str): Device such as 'cpu' or 'cuda:0'.
         score_threshold (float): Minimum score of objects to keep, 0 to 1. Defaults to 0.3.
+        speed: ``amp`` and ``compile`` of :func:`mmconvnextv2.load`.
 
     Raises:
         ValueError: If the scope is not 'mmdet' or 'mmseg', the threshold is out of range, or the checkpoint belongs to
             another model.
     """
 
-    def __init__(self, cfg: Config, checkpoint: str, device: str, score_threshold: float = 0.3) -> None:
+    def __init__(self, cfg: Config, checkpoint: str, device: str, score_threshold: float = 0.3, **speed: Any) -> None:
         self.scope = cfg.default_scope
         if self.scope not in ('mmdet', 'mmseg'):
             raise UserError(
@@ -123,7 +125,7 @@ class Predictor:
         if not 0 <= score_threshold <= 1:
             raise UserError(f'score_threshold={score_threshold}: expected 0 to 1')
         self.score_threshold = score_threshold
-        self.model = load(cfg, checkpoint, device)
+        self.model = load(cfg, checkpoint, device, **speed)
         with DefaultScope.overwrite_default_scope(self.scope):
             self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None, 'name': 'predictions'})
         if self.scope == 'mmdet':
@@ -348,7 +350,7 @@ def predict(args: Namespace) -> None:
     loader = (steps_of_test(cfg) or [dict(type='')])[0]['type']
     reads_arrays = loader.rpartition('.')[2] == 'LoadMultiChannelImage'
     sources = list_sources(args.inputs, (*EXTENSIONS, '.npy') if reads_arrays else EXTENSIONS)
-    predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
+    predictor = Predictor(cfg, args.checkpoint, args.device, args.score_thr, amp=args.amp, compile=args.compile)
     journal = Journal(
         args.out,
         dict(
@@ -358,6 +360,7 @@ def predict(args: Namespace) -> None:
             checkpoint_modified=_modified(args.checkpoint),
             options=repr(args.cfg_options),
             score_thr=args.score_thr,
+            amp=args.amp,
         ),
     )
     if journal.done:

@@ -9,9 +9,17 @@ from importlib import import_module
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
+from ..engine.inference.speed import accelerate
 from ..utils.config import inner_datasets, reads_annotations
 from ..utils.errors import UserError
-from .arguments import VISUALIZATION_HOOKS, add_run_arguments, check_checkpoint, load_run_config, settle_name
+from .arguments import (
+    VISUALIZATION_HOOKS,
+    add_run_arguments,
+    add_speed,
+    check_checkpoint,
+    load_run_config,
+    settle_name,
+)
 from .data_checks import check_data
 from .runner import build_runner
 
@@ -29,6 +37,7 @@ def parse_test_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--show-dir', help='folder for images with drawn predictions, and for mistakes.json')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds to show each image; default 2')
     parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
+    add_speed(parser)
     add_run_arguments(parser)
     args = parser.parse_args(argv)
     if settle_name(parser, args) is not None or args.checkpoint is None:
@@ -103,6 +112,7 @@ def test(args: Namespace) -> dict:
     if args.tta:
         apply_tta(cfg)
     runner = build_runner(cfg, whole=True)
+    accelerate(runner.model, args.amp, args.compile)
     if args.out:
         runner.test_evaluator.metrics.append(_dump_metric(cfg.default_scope, args.out))
     return runner.test()

@@ -23,6 +23,7 @@ from ...utils.public_models import get_model
 from ..console import quiet_warnings
 from .images import to_pipeline_image
 from .results import Classification, Detections, Segmentation
+from .speed import accelerate
 
 Result = Detections | Segmentation | Classification
 
@@ -32,6 +33,9 @@ def load(
     checkpoint: str | None = None,
     device: str | torch.device | None = None,
     options: dict[str, Any] | None = None,
+    amp: str | None = None,
+    compile: bool = False,
+    batch_size: int = 1,
 ) -> 'Model':
     """Load a trained model.
 
@@ -43,6 +47,10 @@ def load(
             they are. Defaults to None, the public model's.
         device (str | torch.device, optional): Where the model runs. Defaults to None, the first GPU or else the CPU.
         options (dict, optional): Overrides of the config by dotted key. Defaults to None.
+        amp (str, optional): Autocast dtype, ``'float16'`` or ``'bfloat16'``. Defaults to None, float32.
+        compile (bool): Compile the backbone, once per image size, which takes a minute the first time. Defaults to
+            False.
+        batch_size (int): Images per forward pass, unless ``predict`` is given another number. Defaults to 1.
 
     Returns:
         Model: The model, in evaluation mode.
@@ -70,7 +78,8 @@ def load(
         check_weights(model, weights, str(checkpoint))
         model.load_state_dict(weights, strict=False)  # checked above, buffers may be fewer
         model.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
-        return Model(model, cfg, content.get('meta') or {}, str(checkpoint))
+        accelerate(model, amp, compile)
+        return Model(model, cfg, content.get('meta') or {}, str(checkpoint), batch_size)
 
 
 def _build(cfg: Config) -> nn.Module:
@@ -90,10 +99,11 @@ class Model:
         palette (list, optional): Colours of the classes, RGB, 0 to 255, where the data set has them.
         module (nn.Module): The model of MMDetection, MMSegmentation or MMPretrain itself.
         config (Config): Its config.
+        batch_size (int): Images per forward pass of ``predict``, by default.
     """
 
-    def __init__(self, module: nn.Module, config: Config, meta: dict, source: str) -> None:
-        self.module, self.config = module, config
+    def __init__(self, module: nn.Module, config: Config, meta: dict, source: str, batch_size: int = 1) -> None:
+        self.module, self.config, self.batch_size = module, config, check_batch_size(batch_size)
         known = {str(key).lower(): value for key, value in (meta.get('dataset_meta') or {}).items()}
         names = _class_names(known.get('classes') or meta.get('CLASSES'), config)
         if not names:
@@ -119,7 +129,7 @@ class Model:
         return next(self.module.parameters()).device
 
     def predict(
-        self, images: Any, batch_size: int = 1, channel_order: str = 'rgb', score_threshold: float = 0.0
+        self, images: Any, batch_size: int | None = None, channel_order: str = 'rgb', score_threshold: float = 0.0
     ) -> Result | list[Result]:
         """Predict for one image or a list of images.
 
@@ -127,7 +137,7 @@ class Model:
             images: A path, a Pillow image or an array, or a list of them. Arrays are uint8 or uint16 (H, W), (H, W, 3)
                 or (H, W, 4); see :func:`~mmconvnextv2.engine.inference.images.to_pipeline_image`.
             batch_size (int): Images per forward pass; of several sizes, the model's preprocessor pads them to the
-                largest. Defaults to 1.
+                largest. Defaults to None, the model's own ``batch_size``.
             channel_order (str): Order of the colour channels of arrays, ``'rgb'`` or ``'bgr'``. Defaults to ``'rgb'``.
             score_threshold (float): Detections below are left out, 0 to 1. Defaults to 0.
 
@@ -137,8 +147,7 @@ class Model:
         Raises:
             ValueError: If an image cannot be read; the message names it.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise UserError(f'batch_size={batch_size!r}: expected a whole number of at least 1')
+        batch_size = self.batch_size if batch_size is None else check_batch_size(batch_size)
         if not 0 <= score_threshold <= 1:
             raise UserError(f'score_threshold={score_threshold}: expected 0 to 1')
         many = isinstance(images, Sequence) and not isinstance(images, str)
@@ -168,6 +177,13 @@ class Model:
         data = pseudo_collate([self._transform(dict(one)) for one in images])
         with self._lock, torch.inference_mode(), DefaultScope.overwrite_default_scope(scope):
             return [sample.cpu() for sample in self.module.test_step(data)]
+
+
+def check_batch_size(batch_size: int) -> int:
+    """Return a number of images per forward pass, or raise ``ValueError``."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f'batch_size={batch_size!r}: expected a whole number of at least 1')
+    return batch_size
 
 
 def to_result(sample: Any, score_threshold: float = 0.0) -> Result:
