@@ -27,7 +27,7 @@ def add_tile_options(parser: ArgumentParser) -> None:
     """Add ``--tile`` and the options that go with it."""
     group = parser.add_argument_group('images that do not fit into memory, see docs/huge_images.md')
     group.add_argument('--tile', type=int, metavar='PIXELS', help='predict in tiles of this side, for example 1024')
-    group.add_argument('--overlap', type=int, default=128, metavar='PIXELS', help='shared by tiles; default 128')
+    group.add_argument('--overlap', type=int, metavar='PIXELS', help='shared by tiles; default TILE / 8')
     group.add_argument(
         '--grn',
         choices=GRN_MODES,

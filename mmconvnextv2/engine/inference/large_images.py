@@ -38,7 +38,7 @@ def predict_raster(
     path: str,
     out: str,
     tile: int = 1024,
-    overlap: int = 128,
+    overlap: int | None = None,
     grn: str = 'tile',
     bands: Sequence[int] | None = None,
     score_threshold: float = 0.3,
@@ -59,8 +59,8 @@ def predict_raster(
         path (str): GeoTIFF, TIFF, PNG, JPEG or ``.npy``, read by windows.
         out (str): Folder to write.
         tile (int): Pixels along the side of a tile, at least 32. Defaults to 1024.
-        overlap (int): Pixels that neighbouring tiles share, 0 to half of the tile: logits blend over them, and
-            instances are united by them. Defaults to 128.
+        overlap (int, optional): Pixels that neighbouring tiles share, 0 to half of the tile: logits blend over them,
+            and instances are united by them. Defaults to None, an eighth of the tile.
         grn (str): Norms of GRN. ``'tile'``: those of each tile. ``'two-pass'``: those of the image, from a first pass.
             ``'exact'``: the backbone is computed as on the whole image, with its sites on disk; see
             :mod:`.whole_image`. Defaults to ``'tile'``.
@@ -87,6 +87,7 @@ def predict_raster(
         raise UserError(f'grn={grn!r} is unknown: choose from {list(GRN_MODES)}')
     if not 0 <= score_threshold <= 1:
         raise UserError(f'score_threshold={score_threshold}: expected 0 to 1')
+    overlap = tile // 8 if overlap is None else overlap
     runner = TileModel(model)
     name = name or os.path.splitext(os.path.basename(path))[0]
     with Raster(path, bands, model.channels, skip_corrupt) as raster:
