@@ -47,7 +47,9 @@ def scene(height, width, bands=3, seed=0):
 
 def segmentor_config(bands=3, head='UPerHead', **backbone):
     """Return the config of a narrow segmentor, with both sides of images padded to multiples of 32 pixels."""
-    load = dict(type='LoadImageFromFile') if bands == 3 else dict(type='mmpretrain.LoadMultiChannelImage', channels=bands)
+    load = dict(type='LoadImageFromFile')
+    if bands != 3:
+        load = dict(type='mmpretrain.LoadMultiChannelImage', channels=bands)
     channels = list(NARROW['channels'])
     heads = dict(
         UPerHead=dict(in_channels=channels, in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6)),

@@ -126,9 +126,7 @@ def test_sums_of_squares_are_those_of_the_image(models):
     with torch.no_grad(), fixed_norms(backbone, {name: one[::-1].copy() for name, one in total.items()}):
         assert (backbone(images)[3] - expected[3]).abs().max() > 1e-2
     with torch.no_grad():
-        torch.testing.assert_close(
-            backbone(images)[3], expected[3], atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(backbone(images)[3], expected[3], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize('size, side, overlap', [((100, 333), 64, 16), ((64, 64), 64, 0), ((161, 97), 32, 16)])

@@ -269,7 +269,9 @@ class Raster:
         """Return the coordinates (N, 2) of points (N, 2) given as columns and rows of pixel corners."""
         if self.transform is None:
             return points
-        return np.stack(self.transform * (points[:, 0], points[:, 1]), 1)
+        across, down, left, along, below, top = self.transform[:6]
+        columns, rows = points.T
+        return np.stack([across * columns + down * rows + left, along * columns + below * rows + top], 1)
 
     @property
     def is_georeferenced(self) -> bool:

@@ -46,7 +46,8 @@ def run_lengths(instance: Instance, height: int, width: int) -> list[int]:
     joined = changes[1:, 0] == changes[:-1, 1]  # a run that ends a column and one that begins the next
     starts = changes[np.r_[True, ~joined], 0]
     ends = changes[np.r_[~joined, True], 1]
-    return np.diff(np.stack([starts, ends], 1).flatten(), prepend=0, append=height * width).tolist()
+    counts = np.diff(np.stack([starts, ends], 1).flatten(), prepend=0, append=height * width).tolist()
+    return counts if counts[-1] else counts[:-1]
 
 
 def outlines(instance: Instance) -> list[list[np.ndarray]]:
