@@ -126,7 +126,7 @@ class Raster:
         try:
             array = np.load(self.path, mmap_mode='r', allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
-            raise UserError(f'{self.path} is not an array of numbers: {error}') from error
+            raise FileError(f'{self.path} is not an array of numbers: {error}') from error
         if array.ndim not in (2, 3) or array.dtype.kind not in 'biuf' or not all(array.shape):
             raise UserError(
                 f'{self.path} is {array.dtype} of shape {array.shape}: expected numbers (height, width) or '
@@ -144,7 +144,7 @@ class Raster:
             with limited_cache():
                 self._file = file = rasterio.open(self.path)
         except rasterio.errors.RasterioError as error:
-            raise UserError(f'{self.path} cannot be read as a raster ({_say(error)})') from error
+            raise FileError(f'{self.path} cannot be read as a raster ({_say(error)})') from error
         self.height, self.width, self.count = file.height, file.width, file.count
         self.dtype = np.dtype(file.dtypes[0])
         if self.dtype.kind not in 'iuf':
@@ -295,6 +295,23 @@ def _say(error: BaseException) -> str:
     """Return GDAL's own words, which are in the cause of what rasterio raises."""
     text = str(error.__cause__ or error)
     return ' '.join(text.split())[:200]
+
+
+def decode_many_bands(content: bytes) -> np.ndarray | None:
+    """Decode the content of a TIFF of more than four bands, which OpenCV does not read.
+
+    Returns:
+        np.ndarray, optional: Values (H, W, bands) as stored; None for other files, damaged ones, and without rasterio.
+    """
+    try:
+        io, errors = import_module('rasterio.io'), import_module('rasterio.errors')
+    except ImportError:
+        return None
+    try:
+        with io.MemoryFile(content) as memory, memory.open() as file:
+            return np.ascontiguousarray(file.read().transpose(1, 2, 0)) if file.count > 4 else None
+    except errors.RasterioError:
+        return None
 
 
 def write_labels(
