@@ -108,6 +108,108 @@ def memory(args) -> None:
     )
 
 
+def agreement(args) -> None:
+    """Compare tiles with the whole image, both sides padded to multiples of 32 pixels, on a trained segmentor."""
+    from tempfile import TemporaryDirectory
+
+    import mmconvnextv2
+    from mmconvnextv2.datasets.rasters import Raster, Window
+    from mmconvnextv2.engine.inference.large_images import _Run, _Silent
+    from mmconvnextv2.engine.inference.tile_store import TileStore
+    from mmconvnextv2.engine.inference.tiles import TileModel
+    from mmconvnextv2.engine.inference.whole_image import summed_bins, summing_squares
+
+    class Recorded(_Run):
+        """Prediction that keeps its logits; ``given`` replaces the first pass over tiles."""
+
+        given = None
+
+        def _sum_squares(self, tiles, update):
+            return self.given or super()._sum_squares(tiles, update)
+
+        def _blend(self, tile, logits):
+            if not hasattr(self, 'logits'):
+                self.logits = np.zeros((len(logits), self.raster.height, self.raster.width), np.float32)
+            total = super()._blend(tile, logits)
+            self.logits[(slice(None), *tile.owned.slices())] = total
+            return total
+
+    padding = {'model.data_preprocessor.test_cfg': dict(size_divisor=32)}
+    model = mmconvnextv2.load(args.config, args.checkpoint, 'cpu', options=padding)
+    runner, backbone = TileModel(model), model.module.backbone
+
+    def predict(raster, grn, overlap, given=None):
+        with TemporaryDirectory() as folder:
+            run = Recorded(runner, raster, args.tile, overlap, grn, 0.3)
+            run.store, run.given = TileStore(str(Path(folder) / 'tiles'), {}), given
+            run.predict(_Silent)
+        return run.logits
+
+    def sums_of(raster, reduction, pools=True):
+        """Return what a first pass gives, here from the whole image, reduced by a factor."""
+        area = Window(0, 0, raster.height, raster.width)
+        data, _ = runner.prepare(raster, area)
+        inputs = torch.nn.functional.avg_pool2d(data['inputs'], reduction)
+        size = inputs.shape[-2:]
+        window = Window(0, 0, *size)
+        with torch.inference_mode(), summing_squares(backbone, size, window, window) as sums:
+            maps = backbone(inputs)
+        return {**sums, **(summed_bins(maps, model.module, size, window, window) if pools else {})}
+
+    overlap = args.tile // 4
+    modes = {
+        'tile, no overlap': lambda raster: predict(raster, 'tile', 0),
+        'tile': lambda raster: predict(raster, 'tile', overlap),
+        'reduced 2x': lambda raster: predict(raster, 'two-pass', overlap, sums_of(raster, 2)),
+        'reduced 4x': lambda raster: predict(raster, 'two-pass', overlap, sums_of(raster, 4)),
+        'reduced 8x': lambda raster: predict(raster, 'two-pass', overlap, sums_of(raster, 8)),
+        'two-pass': lambda raster: predict(raster, 'two-pass', overlap),
+        'true norms': lambda raster: predict(raster, 'two-pass', overlap, sums_of(raster, 1, False)),
+        'true norms and pools': lambda raster: predict(raster, 'two-pass', overlap, sums_of(raster, 1)),
+        'exact': lambda raster: predict(raster, 'exact', overlap),
+    }
+    rows, shown = {name: [] for name in modes}, {}
+    for path in args.images:
+        with Raster(path) as raster:
+            area = Window(0, 0, raster.height, raster.width)
+            values, _ = raster.read(area)
+            data, _ = runner.prepare(raster, area)  # at its own resolution, as tiles are
+            whole = runner.logits(data)[:, : raster.height, : raster.width].numpy()
+            for name, mode in modes.items():
+                logits = mode(raster)
+                error = np.abs(logits - whole)
+                same = (logits.argmax(0) == whole.argmax(0)).mean()
+                rows[name].append((error.max(), error.mean() / whole.std(), 100 * (1 - same)))
+                shown.setdefault(name, logits.argmax(0))
+            shown.setdefault('image', values)
+            shown.setdefault('whole image', whole.argmax(0))
+    for name, values in rows.items():
+        largest, mean, differ = np.array(values).T
+        print(f'| {name} | {largest.max():.2g} | {100 * mean.mean():.3g} % | {differ.mean():.3g} % |')
+    if args.figure:
+        draw(args.figure, shown, np.array(model.palette, np.uint8))
+
+
+def draw(path: str, shown: dict, palette: np.ndarray) -> None:
+    """Draw an image, the labels of the whole image, and of tiles; wrong pixels are shown below in red."""
+    from matplotlib import pyplot as plt
+
+    names = ['whole image', 'tile, no overlap', 'tile', 'two-pass', 'exact']
+    figure, axes = plt.subplots(2, len(names), figsize=(3.2 * len(names), 5.6), layout='constrained')
+    for column, name in enumerate(names):
+        axes[0, column].imshow(palette[shown[name]])
+        axes[0, column].set_title(name)
+        grey = np.repeat(shown['image'].mean(2, keepdims=True), 3, 2).astype(np.uint8)
+        if column:
+            wrong = shown[name] != shown['whole image']
+            grey[wrong] = [230, 20, 20]
+            axes[1, column].set_title(f'{100 * wrong.mean():.1f} % differ')
+        axes[1, column].imshow(grey if column else shown['image'])
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=70, pil_kwargs=dict(quality=85))
+
+
 def main() -> None:
     """Run one measurement."""
     parser = ArgumentParser(description=__doc__)
@@ -118,6 +220,13 @@ def main() -> None:
     one.add_argument('--tile', type=int, default=1024)
     one.add_argument('--seconds', type=float, default=460)
     one.set_defaults(run=memory)
+    two = commands.add_parser('agreement')
+    two.add_argument('config')
+    two.add_argument('checkpoint')
+    two.add_argument('images', nargs='+')
+    two.add_argument('--tile', type=int, default=128)
+    two.add_argument('--figure')
+    two.set_defaults(run=agreement)
     args = parser.parse_args()
     args.run(args)
 

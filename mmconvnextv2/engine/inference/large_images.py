@@ -18,7 +18,17 @@ from .merging import Instance, merge_instances
 from .model import Model
 from .tile_store import TileStore, naming_full_disk
 from .tiles import SMALLEST, Tile, TileModel, blending_weights, tile_grid
-from .whole_image import WholeImage, backbone_of, check_exact, fixed_norms, norms_of, summing_squares
+from .whole_image import (
+    WholeImage,
+    backbone_of,
+    check_exact,
+    fixed_norms,
+    fixed_pools,
+    pooled_maps,
+    pooling_of,
+    summed_bins,
+    summing_squares,
+)
 
 GRN_MODES = ('tile', 'two-pass', 'exact')
 
@@ -154,7 +164,9 @@ class _Run:
         norms: AbstractContextManager = nullcontext()
         if first:
             backbone_of(self.runner.module)
-            norms = fixed_norms(self.runner.module.backbone, self._sum_norms(first, update))
+            sums = self._sum_squares(first, update)
+            norms = fixed_norms(self.runner.module.backbone, sums)
+            self.pooled = self._pool(sums)
         if self.whole is not None:
             self.whole.compute(update)
             self.pooled = self.whole.pooled()
@@ -172,8 +184,8 @@ class _Run:
             corrupt=[str(Window(*one)) for one in corrupt],
         )
 
-    def _sum_norms(self, tiles: list[Tile], update: Callable[[int], Any]) -> dict[str, np.ndarray]:
-        """Return the sums of squares of each GRN over the image, float64 (4C, )."""
+    def _sum_squares(self, tiles: list[Tile], update: Callable[[int], Any]) -> dict[str, np.ndarray]:
+        """Return the sums of squares of each GRN over the image, float64 (4C, ), and those of :func:`summed_bins`."""
         module = self.runner.module
         sums = self.store.load('norms.npz') or dict(place=np.zeros((), int))
         update(int(sums['place']))
@@ -182,13 +194,22 @@ class _Run:
             if valid.any():
                 size = data['inputs'].shape[-2:]
                 with torch.inference_mode(), summing_squares(module.backbone, size, tile.window, tile.part) as squares:
-                    module.backbone(data['inputs'])
+                    maps = module.backbone(data['inputs'])
+                whole = self.raster.height, self.raster.width
+                squares.update(summed_bins(maps, module, whole, tile.window, tile.part))
                 sums = {**sums, **{name: sums.get(name, 0) + one for name, one in squares.items()}}
             sums['place'] = np.asarray(number)
             self.store.save('norms.npz', **sums)
             update(1)
-        names = norms_of(module.backbone)
-        return {name: sums[name] for name in names if name in sums}
+        return sums
+
+    def _pool(self, sums: dict[str, np.ndarray]) -> list[Tensor] | None:
+        """Return the pooled features of the image; None for heads without, and if a bin has no sites."""
+        pooling = pooling_of(self.runner.module)
+        bins = [sums.get(f'pool-{scale}', np.zeros((1, 1, 1))) for scale in pooling[2]] if pooling else []
+        if not bins or not all(one[..., -1].all() for one in bins):
+            return None
+        return pooled_maps(self.runner.module, [one[..., :-1] / one[..., -1:] for one in bins])
 
     def _pixels(self, window: Window) -> Tensor:
         """Return the normalised pixels of a window, 0 outside of the image."""
@@ -246,9 +267,13 @@ class _Run:
             labels = np.full((tile.owned.height, tile.owned.width), nothing, dtype)
             self.store.save(f'labels-{tile.name}.npz', labels=labels)
             return
-        window, context = tile.window, nullcontext()
+        window = tile.window
+        context: AbstractContextManager = nullcontext()
         if data is None:
             data, window, context = self._serve(tile)
+        elif self.pooled is not None:
+            size = self.raster.height, self.raster.width
+            context = fixed_pools(self.runner.module, self.pooled, size, window)
         with context:
             logits = self.runner.logits(data)[(slice(None), *tile.part.slices(window[:2]))].cpu().numpy()
         total = self._blend(tile, logits)
@@ -292,7 +317,8 @@ class _Run:
         if not valid.any():
             self.store.save_json(f'instances-{tile.name}.json', [])
             return
-        window, context = tile.window, nullcontext()
+        window = tile.window
+        context: AbstractContextManager = nullcontext()
         if data is None:
             data, window, context = self._serve(tile)
         with context:

@@ -5,7 +5,7 @@ predicted by itself rescales its channels differently than its neighbours do. Tw
 
 - ``two-pass``: a first pass over all tiles sums the squares of each block's hidden features. The second pass predicts
   tiles with these norms in place of their own. Features of the first pass are scaled by the norms of their tile, which
-  makes the norms of later blocks approximate.
+  makes the norms of later blocks approximate. Features that UPerNet pools over the image come from the first pass too.
 - ``exact``: the backbone runs block by block over all tiles, with the sites of the whole image on disk. A block reads
   each tile with a border of three sites, sums squares in one pass over the tiles, and is completed in a second one. The
   result is that of the image in one forward, with both sides padded to multiples of 32 pixels.
@@ -267,51 +267,115 @@ class WholeImage:
 
     def pooled(self) -> list[Tensor] | None:
         """Return UPerNet's pooled maps of the whole image, (1, C, scale, scale) per scale; None for other heads."""
-        head = getattr(self.module, 'decode_head', None)
-        if not hasattr(head, 'psp_modules'):
+        pooling = pooling_of(self.module)
+        if pooling is None:
             return None
-        stage = self.backbone.out_indices[head.in_index[-1]]
-        rows, columns = self.height // (4 * 2**stage), self.width // (4 * 2**stage)
-        scales = [pool[0].output_size for pool in head.psp_modules]
-        totals = [np.zeros((scale, scale, self.backbone.channels[stage])) for scale in scales]
-        stride = 4 * 2**stage
-        for row in range(rows):  # bins of adaptive pooling may share rows
-            line = self.maps(Window(row * stride // CELL * CELL, 0, CELL, columns * stride))[head.in_index[-1]]
+        index, stride, scales = pooling
+        rows, columns = self.height // stride, self.width // stride
+        channels = self.backbone.channels[self.backbone.out_indices[index]]
+        totals = [np.zeros((scale, scale, channels)) for scale in scales]
+        for row in range(rows):
+            line = self.maps(Window(row * stride // CELL * CELL, 0, CELL, self.width))[index]
             line = line[0, :, row % (CELL // stride)].double().cpu().numpy().T  # (W, C)
             for scale, total in zip(scales, totals):
                 across = np.stack([line[slice(*_bin(one, scale, columns))].mean(0) for one in range(scale)])
                 for one in range(scale):
                     first, last = _bin(one, scale, rows)
-                    if first <= row < last:
+                    if first <= row < last:  # bins of adaptive pooling may share rows
                         total[one] += across / (last - first)
-        with torch.inference_mode():
-            return [
-                pool[1](torch.from_numpy(total).to(self.device, torch.float32).permute(2, 0, 1)[None])
-                for pool, total in zip(head.psp_modules, totals)
-            ]
+        return pooled_maps(self.module, totals)
 
     @contextmanager
     def serving(self, window: Window, pooled: list[Tensor] | None) -> Iterator[None]:
         """Let the model take its maps in a window from here, whatever its input."""
-        backbone, head = self.module.backbone, getattr(self.module, 'decode_head', None)
+        backbone = self.module.backbone
         with ExitStack() as stack:
             if pooled is not None:
-                stack.callback(head.psp_modules.register_forward_hook(self._resized(window, pooled)).remove)
+                stack.enter_context(fixed_pools(self.module, pooled, (self.height, self.width), window))
             self.module.backbone = _Served(self.maps(window))
             stack.callback(setattr, self.module, 'backbone', backbone)
             yield
 
-    def _resized(self, window: Window, pooled: list[Tensor]) -> Callable:
-        """Return a hook that gives the part of the pooled maps in a window, resized to the whole last map."""
 
-        def hook(pools: nn.Module, given: tuple, _: Any) -> list[Tensor]:
-            rows, columns = given[0].shape[-2:]
-            stride = window.height // rows
-            height, width = self.height // stride, self.width // stride
-            spans = (window.top // stride, rows, height), (window.left // stride, columns, width)
-            return [_resize_part(one, spans, pools.align_corners) for one in pooled]
+def pooling_of(module: nn.Module) -> tuple[int, int, list[int]] | None:
+    """Return the map that UPerNet's or PSPNet's head pools, its stride, and the scales; None for other models."""
+    head = getattr(module, 'decode_head', None)
+    if not hasattr(head, 'psp_modules') or getattr(module, 'neck', None) is not None:
+        return None
+    index = head.in_index if isinstance(head.in_index, int) else head.in_index[-1]
+    backbone = backbone_of(module)
+    stride = backbone.downsample_layers[0][0].stride[0] * 2 ** backbone.out_indices[index]
+    return index, stride, [pool[0].output_size for pool in head.psp_modules]
 
-        return hook
+
+def summed_bins(
+    maps: tuple[Tensor, ...], module: nn.Module, size: tuple[int, int], window: Window, part: Window
+) -> dict[str, np.ndarray]:
+    """Sum what a tile contributes to pooled maps of the image.
+
+    Args:
+        maps (tuple[Tensor]): Maps of the backbone in the tile.
+        module (nn.Module): The segmentor.
+        size (tuple[int, int]): Rows and columns of the image, in pixels.
+        window (Window): Pixels of the tile.
+        part (Window): Pixels to sum over; sites belong to it if their centres do.
+
+    Returns:
+        dict: ``pool-S``, float64 (S, S, C + 1) by scale, sums and in the last channel counts; empty for other heads.
+    """
+    pooling, sums = pooling_of(module), {}
+    if pooling is None:
+        return sums
+    index, stride, scales = pooling
+    sites = maps[index][0].double().permute(1, 2, 0).cpu().numpy()  # (h, w, C)
+    centres = [first + (np.arange(count) + 0.5) * stride for first, count in zip(window[:2], sites.shape)]
+    inside = [(low <= one) & (one < high) for one, low, high in zip(centres, part[:2], (part.bottom, part.right))]
+    sites = np.concatenate([sites, np.ones_like(sites[..., :1])], 2)[np.ix_(*inside)]
+    for scale in scales:
+        rows, columns = (
+            np.minimum(one[kept] * scale / length, scale - 1).astype(int)
+            for one, kept, length in zip(centres, inside, size)
+        )
+        total = np.zeros((scale, scale, sites.shape[2]))
+        np.add.at(total, (rows[:, None], columns[None]), sites)
+        sums[f'pool-{scale}'] = total
+    return sums
+
+
+def pooled_maps(module: nn.Module, means: list[np.ndarray]) -> list[Tensor]:
+    """Return the head's features (1, C, S, S) of each scale for means (S, S, C) of the map over its bins."""
+    device = next(module.parameters()).device
+    with torch.inference_mode():
+        return [
+            pool[1](torch.from_numpy(mean).to(device, torch.float32).permute(2, 0, 1)[None])
+            for pool, mean in zip(module.decode_head.psp_modules, means)
+        ]
+
+
+@contextmanager
+def fixed_pools(module: nn.Module, pooled: list[Tensor], size: tuple[int, int], window: Window) -> Iterator[None]:
+    """Let a head use its pooled features of the whole image, (1, C, S, S) by scale, in a window of it.
+
+    Args:
+        module (nn.Module): The segmentor.
+        pooled (list[Tensor]): From :func:`pooled_maps`.
+        size (tuple[int, int]): Rows and columns of the image, in pixels.
+        window (Window): Pixels that the model sees.
+    """
+    pooling = pooling_of(module)
+    assert pooling is not None  # there are pooled features
+    stride = pooling[1]
+
+    def hook(pools: nn.Module, given: tuple, _: Any) -> list[Tensor]:
+        counts = given[0].shape[-2:]
+        spans = [(first / stride, count, whole / stride) for first, count, whole in zip(window[:2], counts, size)]
+        return [_resize_part(one, spans, pools.align_corners) for one in pooled]
+
+    handle = module.decode_head.psp_modules.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Served(nn.Module):
@@ -330,17 +394,17 @@ def _bin(index: int, scale: int, length: int) -> tuple[int, int]:
     return index * length // scale, -(-(index + 1) * length // scale)
 
 
-def _resize_part(small: Tensor, spans: tuple[tuple[int, int, int], ...], align_corners: bool) -> Tensor:
+def _resize_part(small: Tensor, spans: list[tuple[float, int, float]], align_corners: bool) -> Tensor:
     """Resize a map (1, C, s, s) bilinearly to a whole one, and return a part of it.
 
     Args:
         small (Tensor): The map.
-        spans (tuple): First position, length of the part and length of the whole, for rows and for columns.
+        spans (list[tuple]): First position, length of the part and length of the whole, for rows and for columns.
         align_corners (bool): As of ``F.interpolate``.
     """
     axes = []
     for first, length, whole in spans:
-        places = torch.arange(first, first + length, device=small.device, dtype=torch.float64)
+        places = first + torch.arange(length, device=small.device, dtype=torch.float64)
         if align_corners:
             axes.append(places * (2 / max(whole - 1, 1)) - 1)
         else:
