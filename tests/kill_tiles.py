@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 import mmconvnextv2
-from mmconvnextv2.engine.inference import GRN_MODES, predict_raster
+from mmconvnextv2.engine.inference import predict_raster
+from mmconvnextv2.engine.inference.large_images import GRN_MODES
 
 torch.set_num_threads(1)  # a fork has no threads of a pool
 

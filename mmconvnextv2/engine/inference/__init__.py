@@ -1,7 +1,7 @@
 """The public API for programs: models that predict from arrays and files, without a runner and without a log line."""
 
-from .large_images import GRN_MODES, predict_raster
+from .large_images import predict_raster
 from .model import Model, load
 from .results import Classification, Detections, Segmentation
 
-__all__ = ['Classification', 'Detections', 'GRN_MODES', 'Model', 'Segmentation', 'load', 'predict_raster']
+__all__ = ['Classification', 'Detections', 'Model', 'Segmentation', 'load', 'predict_raster']
