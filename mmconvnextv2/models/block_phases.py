@@ -51,6 +51,7 @@ def finish_block(block: ConvNeXtV2Block, sites: Tensor, hidden: Tensor, norm: Te
             :func:`reads_image` is False.
     """
     if norm is not None:
+        assert isinstance(block.grn, GRN)  # which reads_image has checked
         hidden = block.grn.apply_norm(hidden, norm)
     elif block.grn is not None:
         hidden = block.grn(hidden)
