@@ -1,9 +1,9 @@
-# make quickstart | test | benchmark | gpu-check | gpu-wheels | minkowski | export | loader | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
+# make quickstart | test | benchmark | gpu-check | gpu-wheels | minkowski | export | loader | geo | lint | audit | docs | env        VENV=/another/place  PYTHON=/path/to/python3.11
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 SETUP = PYTHON="$(PYTHON)" requirements/install.sh "$(VENV)"
 
-.PHONY: env quickstart test benchmark gpu-check gpu-wheels minkowski export loader lint audit docs
+.PHONY: env quickstart test benchmark gpu-check gpu-wheels minkowski export loader geo lint audit docs
 env:
 	@$(SETUP)
 
@@ -29,7 +29,7 @@ gpu-wheels:
 	    -r requirements/gpu_wheels.txt -d work_dirs/gpu_wheels
 	@du -sh work_dirs/gpu_wheels
 
-minkowski export loader:
+minkowski export loader geo:
 	@$(SETUP) $@
 
 lint: env

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Creates (or completes) the tested environment:  requirements/install.sh VENV [minkowski | export]
+# Creates (or completes) the tested environment:  requirements/install.sh VENV [minkowski | export | loader | geo]
 # Reads requirements/lock.txt. PYTHON sets the interpreter. OPS=torchvision, the default, installs mmcv-lite, whose
 # operators come from torchvision; OPS=compiled compiles mmcv, with CUDA if a GPU is present or FORCE_CUDA=1 is set.
 # State in VENV: .mmconvnextv2 marks the folder as ours, .lock records what is complete (the lock's hash and mmcv's
@@ -7,7 +7,7 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-venv=${1:?usage: install.sh VENV [minkowski | export]}
+venv=${1:?usage: install.sh VENV [minkowski | export | loader | geo]}
 lock=$here/lock.txt
 python=${PYTHON:-python3}
 need_gib=10
@@ -244,6 +244,14 @@ install_loader() {
     say "pretraining in $venv reads images by region"
 }
 
+install_geo() {
+    local list=$here/geo.txt
+    ! cmp -s "$list" "$venv/.geo" || return 0
+    install geo "installing rasterio" --no-deps -r "$list"
+    cp "$list" "$venv/.geo"
+    say "GeoTIFF files can be read in $venv"
+}
+
 hash=$( (sha256sum "$lock" 2>/dev/null || shasum -a 256 "$lock") | cut -c 1-16)
 lock
 made=$(cat "$venv/.lock" 2>/dev/null || true)
@@ -271,6 +279,6 @@ if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
 fi
 case ${2:-} in
     '') ;;
-    minkowski | export | loader) "install_$2" ;;
-    *) fail "unknown optional part '$2': expected minkowski, export or loader" ;;
+    minkowski | export | loader | geo) "install_$2" ;;
+    *) fail "unknown optional part '$2': expected minkowski, export, loader or geo" ;;
 esac

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from ..engine.devices import has_bf16, lists_gpu, unusable_gpu
@@ -250,6 +251,28 @@ def _step(device: str, masks: bool, execution: str) -> str:
     return 'works'
 
 
+def find_rasters() -> Iterator[Check]:
+    """Check rasterio, which is optional, by writing and reading a GeoTIFF in memory."""
+    if installed_version('rasterio') is None:
+        advice = "optional, for GeoTIFF files and images that do not fit into memory: `make geo`, or the extra 'geo'"
+        yield Check('rasterio', 'not installed', advice)
+        return
+    yield try_check('rasterio', _read_geotiff, 'install it again: pip install --force-reinstall --no-deps rasterio')
+
+
+def _read_geotiff() -> str:
+    rasterio = import_module('rasterio')
+    values = np.arange(6 * 20 * 30, dtype=np.uint16).reshape(6, 20, 30)
+    with import_module('rasterio.io').MemoryFile() as memory:
+        place = dict(crs='EPSG:32633', transform=import_module('rasterio.transform').from_origin(0, 0, 10, 10))
+        with memory.open(driver='GTiff', count=6, height=20, width=30, dtype='uint16', **place) as file:
+            file.write(values)
+        with memory.open() as file:
+            if not np.array_equal(file.read(), values):
+                raise RuntimeError('a GeoTIFF is read differently than it was written')
+    return f'{rasterio.__version__} reads GeoTIFF files'
+
+
 def findings() -> Iterator[Check]:
     """Yield all checks, quickest first."""
     yield Check('Python', f'{platform.python_version()} at {sys.executable}')
@@ -262,6 +285,7 @@ def findings() -> Iterator[Check]:
     yield from find_kernels()
     yield from find_kernel_times()
     yield from find_executions()
+    yield from find_rasters()
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ from ..utils.atomic import replacing
 from ..utils.config import steps_of_test
 from ..utils.errors import UserError
 from .arguments import add_config_options, add_speed, check_checkpoint, load_config, settle_name
+from .predict_tiles import add_tile_options, predict_tiles
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 MOST_SHOWN = 60  # images in predictions.html
@@ -55,6 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score of an object, 0 to 1; default 0.3')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='cpu, cuda, cuda:1 ..')
     add_speed(parser)
+    add_tile_options(parser)
     add_config_options(parser)
     args = parser.parse_args(argv)
     first = settle_name(parser, args)
@@ -347,6 +349,8 @@ def predict(args: Namespace) -> None:
     """
     check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_config(args.config, args.cfg_options)
+    if args.tile is not None:
+        return predict_tiles(args, cfg)
     loader = (steps_of_test(cfg) or [dict(type='')])[0]['type']
     reads_arrays = loader.rpartition('.')[2] == 'LoadMultiChannelImage'
     sources = list_sources(args.inputs, (*EXTENSIONS, '.npy') if reads_arrays else EXTENSIONS)

@@ -45,7 +45,10 @@ class GlobalResponseNorm(ResponseNorm):
         For half precision, norms are computed in float32, since squares overflow in float16.
         """
         features = fill_masked(sites.to(statistics_dtype(sites.dtype)), site_mask)
-        norm = torch.linalg.vector_norm(features, dim=1, keepdim=True)  # G(X), (B, 1, C)
+        return self.apply_norm(sites, torch.linalg.vector_norm(features, dim=1, keepdim=True))
+
+    def apply_norm(self, sites: Tensor, norm: Tensor) -> Tensor:
+        """Normalise sites (B, N, C) by norms G(X), (B, 1, C), of these sites or of a larger image."""
         response = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)  # N(G(X)), (B, 1, C)
         scale = (1 + self.gamma * response).to(sites.dtype)
         return torch.addcmul(self.beta.to(sites.dtype), sites, scale)

@@ -17,10 +17,11 @@ from mmpretrain.registry import MODELS, TRANSFORMS
 from PIL import Image
 from torch import Tensor
 
+from ..datasets.rasters import decode_many_bands
 from ..utils.errors import FileError, UserError
 from ..utils.moved import register_renamed
 
-TIFF = (b'II*\0', b'MM\0*')  # magic numbers
+TIFF = (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')  # magic numbers, the last two of BigTIFF
 
 
 @TRANSFORMS.register_module()
@@ -28,8 +29,9 @@ class LoadMultiChannelImage(BaseTransform):
     """Read an image of a given number of channels, as float32.
 
     Images are read as stored: grey, colour or colour with alpha, 8 or 16 bits, without applying orientation tags. Files
-    named ``*.npy`` are read as arrays (height, width) or (height, width, channels). Values of 16-bit images and
-    ``uint16`` arrays are divided by 257, so 8 and 16 bits share the scale 0 to 255; other arrays keep their values.
+    named ``*.npy`` are read as arrays (height, width) or (height, width, channels), TIFF files of more than four bands
+    by rasterio, an optional package. Values of 16-bit images and ``uint16`` arrays are divided by 257, so 8 and 16 bits
+    share the scale 0 to 255; other arrays keep their values.
     Three channels are returned in reversed order, as by mmcv's loaders and as ``to_rgb=True`` expects. Other numbers of
     channels, RGBA included, keep the order of the file.
 
@@ -98,17 +100,20 @@ register_renamed(TRANSFORMS, 'LoadPicture', LoadMultiChannelImage)
 
 
 def decode_image(content: bytes, path: str) -> np.ndarray:
-    """Decode an image file's content to (H, W), (H, W, 3) in BGR order, or (H, W, 4) in RGBA order.
+    """Decode an image file's content to (H, W), (H, W, 3) in BGR order, (H, W, 4) in RGBA order, or (H, W, bands).
 
     Raises:
         OSError: If OpenCV cannot decode it.
     """
+    bands = decode_many_bands(content) if content[:4] in TIFF else None
+    if bands is not None:
+        return bands
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise FileError(f'{path} cannot be decoded: {error}') from error
     if pixels is None:
-        raise FileError(f'{path} cannot be decoded; store images with more than four channels as .npy files')
+        raise FileError(f'{path} cannot be decoded; TIFF files of more than four bands need rasterio (make geo)')
     if content[:4] in TIFF and pixels.shape[2:] == (4,) and pixels.dtype == np.uint8:
         return np.asarray(Image.open(io.BytesIO(content)))  # OpenCV premultiplies the colours by alpha
     return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA) if pixels.ndim == 3 and pixels.shape[2] == 4 else pixels
