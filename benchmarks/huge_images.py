@@ -85,7 +85,10 @@ def memory(args) -> None:
             model = MODELS.build(cfg.model)
         randomise(model)
         classes = [f'class {one}' for one in range(CLASSES)]
-        torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes))), weights)
+        palette = [(40 * one, 255 - 40 * one, 128) for one in range(CLASSES)]
+        torch.save(
+            dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=classes, palette=palette))), weights
+        )
     if not scene.exists():
         write_scene(folder / 'partial.tif')
         os.replace(folder / 'partial.tif', scene)
