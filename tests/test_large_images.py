@@ -357,6 +357,17 @@ def test_the_command(models, tmp_path, capsys):
     content = json.loads((tmp_path / 'out/predictions.json').read_text())
     assert content['classes'] == list(CLASSES) and content['predictions'][0]['labels'] == 'labels/array.tif'
     assert Image.open(tmp_path / 'out/drawn/array.png').size == (130, 100)
+    common = [*models()[1], str(tmp_path / 'images'), '--out', str(tmp_path / 'none')]
+    for options, said in (
+        (['--grn', 'exact', '--overlap', '8'], r'--overlap, --grn: only images that are predicted in tiles'),
+        (['--tile', '64', '--grn', 'exact', '--amp', 'bfloat16'], 'leave out --amp and --compile'),
+    ):
+        with pytest.raises(UserError, match=said):
+            predict(parse_args([*common, *options]))
+    half = tmp_path / 'half'
+    predict(parse_args([*common[:-1], str(half), '--tile', '64', '--amp', 'bfloat16']))
+    labels = [np.asarray(Image.open(out / 'labels/array.tif')) for out in (tmp_path / 'out', half)]
+    assert (labels[0] == labels[1]).mean() > 0.9
 
 
 def test_without_rasterio(tmp_path):

@@ -33,7 +33,7 @@ from ..utils.atomic import replacing
 from ..utils.config import steps_of_test
 from ..utils.errors import UserError
 from .arguments import add_config_options, add_speed, check_checkpoint, load_config, settle_name
-from .predict_tiles import add_tile_options, predict_tiles
+from .predict_tiles import add_tile_options, check_tile_options, predict_tiles
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.mpg', '.mpeg', '.m4v')
 MOST_SHOWN = 60  # images in predictions.html
@@ -349,6 +349,7 @@ def predict(args: Namespace) -> None:
     """
     check_checkpoint(args.checkpoint, 'checkpoint')
     cfg = load_config(args.config, args.cfg_options)
+    check_tile_options(args)
     if args.tile is not None:
         return predict_tiles(args, cfg)
     loader = (steps_of_test(cfg) or [dict(type='')])[0]['type']

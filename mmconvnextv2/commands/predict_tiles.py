@@ -38,6 +38,14 @@ def add_tile_options(parser: ArgumentParser) -> None:
     group.add_argument('--skip-corrupt', action='store_true', help='treat damaged blocks of a file as no data')
 
 
+def check_tile_options(args: Namespace) -> None:
+    """Raise ``ValueError`` for options of tiles without ``--tile``."""
+    given = dict(overlap=args.overlap, grn=args.grn != 'tile', bands=args.bands, skip_corrupt=args.skip_corrupt)
+    unused = [f'--{name.replace("_", "-")}' for name, value in given.items() if value not in (None, False)]
+    if args.tile is None and unused:
+        raise UserError(f'{", ".join(unused)}: only images that are predicted in tiles have that; add --tile PIXELS')
+
+
 def predict_tiles(args: Namespace, cfg: Config) -> None:
     """Predict for all inputs of ``tools/predict.py`` in tiles, continuing an interrupted earlier call.
 
@@ -49,13 +57,19 @@ def predict_tiles(args: Namespace, cfg: Config) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f'inputs: several files are named {twice[0]!r}: predict them in several calls')
-    model = load(cfg, args.checkpoint, args.device)
+    if args.grn != 'tile' and (args.amp or args.compile):
+        raise UserError(
+            f'--grn {args.grn} computes norms of the whole image layer by layer, in float32: leave out --amp and '
+            '--compile'
+        )
+    model = load(cfg, args.checkpoint, args.device, amp=args.amp, compile=args.compile)
     settings = dict(
         config=args.config,
         config_modified=_modified(args.config),
         checkpoint=args.checkpoint,
         checkpoint_modified=_modified(args.checkpoint),
         options=repr(args.cfg_options),
+        speed=[args.amp, args.compile],
     )
     predictions = []
     for path, name in zip(paths, names):
