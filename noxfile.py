@@ -122,7 +122,7 @@ def leaves(session: nox.Session) -> None:
 
 @nox.session(python='3.11')
 def exports(session: nox.Session) -> None:
-    """Export a model of every kind that is exported whole, at its real width too, and compare predictions."""
+    """Export a narrow model of every kind that is exported whole, and compare predictions."""
     borrow(session)
     session.env.update(PYTHONPATH=str(ROOT), MMCONVNEXTV2_EXPORTS='1')
     session.run('python', '-m', 'pytest', *(session.posargs or ['tests/test_export.py', 'tests/test_export_whole.py']))
