@@ -5,6 +5,7 @@ import re
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -189,17 +190,25 @@ def common_options(args: Namespace, starts: dict[str, str | None]) -> list[str]:
     return options
 
 
+@lru_cache
+def task_of(config: str) -> tuple[str, str]:
+    """Return the scope of a config, and what its training is counted in."""
+    cfg = load_config(config)
+    return cfg.default_scope, 'iteration' if 'max_iters' in cfg.train_cfg else 'epoch'
+
+
 def metric_of(args: Namespace, run: Run) -> str:
     """Return the logged name of the metric that is compared."""
-    known = sorted({name for entry in logged_by(run) for name in entry})
-    return find_metric(args.metric or METRICS[load_config(args.config).default_scope], known)
+    return find_metric(
+        args.metric or METRICS[task_of(args.config)[0]], sorted({name for entry in logged_by(run) for name in entry})
+    )
 
 
 def read_curve(run: Run, args: Namespace) -> Curve:
     """Return the metric of each evaluation of a run, in percent."""
-    metric = metric_of(args, run)
-    factor = 100 if load_config(args.config).default_scope == 'mmdet' else 1  # MMDetection logs shares
-    return {entry.get('step', entry.get('iter')): entry[metric] * factor for entry in logged_by(run) if metric in entry}
+    metric, scope, logged = metric_of(args, run), task_of(args.config)[0], logged_by(run)
+    factor = 100 if scope == 'mmdet' else 1  # MMDetection logs shares
+    return {entry.get('step', entry.get('iter')): entry[metric] * factor for entry in logged if metric in entry}
 
 
 def read_score(run: Run, args: Namespace) -> Score:
@@ -235,11 +244,12 @@ def write_results(runs: Sequence[Run], args: Namespace) -> str:
     curves: dict[tuple[str, float], list[Curve]] = defaultdict(list)
     for run, score in zip(finished, scores):
         curves[score.start, score.fraction].append(read_curve(run, args))
-    unit = 'iteration' if 'max_iters' in load_config(args.config).train_cfg else 'epoch'
     report = Report(f'{folder.resolve().name}: which start?')
     for sentence in sentences:
         report.text(sentence)
-    figures = dict(comparison=draw_scores(scores, reference, metric), training=draw_curves(curves, metric, unit))
+    figures = dict(
+        comparison=draw_scores(scores, reference, metric), training=draw_curves(curves, metric, task_of(args.config)[1])
+    )
     captions = dict(comparison='At the end of training', training='During training: mean and range over seeds')
     for name, figure in figures.items():
         if figure is not None:
