@@ -154,11 +154,17 @@ def errors_of(device, dtype, channels, stage, narrow):
         for triton in (True, False)
     )
     worst = max(ours, key=lambda what: ours[what] / (torchs[what] + 1e-7))
-    return dict(kernels=max(ours.values()), torch=max(torchs.values()), worst=worst, suspicious=_is_worse(ours, torchs))
+    return dict(
+        kernels=max(ours.values()),
+        torch=max(torchs.values()),
+        worst=worst,
+        suspicious=_is_worse(ours, torchs, DTYPES[dtype]),
+    )
 
 
-def _is_worse(ours, torchs):
-    return any(not error <= 4 * torchs[what] + 1e-5 for what, error in ours.items())
+def _is_worse(ours, torchs, dtype):
+    rounding = torch.finfo(dtype).eps
+    return any(not error <= 4 * torchs[what] + rounding for what, error in ours.items())
 
 
 def right(setting, size):

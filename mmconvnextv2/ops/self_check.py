@@ -23,7 +23,7 @@ from .residual import add_branch
 from .response_mlp import fused_response_mlp, response_mlp_reference
 
 # Largest error relative to the norm of the values in float64; TF32 and half precision are not errors
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
 CHANNELS, SIDE = 8, 7
 
 

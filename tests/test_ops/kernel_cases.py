@@ -89,7 +89,7 @@ NO_HEADERS = raise_error(CalledProcessError(1, 'gcc'))
     'module, name, wrong, reason',
     [
         (depthwise_kernels, 'transpose_taps', lambda weight: weight.flatten(1).t().contiguous().flip(0), 'is off by'),
-        (gelu, 'norm', lambda h, mask, keep: (F.gelu(h), h[:, :1].square().float()), 'the response MLP is off by'),
+        (gelu, 'norm', lambda h, mask, keep: (F.gelu(h), h[:, :1].square().float()), 'is off by'),
         (depthwise_kernels, 'convolve', NO_COMPILER, 'install one, such as gcc, or set CC'),
         (layer_norm, 'gradients', NO_HEADERS, r'Python \(python3-dev\)'),
     ],

@@ -246,17 +246,18 @@ def test_attention_in_float32():
 def test_rtmdet_distances_in_float32():
     """Under bf16 autocast, distances are the exponential of a float32 convolution of the head's features."""
     torch.manual_seed(0)
-    head = FP32RTMDetSepBNHead(
-        6,
-        16,
-        feat_channels=16,
-        stacked_convs=1,
-        norm_cfg=dict(type='GN', num_groups=4),
-        exp_on_reg=True,
-        anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8]),
-        bbox_coder=dict(type='DistancePointBBoxCoder'),
-        with_objectness=False,
-    )
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        head = FP32RTMDetSepBNHead(
+            6,
+            16,
+            feat_channels=16,
+            stacked_convs=1,
+            norm_cfg=dict(type='GN', num_groups=4),
+            exp_on_reg=True,
+            anchor_generator=dict(type='MlvlPointGenerator', offset=0, strides=[8]),
+            bbox_coder=dict(type='DistancePointBBoxCoder'),
+            with_objectness=False,
+        )
     (conv,) = head.rtm_reg
     nn.init.normal_(conv.weight, std=0.5)
     seen = []
