@@ -154,12 +154,8 @@ def errors_of(device, dtype, channels, stage, narrow):
         for triton in (True, False)
     )
     worst = max(ours, key=lambda what: ours[what] / (torchs[what] + 1e-7))
-    return dict(
-        kernels=max(ours.values()),
-        torch=max(torchs.values()),
-        worst=worst,
-        suspicious=_is_worse(ours, torchs, DTYPES[dtype]),
-    )
+    suspicious = _is_worse(ours, torchs, DTYPES[dtype])
+    return dict(kernels=max(ours.values()), torch=max(torchs.values()), worst=worst, suspicious=suspicious)
 
 
 def _is_worse(ours, torchs, dtype):

@@ -164,8 +164,8 @@ def test_other_channels_are_refused(tmp_path):
 
 
 def test_damaged_files_count_as_corrupt(tmp_path):
-    """Cut, foreign, complex and infinite arrays, and without rasterio a TIFF of five bands, which OpenCV does not read, are
-    OSErrors that name the file, so that training skips and counts them; nothing is unpickled."""
+    """Cut, foreign, complex and infinite arrays, and without rasterio a TIFF of five bands, are OSErrors that name the
+    file, so that training skips and counts them; nothing is unpickled."""
     np.save(tmp_path / 'whole.npy', make_pixels(70, 80, 5))
     content = (tmp_path / 'whole.npy').read_bytes()
     (tmp_path / 'cut.npy').write_bytes(content[:-9])
