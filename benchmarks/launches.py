@@ -59,7 +59,7 @@ Where a library multiplies matrices, each of Tiny's 18 blocks has at least 17 la
 first with LayerNorm, and the weight's gradient; LayerNorm's gradient; 2 passes over hidden features in each direction,
 since products lie between; the residual's sum and its gradient; and sums of partial results. Stem, downsampling and
 output norms have 24 with their gradients, and casts of images and of all parameters, and drop path, 3 if each is one
-kernel. In all a backbone has 333, so what is left for it bounds such kernels rather than ours alone.
+kernel. In all a backbone has 333; where less is left for it, such kernels cannot take 30 % off.
 """
 
 
