@@ -137,7 +137,7 @@ def errors_of(device, dtype, channels, stage, narrow):
     from launches import cells_of
 
     from mmconvnextv2.ops.grid import Grid
-    from mmconvnextv2.ops.self_check import relative_errors
+    from mmconvnextv2.ops.self_check import is_worse, relative_errors
 
     side, patch = (2, 8 >> stage) if narrow else (7, 8 >> stage)
     cells = cells_of(2, side).to(device)
@@ -154,13 +154,8 @@ def errors_of(device, dtype, channels, stage, narrow):
         for triton in (True, False)
     )
     worst = max(ours, key=lambda what: ours[what] / (torchs[what] + 1e-7))
-    suspicious = _is_worse(ours, torchs, DTYPES[dtype])
+    suspicious = any(is_worse(error, torchs[what]) for what, error in ours.items())
     return dict(kernels=max(ours.values()), torch=max(torchs.values()), worst=worst, suspicious=suspicious)
-
-
-def _is_worse(ours, torchs, dtype):
-    rounding = torch.finfo(dtype).eps
-    return any(not error <= 4 * torchs[what] + rounding for what, error in ours.items())
 
 
 def right(setting, size):

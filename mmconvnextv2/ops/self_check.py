@@ -17,14 +17,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 from .block import whole_block
 from .depthwise import depthwise
 from .depthwise_triton import depthwise_norm_sites, with_neighbours
-from .dispatch import set_check
+from .dispatch import INTERPRETED, set_check
 from .grid import Grid, cell_slots
 from .residual import add_branch
 from .response_mlp import fused_response_mlp, response_mlp_reference
 
-# Largest error relative to the norm of the values in float64; TF32 and half precision are not errors
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 3e-2, torch.bfloat16: 0.2}
+# Largest error relative to the norm of the values in float64; TF32 and half precision are not errors. Where torch's
+# operations err more, as in gradients that nearly cancel, kernels may err as is_worse allows.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 CHANNELS, SIDE = 8, 7
+MOST_TIMES = 8 if INTERPRETED else 4  # Triton's interpreter cuts bits off where a GPU rounds to nearest
 
 
 class Mismatch(RuntimeError):
@@ -42,9 +44,12 @@ def kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype
     # Without the modes of callers, such as fake tensors and counters of operations
     with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
         try:
-            for what, error in relative_errors(device, dtype, computed):
-                if not error <= TOLERANCE[computed]:
-                    raise Mismatch(f'{what} is off by {error:.1e}')
+            found = list(relative_errors(device, dtype, computed))
+            if not all(error <= TOLERANCE[computed] for _, error in found):
+                torchs = relative_errors(device, dtype, computed, triton=False)
+                for (what, error), (_, by_torch) in zip(found, torchs):
+                    if not error <= TOLERANCE[computed] and is_worse(error, by_torch):
+                        raise Mismatch(f'{what} is off by {error:.1e}')
         except Exception as error:
             name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
             warnings.warn(
@@ -54,6 +59,11 @@ def kernels_pass(device: torch.device, dtype: torch.dtype, computed: torch.dtype
             )
             return False
     return True
+
+
+def is_worse(error: float, by_torch: float) -> bool:
+    """Return whether an error of kernels is too large, or NaN, where torch's operations have another."""
+    return not error <= MOST_TIMES * by_torch + 1e-5
 
 
 def _explain(error: Exception) -> str:
