@@ -63,7 +63,7 @@ def test_two_distributions_of_the_same_files(tmp_path, monkeypatch):
 def test_broken_execution_is_a_problem(monkeypatch):
     """An execution that raises is a problem of its own; the others are still looked at."""
 
-    def broken(self, *arguments, **options):
+    def broken(self, *arguments):
         raise RuntimeError('no kernel image')
 
     monkeypatch.setattr(EXECUTIONS['packed'], 'enter', broken)

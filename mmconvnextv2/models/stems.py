@@ -8,6 +8,7 @@ differently: sparse pretraining keeps every pixel where it is, dense fine-tuning
 """
 
 import inspect
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Stem(nn.Sequential):
         Where ``valid_pixels``, bool (B, H, W), is False, the images are zero.
         """
         conv, norm = self
-        sites, grid = execution.enter(images, visible_cells, conv, self.stride, valid_pixels=valid_pixels)
+        sites, grid = _enter(execution, images, visible_cells, conv, self.stride, valid_pixels)
         return norm(sites), grid
 
 
@@ -114,14 +115,13 @@ class ConvStem(nn.Sequential):
                     "stem=dict(type='ConvStem', padding='same')"
                 )
             # Masked pixels are zero for the first convolution; the second one stays inside of a cell
-            sites, grid = execution.enter(
-                images, visible_cells, self._run_padded, self.stride, border=1, valid_pixels=valid_pixels
-            )
+            run = self._run_padded
+            sites, grid = _enter(execution, images, visible_cells, run, self.stride, valid_pixels, border=1)
         else:
             features = activation(norm(conv(images).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)  # (B, C, H, W)
             if valid_pixels is not None:
                 features = fill_invalid(features, valid_pixels)  # the first convolution and norm left values there
-            sites, grid = execution.enter(features, None, depthwise, self.stride, valid_pixels=valid_pixels)
+            sites, grid = _enter(execution, features, None, depthwise, self.stride, valid_pixels)
         return last_norm(sites), grid
 
     def _run_padded(self, images: Tensor) -> Tensor:
@@ -133,6 +133,22 @@ class ConvStem(nn.Sequential):
             pixels = conv(images)[..., 1:-1, 1:-1]
         pixels = activation(norm(pixels.permute(0, 2, 3, 1)))  # (n, H, W, C)
         return depthwise(pixels.permute(0, 3, 1, 2))
+
+
+def _enter(
+    execution: Execution,
+    images: Tensor,
+    visible_cells: Tensor | None,
+    run: Callable[[Tensor], Tensor],
+    stride: int,
+    valid_pixels: Tensor | None,
+    **options: int,
+) -> tuple[Tensor, Grid]:
+    """Enter an execution; one of 0.1 has three arguments, so the others are given only where they matter."""
+    given: dict = {**options} if stride == 4 else {**options, 'stride': stride}
+    if valid_pixels is not None:
+        given['valid_pixels'] = valid_pixels
+    return execution.enter(images, visible_cells, run, **given)
 
 
 def _check_stride(stride: int) -> None:
