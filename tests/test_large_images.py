@@ -198,6 +198,39 @@ def test_labels_are_a_georeferenced_raster(models, tmp_path):
     assert not (tmp_path / 'out' / 'scene.tiles').exists()
 
 
+def test_pixels_without_data_do_not_count(models, tmp_path):
+    """With valid_sites=True, the backbone sees the part of a tile that has data as if it were alone; without, norms
+    count the rest. Modes that sum over all sites of the image are refused."""
+    model, _ = models('FCNHead', 3)
+    values = scene(160, 128)
+    values[:64] = 0
+    paths = [
+        write_raster(tmp_path / 'scene.tif', values, nodata=0),
+        write_raster(tmp_path / 'alone.tif', values[64:], nodata=0),
+    ]
+
+    def maps():
+        found = []
+        for path, height in zip(paths, (160, 96)):
+            with Raster(path) as raster:
+                data, valid = TileModel(model).prepare(raster, Window(0, 0, height, 128))
+            assert valid[-96:].all() and not valid[:-96].any()
+            with torch.inference_mode():
+                found.append(model.module.backbone(data['inputs']))
+        return [(one[..., -alone.shape[2] :, :], alone) for one, alone in zip(*found)]
+
+    assert all((part - alone).abs().max() > 1e-3 for part, alone in maps())
+    model.module.backbone.valid_sites = True
+    try:
+        for part, alone in maps():
+            torch.testing.assert_close(part, alone, atol=1e-5, rtol=1e-5)
+        for grn in ('two-pass', 'exact'):
+            with pytest.raises(UserError, match='use --grn tile, or set valid_sites=False'):
+                predict_raster(model, paths[0], str(tmp_path / 'out'), grn=grn)
+    finally:
+        model.module.backbone.valid_sites = False
+
+
 def test_files_without_georeference(models, tmp_path):
     """TIFF, PNG, .npy and a palette PNG give the same labels as a GeoTIFF, without georeference."""
     model, _ = models()

@@ -163,9 +163,9 @@ class _Run:
 
         norms: AbstractContextManager = nullcontext()
         if first:
-            backbone_of(self.runner.module)
+            backbone = backbone_of(self.runner.module)
             sums = self._sum_squares(first, update)
-            norms = fixed_norms(self.runner.module.backbone, sums)
+            norms = fixed_norms(backbone, sums)
             self.pooled = self._pool(sums)
         if self.whole is not None:
             self.whole.compute(update)

@@ -151,11 +151,11 @@ class TileModel:
         with DefaultScope.overwrite_default_scope(self.scope), torch.inference_mode():
             data = self.module.data_preprocessor(pseudo_collate([self._transform(results)]), False)
             if not valid.all():
-                inputs = data['inputs']
-                data['inputs'] = torch.zeros_like(inputs)
+                inputs, (height, width) = data['inputs'], size
+                nothing = torch.nan if getattr(self.module.backbone, 'valid_sites', False) else 0.0
+                data['inputs'] = torch.full_like(inputs, nothing)
                 known = torch.from_numpy(valid).to(inputs.device)
-                height, width = size
-                data['inputs'][..., :height, :width] = torch.where(known, inputs[..., :height, :width], 0)
+                data['inputs'][..., :height, :width] = torch.where(known, inputs[..., :height, :width], nothing)
         return data, valid
 
     def logits(self, data: dict[str, Any]) -> Tensor:

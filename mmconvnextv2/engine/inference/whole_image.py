@@ -39,7 +39,7 @@ def backbone_of(module: nn.Module) -> ConvNeXtV2:
     """Return a model's backbone.
 
     Raises:
-        ValueError: If it is not a ConvNeXt V2.
+        ValueError: If it is not a ConvNeXt V2, or leaves out sites, which sums over the image do not.
     """
     backbone = getattr(module, 'backbone', None)
     if not isinstance(backbone, ConvNeXtV2):
@@ -47,11 +47,13 @@ def backbone_of(module: nn.Module) -> ConvNeXtV2:
             f'the backbone is {type(backbone).__name__}: norms over the whole image are those of ConvNeXtV2; '
             'use --grn tile'
         )
+    if backbone.valid_sites:
+        raise UserError('norms over the whole image count all of its sites: use --grn tile, or set valid_sites=False')
     return backbone
 
 
 def norms_of(backbone: ConvNeXtV2) -> dict[str, GlobalResponseNorm]:
-    """Return the GRNs of a backbone by name; there are none in ConvNeXt V1."""
+    """Return the GRNs of a backbone by name; ConvNeXt V1 has none."""
     return {
         f'stages.{stage}.{number}.grn': block.grn
         for stage, blocks in enumerate(backbone.stages)
