@@ -111,6 +111,25 @@ class FCMAEDecoder(BaseModule):
         return sites_to_map(sites, grid)
 
 
+def normalise(values: Tensor, counted: Tensor | None, dims: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise values by their mean and unbiased variance over some dimensions; also return mean and deviation.
+
+    Args:
+        values (Tensor): Values, zero where they do not count.
+        counted (Tensor, optional): Values that count, bool, of the same shape; others give 0. None means all.
+        dims (tuple[int, ...]): Dimensions.
+    """
+    if counted is None:
+        variance, mean = torch.var_mean(values, dims, keepdim=True)
+        deviation = (variance + 1e-6).sqrt()
+        return (values - mean) / deviation, mean, deviation
+    count = counted.sum(dims, keepdim=True)
+    mean = values.sum(dims, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(counted, values - mean, 0)
+    deviation = (centred.square().sum(dims, keepdim=True) / (count - 1).clamp(min=1) + 1e-6).sqrt()
+    return centred / deviation, mean, deviation
+
+
 @MODELS.register_module()
 class FCMAEHead(BaseModule):
     """Prediction of the normalised pixels of masked cells.
@@ -160,17 +179,7 @@ class FCMAEHead(BaseModule):
         cells = fill_masked(cells, valid)
         if not self.norm_pix:
             return cells, torch.zeros_like(cells[..., :1]), torch.ones_like(cells[..., :1])
-        if valid is None:
-            variance, mean = torch.var_mean(cells, dim=-1, keepdim=True)
-        else:
-            count = valid.sum(-1, keepdim=True)
-            mean = cells.sum(-1, keepdim=True) / count.clamp(min=1)
-            cells = fill_masked(cells - mean, valid)
-            variance = cells.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
-            deviation = (variance + 1e-6).sqrt()
-            return cells / deviation, mean, deviation
-        deviation = (variance + 1e-6).sqrt()
-        return (cells - mean) / deviation, mean, deviation
+        return normalise(cells, valid, (-1,))
 
     def _valid_values(self, images: Tensor, cells: Tensor, valid_pixels: Tensor) -> Tensor:
         """Return whether each value (B, M, cell * cell * C) of cells (B, M) is of a valid pixel."""

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..ops.reductions import statistics_dtype
 from ..utils.errors import UserError
+from .decoder import normalise
 
 MISSING = -1  # index of missing labels
 INPUTS = 'inputs'  # the source of a target that reconstructs the images themselves
@@ -128,11 +129,7 @@ class PixelValues(_Values):
         if not self.norm_cell:
             mean = torch.zeros_like(target[..., :1, :1])
             return target, mean, torch.ones_like(mean)
-        count = (~missing).sum((2, 3), keepdim=True)
-        mean = target.sum((2, 3), keepdim=True) / count.clamp(min=1)
-        variance = torch.where(missing, 0, target - mean).square().sum((2, 3), keepdim=True) / (count - 1).clamp(min=1)
-        deviation = (variance + 1e-6).sqrt()
-        return torch.where(missing, 0, (target - mean) / deviation), mean, deviation
+        return normalise(target, ~missing, (2, 3))
 
     def terms(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sum over cells of their mean squared error, and the number of cells with a value.
