@@ -23,9 +23,9 @@ from ..engine.hooks.early_stopping import find_metric
 from ..utils.atomic import replacing
 from ..utils.config import load_config
 from ..utils.errors import RunError, UserError
-from .arguments import add_traceback, add_weights_dir, check_checkpoint
+from .arguments import add_weights_dir, check_checkpoint
 from .train import parse_train_args
-from .trainings import METRICS, Run, check_train_args, command_of, logged_by, note_plan, split_arguments, train
+from .trainings import METRICS, Run, check_train_args, command_of, logged_by, note_plan, parse_run_options, train
 
 SCRATCH, PLAN = 'scratch', 'compare.json'
 CHECKPOINT = 'model.backbone.init_cfg.checkpoint'
@@ -43,7 +43,6 @@ An interrupted comparison goes on when the same command is run again. Arguments 
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/compare_starts.py``; arguments after ``--`` become ``train_args``."""
-    own, train_args = split_arguments(argv)
     parser = ArgumentParser(
         description='Train one recipe from several starts on nested fractions of the labels, and write a table, '
         'figures, paired differences with confidence intervals, and what follows from them.',
@@ -70,19 +69,10 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
         help=f"keep the recipe's frozen stages and layer decay. Otherwise, with {SCRATCH!r} among the starts, all "
         'layers train at one rate from every start, since random layers must not stay random',
     )
-    parser.add_argument('--metric', help=f'metric to compare; default {", ".join(METRICS.values())}')
     parser.add_argument('--work-dir', help='folder for the runs and the results; default work_dirs/CONFIG_NAME_starts')
-    parser.add_argument(
-        '--gpus', type=int, default=0, help='launch each run with tools/dist_train.sh on this many GPUs'
-    )
     add_weights_dir(parser)
-    add_traceback(parser)
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument('--dry-run', action='store_true', help='print the commands of unfinished runs, one per line')
-    instead.add_argument('--table', action='store_true', help='write the results of existing runs without training')
-    args = parser.parse_args(own)
-    args.train_args = train_args
-    return args
+    metric = f'metric to compare; default {", ".join(METRICS.values())}'
+    return parse_run_options(parser, argv, metric, 'write the results of existing runs without training')
 
 
 def compare_starts(args: Namespace) -> None:

@@ -12,8 +12,7 @@ from statistics import mean, stdev
 from ..engine.hooks.early_stopping import find_metric
 from ..utils.config import read_config
 from ..utils.errors import RunError, UserError
-from .arguments import add_traceback
-from .trainings import METRICS, Run, check_train_args, command_of, logged_by, note_plan, split_arguments, train
+from .trainings import METRICS, Run, check_train_args, command_of, logged_by, note_plan, parse_run_options, train
 
 KEYS = dict(
     lr='optim_wrapper.optimizer.lr',
@@ -30,7 +29,6 @@ PLAN = 'sweep.json'
 
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/sweep.py``; arguments after ``--`` become ``train_args``."""
-    own, train_args = split_arguments(argv)
     parser = ArgumentParser(
         description='Train a config for every combination of the given values, and rank the runs.',
         epilog='Example: python tools/sweep.py configs/upernet/upernet_convnextv2-b_160k_ade20k-512x512.py --lr 1e-4 '
@@ -43,19 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     parser.add_argument('--drop-path', type=float, nargs='+', help='drop path rates')
     parser.add_argument('--seed', type=int, nargs='+', help='seeds; a second table has means and deviations over them')
     parser.add_argument('--work-dir', help='folder for the runs; default work_dirs/CONFIG_NAME_sweep')
-    parser.add_argument(
-        '--gpus', type=int, default=0, help='launch each run with tools/dist_train.sh on this many GPUs'
-    )
-    parser.add_argument(
-        '--metric', help=f'metric to rank by; default {", ".join(METRICS.values())}, or loss in pretraining'
-    )
-    add_traceback(parser)
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument('--dry-run', action='store_true', help='print the commands of unfinished runs, one per line')
-    instead.add_argument('--table', action='store_true', help='rank the existing runs without training')
-    args = parser.parse_args(own)
-    args.train_args = train_args
-    return args
+    metric = f'metric to rank by; default {", ".join(METRICS.values())}, or loss in pretraining'
+    return parse_run_options(parser, argv, metric, 'rank the existing runs without training')
 
 
 def sweep(args: Namespace) -> None:

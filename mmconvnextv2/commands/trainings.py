@@ -8,13 +8,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..utils.config import TOOLS
 from ..utils.errors import UserError
+from .arguments import add_traceback
 from .report import read_entries
 from .train import parse_train_args
 
@@ -37,11 +38,28 @@ class Run(NamedTuple):
         return f'{shlex.join(self.command)} && touch {shlex.quote(str(self.folder / FINISHED))}'
 
 
-def split_arguments(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
-    """Return the arguments before ``--``, and those after it, which are for ``tools/train.py``."""
+def parse_run_options(parser: ArgumentParser, argv: Sequence[str] | None, metric: str, table: str) -> Namespace:
+    """Add the options of tools that train many runs, and parse; arguments after ``--`` become ``train_args``.
+
+    Args:
+        parser (ArgumentParser): Parser with the tool's own arguments.
+        argv (Sequence[str], optional): Arguments, those of the process if None.
+        metric (str): Help of ``--metric``.
+        table (str): Help of ``--table``.
+    """
+    parser.add_argument(
+        '--gpus', type=int, default=0, help='launch each run with tools/dist_train.sh on this many GPUs'
+    )
+    parser.add_argument('--metric', help=metric)
+    add_traceback(parser)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument('--dry-run', action='store_true', help='print the commands of unfinished runs, one per line')
+    instead.add_argument('--table', action='store_true', help=table)
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index('--') if '--' in argv else len(argv)
-    return argv[:cut], argv[cut + 1 :]
+    args = parser.parse_args(argv[:cut])
+    args.train_args = argv[cut + 1 :]
+    return args
 
 
 def check_train_args(config: str, train_args: Sequence[str], flags: Sequence[str], keys: Iterable[str]) -> None:
