@@ -228,28 +228,13 @@ install_minkowski() {
     say "MinkowskiEngine 0.5.4 is installed in $venv"
 }
 
-install_export() {
-    local list=$here/export.txt
-    ! cmp -s "$list" "$venv/.export" || return 0
-    install export "installing ONNX and its runtime" --no-deps -r "$list"
-    cp "$list" "$venv/.export"
-    say "ONNX files can be exported in $venv"
-}
-
-install_loader() {
-    local list=$here/loader.txt
-    ! cmp -s "$list" "$venv/.loader" || return 0
-    install loader "installing numba and libjpeg-turbo" --no-deps -r "$list"
-    cp "$list" "$venv/.loader"
-    say "pretraining in $venv reads images by region"
-}
-
-install_geo() {
-    local list=$here/geo.txt
-    ! cmp -s "$list" "$venv/.geo" || return 0
-    install geo "installing rasterio" --no-deps -r "$list"
-    cp "$list" "$venv/.geo"
-    say "GeoTIFF files can be read in $venv"
+# install_list PART TITLE DONE: the packages of PART.txt, which the lock does not have
+install_list() {
+    local list=$here/$1.txt
+    ! cmp -s "$list" "$venv/.$1" || return 0
+    install "$1" "installing $2" --no-deps -r "$list"
+    cp "$list" "$venv/.$1"
+    say "$3 in $venv"
 }
 
 hash=$( (sha256sum "$lock" 2>/dev/null || shasum -a 256 "$lock") | cut -c 1-16)
@@ -279,6 +264,9 @@ if [ "$(cat "$venv/.source" 2>/dev/null)" != "$(dirname "$here")" ]; then
 fi
 case ${2:-} in
     '') ;;
-    minkowski | export | loader | geo) "install_$2" ;;
+    minkowski) install_minkowski ;;
+    export) install_list export "ONNX and its runtime" "ONNX files can be exported" ;;
+    loader) install_list loader "numba and libjpeg-turbo" "pretraining reads images by region" ;;
+    geo) install_list geo rasterio "GeoTIFF files can be read" ;;
     *) fail "unknown optional part '$2': expected minkowski, export, loader or geo" ;;
 esac

@@ -107,7 +107,9 @@ def _report(found: dict[str, Any], out: str) -> None:
     if not found['georeferenced']:
         print(f'{found["file"]}: no georeference, so coordinates are columns and rows of pixels')
     if found['corrupt']:
-        print(f'{found["file"]}: {len(found["corrupt"])} damaged blocks are no data, first {found["corrupt"][0]}')
+        print(
+            f'{found["file"]}: {len(found["corrupt"])} damaged blocks were left out, the first at {found["corrupt"][0]}'
+        )
     parts = found.get('classes') or found.get('instances') or {}
     unit = ' %' if 'classes' in found else ''
     shown = ', '.join(f'{name} {count}{unit}' for name, count in sorted(parts.items(), key=lambda one: -one[1])[:8])

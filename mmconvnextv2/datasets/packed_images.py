@@ -43,7 +43,7 @@ class PackedImages(Sequence):
         side (int): Short side to which larger images were reduced, 0 for none.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the file is not of this kind, of another version, or cut short.
     """
 
@@ -85,7 +85,7 @@ def read_header(path: str) -> dict:
     """Return the JSON header of a packed file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the file is not of this kind, of another version, or cut short.
     """
     if not os.path.isfile(path):

@@ -325,8 +325,8 @@ def write_labels(
 
     Args:
         path (str): File to write.
-        read_block (Callable): Function that returns the labels (h, w) of a window; 255 is no data, 65535 for more than
-            255 classes.
+        read_block (Callable): Function that returns the labels (h, w) of a window; 255 marks pixels without data, 65535
+            with more than 255 classes.
         raster (Raster): The image.
         classes (Sequence[str]): Class names by label, kept as tags of the band.
         palette (Sequence, optional): RGB colours by label, 0 to 255. Defaults to None, distinct colours.

@@ -1,7 +1,7 @@
 """Graphs of MMDetection's detectors, from pixels to boxes, scores, labels and masks.
 
-Backbone, neck, heads, anchors and box coders are MMDetection's own. Written anew here, for whole batches, is what
-MMDetection does with shapes that depend on values, image by image: the choice of the best candidates, NMS, and the
+Backbone, neck, heads, anchors and box coders are MMDetection's own. Written here, for whole batches, is what
+MMDetection does image by image with shapes that depend on values: the choice of the best candidates, NMS, and the
 assignment of RoIs to levels. Lists have a fixed length, filled up with entries of score 0.
 
 Boxes, scores and masks are computed in float32 in a float16 graph, since float16 holds coordinates above 1024 to whole
@@ -29,7 +29,7 @@ MOST_LOST = {True: 0.1, False: 0.5}  # share of detections that may go another w
 
 
 class Found(NamedTuple):
-    """Boxes (B, N, 4), their scores (B, N), ``REMOVED`` where there is none, and their labels (B, N)."""
+    """Boxes (B, N, 4), their scores (B, N), ``REMOVED`` for entries that only fill up, and labels (B, N)."""
 
     boxes: Tensor
     scores: Tensor
@@ -75,7 +75,7 @@ class DetectorGraph(PixelGraph):
     """Base of the graphs of detectors; see :func:`detector_kind`.
 
     Outputs are ``boxes`` float32 (B, K, 4), corners in pixels of the input; ``scores`` float32 (B, K), the best first,
-    0 where there is no detection; ``labels`` int64 (B, K), -1 there; and for models with masks ``masks``, (B, K, P, P)
+    0 for entries that only fill up; ``labels`` int64 (B, K), -1 for those; with masks also ``masks``, (B, K, P, P)
     float32 probabilities in each box or (B, K, H, W) uint8.
 
     Args:

@@ -186,6 +186,9 @@ def test_damaged_files_count_as_corrupt(tmp_path):
     dataset = UnlabelledImages(str(tmp_path), pipeline, max_corrupt_share=0.95, extensions=('.npy', '.png', '.tif'))
     assert len(dataset) == len(damaged) + 1
     assert all(dataset[index]['data_samples'].img_path.endswith('whole.npy') for index in range(len(dataset)))
+    if find_spec('rasterio') is not None:
+        write_tiff(tmp_path / 'bands.tif', make_pixels(70, 80, 5))
+        assert np.array_equal(load(tmp_path / 'bands.tif', 5), make_pixels(70, 80, 5))
     write_tiff(tmp_path / 'grey.tif', make_pixels(70, 80, 1))  # the writer itself is right
     assert np.array_equal(load(tmp_path / 'grey.tif', 1), make_pixels(70, 80, 1))
 

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ...datasets.rasters import Window
 
@@ -96,21 +98,12 @@ def _agree(one: Instance, other: Instance, strip: Window) -> bool:
 
 
 def _components(count: int, pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Return the connected components of a graph, each in ascending order."""
-    parent = list(range(count))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for a, b in pairs:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
+    """Return the connected components of a graph of ``count`` nodes, each in ascending order."""
+    edges = np.array(pairs, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs)), tuple(edges)), (count, count))
     groups: dict[int, list[int]] = {}
-    for node in range(count):
-        groups.setdefault(root(node), []).append(node)
+    for node, label in enumerate(connected_components(graph, directed=False)[1].tolist()):
+        groups.setdefault(label, []).append(node)
     return list(groups.values())
 
 

@@ -41,9 +41,6 @@ class TileStore:
     Args:
         folder (str): The folder; it is created.
         settings (dict): What the results depend on, in JSON types. A folder of other settings is emptied.
-
-    Attributes:
-        is_resumed (bool): Whether the folder holds results of an earlier run with the same settings.
     """
 
     def __init__(self, folder: str, settings: dict[str, Any]) -> None:
@@ -51,8 +48,7 @@ class TileStore:
         settings, found = json.loads(json.dumps(settings)), None
         with suppress(OSError, ValueError), open(noted, encoding='utf-8') as file:
             found = json.load(file)
-        self.is_resumed = found == settings
-        if not self.is_resumed:
+        if found != settings:
             shutil.rmtree(folder, ignore_errors=True)
             os.makedirs(folder)
             with naming_full_disk(folder), replacing(noted) as partial, open(partial, 'w', encoding='utf-8') as file:
@@ -75,7 +71,7 @@ class TileStore:
             np.savez(file, **values)
 
     def load(self, name: str) -> dict[str, np.ndarray] | None:
-        """Read arrays; None if there is no such file."""
+        """Read arrays; None if the file does not exist."""
         if not self.has(name):
             return None
         with np.load(self.path(name), allow_pickle=False) as content:
@@ -91,7 +87,7 @@ class TileStore:
             json.dump(value, file)
 
     def load_json(self, name: str) -> Any:
-        """Read a value of JSON types; None if there is no such file."""
+        """Read a value of JSON types; None if the file does not exist."""
         if not self.has(name):
             return None
         with open(self.path(name), encoding='utf-8') as file:
