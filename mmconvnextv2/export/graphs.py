@@ -84,8 +84,6 @@ PARTS = ('backbone', *SCOPES)
 OUTPUTS = ('logits', 'labels')
 NMS = ('recipe', 'hard', 'outside')
 MASKS = ('boxes', 'images')
-NMS = ('recipe', 'hard', 'outside')
-MASKS = ('boxes', 'images')
 
 
 class GraphOptions(NamedTuple):
