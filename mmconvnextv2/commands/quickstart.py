@@ -189,8 +189,8 @@ def write_report(root: Path, results: list[Result], verdicts: dict[str, str], se
 def parse_args(argv: Sequence[str] | None = None) -> Namespace:
     """Parse the arguments of ``tools/quickstart.py``."""
     parser = ArgumentParser(
-        description='Pretrain, convert, fine-tune, compare and evaluate on the embedded data set, in a quarter of an '
-        'hour on two cores.',
+        description='Pretrain, convert, fine-tune, compare and evaluate on the embedded data set, in twelve '
+        'minutes on two cores.',
         epilog='Example: python tools/quickstart.py --seed 0',
     )
     parser.add_argument('--seed', type=int, default=0, help='random seed of all runs; default 0')
