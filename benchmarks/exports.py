@@ -4,6 +4,10 @@ Each way predicts the test set of the config, image by image: AP or mIoU, the la
 labels, and the median of milliseconds per image, with reading left out.
 
     python benchmarks/exports.py configs/quickstart/mask-rcnn.py epoch_6.pth --ways float32 onnx onnx-int8
+
+Without a config, it compares a recipe of every kind that is exported, with random weights, on photos:
+
+    python benchmarks/exports.py --photos FOLDER
 """
 
 import argparse
@@ -11,14 +15,19 @@ import os
 import statistics
 import tempfile
 import time
+from pathlib import Path
 
+import mmcv
 import numpy as np
 import torch
-from mmengine.registry import DefaultScope
+from huge_images import randomise
+from mmengine.config import DictAction
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
 import mmconvnextv2
 from mmconvnextv2.commands.runner import build_runner
+from mmconvnextv2.datasets.image_files import list_images, read_rgb
 from mmconvnextv2.export.detectors import agreement, paste
 from mmconvnextv2.export.graphs import GraphOptions, default_part, read_graph
 from mmconvnextv2.export.runtimes import FileOptions, export_onnx
@@ -38,6 +47,19 @@ SPEEDS = {
 }
 METRICS = ('coco/bbox_mAP', 'coco/segm_mAP', 'pascal_voc/mAP', 'mIoU')
 WARM_UP = 2
+PHOTO = (480, 640)  # height and width of the photos on which recipes are compared
+RECIPES = (
+    'faster_rcnn/faster-rcnn_convnextv2-t_fpn_1x_coco.py',
+    'mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py',
+    'cascade_mask_rcnn/cascade-mask-rcnn_convnextv2-t_fpn_ms-crop-3x_coco.py',
+    'retinanet/retinanet_convnextv2-t_fpn_1x_coco.py',
+    'atss/atss_convnextv2-t_fpn_1x_coco.py',
+    'rtmdet/rtmdet-l_convnextv2-t_100e_coco.py',
+    'dino/dino_convnextv2-t_4scale-12e_coco.py',
+    'upernet/upernet_convnextv2-t_160k_ade20k-512x512.py',
+    'semantic_fpn/semantic-fpn_convnextv2-t_160k_ade20k-512x512.py',
+    'classification/convnextv2-t_fcmae-ft_in1k-224.py',
+)
 
 
 class File:
@@ -56,6 +78,9 @@ class File:
         (image,), (sample,) = data['inputs'], data['data_samples']
         pixels = image.numpy()[::-1][None].astype(np.float32)  # as the files of our recipes read them: RGB
         outputs = [torch.from_numpy(each) for each in self.session.run(None, dict(images=pixels))]
+        if outputs[0].ndim == 2:
+            sample.pred_score = outputs[0][0].softmax(0)
+            return [sample]
         if len(outputs) == 1:
             logits = torch.nn.functional.interpolate(outputs[0], sample.ori_shape[:2], mode='bilinear')
             sample.pred_sem_seg = PixelData(data=logits.argmax(1))
@@ -86,6 +111,9 @@ def evaluate(cfg, predict, limit):
 
 def deviation(expected, found):
     """Describe how predictions differ from float32's in PyTorch."""
+    if 'pred_score' in expected[0]:
+        apart = max((one.pred_score - two.pred_score).abs().max().item() for one, two in zip(expected, found))
+        return f'{apart:.1e} of probability'
     if 'pred_sem_seg' in expected[0]:
         shares = [(one.pred_sem_seg.data != two.pred_sem_seg.data).double().mean() for one, two in zip(expected, found)]
         return f'{max(shares).item():.3%} of labels'
@@ -107,15 +135,69 @@ def deviation(expected, found):
     return text + (f', mask IoU {min(masks):.3f}' if masks else '')
 
 
+def compare_recipes(args):
+    """Print one row per recipe: onnxruntime against PyTorch, in turns, on photos, with random weights."""
+    photos = [mmcv.imresize(read_rgb(path), PHOTO[::-1]) for path in list_images([args.photos])[: args.images or 6]]
+    print(f'{len(photos)} photos of {PHOTO[0]} x {PHOTO[1]}, {torch.get_num_threads()} threads')
+    print('| Recipe | onnxruntime against PyTorch | PyTorch, ms | onnxruntime, ms | MiB |\n| --- | --- | --- | --- | --- |')
+    for recipe in args.recipes:
+        with tempfile.TemporaryDirectory() as folder:
+            print(compare_recipe(recipe, photos, Path(folder)), flush=True)
+
+
+def compare_recipe(recipe, photos, folder):
+    """Return the row of a recipe."""
+    cfg = load_config(f'configs/{recipe}')
+    cfg.model.backbone.init_cfg = cfg.load_from = None
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+        randomise(model)
+        checkpoint, path = str(folder / 'model.pth'), str(folder / 'model.onnx')
+        torch.save(dict(state_dict=model.state_dict(), meta={}), checkpoint)
+        options = FileOptions(size=PHOTO if cfg.default_scope != 'mmpretrain' else (224, 224))
+        export_onnx(read_graph(cfg, checkpoint, default_part(cfg)), path, options)
+        ways = [mmconvnextv2.load(cfg, checkpoint, 'cpu').module.test_step, File(path).test_step]
+        found, seconds = ([], []), ([], [])
+        with torch.inference_mode():
+            for photo in photos:
+                for way, predict in enumerate(ways):
+                    data = to_data(photo if cfg.default_scope != 'mmpretrain' else photo[:224, :224], cfg.default_scope)
+                    started = time.perf_counter()
+                    found[way].extend(predict(data))
+                    seconds[way].append(time.perf_counter() - started)
+        torch_ms, onnx_ms = (1e3 * statistics.median(each[WARM_UP:]) for each in seconds)
+        size = os.path.getsize(path) / 2**20
+    return f'| {Path(recipe).stem} | {deviation(*found)} | {torch_ms:.0f} | {onnx_ms:.0f} | {size:.0f} |'
+
+
+def to_data(photo, scope):
+    """Return what a data loader returns for an RGB photo."""
+    if scope == 'mmdet':
+        from mmdet.structures import DetDataSample as Sample
+    elif scope == 'mmseg':
+        from mmseg.structures import SegDataSample as Sample
+    else:
+        from mmpretrain.structures import DataSample as Sample
+    size = photo.shape[:2]
+    facts = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    pixels = torch.from_numpy(np.ascontiguousarray(photo[:, :, ::-1].transpose(2, 0, 1)))
+    return dict(inputs=[pixels], data_samples=[Sample(metainfo=facts)])
+
+
 def main():
     """Print one row per way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
+    parser.add_argument('config', nargs='?')
+    parser.add_argument('checkpoint', nargs='?')
+    parser.add_argument('--photos', help='folder of photos, for a comparison of recipes')
+    parser.add_argument('--recipes', nargs='+', default=RECIPES)
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction)
     parser.add_argument('--ways', nargs='+', choices=[*SPEEDS, *FILES], default=['float32', 'bfloat16', *FILES])
     parser.add_argument('--images', type=int, help='number of images; default the whole test set')
     args = parser.parse_args()
-    cfg = load_config(args.config)
+    if args.photos:
+        return compare_recipes(args)
+    cfg = load_config(args.config, args.cfg_options)
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     cfg.load_from = None
     with tempfile.TemporaryDirectory() as folder:

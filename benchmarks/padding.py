@@ -29,6 +29,9 @@ SIDE, SHORT = 384, 256
 ARCH = dict(depths=(2, 2, 4, 2), channels=(32, 64, 96, 128))
 DETECTOR = 'configs/mask_rcnn/mask-rcnn_convnextv2-t_fpn_1x_coco.py'
 SEGMENTOR = 'configs/upernet/upernet_convnextv2-t_160k_ade20k-512x512.py'
+MASK2FORMER = 'configs/mask2former/mask2former_convnextv2-t_lsj-50e_coco.py'
+ATSS = 'configs/atss/atss_convnextv2-t_fpn_1x_coco.py'
+DINO = 'configs/dino/dino_convnextv2-t_4scale-12e_coco.py'
 
 
 def build(path: str, scope: str, options: dict, valid: bool) -> nn.Module:
@@ -50,8 +53,10 @@ def build(path: str, scope: str, options: dict, valid: bool) -> nn.Module:
     return model.double().eval()
 
 
-def relative(alone: Tensor, batch: Tensor, valid: Tensor) -> float:
-    """Return |batch - alone| / |alone| over valid sites (H, W) of maps (1, C, h, w), h <= H."""
+def relative(alone: Tensor, batch: Tensor, valid: Tensor | None) -> float:
+    """Return |batch - alone| / |alone|; of maps (1, C, h, w) over valid sites (H, W), h <= H."""
+    if valid is None:
+        return float((batch - alone).norm() / alone.norm())
     height, width = alone.shape[2:]
     inside = valid[:height, :width]
     difference = (batch[:, :, :height, :width] - alone)[:, :, inside]
@@ -71,18 +76,30 @@ def measure(run, images: list[Tensor], value: float) -> dict[str, float]:
         )
         mask = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
         mask[:, :height, :width] = True
-        for name, (one, other) in {k: (a, b) for (k, a), b in zip(run(alone).items(), run(batch).values())}.items():
-            stride = SIDE // other.shape[-1]
-            valid = valid_sites(mask, stride).view(*other.shape[2:])
+        outputs = [run(each, (height, width)) for each in (alone, batch)]
+        for name, one in outputs[0].items():
+            other, valid = outputs[1][name], None
+            if other.ndim == 4:
+                valid = valid_sites(mask, SIDE // other.shape[-1]).view(*other.shape[2:])
             found.setdefault(name, []).append(relative(one, other, valid))
     return {name: statistics.mean(values) for name, values in found.items()}
 
 
+def grid_boxes(height: int, width: int, cells: int = 4) -> Tensor:
+    """Return the cells of a grid over an image and the whole image, as RoIs (R, 5)."""
+    x, y = (torch.linspace(0, side, cells + 1, dtype=torch.float64) for side in (width, height))
+    boxes = [(0, x[j], y[i], x[j + 1], y[i + 1]) for i in range(cells) for j in range(cells)]
+    return torch.tensor([*boxes, (0, 0, 0, width, height)], dtype=torch.float64)
+
+
 def detector_run(model: nn.Module):
-    def run(images: Tensor) -> dict[str, Tensor]:
+    model.roi_head.float()  # the recipes pool RoIs in float32
+
+    def run(images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         maps = model.backbone(images)
         pyramid = model.neck(maps)
         scores, boxes = model.rpn_head(pyramid)
+        rois, head = grid_boxes(*size), model.roi_head
         return {
             'backbone, stride 4': maps[0],
             'backbone, stride 32': maps[-1],
@@ -90,13 +107,58 @@ def detector_run(model: nn.Module):
             'FPN, stride 32': pyramid[3],
             'RPN scores, stride 4': scores[0],
             'RPN scores, stride 32': scores[3],
+            'RoIAlign, boxes of 1/4 of a side': head.bbox_roi_extractor(pyramid[:4], rois)[:-1].flatten(),
+            'box head, logits of these boxes': head._bbox_forward(pyramid, rois)['cls_score'][:-1],
+            'box head, logits of the whole image': head._bbox_forward(pyramid, rois)['cls_score'][-1:],
+            'mask head, logits of these boxes': head._mask_forward(pyramid, rois)['mask_preds'][:-1].flatten(),
         }
 
     return run
 
 
+def atss_run(model: nn.Module):
+    def run(images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        scores = model.bbox_head(model.neck(model.backbone(images)))[0]
+        return {'scores, stride 8': scores[0], 'scores, stride 32': scores[2]}
+
+    return run
+
+
+def dino_run(model: nn.Module):
+    model.neck.float(), model.encoder.float()
+    nn.init.normal_(model.level_embed)  # uninitialised memory before init_weights
+
+    def run(images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        from mmdet.structures import DetDataSample
+
+        facts = dict(batch_input_shape=tuple(images.shape[2:]), img_shape=size)
+        maps = model.neck(tuple(each.float() for each in model.backbone(images)))
+        inputs, _ = model.pre_transformer(maps, [DetDataSample(metainfo=facts)])
+        memory, found = model.forward_encoder(**inputs)['memory'][0], []
+        for height, width in inputs['spatial_shapes'].tolist():
+            found.append(memory[: height * width].T.reshape(1, -1, height, width))
+            memory = memory[height * width :]
+        return {'neck, stride 8': maps[0], 'encoder, stride 8': found[0], 'encoder, stride 32': found[2]}
+
+    return run
+
+
+def mask2former_run(model: nn.Module):
+    model.panoptic_head.float()  # the recipes' pixel decoder is in float32
+
+    def run(images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        from mmdet.structures import DetDataSample
+
+        maps = tuple(each.float() for each in model.backbone(images))
+        facts = dict(batch_input_shape=tuple(images.shape[2:]), img_shape=size)
+        classes, masks = model.panoptic_head(maps, [DetDataSample(metainfo=facts)])
+        return {'classes of the queries': classes[-1], 'masks of the queries': masks[-1]}
+
+    return run
+
+
 def segmentor_run(model: nn.Module):
-    def run(images: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
         maps = model.backbone(images)
         return {
             'pyramid pooling, global': model.decode_head.psp_modules(maps[-1])[0],
@@ -144,8 +206,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     images = read_images(args.images, args.count)
-    narrow = {'model.neck.in_channels': list(ARCH['channels']), 'model.neck.out_channels': 64}
+    pyramid = {'model.neck.in_channels': list(ARCH['channels'])}
+    narrow = {**pyramid, 'model.neck.out_channels': 64}
     narrow |= {'model.rpn_head.in_channels': 64, 'model.rpn_head.feat_channels': 64}
+    narrow |= {f'model.roi_head.{name}_roi_extractor.out_channels': 64 for name in ('bbox', 'mask')}
+    narrow |= {f'model.roi_head.{name}_head.in_channels': 64 for name in ('bbox', 'mask')}
+    queries = {'model.panoptic_head.in_channels': list(ARCH['channels'])}
+    encoder = {'model.neck.in_channels': list(ARCH['channels'][1:])}
     heads = {'model.decode_head.in_channels': list(ARCH['channels']), 'model.decode_head.channels': 64}
     heads |= {'model.auxiliary_head.in_channels': ARCH['channels'][2], 'model.decode_head.norm_cfg.type': 'BN'}
     heads |= {'model.auxiliary_head.norm_cfg.type': 'BN'}
@@ -154,7 +221,14 @@ def main() -> None:
         value = float('nan') if valid else 0.0
         found = measure(detector_run(build(DETECTOR, 'mmdet', narrow, valid)), images, value)
         segmentor = measure(segmentor_run(build(SEGMENTOR, 'mmseg', heads, valid)), images, value)
-        for name, number in {**found, **{f'UperNet {key}': one for key, one in segmentor.items()}}.items():
+        transformer = measure(mask2former_run(build(MASK2FORMER, 'mmdet', queries, valid)), images, value)
+        atss = measure(atss_run(build(ATSS, 'mmdet', pyramid, valid)), images, value)
+        dino = measure(dino_run(build(DINO, 'mmdet', encoder, valid)), images, value)
+        found |= {f'UperNet {key}': one for key, one in segmentor.items()}
+        found |= {f'Mask2Former, {key}': one for key, one in transformer.items()}
+        found |= {f'ATSS, {key}': one for key, one in atss.items()}
+        found |= {f'DINO, {key}': one for key, one in dino.items()}
+        for name, number in found.items():
             rows.setdefault(name, []).append(number)
     lines = ['| Output | padding counts | `valid_sites=True` |', '| --- | --- | --- |']
     lines += [f'| {name} | {off:.2g} | {on:.2g} |' for name, (off, on) in rows.items()]

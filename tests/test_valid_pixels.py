@@ -238,14 +238,95 @@ def test_segmentor_trains_and_slides():
     assert logits.isfinite().all()
 
 
+LEVELS = [8, 16, 24, 32]
+BN = dict(type='BN')
+EXTRA = dict(num_outs=6, relu_before_extra_convs=True)
+READERS = dict(
+    fpn=('mmdet', dict(type='FPN', num_outs=5)),
+    fpn_from_second_level=('mmdet', dict(type='FPN', start_level=1, add_extra_convs='on_output', num_outs=5)),
+    fpn_with_extra_inputs=('mmdet', dict(type='FPN', add_extra_convs='on_input', **EXTRA)),
+    fpn_with_extra_laterals=('mmdet', dict(type='FPN', add_extra_convs='on_lateral', norm_cfg=BN, **EXTRA)),
+    segmentor_fpn=('mmseg', dict(type='FPN', num_outs=4)),
+    mapper=('mmdet', dict(type='ChannelMapper', norm_cfg=dict(type='GN', num_groups=4), num_outs=6)),
+    mapper_without_norm=('mmdet', dict(type='ChannelMapper', kernel_size=3)),
+    uper=('mmseg', dict(type='UPerHead', align_corners=False)),
+    uper_by_corners=('mmseg', dict(type='UPerHead', align_corners=True)),
+)
+
+
+ALONE = ('mapper_without_norm', 'uper_by_corners')  # reads no padding; depends on the size of the padded map
+
+
+@pytest.fixture
+def reader(request):
+    """Return functions of a map per level: a neck or head of MMDetection or MMSegmentation, and the one that takes
+    over, with the same random weights, in float64."""
+    scope, options = READERS[request.param]
+    width = dict(channels=8, num_classes=3, in_index=[0, 1, 2, 3], norm_cfg=BN)
+    if 'Head' not in options['type']:
+        width = dict(out_channels=8)
+    part = 'decode_head' if 'Head' in options['type'] else 'neck'
+    cfg = Config(dict(model={'backbone': dict(valid_sites=True), part: dict(in_channels=LEVELS, **width | options)}))
+    plain, registry = copy.deepcopy(cfg.model[part]), import_registry(scope)
+    settle_padding(cfg)
+    with DefaultScope.overwrite_default_scope(scope):
+        models = [registry.build(each).double().eval() for each in (plain, cfg.model[part])]
+    assert type(models[1]) is not type(models[0])
+    for value in models[0].state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(0.1, 0.5)
+    models[1].load_state_dict(models[0].state_dict())
+    return [lambda maps, run=run: maps_of(run(maps)) for run in models]
+
+
+def maps_of(outputs):
+    return [outputs] if torch.is_tensor(outputs) else list(outputs)
+
+
+@pytest.mark.parametrize('reader', READERS, indirect=True)
+def test_readers_without_padding(reader):
+    """Where all sites are valid, necks and heads that take over return what the originals return, and gradients."""
+    maps = [torch.randn(2, width, 12 >> level, 20 >> level).double() for level, width in enumerate(LEVELS)]
+    found = []
+    for run in reader:
+        given = [each.clone().requires_grad_() for each in maps]
+        outputs = run(given)
+        sum(each.square().sum() for each in outputs).backward()
+        found.append((outputs, [each.grad for each in given if each.grad is not None]))
+    for expected, other in zip(found[0][0] + found[0][1], found[1][0] + found[1][1], strict=True):
+        torch.testing.assert_close(other, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('reader', [name for name in READERS if name not in ALONE], indirect=True)
+def test_readers_in_a_frame(reader):
+    """Frames of invalid sites, around an image or behind it, change nothing at its sites; the originals read them."""
+    maps = [torch.randn(1, width, 16 >> level, 24 >> level).double() for level, width in enumerate(LEVELS)]
+    alone = reader[1](maps)
+    for top, left in ((0, 0), (64, 64)):
+        frames = [torch.zeros(1, width, 128 >> level, 192 >> level).double() for level, width in enumerate(LEVELS)]
+        for level, (frame, one) in enumerate(zip(frames, maps)):
+            frame[:, :, top >> level :, left >> level :][:, :, : one.shape[2], : one.shape[3]] = one
+        differences = []
+        for run in reader:
+            differences.append([])
+            for one, other in zip(alone, run(frames)):
+                stride = 128 // other.shape[2]
+                inside = other[:, :, top // stride :, left // stride :][:, :, : one.shape[2], : one.shape[3]]
+                differences[-1].append((inside - one).abs().max().item())
+        assert max(differences[1]) < 1e-9 and max(differences[0]) > 1e-3
+
+
 def test_pooling_counts_valid_sites():
-    """The pyramid's global average is that of the valid sites."""
+    """The pyramid's global average is that of the valid sites, also where they are not a rectangle."""
     from mmconvnextv2.models.padding_segmentation import ValidPPM
 
     ppm = ValidPPM((1, 2), 4, 3, None, None, None, False).double()
     features = torch.randn(2, 4, 6, 8, dtype=torch.float64)
     padded = nn.functional.pad(features, (0, 4, 0, 6))
     torch.testing.assert_close(ppm(padded)[0][:, :, :1, :1], ppm(features)[0][:, :, :1, :1], rtol=1e-12, atol=1e-12)
+    features[:, :, :4, :3] = 0  # an L
+    mean = ppm[0][1](features.sum((2, 3), keepdim=True) / 36)
+    torch.testing.assert_close(ppm(features)[0][:, :, -1:, -1:], mean, rtol=1e-12, atol=1e-12)
     assert (super(ValidPPM, ppm).forward(padded)[0] - ppm(padded)[0]).abs().max() > 1e-3
     assert all(one.isfinite().all() for one in ppm(torch.zeros(1, 4, 6, 8, dtype=torch.float64)))
 

@@ -1,10 +1,13 @@
-"""MMDetection's data preprocessor with padding that a backbone with ``valid_sites=True`` recognises."""
+"""MMDetection's data preprocessor and necks for a backbone with ``valid_sites=True``."""
 
 from math import nan
 from typing import Any
 
 from mmdet.models.data_preprocessors import DetDataPreprocessor
+from mmdet.models.necks import FPN, ChannelMapper
 from mmdet.registry import MODELS
+
+from .padding_maps import ValidMapper, ValidTopDown
 
 
 @MODELS.register_module()
@@ -21,3 +24,16 @@ class NaNPaddedDetDataPreprocessor(DetDataPreprocessor):
         for augment in self.batch_augments or ():
             if hasattr(augment, 'img_pad_value'):
                 augment.img_pad_value = nan
+
+
+@MODELS.register_module()
+class ValidFPN(ValidTopDown, FPN):
+    """MMDetection's ``FPN`` with maps that stay zero at invalid sites; arguments and weights are the same."""
+
+
+@MODELS.register_module()
+class ValidChannelMapper(ValidMapper, ChannelMapper):
+    """MMDetection's ``ChannelMapper``, the neck of DINO and DDQ, with maps that stay zero at invalid sites.
+
+    Its GroupNorm counts valid sites. Arguments and weights are the same.
+    """

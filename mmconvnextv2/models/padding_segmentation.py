@@ -1,14 +1,18 @@
-"""MMSegmentation's data preprocessor and pyramid pooling for a backbone with ``valid_sites=True``."""
+"""MMSegmentation's data preprocessor, FPN and pyramid pooling for a backbone with ``valid_sites=True``."""
 
+from collections.abc import Sequence
 from math import nan
 from typing import Any
 
+import torch
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.models.decode_heads import UPerHead
 from mmseg.models.decode_heads.psp_head import PPM
-from mmseg.models.utils import resize
+from mmseg.models.necks import FPN
 from mmseg.registry import MODELS
 from torch import Tensor
+
+from .padding_maps import ValidCells, ValidTopDown, resize_valid, valid_of
 
 
 @MODELS.register_module()
@@ -25,25 +29,31 @@ class NaNPaddedSegDataPreProcessor(SegDataPreProcessor):
 
 
 class ValidPPM(PPM):
-    """MMSegmentation's pyramid pooling whose averages are over valid sites; parameters have the same names.
+    """MMSegmentation's pyramid pooling over valid sites; parameters have the same names.
 
-    A site whose channels are all zero is invalid: a backbone with ``valid_sites=True`` leaves exactly these.
+    Cells divide the smallest rectangle that holds the valid sites of an image, and average the valid ones. A site whose
+    channels are all zero is invalid: a backbone with ``valid_sites=True`` leaves exactly these.
     """
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Pool a map (B, C, H, W) to each scale; returns maps of its size, one per scale."""
-        valid = (x != 0).any(1, keepdim=True).to(x.dtype)  # (B, 1, H, W)
-        outputs = []
-        for pool, conv in self:
-            share = pool(valid)  # of each cell; zero only where the sum of values is zero, too
-            pooled = pool(x) / share.masked_fill(share == 0, 1)
-            outputs.append(resize(conv(pooled), size=x.shape[2:], mode='bilinear', align_corners=self.align_corners))
+        valid, outputs = valid_of(x), []
+        for scale, (_, conv) in zip(self.pool_scales, self):
+            cells = ValidCells(valid, scale)
+            outputs.append(cells.spread(conv(cells.average(x)), self.align_corners))
         return outputs
 
 
 @MODELS.register_module()
 class ValidUPerHead(UPerHead):
-    """MMSegmentation's ``UPerHead`` whose pyramid pools valid sites; see :class:`ValidPPM`."""
+    """MMSegmentation's ``UPerHead`` that reads valid sites only; see :class:`ValidPPM`.
+
+    Maps are zero at invalid sites before each 3 x 3 convolution, and resized from valid sites. With
+    ``align_corners=True`` a resized map depends on the size of the padded one, as anywhere.
+
+    Args:
+        args, kwargs: Those of ``UPerHead``.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -57,3 +67,20 @@ class ValidUPerHead(UPerHead):
             act_cfg=given.act_cfg,
             align_corners=given.align_corners,
         )
+
+    def _forward_feature(self, inputs: Sequence[Tensor]) -> Tensor:
+        inputs = self._transform_inputs(inputs)
+        valid = [valid_of(each) for each in inputs]
+        tops = [conv(each) * kept for conv, each, kept in zip(self.lateral_convs, inputs, valid)]
+        tops.append(self.psp_forward(inputs) * valid[-1])
+        for finer in range(len(tops) - 2, -1, -1):
+            coarse = resize_valid(tops[finer + 1], valid[finer + 1], valid[finer], self.align_corners)
+            tops[finer] = tops[finer] + coarse
+        maps = [conv(top) * kept for conv, top, kept in zip(self.fpn_convs, tops, valid)] + tops[-1:]
+        finest = [resize_valid(one, kept, valid[0], self.align_corners) for one, kept in zip(maps[1:], valid[1:])]
+        return self.fpn_bottleneck(torch.cat([maps[0], *finest], 1))
+
+
+@MODELS.register_module()
+class ValidFPN(ValidTopDown, FPN):
+    """MMSegmentation's ``FPN`` with maps that stay zero at invalid sites; arguments and weights are the same."""

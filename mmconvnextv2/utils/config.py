@@ -39,8 +39,10 @@ OURS = dict(
 )
 # What takes over in a model whose backbone has valid_sites=True
 AWARE = dict(
+    ChannelMapper='ValidChannelMapper',
     ClsDataPreprocessor='NaNPaddedClsDataPreprocessor',
     DetDataPreprocessor='NaNPaddedDetDataPreprocessor',
+    FPN='ValidFPN',
     SegDataPreProcessor='NaNPaddedSegDataPreProcessor',
     UPerHead='ValidUPerHead',
 )
@@ -177,7 +179,7 @@ def settle_data(cfg: Config) -> None:
 def settle_padding(cfg: Config) -> None:
     """Let padding be marked, in place, where ``model.backbone.valid_sites`` is set.
 
-    The data preprocessor and UperNet's head become their versions of ``AWARE``, with the same arguments and weights.
+    The data preprocessor, necks and UperNet's head become their versions of ``AWARE``; arguments and weights stay.
 
     Raises:
         ValueError: If a pipeline marks invalid pixels, but the backbone does not leave them out.
@@ -186,7 +188,9 @@ def settle_padding(cfg: Config) -> None:
     if (model.get('backbone') or {}).get('valid_sites'):
         if 'data_preprocessor' in cfg and 'data_preprocessor' not in model:  # as MMPretrain's configs have it
             cfg.data_preprocessor = {'type': 'ClsDataPreprocessor', **cfg.data_preprocessor}
-        parts = (cfg.get('data_preprocessor'), model.get('data_preprocessor'), model.get('decode_head'))
+        necks = model.get('neck')
+        parts = [cfg.get('data_preprocessor'), model.get('data_preprocessor'), model.get('decode_head')]
+        parts += necks if isinstance(necks, list) else [necks]
         for part in parts:
             if isinstance(part, dict) and part.get('type') in AWARE:
                 part['type'] = AWARE[part['type']]
