@@ -139,7 +139,8 @@ def compare_recipes(args):
     """Print one row per recipe: onnxruntime against PyTorch, in turns, on photos, with random weights."""
     photos = [mmcv.imresize(read_rgb(path), PHOTO[::-1]) for path in list_images([args.photos])[: args.images or 6]]
     print(f'{len(photos)} photos of {PHOTO[0]} x {PHOTO[1]}, {torch.get_num_threads()} threads')
-    print('| Recipe | onnxruntime against PyTorch | PyTorch, ms | onnxruntime, ms | MiB |\n| --- | --- | --- | --- | --- |')
+    print('| Recipe | onnxruntime against PyTorch | PyTorch, ms | onnxruntime, ms | MiB |')
+    print('| --- | --- | --- | --- | --- |')
     for recipe in args.recipes:
         with tempfile.TemporaryDirectory() as folder:
             print(compare_recipe(recipe, photos, Path(folder)), flush=True)

@@ -312,3 +312,26 @@ def test_both_command_lines():
     assert {k: v for k, v in vars(one).items() if k not in drop} == {
         k: v for k, v in vars(other).items() if k not in drop
     }
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_pixels_without_data_in_a_file(tmp_path):
+    """NaN marks pixels without data in a file of a model with ``valid_sites=True``: a frame of them changes no logits,
+    but those that are resized across its edge."""
+    import onnxruntime
+
+    config, checkpoint, _ = write_model('upernet', tmp_path)
+    target = str(tmp_path / 'upernet.onnx')
+    args = parse_args(
+        [config, checkpoint, '--to', 'onnx', '--out', target, '--cfg-options', 'model.backbone.valid_sites=True']
+    )
+    args.run(args)
+    session = onnxruntime.InferenceSession(target, providers=['CPUExecutionProvider'])
+    images = to_input(draw_photos(2, 96, 128))
+    framed = np.full((2, 3, 192, 224), np.nan, np.float32)
+    framed[:, :, 64:160, 32:160] = images
+    (alone,), (found,) = (session.run(None, dict(images=each)) for each in (images, framed))
+    inside = found[:, :, 64:160, 32:160]
+    assert np.isfinite(alone).all() and alone.std() > 0.1
+    np.testing.assert_allclose(inside[:, :, 4:-4, 4:-4], alone[:, :, 4:-4, 4:-4], rtol=0, atol=1e-4 * alone.std())

@@ -113,7 +113,7 @@ def _span(valid: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     how many there are from that to the last one, (B, 1, 1)."""
     has_valid = valid.amax((1, 5 - dim)) > 0  # (B, length)
     line = torch.arange(has_valid.shape[1], device=valid.device)
-    first = torch.where(has_valid, line, len(line)).amin(1).view(-1, 1, 1)
+    first = torch.where(has_valid, line, has_valid.shape[1]).amin(1).view(-1, 1, 1)
     last = torch.where(has_valid, line, -1).amax(1).view(-1, 1, 1)
     return line - first, (last - first + 1).clamp(min=1)
 

@@ -22,7 +22,7 @@ def read_valid_pixels(images: Tensor) -> Tensor:
 
 def check_valid_pixels(valid_pixels: Tensor, images: Tensor) -> None:
     """Raise ``ValueError`` if a map of valid pixels is not bool or does not fit images (B, C, H, W)."""
-    expected = (len(images), *images.shape[-2:])
+    expected = (images.shape[0], *images.shape[-2:])
     if valid_pixels.dtype != torch.bool or tuple(valid_pixels.shape) != expected:
         raise UserError(
             f'valid_pixels is {valid_pixels.dtype} of shape {tuple(valid_pixels.shape)}: expected torch.bool of shape '
@@ -60,7 +60,7 @@ def valid_sites(valid_pixels: Tensor, stride: int, visible_cells: Tensor | None 
     if visible_cells is None:
         return any_valid(valid_pixels, stride).flatten(1).unsqueeze(2)
     pixels = gather(valid_pixels.unsqueeze(1), visible_cells, cell)  # (B, K * cell * cell, 1)
-    return any_valid(pixels.view(-1, cell, cell), stride).reshape(len(pixels), -1, 1)
+    return any_valid(pixels.view(-1, cell, cell), stride).reshape(pixels.shape[0], -1, 1)
 
 
 def halve_mask(grid: Grid) -> Tensor | None:
@@ -68,4 +68,4 @@ def halve_mask(grid: Grid) -> Tensor | None:
     if grid.site_mask is None:
         return None
     shape = (grid.patch, grid.patch) if grid.is_packed else (grid.height, grid.width)
-    return any_valid(grid.site_mask.reshape(-1, *shape), 2).reshape(len(grid.site_mask), -1, 1)
+    return any_valid(grid.site_mask.reshape(-1, *shape), 2).reshape(grid.site_mask.shape[0], -1, 1)
