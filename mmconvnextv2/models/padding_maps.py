@@ -127,11 +127,14 @@ class ValidTopDown:
         valid = [valid_of(each) for each in inputs]
         tops = [run_on_valid(*each) for each in zip(self.lateral_convs, inputs, valid)]
         for finer in range(len(tops) - 2, -1, -1):
-            size = {} if 'scale_factor' in self.upsample_cfg else dict(size=tops[finer].shape[2:])
-            coarse = F.interpolate(tops[finer + 1], **size, **self.upsample_cfg)
+            options = dict(self.upsample_cfg)
+            if 'scale_factor' not in options:
+                options['size'] = tops[finer].shape[2:]
+            coarse = F.interpolate(tops[finer + 1], **options)
             tops[finer] = tops[finer] + coarse * valid[finer]
         outputs = [run_on_valid(*each) for each in zip(self.fpn_convs, tops, valid)]
-        source = dict(on_input=inputs[-1], on_lateral=tops[-1], on_output=outputs[-1]).get(self.add_extra_convs)
+        sources: dict[Any, Tensor] = dict(on_input=inputs[-1], on_lateral=tops[-1], on_output=outputs[-1])
+        source = sources.get(self.add_extra_convs, outputs[-1])
         for layer in self.fpn_convs[len(tops) :]:
             valid.append(halved(valid[-1]))
             outputs.append(run_on_valid(layer, source, valid[-1]))
