@@ -249,7 +249,7 @@ READERS = dict(
     segmentor_fpn=('mmseg', dict(type='FPN', num_outs=4)),
     mapper=('mmdet', dict(type='ChannelMapper', norm_cfg=dict(type='GN', num_groups=4), num_outs=6)),
     mapper_without_norm=('mmdet', dict(type='ChannelMapper', kernel_size=3)),
-    uper=('mmseg', dict(type='UPerHead', align_corners=False)),
+    uper_head=('mmseg', dict(type='UPerHead', align_corners=False)),
     uper_by_corners=('mmseg', dict(type='UPerHead', align_corners=True)),
 )
 
