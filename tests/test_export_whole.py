@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import mmconvnextv2
 from mmconvnextv2.commands.export import parse_args
 from mmconvnextv2.engine.inference import Detections
 from mmconvnextv2.export import graphs, suppression
+from mmconvnextv2.export.detectors import DetectorGraph
 from mmconvnextv2.export.runtimes import quantise
 
 needs_onnx = pytest.mark.skipif(
@@ -335,3 +337,21 @@ def test_pixels_without_data_in_a_file(tmp_path):
     inside = found[:, :, 64:160, 32:160]
     assert np.isfinite(alone).all() and alone.std() > 0.1
     np.testing.assert_allclose(inside[:, :, 4:-4, 4:-4], alone[:, :, 4:-4, 4:-4], rtol=0, atol=1e-4 * alone.std())
+
+
+def test_comparison_of_detections():
+    """Detections that a file lacks, and those that only a file has, are counted; none at all are not called equal."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(1, 12, 2, generator=generator) * 400
+    boxes = torch.cat([corners, corners + 50], 2)
+    expected = boxes, torch.linspace(0.9, 0.2, 12)[None], torch.arange(12)[None] % 3
+    fewer = boxes, expected[1].clone(), expected[2]
+    fewer[1][0, 8:] = 0
+    compare = partial(DetectorGraph.difference, None, limit=1e-4)
+    assert compare(expected, expected).startswith('12 of 12 detections found, within 0.0e+00 px')
+    with pytest.raises(ValueError, match="lack 4 of PyTorch's 12 detections"):
+        compare(expected, fewer)
+    with pytest.raises(ValueError, match="4 of 12 detections that PyTorch's lack"):
+        compare(fewer, expected)
+    none = boxes, torch.zeros(1, 12), expected[2]
+    assert compare(none, none) == 'no detections in random pixels, so none were compared'

@@ -126,14 +126,19 @@ class DetectorGraph(PixelGraph):
         """Describe how detections differ from those that are expected.
 
         Raises:
-            ValueError: If too many lack a partner of the same label, close corners and a close score, or
-                an output is not finite. Some may: equal scores and overlaps at the threshold of NMS go either way.
+            ValueError: If too many, in one of both, lack a partner of the same label, close corners and a close score,
+                or an output is not finite. Some may: equal scores and overlaps at the threshold of NMS go either way.
         """
         if not all(torch.isfinite(output).all() for output in found):
             raise UserError('are not finite')
-        same = agreement(expected, found, min(10 * limit, 0.1))
-        if same.lost > max(1, MOST_LOST[limit < EXACT] * same.count):
+        tolerance, share = min(10 * limit, 0.1), MOST_LOST[limit < EXACT]
+        same, other = agreement(expected, found, tolerance), agreement(found, expected, tolerance)
+        if same.lost > max(1, share * same.count):
             raise UserError(f"lack {same.lost} of PyTorch's {same.count} detections")
+        if other.lost > max(1, share * other.count):
+            raise UserError(f"have {other.lost} of {other.count} detections that PyTorch's lack")
+        if not same.count:
+            return 'no detections in random pixels, so none were compared'
         return (
             f'{same.count - same.lost} of {same.count} detections found, within {same.pixels:.1e} px and '
             f'{same.scores:.1e} of the score'
