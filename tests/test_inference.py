@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader
 from PIL import Image
 
 import mmconvnextv2
 from mmconvnextv2.engine.inference.images import to_pipeline_image
+from mmconvnextv2.utils.config import load_config
 
 sys.path.insert(0, str(Path(__file__).parent / 'test_release_0_1'))
 from make_data import draw_data  # noqa: E402
@@ -255,3 +257,14 @@ def test_compiled_backbone(data, models):
     for side in (64, 96):
         image = np.random.default_rng(0).integers(0, 256, (64, side, 3), np.uint8)
         assert (model.predict(image).labels == models['upernet'].predict(image).labels).mean() > 0.99
+
+
+def test_one_config_builds_several_models():
+    """Builders that change the config that they are given, as DINO's does, get one of their own."""
+    from mmconvnextv2.engine.inference.model import _build
+
+    cfg = load_config('configs/dino/dino_convnextv2-t_4scale-12e_coco.py')
+    before = cfg.model.to_dict()
+    with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+        models = [_build(cfg) for _ in range(2)]
+    assert cfg.model.to_dict() == before and type(models[0]) is type(models[1])

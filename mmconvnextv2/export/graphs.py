@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -164,7 +165,7 @@ def read_graph(
         ValueError: If the config has no such part, or the checkpoint is of another model.
     """
     pixels, resize = read_pixels(cfg), read_resize(cfg)
-    cfg = Config(dict(model=cfg.model, scope=cfg.default_scope, file=cfg.filename))  # a copy
+    cfg = Config(dict(model=deepcopy(cfg.model), scope=cfg.default_scope, file=cfg.filename))
     if cfg.model.backbone.type != 'ConvNeXtV2':
         raise UserError(f'model.backbone.type={cfg.model.backbone.type!r}: only models with ConvNeXtV2 are exported')
     cfg.model.backbone.init_cfg = None

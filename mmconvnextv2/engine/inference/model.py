@@ -3,6 +3,7 @@
 import threading
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
@@ -83,7 +84,7 @@ def load(
 
 
 def _build(cfg: Config) -> nn.Module:
-    given = cfg.model.copy()
+    given = deepcopy(cfg.model)  # builders change the config that they are given, as DINO does
     if 'data_preprocessor' in cfg and 'data_preprocessor' not in given:  # as MMPretrain's configs have it
         given['data_preprocessor'] = dict(cfg.data_preprocessor, type='ClsDataPreprocessor')
     return MODELS.build(given)
