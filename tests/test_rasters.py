@@ -12,6 +12,7 @@ from mmconvnextv2.utils.errors import UserError
 rasterio = pytest.importorskip('rasterio', reason='needs rasterio: make geo')
 
 from mmconvnextv2.datasets.raster_crops import LoadRasterCrop  # noqa: E402
+from mmconvnextv2.datasets.rasters import Raster  # noqa: E402
 from mmconvnextv2.pretrain import LoadMultiChannelImage, UnlabelledImages  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -49,6 +50,31 @@ def test_fcmae_reads_folders_of_geotiffs(tmp_path):
     for index, one in enumerate(first):
         assert one.shape == (32, 32, 6) and _places(scene(90, 80, 6, index), one)
     assert np.array_equal(crops[3]['img'].shape, (32, 32, 6))
+
+
+@pytest.mark.parametrize('kind', ['tiles', 'strips', 'array', 'overviews'])
+def test_reduced_images(tmp_path, monkeypatch, kind):
+    """A reduced image has pixels at equal distances of the whole one, and no block is decoded twice for it."""
+    values = scene(700, 1100, 4)
+    if kind == 'array':
+        path = str(tmp_path / 'scene.npy')
+        np.save(path, values)
+    else:
+        path = write_raster(tmp_path / 'scene.tif', values, block=0 if kind == 'strips' else 64)
+    if kind == 'overviews':
+        with rasterio.open(path, 'r+') as file:
+            file.build_overviews([2, 4], rasterio.enums.Resampling.nearest)
+    areas, read = [], Raster.read
+    monkeypatch.setattr(Raster, 'read', lambda self, area: areas.append(area) or read(self, area))
+    with Raster(path, [3, 1]) as raster:
+        found = raster.read_reduced(220)
+    assert found.shape == (140, 220, 2)
+    if kind == 'overviews':  # GDAL's own pixels
+        assert not areas and np.abs(found - values[::5, ::5, [2, 0]].astype(int)).mean() < 20
+        return
+    assert np.array_equal(found, values[::5, ::5, [2, 0]])
+    assert sum(area.height * area.width for area in areas) == 700 * 1100
+    assert all(area.top % 64 == 0 and area.left % 64 == 0 for area in areas)
 
 
 def _places(values, crop):

@@ -17,6 +17,7 @@ from .image_files import class_colours
 
 RASTERS = ('.tif', '.tiff', '.png', '.jpg', '.jpeg', '.npy')
 CACHE_MIB = 64  # of GDAL's blocks; its default is 5 % of the machine's memory
+REDUCED = 512  # pixels along the sides of the windows from which a reduced image is taken, at least
 BLOCK = 512  # pixels along a side of a written file's blocks
 IGNORED = 255  # label of pixels without data
 
@@ -249,21 +250,29 @@ class Raster:
     def read_reduced(self, longest: int) -> np.ndarray:
         """Read the whole image with at most ``longest`` pixels along its longer side, by nearest neighbours.
 
-        Damaged blocks are ignored if ``skip_corrupt``; the result is then black.
+        Damaged blocks are black if ``skip_corrupt``.
         """
         ratio = max(self.height, self.width) / longest
         if ratio <= 1:
             return self.read(Window(0, 0, self.height, self.width))[0]
         height, width = max(round(self.height / ratio), 1), max(round(self.width / ratio), 1)
-        if self._array is not None:
-            rows = np.arange(height) * self.height // height
-            values = np.array(self._array[rows][:, np.arange(width) * self.width // width])
-            return values.reshape(height, width, -1)[..., [band - 1 for band in self.bands]]
-        try:
+        if self._file is not None and self._file.overviews(1) and self.palette is None:
             with limited_cache():
                 return self._file.read(self.bands, out_shape=(self.num_bands, height, width)).transpose(1, 2, 0)
-        except import_rasterio().errors.RasterioError:
-            return np.zeros((height, width, self.num_bands), self.dtype)
+        # GDAL would decode each block once per row of the result, since the cache is smaller than a row of blocks
+        rows, columns = np.arange(height) * self.height // height, np.arange(width) * self.width // width
+        high, wide = (1, self.width) if self._file is None else self._file.block_shapes[0]
+        high, wide = high * -(-REDUCED // high), wide * -(-REDUCED // wide)  # windows of whole blocks
+        strips = []
+        for top in range(0, self.height, high):
+            taken = rows[(rows >= top) & (rows < top + high)] - top
+            strip = []
+            for left in range(0, self.width, wide):
+                area = Window(top, left, min(high, self.height - top), min(wide, self.width - left))
+                places = columns[(columns >= left) & (columns < left + wide)] - left
+                strip.append(self.read(area)[0][taken][:, places])
+            strips.append(np.concatenate(strip, 1))
+        return np.concatenate(strips)
 
     def coordinates(self, points: np.ndarray) -> np.ndarray:
         """Return the coordinates (N, 2) of points (N, 2) given as columns and rows of pixel corners."""

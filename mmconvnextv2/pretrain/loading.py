@@ -12,6 +12,7 @@ import mmcv
 import mmengine.fileio as fileio
 import numpy as np
 from mmcv.transforms import LoadImageFromFile, RandomFlip
+from mmcv.transforms.utils import cache_randomness
 from mmpretrain.datasets.transforms import RandomResizedCrop
 from mmpretrain.registry import TRANSFORMS
 
@@ -160,6 +161,14 @@ class FastRandomFlip(RandomFlip):
 
     Required key: ``img``. Modified key: ``img``. Added keys: ``flip``, ``flip_direction``.
     """
+
+    @cache_randomness
+    def _choose_direction(self) -> str | None:
+        if not isinstance(self.direction, str) or not isinstance(self.prob, float):
+            return super()._choose_direction()
+        # What np.random.choice draws, without its checks, which take a tenth of the time of a packed image
+        drawn = np.random.random_sample()
+        return self.direction if drawn < self.prob else None
 
     def _flip(self, results: dict) -> None:
         planes = np.moveaxis(results['img'], -1, 0) if results['img'].ndim == 3 else None

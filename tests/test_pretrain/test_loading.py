@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import RandomFlip
 from mmengine.registry import DefaultScope
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 from mmconvnextv2.commands.pack import pack_images
 from mmconvnextv2.datasets import jpeg, resize
 from mmconvnextv2.datasets.packed_images import HEADER, PREFIX, PackedImages
-from mmconvnextv2.pretrain import DeterministicSampler, UnlabelledImages
+from mmconvnextv2.pretrain import DeterministicSampler, FastRandomFlip, UnlabelledImages
 
 ROOT = Path(__file__).parents[2]
 CROP = dict(scale=64, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic')
@@ -100,6 +101,18 @@ def assert_equal(samples, others):
         own, theirs = sample['data_samples'], other['data_samples']
         assert (own.visible_cells == theirs.visible_cells).all()
         assert own.ori_shape == theirs.ori_shape and own.img_shape == theirs.img_shape
+
+
+@pytest.mark.parametrize('options', [dict(prob=0.3), dict(prob=0.5), dict(prob=[0.2, 0.3])], ids=str)
+def test_flips_drawn_as_mmcv_draws_them(options):
+    """The same directions for the same seed, and the same state of numpy's generator afterwards."""
+    direction = ['horizontal', 'vertical'] if isinstance(options['prob'], list) else 'horizontal'
+    drawn = []
+    for kind in (RandomFlip, FastRandomFlip):
+        np.random.seed(0)
+        step = kind(direction=direction, **options)
+        drawn.append(([step._choose_direction() for _ in range(500)], np.random.random_sample()))
+    assert drawn[0] == drawn[1] and len(set(drawn[0][0])) > 1
 
 
 @pytest.mark.parametrize('options', [{}, dict(num_workers=2, persistent_workers=True)], ids=['here', 'workers'])
