@@ -6,7 +6,7 @@ the size of the windows, not on that of the file.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from .image_files import class_colours
 
 RASTERS = ('.tif', '.tiff', '.png', '.jpg', '.jpeg', '.npy')
 CACHE_MIB = 64  # of GDAL's blocks; its default is 5 % of the machine's memory
-REDUCED = 512  # pixels along the sides of the windows from which a reduced image is taken, at least
+REDUCED = 512  # pixels along a side of the windows from which a reduced image is taken
 BLOCK = 512  # pixels along a side of a written file's blocks
 IGNORED = 255  # label of pixels without data
 
@@ -257,12 +257,13 @@ class Raster:
             return self.read(Window(0, 0, self.height, self.width))[0]
         height, width = max(round(self.height / ratio), 1), max(round(self.width / ratio), 1)
         if self._file is not None and self._file.overviews(1) and self.palette is None:
-            with limited_cache():
+            with suppress(import_rasterio().errors.RasterioError), limited_cache():
                 return self._file.read(self.bands, out_shape=(self.num_bands, height, width)).transpose(1, 2, 0)
         # GDAL would decode each block once per row of the result, since the cache is smaller than a row of blocks
         rows, columns = np.arange(height) * self.height // height, np.arange(width) * self.width // width
-        high, wide = (1, self.width) if self._file is None else self._file.block_shapes[0]
-        high, wide = high * -(-REDUCED // high), wide * -(-REDUCED // wide)  # windows of whole blocks
+        high, wide = (1, 1) if self._file is None else self._file.block_shapes[0]
+        wide *= -(-REDUCED // wide)  # windows of whole blocks, of about as many pixels whether tiles or strips
+        high *= max(REDUCED**2 // (high * wide), 1)
         strips = []
         for top in range(0, self.height, high):
             taken = rows[(rows >= top) & (rows < top + high)] - top
