@@ -71,41 +71,42 @@ class ValidCells:
 
     Args:
         valid (Tensor): 1 at valid sites, else 0, (B, 1, H, W).
-        cells (int): Number of cells n per side.
     """
 
-    def __init__(self, valid: Tensor, cells: int) -> None:
-        self.valid, self.cells = valid, cells
+    def __init__(self, valid: Tensor) -> None:
+        self.valid = valid
         self.spans = _span(valid, 2), _span(valid, 3)
         self.dtype = torch.promote_types(valid.dtype, torch.float32)
 
-    def average(self, features: Tensor) -> Tensor:
-        """Return the mean over each cell's valid sites, (B, C, n, n), of a map (B, C, H, W), zero at invalid sites.
+    def average(self, features: Tensor, cells: int) -> Tensor:
+        """Return the mean over the valid sites of n x n cells, (B, C, n, n), of a map (B, C, H, W), zero at invalid
+        sites.
 
         Cells overlap where n does not divide the rectangle, as those of ``nn.AdaptiveAvgPool2d``.
         """
         with excluding_autocast(features):
-            cell, members = torch.arange(self.cells, device=features.device).view(-1, 1), []
+            cell, members = torch.arange(cells, device=features.device).view(-1, 1), []
             for line, count in self.spans:
-                start, end = cell * count // self.cells, ((cell + 1) * count + self.cells - 1) // self.cells
+                start, end = cell * count // cells, ((cell + 1) * count + cells - 1) // cells
                 members.append(((line >= start) & (line < end)).to(self.dtype).unsqueeze(1))  # (B, 1, n, length)
             down, across = members
             count = down @ self.valid.to(self.dtype) @ across.mT
             return (down @ features.to(self.dtype) @ across.mT / count.masked_fill(count == 0, 1)).to(features.dtype)
 
-    def spread(self, cells: Tensor, align_corners: bool) -> Tensor:
+    def spread(self, pooled: Tensor, align_corners: bool) -> Tensor:
         """Resize cells (B, C, n, n) to the rectangle bilinearly; returns a map (B, C, H, W), zero at invalid sites."""
-        with excluding_autocast(cells):
-            cell, shares = torch.arange(self.cells, device=cells.device), []
+        with excluding_autocast(pooled):
+            cells = pooled.shape[2]
+            cell, shares = torch.arange(cells, device=pooled.device), []
             for line, count in self.spans:
                 line, count = line.mT.to(self.dtype), count.to(self.dtype)  # (B, length, 1) and (B, 1, 1)
                 if align_corners:
-                    place = line * ((self.cells - 1) / (count - 1).clamp(min=1))
+                    place = line * ((cells - 1) / (count - 1).clamp(min=1))
                 else:
-                    place = (line + 0.5) * (self.cells / count) - 0.5
-                shares.append((1 - (place.clamp(0, self.cells - 1) - cell).abs()).clamp(min=0).unsqueeze(1))
+                    place = (line + 0.5) * (cells / count) - 0.5
+                shares.append((1 - (place.clamp(0, cells - 1) - cell).abs()).clamp(min=0).unsqueeze(1))
             up, along = shares
-            return (up @ cells.to(self.dtype) @ along.mT * self.valid).to(cells.dtype)
+            return (up @ pooled.to(self.dtype) @ along.mT * self.valid).to(pooled.dtype)
 
 
 def _span(valid: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -37,11 +37,11 @@ class ValidPPM(PPM):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Pool a map (B, C, H, W) to each scale; returns maps of its size, one per scale."""
-        valid, outputs = valid_of(x), []
-        for scale, (_, conv) in zip(self.pool_scales, self):
-            cells = ValidCells(valid, scale)
-            outputs.append(cells.spread(conv(cells.average(x)), self.align_corners))
-        return outputs
+        cells = ValidCells(valid_of(x))
+        return [
+            cells.spread(conv(cells.average(x, scale)), self.align_corners)
+            for scale, (_, conv) in zip(self.pool_scales, self)
+        ]
 
 
 @MODELS.register_module()
