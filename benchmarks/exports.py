@@ -202,6 +202,8 @@ def main():
     args = parser.parse_args()
     if args.photos:
         return compare_recipes(args)
+    if not args.config or not args.checkpoint:
+        parser.error('expected CONFIG and CHECKPOINT, or --photos FOLDER')
     cfg = load_config(args.config, args.cfg_options)
     cfg.test_dataloader.update(batch_size=1, num_workers=0, persistent_workers=False)
     cfg.load_from, cfg.launcher = None, 'none'

@@ -28,7 +28,7 @@ WARNINGS = (
     r'``build_loss`` would be deprecated',
     r'Default ``avg_non_ignore`` is False',
     r'The draw is False',
-    r'Warning: The (polygon|bbox|circle|text) is out of bounds',
+    r'Warning: The (polygon|bbox|circle|line|text) is out of bounds',
     r'``MultiScaleDeformableAttention`` has been moved',
     r'`torch.jit.',
     r'__floordiv__ is deprecated',
